@@ -1,0 +1,58 @@
+"""The one adapter that knows Flax NNX internals: modules on one side, nested dicts of arrays on the other.
+
+Modules are built eagerly and used as pytrees in plain `jax.*` transforms; the trainer, checkpoints, sharding
+rules and converters see only the train state, a dict `{step, params, opt, ema, extra}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+nnx.set_graph_mode(False)
+nnx.set_graph_updates(False)
+
+# Where each part of the train state lives; `ema` is absent when no moving average is kept.
+STATE_KEYS = ("step", "params", "opt", "ema", "extra")
+
+
+class ModelDef:
+    """The structure of a module, apart from its arrays.
+
+    Attributes:
+      params: nested dict of `jax.ShapeDtypeStruct`, the trainable arrays (`nnx.Param`).
+      extra: the same for everything else the module keeps (BatchNorm statistics, queues).
+    """
+
+    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
+        self._build = build
+        abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+        self._graph, self._params, self._extra = nnx.split(abstract, nnx.Param, ...)
+        generators = [
+            path for path, leaf in nnx.to_flat_state(self._extra) if isinstance(leaf, nnx.RngState)
+        ]
+        if generators:
+            raise TypeError(f"Modules take explicit keys; generator state found at {generators}.")
+        self.params = nnx.to_pure_dict(self._params)
+        self.extra = nnx.to_pure_dict(self._extra)
+
+    def init(self, key: jax.Array) -> tuple[dict, dict]:
+        """Fresh `(params, extra)`; traceable, so it can be jitted with output shardings."""
+        _, params, extra = nnx.split(self._build(nnx.Rngs(key)), nnx.Param, ...)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(extra)
+
+    def bind(self, params: dict, extra: dict) -> nnx.Module:
+        """The module with these arrays. Calls may update its statistics; read them with `extra_of`."""
+        states = []
+        for template, values in ((self._params, params), (self._extra, extra)):
+            state = jax.tree.map(lambda leaf: leaf, template)
+            nnx.replace_by_pure_dict(state, values)
+            states.append(state)
+        return nnx.merge(self._graph, *states, copy=True)
+
+    def extra_of(self, module: nnx.Module) -> dict:
+        """The non-trainable arrays of a module after it was called."""
+        _, _, extra = nnx.split(module, nnx.Param, ...)
+        return nnx.to_pure_dict(extra)

@@ -1,0 +1,82 @@
+"""Tasks: what is learned, and from which fields of the batch. One file per `--task`.
+
+A task has no state. It builds the model from the config and offers pure functions, which `mmjax.step` and the
+evaluators compile:
+
+    init(key) -> (params, extra)
+    encode(params, extra, batch, key) -> (features, extra)       per example; may run on microbatches
+    objective(params, extra, features, batch, key) -> (loss, (extra, metrics))     the whole batch
+    predict: {name: function(params, extra, batch) -> {name: array}}   on evaluation batches
+    flops(spec) -> floating point operations of one training step, counted analytically
+
+The loss is `objective ∘ encode`. The cut between them lets gradient accumulation stay exact for losses that
+compare examples with each other. Metrics are (sum, count) pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+
+from mmjax.errors import choose
+
+# Where the class of each task is; imported when asked for.
+TASKS = {
+    "pretrain": "mmjax.tasks.pretrain:Pretrain",
+    "finetune": "mmjax.tasks.finetune:Finetune",
+}
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFacts:
+    """What a task needs to know of its data before it can build a model.
+
+    Attributes:
+      spec: {field: (shape, dtype)} of a training batch.
+      vocab_size: of the tokenizer; None without text.
+      num_classes: of the labels; None without labels.
+      sample_rate: of the waveform in Hz; None without audio.
+    """
+
+    spec: Mapping[str, tuple[tuple[int, ...], Any]]
+    vocab_size: int | None = None
+    num_classes: int | None = None
+    sample_rate: int | None = None
+
+    @classmethod
+    def of(cls, data: Any) -> DataFacts:
+        """The facts of what `mmjax.data.loader.make_train_data` made."""
+        tokenizer = data.tokenizer
+        return cls(
+            spec=data.spec,
+            vocab_size=tokenizer.vocab_size if tokenizer is not None else None,
+            num_classes=data.num_classes,
+            sample_rate=data.info.sample_rate,
+        )
+
+
+class Task(Protocol):
+    """What the trainer and the evaluators call; see the module's text."""
+
+    predict: Mapping[str, Callable[..., dict[str, jax.Array]]]
+    frozen: tuple[str, ...]
+
+    def init(self, key: jax.Array) -> tuple[dict, dict]: ...
+
+    def encode(self, params, extra, batch, key) -> tuple[Any, dict]: ...
+
+    def objective(self, params, extra, features, batch, key): ...
+
+    def flops(self, spec: Mapping[str, tuple[tuple[int, ...], Any]]) -> float: ...
+
+
+def make_task(cfg: Any, facts: DataFacts) -> Task:
+    """The task `cfg.task`, built from its config sections."""
+    module, name = choose("--task", cfg.task, TASKS).split(":")
+    return getattr(importlib.import_module(module), name)(cfg, facts)

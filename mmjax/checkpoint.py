@@ -1,0 +1,246 @@
+"""Checkpoints of the train state; the one file that knows Orbax.
+
+A checkpoint is `<run>/checkpoints/<step>/` with the state (`PyTreeSave`) and a small JSON beside it. Saves are
+asynchronous and appear under their name only when complete, so a killed writer or a full disk leaves the one
+before as the newest.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from mmjax import tree
+from mmjax.errors import UserError
+
+FOLDER = "checkpoints"
+_METADATA = "_CHECKPOINT_METADATA"
+
+
+def folder_of(run_dir: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(run_dir).absolute() / FOLDER
+
+
+def list_steps(run_dir: str | os.PathLike) -> list[int]:
+    """Steps of the complete checkpoints of a run, oldest first."""
+    folder = folder_of(run_dir)
+    if not folder.is_dir():
+        return []
+    return sorted(
+        int(entry.name)
+        for entry in folder.iterdir()
+        if entry.name.isdigit() and (entry / _METADATA).exists()
+    )
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      run_dir: the run directory.
+      every: save each time the step is a multiple of this.
+      keep: how many of the newest stay.
+      keep_every: besides, keep those whose step is a multiple of this (0: none).
+      read_only: for readers beside a trainer: nothing is created or deleted.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike,
+        *,
+        every: int = 1000,
+        keep: int = 3,
+        keep_every: int = 0,
+        read_only: bool = False,
+    ):
+        if every < 1 or keep < 1 or keep_every < 0:
+            raise UserError(
+                f"config.checkpoint: every={every} and keep={keep} must be at least 1, "
+                f"keep_every={keep_every} at least 0."
+            )
+        self.run_dir = pathlib.Path(run_dir).absolute()
+        self.every = every
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep,
+            keep_period=keep_every or None,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(folder_of(run_dir), options=options)
+
+    def steps(self) -> list[int]:
+        return list_steps(self.run_dir)
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def save(self, step: int, state: dict, meta: dict) -> None:
+        """Starts an asynchronous save; a step that is already there is left alone.
+
+        Raises:
+          UserError: this or the previous save could not be written (disk full, no permission).
+        """
+        if step in self.steps():
+            return
+        try:
+            # After a return to an older step (a corrupted newest one), the same number may be saved again.
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
+                ),
+                force=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._unwritable(error) from error
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: Exception) -> UserError:
+        steps = self.steps()
+        left = f"The checkpoint of step {steps[-1]} is intact." if steps else "There is none yet."
+        return UserError(
+            f"Could not write a checkpoint to {folder_of(self.run_dir)}: {error}. {left} Free some "
+            "space (or give another --model_dir) and start again: the run resumes from it."
+        )
+
+    def restore(self, step: int, state: Any) -> tuple[dict, dict]:
+        """The state and the JSON of a step.
+
+        Args:
+          step: of `steps()`.
+          state: abstract state (`jax.ShapeDtypeStruct` with shardings); may hold some of the
+            top-level parts only, then only these are read.
+
+        Raises:
+          UserError: the checkpoint belongs to another architecture; what differs is named.
+        """
+        self._check_same(step, state)
+        args = ocp.args.PyTreeRestore(
+            item=state,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(state),
+            partial_restore=True,
+        )
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=args, meta=ocp.args.JsonRestore())
+        )
+        return restored.state, restored.meta
+
+    def restore_newest(self, state: Any) -> tuple[dict, dict, int] | None:
+        """`(state, json, step)` of the newest checkpoint that can be read; None if there is none.
+
+        One that is damaged is set aside as `<step>.damaged`, with a warning, and the one before is used.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return (*self.restore(step, state), step)
+            except UserError:
+                raise
+            except Exception as error:  # noqa: BLE001 - Orbax has no common type for damage
+                logging.warning("Checkpoint %d of %s is damaged: %s", step, self.run_dir, error)
+                if jax.process_index() == 0:
+                    path = folder_of(self.run_dir) / str(step)
+                    path.rename(_free_name(path.with_name(f"{step}.damaged")))
+                self._manager.reload()
+                logging.warning("Set aside as %d.damaged; trying the one before.", step)
+        return None
+
+    def shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """{path: (shape, dtype)} of what a checkpoint holds."""
+        metadata = self._manager.item_metadata(step)["state"]
+        leaves = tree.flatten(getattr(metadata, "tree", metadata))
+        return {path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves.items()}
+
+    def read(self, step: int, parts: Sequence[str]) -> dict:
+        """Some parts of the state ('params', 'extra', …) as numpy arrays, whatever devices there are."""
+        shapes = self.shapes(step)
+        wanted = {p: s for p, s in shapes.items() if p.split("/")[0] in parts}
+        target = tree.unflatten(
+            {path: jax.ShapeDtypeStruct(shape, dtype) for path, (shape, dtype) in wanted.items()}
+        )
+        args = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target),
+            partial_restore=True,
+        )
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=args))
+        return {part: restored.state.get(part, {}) for part in parts}
+
+    def _check_same(self, step: int, state: Any) -> None:
+        there = self.shapes(step)
+        parts = set(state)
+        wanted = {path: tuple(leaf.shape) for path, leaf in tree.flatten(state).items()}
+        found = {path: s for path, (s, _) in there.items() if path.split("/")[0] in parts}
+        lines = [f"  missing     {path} {wanted[path]}" for path in wanted if path not in found]
+        lines += [f"  unexpected  {path} {found[path]}" for path in found if path not in wanted]
+        lines += [
+            f"  shape       {path}: here {wanted[path]}, in the checkpoint {found[path]}"
+            for path in wanted
+            if path in found and wanted[path] != found[path]
+        ]
+        if lines:
+            more = f"\n  … and {len(lines) - 12} more" if len(lines) > 12 else ""
+            raise UserError(
+                f"The checkpoint of step {step} in {self.run_dir} is of another architecture or "
+                f"optimizer:\n" + "\n".join(lines[:12]) + more + "\nUse the run's own config, or another "
+                "--model_dir with --config.init_from to take over the parameters that fit."
+            )
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+    number, candidate = 0, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}{number}")
+    return candidate
+
+
+def snapshot(run_dir: str | os.PathLike, step: int, target: str | os.PathLike) -> bool:
+    """Copies a checkpoint (hard links where possible) to `<target>/checkpoints/<step>`.
+
+    A trainer may delete an old checkpoint while it is being read; a snapshot cannot vanish.
+
+    Returns:
+      False if the checkpoint vanished while it was copied.
+    """
+    source = folder_of(run_dir) / str(step)
+    final = folder_of(target) / str(step)
+    partial = final.with_name(f"{step}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(final, ignore_errors=True)
+
+    def link(a: str, b: str) -> None:
+        try:
+            os.link(a, b)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            shutil.copyfile(a, b)
+
+    try:
+        shutil.copytree(source, partial, copy_function=link)
+        if not (partial / _METADATA).exists():
+            raise FileNotFoundError(partial / _METADATA)
+    except (FileNotFoundError, shutil.Error):
+        shutil.rmtree(partial, ignore_errors=True)
+        return False
+    partial.rename(final)
+    return True

@@ -1,0 +1,152 @@
+"""Recipes: finding one by name, and handing its sections to what they configure.
+
+A recipe is an `ml_collections` file with `get_config(arg)`. Sections become keyword arguments, so an
+unknown key fails at start, by name, with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from mmjax.errors import UserError, unknown
+
+CONFIGS = pathlib.Path(__file__).parent / "configs"
+
+# Every top-level key of a recipe and its default; recipes start from `base()`.
+_DEFAULTS: dict[str, Any] = dict(
+    task="",  # the task this recipe is for; set by the recipe
+    seed=0,
+    total_steps=1000,
+    batch_size=8,  # global: over all devices and hosts
+    accumulate_steps=1,  # microbatches per update; exact for contrastive losses
+    ema_decay=0.0,  # 0 keeps no moving average
+    clip_shards=0,  # >0: clip the gradient of each of so many batch shards, then average (VATT fine-tuning)
+    nan_policy="stop",  # or 'skip': leave such a step out, counted, up to `nan_limit`
+    nan_limit=10,
+    init_from="",  # a run directory (or one of its steps) whose parameters start this run
+    init_allow=(),  # patterns of parameter paths that `init_from` need not have
+    init_map=(),  # (pattern, replacement) pairs that rename the source's paths
+    resume_from="",  # a run directory whose whole state starts this run
+    log_every=20,
+    mesh=dict(data=-1, fsdp=1, tensor=1),
+    sharding="dp",
+    sharding_rules=(),  # (pattern, axes) pairs that go before the preset's
+    checkpoint=dict(every=1000, keep=3, keep_every=0),
+    compilation_cache=True,  # under $MMJAX_CACHE, else ~/.cache/mmjax
+    tensorboard=True,
+)
+_SECTIONS = ("data", "model", "loss", "augment", "optimizer", "evals", "wandb")
+
+
+def base() -> ml_collections.ConfigDict:
+    """A config with every key every task shares, at its default, and empty sections to fill."""
+    cfg = ml_collections.ConfigDict(_DEFAULTS)
+    for section in _SECTIONS:
+        cfg[section] = ml_collections.ConfigDict()
+    return cfg
+
+
+def check(cfg: ml_collections.ConfigDict) -> None:
+    """Checks names and types of top-level keys, before anything is built."""
+    for key, value in cfg.items():
+        if key not in _DEFAULTS and key not in _SECTIONS:
+            raise unknown("config key", key, [*_DEFAULTS, *_SECTIONS])
+        if key in _DEFAULTS and not isinstance(value, Mapping | ml_collections.ConfigDict):
+            expected = type(_DEFAULTS[key])
+            fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
+            if expected is tuple:
+                fits = isinstance(value, tuple | list)
+            if not fits or (expected is int and isinstance(value, bool)):
+                raise UserError(
+                    f"config.{key} must be {expected.__name__}, not {value!r} "
+                    f"({type(value).__name__})."
+                )
+    for key in ("total_steps", "batch_size", "accumulate_steps", "log_every"):
+        if cfg[key] < 1:
+            raise UserError(f"config.{key} must be at least 1, not {cfg[key]}.")
+    if cfg.batch_size % cfg.accumulate_steps:
+        raise UserError(
+            f"config.batch_size={cfg.batch_size} is not divisible by "
+            f"config.accumulate_steps={cfg.accumulate_steps}."
+        )
+    if cfg.nan_policy not in ("stop", "skip"):
+        raise unknown("config.nan_policy", cfg.nan_policy, ("stop", "skip"))
+
+
+def keywords(function: Callable[..., Any], section: Mapping, where: str) -> dict[str, Any]:
+    """A section as keyword arguments of `function`; unknown keys raise, named `where.key`."""
+    section = plain(section)
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for key in section:
+        if key not in known:
+            raise unknown(f"config key {where}.{key}: no such key", key, known)
+    return dict(section)
+
+
+def plain(value: Any) -> Any:
+    """Configs as plain dicts and tuples."""
+    if isinstance(value, ml_collections.ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(plain(item) for item in value)
+    return value
+
+
+def find_recipe(task: str, name: str) -> pathlib.Path:
+    """The file of a recipe: a path to a .py file, or the name of one that mmjax brings.
+
+    Raises:
+      UserError: no such file or recipe; the message lists what there is for the task.
+    """
+    if name.endswith(".py"):
+        path = pathlib.Path(name)
+        if path.is_file():
+            return path.resolve()
+        if (CONFIGS / name).is_file():
+            return CONFIGS / name
+        raise UserError(f"--config={name}: no such file.")
+    names = [p.stem for p in (CONFIGS / task).glob("*.py") if not p.stem.startswith("_")]
+    folder, _, stem = name.rpartition("/")
+    path = CONFIGS / (folder or task) / f"{stem}.py"
+    if not path.is_file():
+        raise unknown(f"recipe for --task={task}", name, names)
+    return path
+
+
+def expand_arguments(argv: Sequence[str], task: str) -> list[str]:
+    """Replaces `--config=NAME[:ARG]` by the recipe's path; without one, adds the task's demo."""
+    out, given = [], False
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config") and equals:
+            given = True
+            name, colon, arg = value.partition(":")
+            argument = f"--config={find_recipe(task, name)}{colon}{arg}"
+        elif flag in ("--config", "-config"):
+            raise UserError("Write --config=NAME (with '='), NAME a recipe or a .py file.")
+        out.append(argument)
+    return out if given else [out[0], f"--config={find_recipe(task, 'demo')}", *out[1:]]
+
+
+def to_json(cfg: Mapping) -> str:
+    return json.dumps(plain(cfg), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    def tuples(value):
+        if isinstance(value, list):
+            return tuple(tuples(item) for item in value)
+        if isinstance(value, dict):
+            return {key: tuples(item) for key, item in value.items()}
+        return value
+
+    return ml_collections.ConfigDict(tuples(json.loads(text)))

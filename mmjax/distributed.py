@@ -1,0 +1,95 @@
+"""Start-up of one or many processes, and the words they exchange: barriers and 'please stop'."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+from absl import logging
+
+from mmjax.errors import UserError
+
+_ENV = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize() -> None:
+    """Joins the other processes of this job, if there are any.
+
+    Looked at in this order: the three variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID; a SLURM job of several tasks; a Cloud TPU pod slice. Otherwise this process is alone.
+    """
+    given = [name for name in _ENV if os.environ.get(name)]
+    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    if given:
+        if len(given) < len(_ENV):
+            missing = ", ".join(sorted(set(_ENV) - set(given)))
+            raise UserError(f"{', '.join(given)} is set but {missing} is not: set all three.")
+        # Collectives between CPU processes; ignored on accelerators.
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(
+            coordinator_address=os.environ[_ENV[0]],
+            num_processes=int(os.environ[_ENV[1]]),
+            process_id=int(os.environ[_ENV[2]]),
+        )
+    elif slurm or len(hosts) > 1:
+        jax.distributed.initialize()
+    logging.info(
+        "process %d of %d, %d of %d devices: %s",
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+        jax.device_count(),
+        jax.devices()[0].device_kind,
+    )
+
+
+def is_primary() -> bool:
+    """Whether this process writes the files that exist once."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process (all of them must call this at the same step)."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+class StopSignal:
+    """Turns SIGTERM and the first Ctrl-C into a flag, so that a run saves before it ends.
+
+    Use as a context manager; the earlier handlers come back on leaving.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, object] = {}
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

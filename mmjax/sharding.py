@@ -1,0 +1,176 @@
+"""Where arrays live: the mesh, presets of path rules over the whole train state, and the plan table.
+
+One code path from a laptop to a pod: arrays are global, XLA's partitioner (GSPMD) places the work. The mesh
+has three axes: `data` (copies of the parameters), `fsdp` (parameters are split, gathered when used) and
+`tensor` (heads and hidden units are split). A batch is split over `data` and `fsdp`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mmjax import tree
+from mmjax.errors import UserError, choose
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+# Leaves smaller than this stay whole under 'auto': splitting them saves nothing and costs a gather.
+_MIN_SPLIT = 2**12
+
+# Ordered (pattern, axes): axes name the last dimensions, so a leading scan axis stays whole. 'auto' splits the
+# largest dimension that `fsdp` divides. Optimizer moments and averages end in their parameter's path and follow it.
+PRESETS: dict[str, tuple[tuple[str, Any], ...]] = {
+    "dp": ((r".*", ()),),
+    "fsdp": ((r".*", "auto"),),
+    "fsdp_tp": (
+        (r"attention/(query|key|value)/kernel$", ("fsdp", "tensor")),
+        (r"attention/(query|key|value)/bias$", ("tensor",)),
+        (r"attention/out/kernel$", ("tensor", "fsdp")),
+        (r"mlp/(wi|wi_gate|up|gate)/kernel$", ("fsdp", "tensor")),
+        (r"mlp/(wi|wi_gate|up|gate)/bias$", ("tensor",)),
+        (r"mlp/(wo|down)/kernel$", ("tensor", "fsdp")),
+        (r".*", "auto"),
+    ),
+}
+
+
+def make_mesh(
+    *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """The device mesh; one axis may be -1: all devices that remain.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
+        raise UserError(f"config.mesh {sizes}: sizes are ≥ 1, at most one is -1 (the rest).")
+    if free:
+        if len(devices) % known:
+            raise UserError(f"config.mesh {sizes} does not divide the {len(devices)} devices.")
+        sizes[free[0]] = len(devices) // known
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(f"config.mesh {sizes} needs {known} devices, there are {len(devices)}.")
+    shape = tuple(sizes[axis] for axis in AXES)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def check_batch(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> None:
+    """A batch (and each microbatch) must split evenly over the mesh."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (ways * accumulate_steps):
+        raise UserError(
+            f"config.batch_size={batch_size} is not divisible by {ways} devices × "
+            f"{accumulate_steps} accumulation steps. Nearest that is: "
+            f"{max(1, round(batch_size / (ways * accumulate_steps))) * ways * accumulate_steps}."
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def make_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This host's rows of a batch (numpy, [B / hosts, …]) as global arrays split over the mesh."""
+    where = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(where, np.asarray(value))
+        for name, value in batch.items()
+    }
+
+
+def _auto(shape: tuple[int, ...], ways: int) -> tuple[Any, ...]:
+    if math.prod(shape) < _MIN_SPLIT:
+        return ()
+    fitting = [i for i, size in enumerate(shape) if size % ways == 0]
+    if not fitting:
+        return ()
+    best = max(fitting, key=lambda i: (shape[i], i))
+    return tuple("fsdp" if i == best else None for i in range(len(shape)))
+
+
+def state_shardings(
+    state: Any, mesh: Mesh, *, preset: str = "dp", rules: Sequence[tuple[str, Any]] = ()
+) -> Any:
+    """A tree like `state` of shardings, by the first rule found in each leaf's path.
+
+    Args:
+      state: the abstract train state (anything with shapes).
+      mesh: of `make_mesh`.
+      preset: a name in `PRESETS`.
+      rules: ordered (pattern, axes) that go first; each must match something.
+
+    Raises:
+      UserError: an unknown preset or axis, an unused rule, a dimension that an axis does not divide.
+    """
+    leaves = tree.flatten(state)
+    base = choose("sharding preset", preset, PRESETS)
+    own = tree.first_match([r[0] for r in rules], list(leaves), what="config.sharding_rules")
+    default = tree.first_match([r[0] for r in base], list(leaves), what=preset, every_pattern=False)
+
+    def one(path: str, leaf: Any) -> NamedSharding:
+        explicit = own[path] is not None
+        axes = rules[own[path]][1] if explicit else base[default[path]][1]
+        if axes == "auto":
+            axes = _auto(leaf.shape, mesh.shape["fsdp"])
+        if len(axes) > len(leaf.shape):
+            axes = ()  # e.g. a scalar moment whose path ends like its parameter's
+        axes = (None,) * (len(leaf.shape) - len(axes)) + tuple(axes)
+        spec = []
+        for size, axis in zip(leaf.shape, axes, strict=True):
+            if axis is not None and axis not in AXES:
+                raise UserError(f"config.sharding_rules: {axis!r} for {path}; axes are {AXES}.")
+            if axis is not None and size % mesh.shape[axis]:
+                if explicit:
+                    raise UserError(
+                        f"config.sharding_rules: {path} {tuple(leaf.shape)} has a dimension that "
+                        f"axis {axis!r} of size {mesh.shape[axis]} does not divide."
+                    )
+                axis = None
+            spec.append(axis)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return tree.map_named(one, state)
+
+
+def shard_bytes(leaf: Any, sharding: NamedSharding) -> int:
+    """Bytes of a leaf on one device."""
+    return math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+
+
+def plan_table(state: Any, shardings: Any, *, full: bool = False) -> str:
+    """Shapes, placement and bytes per device, by part of the state; `full` lists every parameter."""
+    leaves, where = tree.flatten(state), tree.flatten(shardings)
+    rows: dict[str, list[float]] = {}
+    for path, leaf in leaves.items():
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            continue
+        part = path.split("/")[0]
+        row = rows.setdefault(part, [0, 0, 0])
+        row[0] += math.prod(leaf.shape)
+        row[1] += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+        row[2] += shard_bytes(leaf, where[path])
+    lines = [f"{'part':<10}{'elements':>16}{'MiB in all':>14}{'MiB a device':>14}"]
+    for part, (elements, total, local) in rows.items():
+        lines.append(f"{part:<10}{elements:>16,}{total / 2**20:>14.2f}{local / 2**20:>14.2f}")
+    if full:
+        width = max(len(path) for path in leaves if path.startswith("params/")) + 2
+        lines.append("")
+        for path, leaf in leaves.items():
+            if path.startswith("params/"):
+                spec = ", ".join(str(a) if a else "-" for a in where[path].spec) or "-"
+                lines.append(f"{path:<{width}}{str(tuple(leaf.shape)):<24}{leaf.dtype}  [{spec}]")
+    return "\n".join(lines)

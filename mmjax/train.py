@@ -1,0 +1,341 @@
+"""The training loop, read top to bottom. What is learned is the task's; one update is `mmjax.step`'s."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from mmjax import checkpoint, config, distributed, evaluate, initialize, optim, sharding
+from mmjax import step as step_lib
+from mmjax import tree
+from mmjax.data import loader
+from mmjax.errors import UserError
+from mmjax.monitor import flops as flops_lib
+from mmjax.monitor import profiler, progress, report, writers
+from mmjax.rundir import RunDir
+from mmjax.tasks import DataFacts, make_task
+
+
+@dataclasses.dataclass
+class Program:
+    """All that is compiled or placed: what training, benchmarks and plans build from a config."""
+
+    task: Any
+    mesh: jax.sharding.Mesh
+    frozen: Mapping[str, bool]
+    tx: Any
+    schedule: Callable
+    state: Any  # abstract, with shardings
+    init: Callable[[jax.Array], dict]  # key -> state
+    step: Callable[[dict, Mapping[str, jax.Array]], tuple[dict, dict]]
+
+    def plan(self, *, full: bool = False) -> str:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        return sharding.plan_table(self.state, shardings, full=full)
+
+
+def build_program(cfg: Any, facts: DataFacts, mesh: jax.sharding.Mesh) -> Program:
+    """Task, optimizer, sharded state and the compiled functions of a config."""
+    sharding.check_batch(cfg.batch_size, mesh, cfg.accumulate_steps)
+    task = make_task(cfg, facts)
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    settings = config.plain(cfg.optimizer)
+    patterns = (*task.frozen, *settings.pop("frozen", ()))
+    matched = tree.first_match(patterns, list(tree.flatten(params)), what="frozen parameters")
+    frozen = {path: number is not None for path, number in matched.items()}
+    trainable, _ = step_lib.split_params(params, frozen)
+    tx, schedule = optim.make_optimizer(settings, trainable, total_steps=cfg.total_steps)
+
+    def init(key):
+        return step_lib.init_state(task, tx, key, frozen=frozen, ema=cfg.ema_decay > 0)
+
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    where = sharding.state_shardings(
+        abstract, mesh, preset=cfg.sharding, rules=config.plain(cfg.sharding_rules)
+    )
+    state = jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), abstract, where
+    )
+    step = step_lib.make_step(
+        task,
+        tx,
+        schedule,
+        seed=cfg.seed,
+        frozen=frozen,
+        accumulate_steps=cfg.accumulate_steps,
+        ema_decay=cfg.ema_decay,
+    )
+    whole = sharding.replicated(mesh)
+    return Program(
+        task=task,
+        mesh=mesh,
+        frozen=frozen,
+        tx=tx,
+        schedule=schedule,
+        state=state,
+        init=jax.jit(init, out_shardings=where),
+        step=jax.jit(
+            step,
+            in_shardings=(where, sharding.batch_sharding(mesh)),
+            out_shardings=(where, whole),
+            donate_argnums=0,
+        ),
+    )
+
+
+def open_train_data(cfg: Any) -> tuple[Any, DataFacts]:
+    """The training data of a config, and what the task needs to know of them."""
+    data = loader.make_train_data(
+        config.plain(cfg.data),
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return data, DataFacts.of(data)
+
+
+def start_state(cfg: Any, program: Program, saved: checkpoint.Checkpoints) -> tuple[dict, int]:
+    """The state to go on from, in this order of precedence:
+
+    1. the newest checkpoint of the run's own directory;
+    2. `resume_from`: the whole state of another run;
+    3. `init_from`: the parameters of another run or checkpoint that fit, with a report;
+    4. fresh parameters.
+    """
+    found = saved.restore_newest(program.state)
+    if found:
+        state, _, step = found
+        logging.info("Resumed from step %d of %s.", step, saved.run_dir)
+        return state, step
+    if cfg.resume_from:
+        other = checkpoint.Checkpoints(cfg.resume_from, read_only=True)
+        found = other.restore_newest(program.state)
+        if not found:
+            raise UserError(f"config.resume_from={cfg.resume_from}: no checkpoint there.")
+        logging.info("Resumed from step %d of %s.", found[2], cfg.resume_from)
+        return found[0], found[2]
+    state = program.init(jax.random.key(cfg.seed))
+    if cfg.init_from:
+        state = initialize.from_source(
+            state,
+            cfg.init_from,
+            allow=config.plain(cfg.init_allow),
+            names=config.plain(cfg.init_map),
+        )
+    return state, 0
+
+
+def train(
+    cfg: Any,
+    model_dir: str,
+    *,
+    max_hours: float = 0.0,
+    profile: str = "",
+) -> dict[str, float]:
+    """Trains to `cfg.total_steps`, or until SIGTERM or `max_hours`, and evaluates.
+
+    Args:
+      cfg: a checked config.
+      model_dir: the run directory; a run that was interrupted goes on where it was.
+      max_hours: save and end after so long (0: no limit).
+      profile: 'START:STOP', steps to profile.
+
+    Returns:
+      The results of the last evaluation.
+
+    Raises:
+      UserError: anything the user can put right.
+    """
+    began = time.monotonic()
+    primary = distributed.is_primary()
+    mesh = sharding.make_mesh(**config.keywords(sharding.make_mesh, cfg.mesh, "mesh"))
+    window = profiler.parse_window(profile)
+
+    # ---- data, model, state: everything that can be wrong is wrong before the first compilation
+    run = RunDir(model_dir)
+    if primary:
+        run.lock()
+    data, facts = open_train_data(cfg)
+    program = build_program(cfg, facts, mesh)
+    evaluators = evaluate.make_evaluators(
+        config.plain(cfg.evals),
+        task=program.task,
+        data_cfg=config.plain(cfg.data),
+        mesh=mesh,
+        where="train",
+    )
+    saved = checkpoint.Checkpoints(
+        run.path, **config.keywords(checkpoint.Checkpoints, cfg.checkpoint, "checkpoint")
+    )
+    if primary:
+        changed = run.write_start(cfg, program.plan(full=True), str(mesh))
+        for line in changed:
+            logging.warning("config changed since the last start: %s", line)
+    logging.info("Run directory: %s", run.path)
+    logging.info(
+        "%d examples, %d a step. The train state:\n%s",
+        data.num_examples,
+        cfg.batch_size,
+        program.plan(),
+    )
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        stop = stack.enter_context(distributed.StopSignal())
+        stack.callback(run.unlock)
+        stack.callback(saved.close)
+        state, first = start_state(cfg, program, saved)
+        if first >= cfg.total_steps and run.complete_step() == first:
+            logging.info(
+                "This run is complete (step %d). Its results are in %s; give another --model_dir for "
+                "a new run, or a larger --config.total_steps to go on.",
+                first,
+                run.path / "metrics.jsonl",
+            )
+            return {}
+        if primary:
+            run.clear_complete()
+        writer = stack.enter_context(
+            writers.MetricWriter(
+                run.path,
+                tensorboard=cfg.tensorboard,
+                wandb=config.plain(cfg.wandb) or None,
+                process_index=jax.process_index(),
+                first_step=first,
+            )
+        )
+        meter = progress.Progress(
+            cfg.total_steps,
+            first_step=first,
+            batch_size=cfg.batch_size,
+            flops_per_step=program.task.flops(facts.spec),
+            peak_flops=flops_lib.peak_of(mesh, program.task.dtype),
+        )
+        tracer = stack.enter_context(profiler.Profiler(run.path / "profile", window))
+        guard = _NonfiniteGuard(cfg, data, run)
+        window_metrics: dict[str, list[float]] = collections.defaultdict(list)
+        pending: tuple[int, dict] | None = None
+        results: dict[str, float] = {}
+        reason = None
+
+        def settle(pending: tuple[int, dict] | None) -> None:
+            """Reads a finished step's metrics, one step late, so that the device never waits for us."""
+            if pending is None:
+                return
+            number, metrics = pending[0], {k: float(v) for k, v in jax.device_get(pending[1]).items()}
+            if guard.accepts(number, metrics):
+                for name, value in metrics.items():
+                    window_metrics[name].append(value)
+
+        # ---- the loop
+        batches = iter(data.iterate(first))
+        step = first
+        while step < cfg.total_steps:
+            with meter.data():
+                batch = sharding.make_global(next(batches), mesh)
+            tracer.at(step)
+            with meter.step():
+                state, metrics = program.step(state, batch)
+                settle(pending)
+            pending = (step, metrics)
+            step += 1
+
+            logs = step % cfg.log_every == 0 or step == cfg.total_steps
+            if logs:
+                with meter.step():
+                    settle(pending)
+                pending = None
+                means = {name: float(np.mean(values)) for name, values in window_metrics.items()}
+                window_metrics.clear()
+                if primary:
+                    writer.scalars(step, {f"train/{k}": v for k, v in means.items()} | meter.metrics())
+                    logging.info("%s", meter.line(step, means))
+                if distributed.any_process(stop.received is not None):
+                    reason = stop.received or "a signal to another process"
+                elif distributed.any_process(_hours(began) >= max_hours > 0):
+                    reason = f"--max_hours={max_hours}"
+            elif stop.received and jax.process_count() == 1:
+                reason = stop.received
+            if saved.due(step) or step == cfg.total_steps or reason:
+                with meter.pause():
+                    settle(pending)
+                    pending = None
+                    saved.save(step, state, {"step": step, "examples": step * cfg.batch_size})
+            if reason:
+                break
+            with meter.pause():
+                done = evaluate.run_due(evaluators, state, step, final=step == cfg.total_steps)
+                if done and primary:
+                    writer.scalars(step, done)
+                    if step < cfg.total_steps:
+                        logging.info("step %d\n%s", step, evaluate.format_results(done))
+                results.update(done)
+
+        # ---- the end
+        saved.wait()
+        corrupt = getattr(data, "corrupt", 0)
+        if corrupt:
+            logging.warning("%d corrupt records were left out of training.", corrupt)
+        if reason:
+            logging.info(
+                "Stopped by %s at step %d; saved. The same command goes on from there.", reason, step
+            )
+        elif primary:
+            run.write_complete(step)
+            report.print_final(results, run.path, seconds=time.monotonic() - began)
+        distributed.barrier("end")
+        return results
+
+
+def _hours(began: float) -> float:
+    return (time.monotonic() - began) / 3600
+
+
+class _NonfiniteGuard:
+    """What follows from a step that was not finite: stop with its batch on record, or go on, counted."""
+
+    def __init__(self, cfg: Any, data: Any, run: RunDir):
+        self._cfg, self._data, self._run, self._count = cfg, data, run, 0
+
+    def accepts(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Whether the metrics of this step are to be used.
+
+        Raises:
+          UserError: policy 'stop', or more than `nan_limit` such steps; the batch ids are on disk.
+        """
+        if not metrics["nonfinite"]:
+            return True
+        self._count += 1
+        path = self._run.path / f"nonfinite_step_{step}.json"
+        record = {
+            "step": step,
+            "metrics": {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()},
+            "batch_ids": np.asarray(self._data.batch_ids(step)).tolist(),
+        }
+        if distributed.is_primary():
+            path.write_text(json.dumps(record))
+        text = f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']} at step {step}"
+        if self._cfg.nan_policy == "stop":
+            raise UserError(
+                f"Not finite: {text}. The records of this batch are listed in {path}; the parameters "
+                "are those before it, in the last checkpoint. Lower the learning rate, clip "
+                "gradients, or set --config.nan_policy=skip to leave such steps out."
+            )
+        if self._count > self._cfg.nan_limit:
+            raise UserError(
+                f"Not finite for the {self._count}th time ({text}), more than "
+                f"config.nan_limit={self._cfg.nan_limit}. See {path}."
+            )
+        logging.warning("Not finite, step left out (%d so far): %s", self._count, text)
+        return False

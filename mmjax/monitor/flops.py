@@ -1,0 +1,96 @@
+"""Peak rates of known devices, and model FLOPs utilisation (MFU) measured against them."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Peak dense FLOP/s of one JAX *device*, vendors' data sheets without structured sparsity. First
+# match wins. (pattern over `device.device_kind`, bfloat16, float32). `float32` is what JAX runs for
+# float32 inputs by default: TF32 tensor cores on NVIDIA since Ampere, bfloat16 passes on TPU.
+# Before Ampere there are no bfloat16 units and XLA computes in float32, hence one number for both.
+_PEAKS: tuple[tuple[str, float, float], ...] = (
+    # NVIDIA HGX/DGX B200 data sheets: 4.5 and 2.25 PFLOP/s per GPU with sparsity.
+    (r"\bB200\b", 2250e12, 1125e12),
+    # NVIDIA H200 and H100 data sheets: the SXM and Grace parts, the NVL cards, the PCIe card.
+    (r"\bH[12]00 NVL\b", 835.5e12, 417.5e12),
+    (r"\bH100 PCIe\b", 756.5e12, 378e12),
+    (r"\b(G?H200|H100)\b", 989.5e12, 494.7e12),
+    # NVIDIA A100 data sheet.
+    (r"\bA100\b", 312e12, 156e12),
+    # NVIDIA L4 data sheet: 242 and 120 TFLOP/s with sparsity.
+    (r"\bL4\b", 121e12, 60e12),
+    # NVIDIA T4 and V100 data sheets, float32 units.
+    (r"\bT4\b", 8.1e12, 8.1e12),
+    (r"\bV100-SXM", 15.7e12, 15.7e12),
+    (r"\bV100\b", 14e12, 14e12),
+    # Google Cloud's page of each TPU version, per chip: 46, 123, 275, 197, 459, 918, 2307 TFLOP/s.
+    # On v2, v3 and TPU7x a chip shows as two JAX devices; on v4 and v5p its two cores act as one
+    # device.
+    (r"^TPU v2$", 23e12, 23e12),
+    (r"^TPU v3$", 61.5e12, 61.5e12),
+    (r"^TPU v4$", 275e12, 275e12),
+    (r"^TPU v5( lite|e)$", 197e12, 197e12),
+    (r"^TPU v5p?$", 459e12, 459e12),
+    (r"^TPU v6( lite|e)$", 918e12, 918e12),
+    (r"^TPU7x?$", 1153.5e12, 1153.5e12),
+)
+
+
+def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
+    """Peak dense FLOP/s of one device, or None where it is not known (CPUs, other accelerators).
+
+    Args:
+      device_kind: `jax.devices()[0].device_kind`.
+      dtype: what matrix products compute in, 'bfloat16' or 'float32'.
+    """
+    columns = {"bfloat16": 0, "float32": 1}
+    for pattern, *peaks in _PEAKS:
+        if re.search(pattern, device_kind) and dtype in columns:
+            return peaks[columns[dtype]]
+    return None
+
+
+def mfu(
+    flops_per_step: float,
+    seconds: float,
+    num_devices: int,
+    dtype: str = "bfloat16",
+    *,
+    device_kind: str | None = None,
+) -> float | None:
+    """Model FLOPs utilisation in [0, 1], or None where the device's peak is not known.
+
+    The model's own FLOPs (forward and backward, nothing for rematerialisation) over what the
+    devices could have done in that time: PaLM, arXiv 2204.02311, appendix B.
+
+    Args:
+      flops_per_step: of the global batch.
+      seconds: of one step.
+      num_devices: that share the step.
+      dtype: see `peak_flops`.
+      device_kind: default, that of the first device.
+    """
+    peak = peak_flops(jax.devices()[0].device_kind if device_kind is None else device_kind, dtype)
+    if peak is None or seconds <= 0:
+        return None
+    return flops_per_step / (seconds * num_devices * peak)
+
+
+def measured_peak(dtype: str = "float32", *, size: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of the best of `repeats` jitted `size`³ matrix products on the default device.
+
+    A yardstick for devices without a data sheet entry, used by `tools/bench.py` alone.
+    """
+    matrix = jnp.full((size, size), 1 / size, dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(matrix).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(matrix).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

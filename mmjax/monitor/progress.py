@@ -1,0 +1,168 @@
+"""Where the time of a run goes, and when it will end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import jax
+
+from mmjax.monitor import flops, report
+
+_WINDOW = 200  # steps that rates and the ETA look back on
+
+
+class _Step(NamedTuple):
+    """After a step: the clock without pauses, and totals since the start, in seconds."""
+
+    end: float
+    data: float
+    step: float
+
+
+class Progress:
+    """Measures a training loop and words its progress line.
+
+    Around a loop::
+
+        progress = Progress(total_steps, first_step=first_step, batch_size=batch_size)
+        for step in range(first_step, total_steps):
+            with progress.data():
+                batch = next(batches)
+            with progress.step():
+                state, metrics = train_step(state, batch)
+            if time_to_log:
+                values = jax.device_get(metrics)
+                writer.scalars(step + 1, values | progress.metrics())
+                print(progress.line(step + 1, values))
+            if time_to_evaluate:
+                with progress.pause():
+                    evaluate(state)
+
+    Rates and the ETA come from the last steps, never from the first one (which compiles) and never
+    from time inside `pause`. JAX returns from a step before the device has finished it: shares are
+    those of the host's time, so `data` is what the loop really waited for input as long as the loop
+    waits for the device now and then (any metric fetched does), and rates are right when read after
+    such a wait.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        first_step: int = 0,
+        batch_size: int,
+        flops_per_step: float | None = None,
+        dtype: str = "bfloat16",
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Starts the clock.
+
+        Args:
+          total_steps: the step the run ends at.
+          first_step: the step it begins or resumes at.
+          batch_size: examples per step, over all processes.
+          flops_per_step: of the global batch, forward and backward, for the MFU; None to show none.
+          dtype: what the model computes in, for the MFU.
+          clock: seconds.
+        """
+        self._total_steps = total_steps
+        self._step = first_step
+        self._batch_size = batch_size
+        self._flops = flops_per_step
+        self._dtype = dtype
+        self._clock = clock
+        self._started = clock()
+        self._paused = self._data = self._in_step = 0.0
+        self._recent: deque[_Step] = deque(maxlen=_WINDOW + 1)
+        self.first_step_seconds: float | None = None  # compilation and the first step
+
+    @contextmanager
+    def data(self) -> Iterator[None]:
+        """Around the wait for the next batch."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._data += self._clock() - start
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around one training step, and a wait for its result where the loop waits."""
+        start = self._clock()
+        yield
+        now = self._clock()
+        if self.first_step_seconds is None:
+            self.first_step_seconds = now - start
+        self._in_step += now - start
+        self._step += 1
+        self._recent.append(_Step(now - self._paused, self._data, self._in_step))
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Around what is not training: evaluation, a checkpoint that blocks."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - start
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the recent steps for a metric writer; empty until the second step has ended.
+
+        examples_per_second; step_seconds (wall clock per step); data_share and step_share of the
+        time, the rest being logging and the like; mfu where known; memory_bytes, the peak of the
+        fullest device; eta_seconds.
+        """
+        if len(self._recent) < 2:
+            return {}
+        first, last = self._recent[0], self._recent[-1]
+        # Until now, not until the last step returned: what it left to the device has just been
+        # waited for.
+        span = max(self._clock() - self._paused - first.end, 1e-9)
+        seconds = span / (len(self._recent) - 1)
+        values = {
+            "examples_per_second": self._batch_size / seconds,
+            "step_seconds": seconds,
+            "data_share": (last.data - first.data) / span,
+            "step_share": (last.step - first.step) / span,
+        }
+        if self._flops is not None:
+            utilisation = flops.mfu(self._flops, seconds, jax.device_count(), self._dtype)
+            if utilisation is not None:
+                values["mfu"] = utilisation
+        values["memory_bytes"] = float(max(row["peak"] for row in report.device_memory()))
+        values["eta_seconds"] = max(self._total_steps - self._step, 0) * seconds
+        return values
+
+    def line(self, step: int, metrics: Mapping[str, float] | None = None) -> str:
+        """One line for the terminal, e.g.
+
+        step  400/900 | loss 2.31 | 812 ex/s | data 3 % step 97 % | MFU 41 % | mem 1.2 GiB | ETA
+        0:41
+        """
+        width = len(str(self._total_steps))
+        parts = [f"step {step:>{width}}/{self._total_steps}"]
+        parts += [f"{name} {float(value):.4g}" for name, value in (metrics or {}).items()]
+        now = self.metrics()
+        if now:
+            rate = now["examples_per_second"]
+            parts.append(f"{rate:.0f} ex/s" if rate >= 100 else f"{rate:.3g} ex/s")
+            parts.append(
+                f"data {now['data_share']:.0%} step {now['step_share']:.0%}".replace("%", " %")
+            )
+            if "mfu" in now:
+                parts.append(f"MFU {100 * now['mfu']:.0f} %")
+            parts.append(f"mem {report.format_bytes(now['memory_bytes'])}")
+            parts.append(f"ETA {report.format_seconds(now['eta_seconds'])}")
+        elif self.first_step_seconds is not None:
+            parts.append(f"first step (with compilation) {self.first_step_seconds:.1f} s")
+        return " | ".join(parts)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start, pauses included."""
+        return self._clock() - self._started

@@ -1,0 +1,217 @@
+"""Metrics to `metrics.jsonl`, TensorBoard and, if asked for, Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mmjax.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_DIR = "tensorboard"
+_FLUSH_SECONDS = 10.0  # TensorBoard's writer calls fsync, too slow for every line on a network disk
+
+
+class MetricWriter:
+    """Writes named scalars of a step everywhere a reader may look for them.
+
+    `metrics.jsonl` holds one object per line: `{"step": 400, "time": <unix seconds>, <name>:
+    <value>, …}`. JSON has no NaN or infinities: they are the strings "NaN", "Infinity" and
+    "-Infinity", which `read_metrics` (and Python's `float`) turns back. A line is one `write` to a
+    file opened for appending, so a trainer and an evaluation job may share a run directory. Nothing
+    is ever removed: a resumed run adds a line `{"resumed_from": step, "time": …}`, and earlier
+    lines of later steps are then history.
+
+    Use it as a context manager, or call `close`. Processes other than the first write nothing.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike,
+        *,
+        tensorboard: bool = True,
+        wandb: Mapping[str, Any] | None = None,
+        process_index: int = 0,
+        resume_step: int | None = None,
+    ):
+        """Opens the files.
+
+        Args:
+          run_dir: folder of the run, created when absent; holds `metrics.jsonl` and `tensorboard/`.
+          tensorboard: also write TensorBoard events.
+          wandb: arguments of `wandb.init` (project, name, …), or None for no Weights & Biases.
+          process_index: only process 0 writes.
+          resume_step: the step this run continues from; None or 0 for a fresh one.
+
+        Raises:
+          UserError: the folder cannot be written, or `wandb` is asked for and not installed.
+        """
+        self._file: int | None = None
+        self._events: Any = None
+        self._wandb: Any = None
+        if process_index != 0:
+            return
+        self._dir = Path(run_dir)
+        self._path = self._dir / METRICS_FILE
+        if wandb is not None:
+            self._wandb = _start_wandb(wandb, self._dir)
+        try:
+            self._dir.mkdir(parents=True, exist_ok=True)
+            half_line = _ends_inside_a_line(self._path)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            if half_line:  # the previous process died while writing; keep its fragment apart
+                os.write(self._file, b"\n")
+            if tensorboard:
+                self._open_events(resume_step)
+        except OSError as error:
+            raise _cannot_write(self._dir, error) from error
+        if resume_step:
+            self._write_line({"resumed_from": int(resume_step), "time": time.time()})
+
+    def _open_events(self, resume_step: int | None) -> None:
+        # The synchronous writer: tensorboardX.SummaryWriter hands events to a thread, which dies
+        # silently on a full disk and then blocks the training loop on its queue.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder = self._dir / TENSORBOARD_DIR
+        folder.mkdir(exist_ok=True)
+        # Its file names have a resolution of one second; two writers must not share a file.
+        self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns()}")
+        self._flushed = time.monotonic()
+        if (
+            resume_step
+        ):  # TensorBoard then hides what an interrupted run logged at or after this step
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(
+                Event(wall_time=time.time(), step=int(resume_step) + 1, session_log=start)
+            )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the values of one step; anything `float` accepts, 0-d arrays included.
+
+        Raises:
+          UserError: the disk is full or the file went away.
+        """
+        if self._file is None:
+            return
+        reserved = {"step", "time", "resumed_from"} & set(values)
+        if reserved:
+            raise ValueError(f"{sorted(reserved)} cannot name a metric.")
+        now, step = time.time(), int(step)
+        floats = {name: float(value) for name, value in values.items()}
+        encoded = {name: _to_json(value) for name, value in floats.items()}
+        self._write_line({"step": step, "time": now, **encoded})
+        if self._events is not None:
+            self._write_events(step, now, floats)
+        if self._wandb is not None:
+            self._wandb.log(floats, step=step)
+
+    def _write_line(self, record: dict[str, Any]) -> None:
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        try:
+            if os.write(self._file, line) != len(line):
+                raise OSError("only a part of a line could be written; is the disk full?")
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+
+    def _write_events(self, step: int, now: float, values: dict[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        try:
+            self._events.write_event(Event(wall_time=now, step=step, summary=Summary(value=points)))
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._events.flush()
+                self._flushed = time.monotonic()
+        except OSError as error:
+            raise _cannot_write(self._dir / TENSORBOARD_DIR, error) from error
+
+    def close(self) -> None:
+        """Flushes and closes; later calls do nothing."""
+        file, self._file = self._file, None
+        events, self._events = self._events, None
+        run, self._wandb = self._wandb, None
+        if file is not None:
+            os.close(file)
+        if run is not None:
+            run.finish()
+        if events is not None:
+            try:
+                events.close()
+            except OSError as error:
+                raise _cannot_write(self._dir / TENSORBOARD_DIR, error) from error
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except UserError:
+            if error is None:  # otherwise the first error is the one worth reading
+                raise
+
+
+def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl` that count, in order, with NaN and infinities as floats.
+
+    Lines of steps that were repeated after a resume are left out in favour of the repetition, and
+    so are the markers and a half-written last line.
+    """
+    records: list[dict[str, Any]] = []
+    for line in (Path(run_dir) / METRICS_FILE).read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the fragment that a killed process left
+            continue
+        if "resumed_from" in record:
+            records = [old for old in records if old["step"] <= record["resumed_from"]]
+        else:
+            records.append({k: float(v) if isinstance(v, str) else v for k, v in record.items()})
+    return records
+
+
+def _to_json(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _ends_inside_a_line(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _start_wandb(options: Mapping[str, Any], run_dir: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(
+            "Weights & Biases is asked for but not installed: `pip install 'mmjax[wandb]'`, "
+            "or leave `wandb` unset."
+        ) from error
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return wandb.init(**{"dir": str(run_dir), "resume": "allow", **options})
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(
+        f"Cannot write metrics to {path}: {reason}. "
+        "Free some space there or choose another run directory."
+    )

@@ -1,0 +1,62 @@
+"""Peak rates by the names JAX gives to devices."""
+
+import jax
+import pytest
+
+from mmjax.monitor.flops import measured_peak, mfu, peak_flops
+
+
+@pytest.mark.parametrize(
+    ("kind", "bfloat16", "float32"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312, 156),
+        ("NVIDIA H100 80GB HBM3", 989.5, 494.7),
+        ("NVIDIA H100 PCIe", 756.5, 378),
+        ("NVIDIA H100 NVL", 835.5, 417.5),
+        ("NVIDIA H200", 989.5, 494.7),
+        ("NVIDIA H200 NVL", 835.5, 417.5),
+        ("NVIDIA GH200 480GB", 989.5, 494.7),
+        ("NVIDIA B200", 2250, 1125),
+        ("NVIDIA L4", 121, 60),
+        ("Tesla T4", 8.1, 8.1),
+        ("Tesla V100-SXM2-16GB", 15.7, 15.7),
+        ("Tesla V100-PCIE-32GB", 14, 14),
+        ("TPU v2", 23, 23),
+        ("TPU v3", 61.5, 61.5),
+        ("TPU v4", 275, 275),
+        ("TPU v5 lite", 197, 197),
+        ("TPU v5", 459, 459),
+        ("TPU v5p", 459, 459),
+        ("TPU v6 lite", 918, 918),
+        ("TPU7x", 1153.5, 1153.5),
+    ],
+)
+def test_peaks(kind, bfloat16, float32):
+    assert peak_flops(kind) == pytest.approx(bfloat16 * 1e12)
+    assert peak_flops(kind, "float32") == pytest.approx(float32 * 1e12)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA L40S", "NVIDIA GB200", "TPU v4 lite", "TPU v9"])
+def test_unknown_devices_have_no_peak(kind):
+    assert peak_flops(kind) is None
+    assert mfu(1e12, 1.0, 1, device_kind=kind) is None
+
+
+def test_an_unknown_dtype_has_no_peak():
+    assert peak_flops("NVIDIA H100 80GB HBM3", "float64") is None
+
+
+def test_mfu():
+    # 8 devices of 312 TFLOP/s could do 1248e12 in half a second.
+    assert mfu(312e12, 0.5, 8, device_kind="NVIDIA A100-SXM4-40GB") == pytest.approx(0.25)
+
+
+def test_the_default_device_is_asked():
+    kind = jax.devices()[0].device_kind
+    assert mfu(1e12, 1.0, 1) == mfu(1e12, 1.0, 1, device_kind=kind)
+
+
+def test_measured_peak_is_a_rate(monkeypatch):
+    ticks = iter([0.0, 1.0, 1.0, 3.0])
+    monkeypatch.setattr("mmjax.monitor.flops.time.perf_counter", lambda: next(ticks))
+    assert measured_peak(size=8, repeats=2) == pytest.approx(2 * 8**3 / 1.0)

@@ -1,0 +1,178 @@
+"""metrics.jsonl, TensorBoard events and Weights & Biases, read back by others than the writer."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+from mmjax.errors import UserError
+from mmjax.monitor.writers import METRICS_FILE, MetricWriter, read_metrics
+
+
+def raw_lines(run_dir):
+    return [json.loads(line) for line in (run_dir / METRICS_FILE).read_text().splitlines()]
+
+
+def events(run_dir):
+    """The events as TensorFlow reads them (which checks their checksums), oldest file first."""
+    import tensorflow as tf
+
+    files = sorted(str(path) for path in (run_dir / "tensorboard").iterdir())
+    return [event for file in files for event in tf.compat.v1.train.summary_iterator(file)]
+
+
+def points(run_dir):
+    """[(step, tag, value)] of all events."""
+    return [
+        (event.step, value.tag, value.simple_value)
+        for event in events(run_dir)
+        for value in event.summary.value
+    ]
+
+
+def test_lines_hold_step_time_and_values(tmp_path):
+    run = tmp_path / "a" / "run"
+    with MetricWriter(run) as writer:
+        writer.scalars(1, {"loss": 2.5, "eval/R@1": 1})
+        writer.scalars(2, {"loss": 2.25})
+    first, second = raw_lines(run)
+    assert (first["step"], first["loss"], first["eval/R@1"]) == (1, 2.5, 1.0)
+    assert second == {"step": 2, "time": second["time"], "loss": 2.25}
+    assert first["time"] <= second["time"]
+
+
+def test_not_a_number_and_infinities_stay_valid_json(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(3, {"a": math.nan, "b": math.inf, "c": -math.inf})
+
+    def reject(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    line = json.loads((tmp_path / METRICS_FILE).read_text(), parse_constant=reject)
+    assert (line["a"], line["b"], line["c"]) == ("NaN", "Infinity", "-Infinity")
+    record = read_metrics(tmp_path)[0]
+    assert math.isnan(record["a"]) and record["b"] == math.inf and record["c"] == -math.inf
+
+
+def test_tensorboard_reads_the_events(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(10, {"loss": 0.5})
+        writer.scalars(20, {"loss": 0.25})
+    assert points(tmp_path) == [(10, "loss", 0.5), (20, "loss", 0.25)]
+
+
+def test_resume_keeps_old_lines_and_marks_them(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        for step in (10, 20, 30):
+            writer.scalars(step, {"loss": float(step)})
+    with MetricWriter(tmp_path, resume_step=20) as writer:
+        writer.scalars(30, {"loss": 0.5})
+    lines = raw_lines(tmp_path)
+    assert [line.get("step") for line in lines] == [10, 20, 30, None, 30]
+    assert lines[3]["resumed_from"] == 20
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [
+        (10, 10.0),
+        (20, 20.0),
+        (30, 0.5),
+    ]
+    # What TensorBoard needs to hide the abandoned point: a session that starts at step 21.
+    starts = [event for event in events(tmp_path) if event.HasField("session_log")]
+    assert [(event.step, event.session_log.status) for event in starts] == [(21, 1)]
+
+
+def test_two_writers_within_a_second_keep_both_event_files(tmp_path):
+    with MetricWriter(tmp_path) as trainer, MetricWriter(tmp_path) as evaluation:
+        trainer.scalars(1, {"loss": 1.0})
+        evaluation.scalars(1, {"accuracy": 0.5})
+    assert {tag for _, tag, _ in points(tmp_path)} == {"loss", "accuracy"}
+    assert [set(line) - {"step", "time"} for line in raw_lines(tmp_path)] == [
+        {"loss"},
+        {"accuracy"},
+    ]
+
+
+def test_a_line_cut_by_a_kill_costs_only_itself(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(1, {"loss": 1.0})
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write('{"step": 2, "lo')
+    with MetricWriter(tmp_path, resume_step=1) as writer:
+        writer.scalars(2, {"loss": 2.0})
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0)]
+
+
+def test_only_process_zero_writes(tmp_path):
+    with MetricWriter(tmp_path / "run", process_index=1) as writer:
+        writer.scalars(1, {"loss": 1.0})
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_can_be_left_out(tmp_path):
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.scalars(1, {"loss": 1.0})
+    assert os.listdir(tmp_path) == [METRICS_FILE]
+
+
+def test_names_of_the_format_are_refused(tmp_path):
+    with MetricWriter(tmp_path) as writer, pytest.raises(ValueError, match="time"):
+        writer.scalars(1, {"time": 1.0})
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/run.*choose another run directory"):
+        MetricWriter(tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / METRICS_FILE).symlink_to("/dev/full")
+    with pytest.raises(UserError, match=rf"{METRICS_FILE}.*No space left"):
+        with MetricWriter(tmp_path, tensorboard=False) as writer:
+            writer.scalars(1, {"loss": 1.0})
+
+
+def test_the_first_error_is_the_one_reported(tmp_path, monkeypatch):
+    writer = MetricWriter(tmp_path)
+    monkeypatch.setattr(writer._events, "close", lambda: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(ZeroDivisionError):
+        with writer:
+            raise ZeroDivisionError
+    with pytest.raises(UserError, match="tensorboard: full"):
+        writer = MetricWriter(tmp_path)
+        monkeypatch.setattr(writer._events, "close", lambda: (_ for _ in ()).throw(OSError("full")))
+        writer.close()
+
+
+def test_wandb_gets_options_and_values(tmp_path, monkeypatch):
+    calls = []
+    run = types.SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end")
+    )
+    fake = types.SimpleNamespace(init=lambda **options: calls.append(options) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with MetricWriter(tmp_path, wandb={"project": "p"}) as writer:
+        writer.scalars(7, {"loss": 1.5})
+    assert calls == [
+        {"dir": str(tmp_path), "resume": "allow", "project": "p"},
+        (7, {"loss": 1.5}),
+        "end",
+    ]
+
+
+def test_missing_wandb_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install 'mmjax\[wandb\]'"):
+        MetricWriter(tmp_path, wandb={"project": "p"})
+
+
+def test_importing_the_monitor_does_not_load_tensorflow():
+    code = (
+        "import sys, mmjax.monitor.writers, mmjax.monitor.progress, mmjax.monitor.profiler\n"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

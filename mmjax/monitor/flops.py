@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,28 +41,27 @@ _PEAKS: tuple[tuple[str, float, float], ...] = (
 )
 
 
-def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
+def peak_flops(device_kind: str, dtype: Any = "bfloat16") -> float | None:
     """Peak dense FLOP/s of one device, or None where it is not known (CPUs, other accelerators).
 
     Args:
       device_kind: `jax.devices()[0].device_kind`.
       dtype: what matrix products compute in, 'bfloat16' or 'float32'.
     """
-    columns = {"bfloat16": 0, "float32": 1}
+    column = {"bfloat16": 0, "float32": 1}.get(jnp.dtype(dtype).name)
     for pattern, *peaks in _PEAKS:
-        if re.search(pattern, device_kind) and dtype in columns:
-            return peaks[columns[dtype]]
+        if column is not None and re.search(pattern, device_kind):
+            return peaks[column]
     return None
 
 
-def mfu(
-    flops_per_step: float,
-    seconds: float,
-    num_devices: int,
-    dtype: str = "bfloat16",
-    *,
-    device_kind: str | None = None,
-) -> float | None:
+def peak_of(mesh: jax.sharding.Mesh, dtype: Any = "bfloat16") -> float | None:
+    """`peak_flops` of all devices of a mesh together."""
+    peak = peak_flops(mesh.devices.flat[0].device_kind, dtype)
+    return None if peak is None else peak * mesh.size
+
+
+def mfu(flops_per_step: float, seconds: float, peak: float | None) -> float | None:
     """Model FLOPs utilisation in [0, 1], or None where the device's peak is not known.
 
     The model's own FLOPs (forward and backward, nothing for rematerialisation) over what the
@@ -70,14 +70,9 @@ def mfu(
     Args:
       flops_per_step: of the global batch.
       seconds: of one step.
-      num_devices: that share the step.
-      dtype: see `peak_flops`.
-      device_kind: default, that of the first device.
+      peak: of all devices that share the step, see `peak_of`.
     """
-    peak = peak_flops(jax.devices()[0].device_kind if device_kind is None else device_kind, dtype)
-    if peak is None or seconds <= 0:
-        return None
-    return flops_per_step / (seconds * num_devices * peak)
+    return None if peak is None else flops_per_step / (seconds * peak)
 
 
 def measured_peak(dtype: str = "float32", *, size: int = 2048, repeats: int = 5) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -12,74 +13,88 @@ import jax
 from mmjax.errors import UserError
 
 
-def parse_window(spec: str) -> tuple[int, int]:
-    """(start, stop) from 'START:STOP': the steps start, …, stop - 1.
+def parse_window(spec: str, *, total_steps: int | None = None) -> tuple[int, int] | None:
+    """(start, stop) from 'START:STOP': the steps start, …, stop - 1. None from ''.
+
+    Args:
+      spec: what the user wrote.
+      total_steps: the step the run ends at, to reject a window behind it.
 
     Raises:
-      UserError: anything else, or an empty window.
+      UserError: anything else, an empty window, or one behind the end of the run.
     """
+    if not spec:
+        return None
     match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", spec)
     if not match:
-        raise UserError(f"profile={spec!r} is not START:STOP, two step numbers such as '20:25'.")
+        raise UserError(f"--profile={spec} is not START:STOP, two step numbers such as 20:25.")
     start, stop = int(match[1]), int(match[2])
     if start >= stop:
-        raise UserError(f"profile={spec!r} covers no step: START must be smaller than STOP.")
+        raise UserError(f"--profile={spec} covers no step: START must be smaller than STOP.")
+    if total_steps is not None and start >= total_steps:
+        raise UserError(f"--profile={spec} is behind the last step of this run, {total_steps - 1}.")
     return start, stop
 
 
 class Profiler:
-    """Traces the steps of a window into `<run_dir>/profile`, for TensorBoard's profile tab.
+    """Traces the steps of a window into a folder, for TensorBoard's profile tab or xprof.
 
     Around a loop::
 
-        profiler = Profiler(window, run_dir, total_steps=total_steps)
-        for step in range(first_step, total_steps):
-            profiler.update(step, state)
-            state = train_step(state, batch)
-        profiler.close(state)
+        with Profiler(run_dir / "profile", parse_window(flag)) as profiler:
+            for step in range(first_step, total_steps):
+                profiler.at(step, state)
+                state = train_step(state, batch)
     """
 
-    def __init__(
-        self, window: str | None, run_dir: str | os.PathLike, *, total_steps: int | None = None
-    ):
-        """Checks the window; no trace is started.
+    def __init__(self, folder: str | os.PathLike, window: tuple[int, int] | None):
+        """No trace is started yet.
 
         Args:
-          window: 'START:STOP' (steps START … STOP - 1), or None or '' for no profile.
-          run_dir: folder of the run.
-          total_steps: the step the run ends at, to reject a window behind it.
+          folder: where traces go; created with the first one.
+          window: of `parse_window`; None traces nothing.
+        """
+        self._folder = Path(folder)
+        self._window = window
+        self._running = False
+
+    def at(self, step: int, pending: Any = None) -> None:
+        """Call before each step.
+
+        Args:
+          step: about to begin.
+          pending: arrays of the step before; they are waited for where the trace begins and ends,
+            so that it holds whole steps of the device.
 
         Raises:
-          UserError: a window that is malformed, empty or behind the end of the run.
+          UserError: the folder cannot be written.
         """
-        self._window = parse_window(window) if window else None
-        self.folder = Path(run_dir) / "profile"
-        self._running = False
-        if self._window and total_steps is not None and self._window[0] >= total_steps:
-            raise UserError(
-                f"profile={window!r} starts after the last step ({total_steps - 1}) of this run."
-            )
-
-    def update(self, step: int, pending: Any = None) -> None:
-        """Call before each step, with arrays of the step before, so that whole steps are traced."""
         if self._window is None:
             return
         start, stop = self._window
         if not self._running and start <= step < stop:  # a resumed run may begin inside the window
             jax.block_until_ready(pending)
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"Cannot write a profile to {self.folder}: {error}.") from error
-            jax.profiler.start_trace(str(self.folder))
+                raise UserError(f"Cannot write a profile to {self._folder}: {error}.") from error
+            jax.profiler.start_trace(str(self._folder))
             self._running = True
         elif self._running and step >= stop:
             self.close(pending)
 
     def close(self, pending: Any = None) -> None:
-        """Ends a trace that is still running, after the arrays in `pending` are there."""
+        """Ends a trace that is still running."""
         if self._running:
             jax.block_until_ready(pending)
             jax.profiler.stop_trace()
             self._running = False
             self._window = None
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import jax
-
 from mmjax.monitor import flops, report
 
 _WINDOW = 200  # steps that rates and the ETA look back on
@@ -56,7 +54,7 @@ class Progress:
         first_step: int = 0,
         batch_size: int,
         flops_per_step: float | None = None,
-        dtype: str = "bfloat16",
+        peak_flops: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         """Starts the clock.
@@ -65,18 +63,19 @@ class Progress:
           total_steps: the step the run ends at.
           first_step: the step it begins or resumes at.
           batch_size: examples per step, over all processes.
-          flops_per_step: of the global batch, forward and backward, for the MFU; None to show none.
-          dtype: what the model computes in, for the MFU.
+          flops_per_step: of the global batch, forward and backward, for the MFU.
+          peak_flops: per second, of all devices (`flops.peak_of`); without both, no MFU is shown.
           clock: seconds.
         """
         self._total_steps = total_steps
         self._step = first_step
         self._batch_size = batch_size
         self._flops = flops_per_step
-        self._dtype = dtype
+        self._peak = peak_flops
         self._clock = clock
         self._started = clock()
         self._paused = self._data = self._in_step = 0.0
+        self._fed = False
         self._recent: deque[_Step] = deque(maxlen=_WINDOW + 1)
         self.first_step_seconds: float | None = None  # compilation and the first step
 
@@ -88,16 +87,23 @@ class Progress:
             yield
         finally:
             self._data += self._clock() - start
+            self._fed = True
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around one training step, and a wait for its result where the loop waits."""
+        """Around one training step, or around a wait for its results.
+
+        It counts as a step if a batch was fetched since the last one, and only adds time otherwise.
+        """
         start = self._clock()
         yield
         now = self._clock()
+        self._in_step += now - start
+        if not self._fed:
+            return
+        self._fed = False
         if self.first_step_seconds is None:
             self.first_step_seconds = now - start
-        self._in_step += now - start
         self._step += 1
         self._recent.append(_Step(now - self._paused, self._data, self._in_step))
 
@@ -111,7 +117,7 @@ class Progress:
             self._paused += self._clock() - start
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the recent steps for a metric writer; empty until the second step has ended.
+        """Figures of the recent steps for a metric writer, each `perf/…`; empty at the first step.
 
         examples_per_second; step_seconds (wall clock per step); data_share and step_share of the
         time, the rest being logging and the like; mfu where known; memory_bytes, the peak of the
@@ -119,23 +125,23 @@ class Progress:
         """
         if len(self._recent) < 2:
             return {}
-        first, last = self._recent[0], self._recent[-1]
+        first = self._recent[0]
         # Until now, not until the last step returned: what it left to the device has just been
         # waited for.
         span = max(self._clock() - self._paused - first.end, 1e-9)
         seconds = span / (len(self._recent) - 1)
         values = {
-            "examples_per_second": self._batch_size / seconds,
-            "step_seconds": seconds,
-            "data_share": (last.data - first.data) / span,
-            "step_share": (last.step - first.step) / span,
+            "perf/examples_per_second": self._batch_size / seconds,
+            "perf/step_seconds": seconds,
+            "perf/data_share": (self._data - first.data) / span,
+            "perf/step_share": (self._in_step - first.step) / span,
         }
         if self._flops is not None:
-            utilisation = flops.mfu(self._flops, seconds, jax.device_count(), self._dtype)
+            utilisation = flops.mfu(self._flops, seconds, self._peak)
             if utilisation is not None:
-                values["mfu"] = utilisation
-        values["memory_bytes"] = float(max(row["peak"] for row in report.device_memory()))
-        values["eta_seconds"] = max(self._total_steps - self._step, 0) * seconds
+                values["perf/mfu"] = utilisation
+        values["perf/memory_bytes"] = float(max(row["peak"] for row in report.device_memory()))
+        values["perf/eta_seconds"] = max(self._total_steps - self._step, 0) * seconds
         return values
 
     def line(self, step: int, metrics: Mapping[str, float] | None = None) -> str:
@@ -149,15 +155,17 @@ class Progress:
         parts += [f"{name} {float(value):.4g}" for name, value in (metrics or {}).items()]
         now = self.metrics()
         if now:
-            rate = now["examples_per_second"]
+            rate = now["perf/examples_per_second"]
             parts.append(f"{rate:.0f} ex/s" if rate >= 100 else f"{rate:.3g} ex/s")
             parts.append(
-                f"data {now['data_share']:.0%} step {now['step_share']:.0%}".replace("%", " %")
+                f"data {now['perf/data_share']:.0%} step {now['perf/step_share']:.0%}".replace(
+                    "%", " %"
+                )
             )
-            if "mfu" in now:
-                parts.append(f"MFU {100 * now['mfu']:.0f} %")
-            parts.append(f"mem {report.format_bytes(now['memory_bytes'])}")
-            parts.append(f"ETA {report.format_seconds(now['eta_seconds'])}")
+            if "perf/mfu" in now:
+                parts.append(f"MFU {100 * now['perf/mfu']:.0f} %")
+            parts.append(f"mem {report.format_bytes(now['perf/memory_bytes'])}")
+            parts.append(f"ETA {report.format_seconds(now['perf/eta_seconds'])}")
         elif self.first_step_seconds is not None:
             parts.append(f"first step (with compilation) {self.first_step_seconds:.1f} s")
         return " | ".join(parts)

@@ -37,13 +37,25 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
 
 
 def metrics_table(results: Mapping[str, float], *, title: str = "") -> str:
-    """A table of final results from {'evaluator/metric': value}, in the given order."""
+    """A table of results from {'evaluator/metric': value}, in the given order."""
     rows, previous = [], None
     for name, value in results.items():
         group, _, metric = name.rpartition("/")
         rows.append(("" if group == previous else group, metric, value))
         previous = group
     return format_table(("evaluation", "metric", "value"), rows, title=title)
+
+
+def print_final(
+    results: Mapping[str, float], run_dir: str | os.PathLike, *, seconds: float | None = None
+) -> None:
+    """Prints a run's last results, its memory, and where the figures are kept."""
+    took = "" if seconds is None else f" in {format_seconds(seconds)}"
+    if results:
+        print(metrics_table(results, title="Final results"))
+        print()
+    print(memory_table())
+    print(f"\nDone{took}. Metrics: {os.path.join(run_dir, 'metrics.jsonl')}", flush=True)
 
 
 def format_bytes(count: float) -> str:

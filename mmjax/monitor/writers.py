@@ -38,7 +38,7 @@ class MetricWriter:
         tensorboard: bool = True,
         wandb: Mapping[str, Any] | None = None,
         process_index: int = 0,
-        resume_step: int | None = None,
+        first_step: int = 0,
     ):
         """Opens the files.
 
@@ -47,7 +47,7 @@ class MetricWriter:
           tensorboard: also write TensorBoard events.
           wandb: arguments of `wandb.init` (project, name, …), or None for no Weights & Biases.
           process_index: only process 0 writes.
-          resume_step: the step this run continues from; None or 0 for a fresh one.
+          first_step: the step this run goes on from; 0 for a fresh one.
 
         Raises:
           UserError: the folder cannot be written, or `wandb` is asked for and not installed.
@@ -68,13 +68,13 @@ class MetricWriter:
             if half_line:  # the previous process died while writing; keep its fragment apart
                 os.write(self._file, b"\n")
             if tensorboard:
-                self._open_events(resume_step)
+                self._open_events(first_step)
         except OSError as error:
             raise _cannot_write(self._dir, error) from error
-        if resume_step:
-            self._write_line({"resumed_from": int(resume_step), "time": time.time()})
+        if first_step:
+            self._write_line({"resumed_from": int(first_step), "time": time.time()})
 
-    def _open_events(self, resume_step: int | None) -> None:
+    def _open_events(self, first_step: int) -> None:
         # The synchronous writer: tensorboardX.SummaryWriter hands events to a thread, which dies
         # silently on a full disk and then blocks the training loop on its queue.
         from tensorboardX.event_file_writer import EventsWriter
@@ -86,11 +86,11 @@ class MetricWriter:
         self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns()}")
         self._flushed = time.monotonic()
         if (
-            resume_step
+            first_step
         ):  # TensorBoard then hides what an interrupted run logged at or after this step
             start = SessionLog(status=SessionLog.START)
             self._events.write_event(
-                Event(wall_time=time.time(), step=int(resume_step) + 1, session_log=start)
+                Event(wall_time=time.time(), step=int(first_step) + 1, session_log=start)
             )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

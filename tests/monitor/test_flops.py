@@ -1,9 +1,11 @@
 """Peak rates by the names JAX gives to devices."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from mmjax.monitor.flops import measured_peak, mfu, peak_flops
+from mmjax.monitor.flops import measured_peak, mfu, peak_flops, peak_of
 
 
 @pytest.mark.parametrize(
@@ -39,21 +41,31 @@ def test_peaks(kind, bfloat16, float32):
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA L40S", "NVIDIA GB200", "TPU v4 lite", "TPU v9"])
 def test_unknown_devices_have_no_peak(kind):
     assert peak_flops(kind) is None
-    assert mfu(1e12, 1.0, 1, device_kind=kind) is None
 
 
 def test_an_unknown_dtype_has_no_peak():
     assert peak_flops("NVIDIA H100 80GB HBM3", "float64") is None
 
 
+class Device:
+    device_kind = "NVIDIA A100-SXM4-40GB"
+
+
+class Mesh:
+    devices = np.array([[Device()] * 4] * 2)
+    size = 8
+
+
+def test_the_devices_of_a_mesh_add_up():
+    assert peak_of(Mesh(), jnp.bfloat16) == pytest.approx(8 * 312e12)
+    assert peak_of(Mesh(), np.dtype("float32")) == pytest.approx(8 * 156e12)
+    assert peak_of(jax.make_mesh((1,), ("data",))) == peak_flops(jax.devices()[0].device_kind)
+
+
 def test_mfu():
     # 8 devices of 312 TFLOP/s could do 1248e12 in half a second.
-    assert mfu(312e12, 0.5, 8, device_kind="NVIDIA A100-SXM4-40GB") == pytest.approx(0.25)
-
-
-def test_the_default_device_is_asked():
-    kind = jax.devices()[0].device_kind
-    assert mfu(1e12, 1.0, 1) == mfu(1e12, 1.0, 1, device_kind=kind)
+    assert mfu(312e12, 0.5, 8 * 312e12) == pytest.approx(0.25)
+    assert mfu(312e12, 0.5, None) is None
 
 
 def test_measured_peak_is_a_rate(monkeypatch):

@@ -2,7 +2,6 @@
 
 import pytest
 
-from mmjax.monitor import flops
 from mmjax.monitor.progress import Progress
 
 
@@ -29,11 +28,11 @@ def test_split_rate_and_eta():
     run(progress, clock, 9, data=0.1, step=0.3)
     metrics = progress.metrics()
     assert progress.first_step_seconds == pytest.approx(60)
-    assert metrics["step_seconds"] == pytest.approx(0.4)
-    assert metrics["examples_per_second"] == pytest.approx(80)
-    assert metrics["data_share"] == pytest.approx(0.25)
-    assert metrics["step_share"] == pytest.approx(0.75)
-    assert metrics["eta_seconds"] == pytest.approx(90 * 0.4)
+    assert metrics["perf/step_seconds"] == pytest.approx(0.4)
+    assert metrics["perf/examples_per_second"] == pytest.approx(80)
+    assert metrics["perf/data_share"] == pytest.approx(0.25)
+    assert metrics["perf/step_share"] == pytest.approx(0.75)
+    assert metrics["perf/eta_seconds"] == pytest.approx(90 * 0.4)
     assert progress.elapsed == pytest.approx(65 + 3.6)
 
 
@@ -44,8 +43,8 @@ def test_pauses_are_nobodys_time():
     with progress.pause():
         clock.now += 1000
     run(progress, clock, 2, data=0, step=1.0)
-    assert progress.metrics()["step_seconds"] == pytest.approx(1)
-    assert progress.metrics()["eta_seconds"] == pytest.approx(5)
+    assert progress.metrics()["perf/step_seconds"] == pytest.approx(1)
+    assert progress.metrics()["perf/eta_seconds"] == pytest.approx(5)
 
 
 def test_time_outside_both_is_neither_data_nor_step():
@@ -54,7 +53,7 @@ def test_time_outside_both_is_neither_data_nor_step():
     run(progress, clock, 2, data=0.2, step=0.2)
     clock.now += 0.4  # e.g. logging
     metrics = progress.metrics()
-    assert metrics["data_share"] == metrics["step_share"] == pytest.approx(0.25)
+    assert metrics["perf/data_share"] == metrics["perf/step_share"] == pytest.approx(0.25)
 
 
 def test_the_wait_for_the_device_after_the_last_step_counts():
@@ -62,7 +61,7 @@ def test_the_wait_for_the_device_after_the_last_step_counts():
     progress = Progress(10, batch_size=4, clock=clock)
     run(progress, clock, 5, data=0, step=0)  # dispatched at once …
     clock.now += 8  # … and waited for when the metrics are fetched
-    assert progress.metrics()["examples_per_second"] == pytest.approx(2)
+    assert progress.metrics()["perf/examples_per_second"] == pytest.approx(2)
 
 
 def test_the_eta_follows_recent_steps():
@@ -70,14 +69,14 @@ def test_the_eta_follows_recent_steps():
     progress = Progress(2000, batch_size=1, clock=clock)
     run(progress, clock, 500, data=0, step=10.0)
     run(progress, clock, 500, data=0, step=1.0)
-    assert progress.metrics()["eta_seconds"] == pytest.approx(1000)
+    assert progress.metrics()["perf/eta_seconds"] == pytest.approx(1000)
 
 
 def test_a_resumed_run_counts_from_its_first_step():
     clock = Clock()
     progress = Progress(900, first_step=890, batch_size=1, clock=clock)
     run(progress, clock, 4, data=0, step=1.0)
-    assert progress.metrics()["eta_seconds"] == pytest.approx(6)
+    assert progress.metrics()["perf/eta_seconds"] == pytest.approx(6)
 
 
 def test_nothing_is_claimed_from_the_compiling_step():
@@ -93,27 +92,24 @@ def test_nothing_is_claimed_from_the_compiling_step():
 
 
 def test_the_line(monkeypatch):
-    monkeypatch.setattr(flops, "peak_flops", lambda kind, dtype: 1e12)
-    monkeypatch.setattr("jax.device_count", lambda: 2)
     monkeypatch.setattr(
         "mmjax.monitor.report.device_memory", lambda: [{"peak": 2**30}, {"peak": 1.2 * 2**30}]
     )
     clock = Clock()
-    progress = Progress(900, batch_size=203, flops_per_step=0.205e12, clock=clock)
+    progress = Progress(900, batch_size=203, flops_per_step=0.205e12, peak_flops=2e12, clock=clock)
     run(progress, clock, 400, data=0.0075, step=0.2425)
     assert progress.line(400, {"loss": 2.3123}) == (
         "step 400/900 | loss 2.312 | 812 ex/s | data 3 % step 97 % | MFU 41 % | mem 1.2 GiB"
         " | ETA 2:05"
     )
-    assert progress.metrics()["mfu"] == pytest.approx(0.41)
+    assert progress.metrics()["perf/mfu"] == pytest.approx(0.41)
 
 
-def test_no_mfu_where_the_peak_is_not_known(monkeypatch):
-    monkeypatch.setattr(flops, "peak_flops", lambda kind, dtype: None)
+def test_no_mfu_where_the_peak_is_not_known():
     clock = Clock()
-    progress = Progress(10, batch_size=1, flops_per_step=1e9, clock=clock)
+    progress = Progress(10, batch_size=1, flops_per_step=1e9, peak_flops=None, clock=clock)
     run(progress, clock, 3, data=0, step=1.0)
-    assert "mfu" not in progress.metrics() and "MFU" not in progress.line(3)
+    assert "perf/mfu" not in progress.metrics() and "MFU" not in progress.line(3)
 
 
 def test_a_failing_step_is_not_counted():
@@ -122,4 +118,16 @@ def test_a_failing_step_is_not_counted():
     run(progress, clock, 2, data=0, step=1.0)
     with pytest.raises(ZeroDivisionError), progress.step():
         raise ZeroDivisionError
-    assert progress.metrics()["eta_seconds"] == pytest.approx(8)
+    assert progress.metrics()["perf/eta_seconds"] == pytest.approx(8)
+
+
+def test_a_wait_without_a_new_batch_adds_time_and_no_step():
+    clock = Clock()
+    progress = Progress(10, batch_size=1, clock=clock)
+    run(progress, clock, 3, data=0, step=1.0)
+    with progress.step():
+        clock.now += 2
+    metrics = progress.metrics()
+    assert metrics["perf/step_seconds"] == pytest.approx(2)
+    assert metrics["perf/step_share"] == pytest.approx(1)
+    assert metrics["perf/eta_seconds"] == pytest.approx(7 * 2)

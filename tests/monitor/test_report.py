@@ -37,6 +37,13 @@ def test_metrics_are_grouped_by_evaluator():
     ]
 
 
+def test_the_final_report_has_results_memory_and_the_place_of_the_figures(capsys, tmp_path):
+    report.print_final({"retrieval/R@1": 0.31}, tmp_path, seconds=61)
+    text = capsys.readouterr().out
+    assert "retrieval   R@1      0.31" in text and "peak" in text
+    assert text.endswith(f"Done in 1:01. Metrics: {tmp_path / 'metrics.jsonl'}\n")
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [

@@ -69,7 +69,7 @@ def test_resume_keeps_old_lines_and_marks_them(tmp_path):
     with MetricWriter(tmp_path) as writer:
         for step in (10, 20, 30):
             writer.scalars(step, {"loss": float(step)})
-    with MetricWriter(tmp_path, resume_step=20) as writer:
+    with MetricWriter(tmp_path, first_step=20) as writer:
         writer.scalars(30, {"loss": 0.5})
     lines = raw_lines(tmp_path)
     assert [line.get("step") for line in lines] == [10, 20, 30, None, 30]
@@ -100,7 +100,7 @@ def test_a_line_cut_by_a_kill_costs_only_itself(tmp_path):
         writer.scalars(1, {"loss": 1.0})
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"step": 2, "lo')
-    with MetricWriter(tmp_path, resume_step=1) as writer:
+    with MetricWriter(tmp_path, first_step=1) as writer:
         writer.scalars(2, {"loss": 2.0})
     assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0)]
 

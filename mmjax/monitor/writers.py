@@ -85,9 +85,8 @@ class MetricWriter:
         # Its file names have a resolution of one second; two writers must not share a file.
         self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns()}")
         self._flushed = time.monotonic()
-        if (
-            first_step
-        ):  # TensorBoard then hides what an interrupted run logged at or after this step
+        # TensorBoard then hides what an interrupted run logged at or after the next step.
+        if first_step:
             start = SessionLog(status=SessionLog.START)
             self._events.write_event(
                 Event(wall_time=time.time(), step=int(first_step) + 1, session_log=start)

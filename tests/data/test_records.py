@@ -1,0 +1,195 @@
+"""Shards and indexes against TensorFlow's own writer and reader, and against damage."""
+
+import os
+import struct
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmjax.data import records
+from mmjax.errors import UserError
+
+PAYLOADS = [b"first", b"", b"x" * 3000, os.urandom(517)]
+
+
+@pytest.fixture
+def shard(tmp_path):
+    path = str(tmp_path / "train-00000-of-00001.tfrecord")
+    assert records.write_shard(path, PAYLOADS) == len(PAYLOADS)
+    return path
+
+
+def flip(path, offset):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def older(path, than):
+    stamp = os.stat(than).st_mtime - 100
+    os.utime(path, (stamp, stamp))
+
+
+@settings(max_examples=25, deadline=None)
+@given(payloads=st.lists(st.binary(max_size=300), max_size=12))
+def test_tensorflow_reads_what_we_write_and_we_what_it_writes(payloads, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    ours, theirs = str(folder / "ours"), str(folder / "theirs")
+    records.write_shard(ours, payloads)
+    with tf.io.TFRecordWriter(theirs) as writer:
+        for payload in payloads:
+            writer.write(payload)
+    with open(ours, "rb") as a, open(theirs, "rb") as b:
+        assert a.read() == b.read()
+    assert list(tf.data.TFRecordDataset(ours).as_numpy_iterator()) == payloads
+    index = records.read_index(ours)
+    np.testing.assert_array_equal(index, records.build_index(theirs))
+    assert index.dtype == np.int64 and index.shape == (len(payloads), 2)
+    assert [records.read_record(theirs, *row) for row in index.tolist()] == payloads
+    assert list(records.iterate(theirs)) == payloads
+    assert records.verify(ours) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(position=st.integers(0, 10**9), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_found(position, bit, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("flip") / "shard")
+    records.write_shard(path, [b"abc", b"defg" * 9, b""])
+    position %= os.path.getsize(path)
+    with open(path, "r+b") as file:
+        data = bytearray(file.read())
+        data[position] ^= 1 << bit
+        file.seek(0)
+        file.write(data)
+    owner = 0 if position < 19 else 1 if position < 71 else 2
+    (problem,) = records.verify(path)
+    assert problem.record == owner and problem.path == path
+
+
+@settings(max_examples=40, deadline=None)
+@given(keep=st.integers(0, 10**9))
+def test_any_truncation_is_found(keep, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("cut") / "shard")
+    records.write_shard(path, [b"abc", b"defg" * 9, b""])
+    ends = [0, 19, 71, 87]
+    keep %= os.path.getsize(path)
+    os.truncate(path, keep)
+    if keep in ends:  # a cut between records shows in the index alone
+        with pytest.raises(UserError, match="out of date"):
+            records.read_index(path)
+        return
+    whole = sum(end <= keep for end in ends) - 1
+    with pytest.raises(records.CorruptRecord, match=f"record {whole}: .*truncated"):
+        records.read_index(path)
+    os.remove(records.index_path(path))
+    with pytest.raises(records.CorruptRecord, match=f"record {whole}: .*truncated"):
+        records.build_index(path)
+    assert [problem.record for problem in records.verify(path)] == [whole]
+
+
+def test_read_record_names_shard_and_record(shard):
+    (offset, length) = records.read_index(shard)[2].tolist()
+    flip(shard, offset + 7)
+    with pytest.raises(records.CorruptRecord) as info:
+        records.read_record(shard, offset, length, record=2)
+    assert shard in str(info.value) and "record 2" in str(info.value) and "CRC" in str(info.value)
+    assert (info.value.path, info.value.record) == (shard, 2)
+    assert len(records.read_record(shard, offset, length, check_crc=False)) == length
+    os.truncate(shard, offset + 5)
+    with pytest.raises(records.CorruptRecord, match="record 2: .*truncated"):
+        records.read_record(shard, offset, length, record=2)
+
+
+def test_verify_goes_on_after_a_bad_payload(shard):
+    index = records.read_index(shard)
+    flip(shard, index[0, 0])
+    flip(shard, index[3, 0] + 100)
+    os.truncate(shard, os.path.getsize(shard) - 1)
+    assert [problem.record for problem in records.verify(shard)] == [0, 3]
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "x-00000-of-00001"
+    path.write_bytes(b"\x1f\x8b" + os.urandom(200))
+    with pytest.raises(records.CorruptRecord, match="compressed, or not a TFRecord"):
+        records.build_index(path)
+
+
+def test_index_is_headers_only(tmp_path):
+    """A sparse shard of 2 TiB: whoever read the payloads would not return."""
+    path = tmp_path / "huge"
+    length = 2**41
+    header = struct.pack("<Q", length)
+    with open(path, "wb") as file:
+        file.write(header + struct.pack("<I", records.masked_crc(header)))
+        file.truncate(12 + length + 4)
+    assert records.build_index(path).tolist() == [[12, length]]
+
+
+def test_index_older_than_its_shard(shard):
+    replacement = shard + ".new"
+    with tf.io.TFRecordWriter(replacement) as writer:  # same size, other records
+        writer.write(b"x" * (os.path.getsize(shard) - 16))
+    os.replace(replacement, shard)
+    older(records.index_path(shard), than=shard)
+    with pytest.raises(UserError, match="older than its shard.*mmjax index"):
+        records.read_index(shard)
+
+
+def test_index_older_than_its_shard_by_copying_is_accepted(shard):
+    expected = records.read_index(shard)
+    older(records.index_path(shard), than=shard)
+    np.testing.assert_array_equal(records.read_index(shard), expected)
+
+
+def test_index_of_a_shard_that_grew(shard):
+    with open(shard, "ab") as file, tf.io.TFRecordWriter(shard + ".more") as writer:
+        writer.write(b"appended")
+        writer.flush()
+        with open(shard + ".more", "rb") as more:
+            file.write(more.read())
+    with pytest.raises(UserError, match="out of date"):
+        records.read_index(shard)
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-3], lambda d: b"PK" + d[2:], lambda d: b""])
+def test_damaged_index(shard, damage):
+    path = records.index_path(shard)
+    with open(path, "rb") as file:
+        data = file.read()
+    with open(path, "wb") as file:
+        file.write(damage(data))
+    with pytest.raises(UserError, match=r"\.idx .*mmjax index"):
+        records.read_index(shard)
+
+
+def test_missing_index_is_built_and_can_be_saved(shard):
+    expected = records.read_index(shard)
+    os.remove(records.index_path(shard))
+    np.testing.assert_array_equal(records.read_index(shard), expected)
+    assert not os.path.exists(records.index_path(shard))
+    records.build_index(shard, save=True)
+    assert os.path.exists(records.index_path(shard))
+    np.testing.assert_array_equal(records.read_index(shard), expected)
+
+
+def test_a_failed_writer_leaves_the_old_shard_and_no_litter(shard, tmp_path):
+    with pytest.raises(KeyError), records.ShardWriter(shard) as writer:
+        writer.write(b"half")
+        raise KeyError
+    assert list(records.iterate(shard)) == PAYLOADS
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        os.path.basename(name) for name in (shard, records.index_path(shard))
+    )
+
+
+def test_rewriting_a_shard_renews_its_index(shard):
+    records.write_shard(shard, [b"only"])
+    assert [records.read_record(shard, *row) for row in records.read_index(shard).tolist()] == [
+        b"only"
+    ]

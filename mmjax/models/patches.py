@@ -1,0 +1,209 @@
+"""One transformer over patches, for video, waveforms, spectrograms and images.
+
+Source: VATT (Akbari et al. 2021), sections 3.1–3.3, and its published code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.errors import UserError
+from mmjax.models.positions import Positions, drop_tokens, kept_tokens
+from mmjax.models.transformer import (
+    Encoder,
+    EncoderConfig,
+    dropout,
+    gelu,
+    glorot_uniform,
+    split_key,
+    token_init,
+)
+
+
+def extract_patches(x: jax.Array, patch_size: Sequence[int]) -> jax.Array:
+    """[N, *sizes, C] cut into [N, *grid, prod(patch_size) · C]; incomplete patches are dropped."""
+    grid = grid_of(x.shape[1:-1], patch_size)
+    axes = range(1, len(grid) + 1)
+    x = x[(slice(None), *(slice(g * p) for g, p in zip(grid, patch_size, strict=True)))]
+    split = [size for g, p in zip(grid, patch_size, strict=True) for size in (g, p)]
+    x = x.reshape(x.shape[0], *split, x.shape[-1])
+    x = x.transpose(0, *(2 * i - 1 for i in axes), *(2 * i for i in axes), x.ndim - 1)
+    return x.reshape(x.shape[0], *grid, -1)
+
+
+def grid_of(sizes: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
+    """Patches along each axis.
+
+    Raises:
+      UserError: the input has other axes than the patch, or is smaller than one patch.
+    """
+    if len(sizes) != len(patch_size) or any(s < p for s, p in zip(sizes, patch_size, strict=True)):
+        raise UserError(
+            f"An input of size {tuple(sizes)} has no whole patch of size {tuple(patch_size)}; "
+            "change the input's size (data.…) or patch_size (model.…)."
+        )
+    return tuple(s // p for s, p in zip(sizes, patch_size, strict=True))
+
+
+class PatchEmbedding(nnx.Module):
+    """A linear map of each patch: a convolution whose stride is its kernel, as one matrix product.
+
+    The kernel has the shape of that convolution's, [*patch_size, channels, width].
+    """
+
+    def __init__(
+        self, cfg: EncoderConfig, *, patch_size: Sequence[int], channels: int, rngs: nnx.Rngs
+    ):
+        self.dtype = cfg.dtype
+        shape = (*patch_size, channels, cfg.width)
+        self.kernel = nnx.Param(glorot_uniform(rngs.params(), shape, cfg.param_dtype))
+        self.bias = nnx.Param(jnp.zeros((cfg.width,), cfg.param_dtype))
+
+    def __call__(self, patches: jax.Array) -> jax.Array:  # [..., patch]
+        kernel = self.kernel[...]
+        kernel = kernel.reshape(-1, kernel.shape[-1]).astype(self.dtype)
+        return patches.astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)
+
+
+class PatchTransformer(nnx.Module):
+    """Patches → embeddings + positions → DropToken (training) → AGG token in front → encoder.
+
+    Args:
+      encoder: options of the encoder.
+      patch_size: along each axis of the input.
+      channels: of the input's last axis; 0 when the input has no such axis.
+      buckets: {axis: rows of its table of positions}, outermost axis first. Inputs with another
+        number of patches are fine: tables are resampled (`positions.spline_matrix`).
+      keep_tokens: DropToken keeps this fraction of the tokens in training; 1 turns it off.
+      drop_per_example: DropToken chooses for each example; False chooses once for the batch, as
+        VATT does.
+      pre_projection: a dense layer with GELU between patches and positions (VATT's
+        modality-agnostic checkpoints).
+      post_projection: width of a dense layer with GELU after the encoder (the same checkpoints:
+        1024); 0 for none.
+      swap_axes: see `Positions`.
+      rngs: for initialisation.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: EncoderConfig,
+        patch_size: Sequence[int],
+        channels: int,
+        buckets: Mapping[str, int],
+        keep_tokens: float = 1.0,
+        drop_per_example: bool = False,
+        pre_projection: bool = False,
+        post_projection: int = 0,
+        swap_axes: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        if len(patch_size) != len(buckets):
+            raise UserError(f"patch_size {patch_size} must have one number for each of {buckets}.")
+        if not 0 < keep_tokens <= 1:
+            raise UserError(f"keep_tokens must be in (0, 1], not {keep_tokens}.")
+        width = encoder.width
+        self.cfg = encoder
+        self.patch_size = tuple(patch_size)
+        self.channels = channels
+        self.keep_tokens = keep_tokens
+        self.drop_per_example = drop_per_example
+        self.out_features = post_projection or width
+        self.patch = PatchEmbedding(
+            encoder, patch_size=patch_size, channels=max(channels, 1), rngs=rngs
+        )
+        if pre_projection:
+            self.pre_projection = encoder.linear(width, width, use_bias=True, rngs=rngs)
+        self.positions = Positions(
+            width=width,
+            axes=buckets,
+            epsilon=encoder.epsilon,
+            param_dtype=encoder.param_dtype,
+            swap_axes=swap_axes,
+            rngs=rngs,
+        )
+        self.agg_token = nnx.Param(token_init(width)(rngs.params(), (width,), encoder.param_dtype))
+        self.encoder = Encoder(encoder, rngs=rngs)
+        if post_projection:
+            self.post_projection = encoder.linear(width, post_projection, use_bias=True, rngs=rngs)
+
+    def __call__(
+        self, x: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Encodes a batch.
+
+        Args:
+          x: float [N, *sizes, channels], or [N, *sizes] when `channels` is 0.
+          key: randomness of dropout and DropToken; None turns both off (evaluation).
+
+        Returns:
+          The AGG token, float32 [N, out_features], and all others [N, tokens, out_features] (in
+          training those that DropToken kept, in its order).
+        """
+        if not self.channels:
+            x = x[..., None]
+        if x.shape[-1] != max(self.channels, 1):
+            raise UserError(
+                f"An input of shape {x.shape[1:]} has {x.shape[-1]} channels, not {self.channels}."
+            )
+        drop_key, position_key, encoder_key = split_key(key, 3)
+        patches = extract_patches(x, self.patch_size)
+        positions = self.positions(patches.shape[1:-1])  # [P, D]
+        patches = patches.reshape(x.shape[0], -1, patches.shape[-1])  # [N, P, patch]
+        if key is not None and self.keep_tokens < 1:
+            # Each patch is embedded on its own, so dropping first is the same with less work.
+            batch = len(x) if self.drop_per_example else None
+            keep = drop_tokens(drop_key, patches.shape[1], self.keep_tokens, batch=batch)
+            positions = positions[keep]
+            index = keep[..., None] if self.drop_per_example else keep[None, :, None]
+            patches = jnp.take_along_axis(patches, index, axis=1)
+        tokens = self.patch(patches)  # [N, P, D]
+        if hasattr(self, "pre_projection"):
+            tokens = gelu(self.pre_projection(tokens))
+        tokens = tokens + positions.astype(tokens.dtype)
+        tokens = dropout(tokens, self.cfg.dropout_rate, position_key)
+        agg = jnp.broadcast_to(
+            self.agg_token[...].astype(tokens.dtype), (len(x), 1, self.cfg.width)
+        )
+        tokens = self.encoder(jnp.concatenate([agg, tokens], axis=1), key=encoder_key)
+        if hasattr(self, "post_projection"):
+            tokens = gelu(self.post_projection(tokens))
+        return tokens[:, 0].astype(jnp.float32), tokens[:, 1:]
+
+    def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
+        """Forward operations for one input of this shape; `train` counts DropToken."""
+        cfg = self.cfg
+        sizes = shape[:-1] if self.channels else shape
+        num_tokens = math.prod(grid_of(sizes, self.patch_size))
+        if train:
+            num_tokens = kept_tokens(num_tokens, self.keep_tokens)
+        patch = math.prod(self.patch_size) * max(self.channels, 1)
+        if hasattr(self, "pre_projection"):
+            patch += cfg.width
+        total = 2.0 * num_tokens * patch * cfg.width + self.encoder.flops(num_tokens + 1)
+        if hasattr(self, "post_projection"):
+            total += 2.0 * (num_tokens + 1) * cfg.width * self.out_features
+        return total
+
+    @property
+    def input_ndim(self) -> int:
+        """Axes of one input, without batch."""
+        return len(self.patch_size) + bool(self.channels)
+
+
+# Sizes shared by the towers: name → encoder options.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": dict(width=128, head_dim=32, mlp_dim=512, num_layers=4, num_heads=4),
+    "small": dict(width=384, mlp_dim=1536, num_layers=12, num_heads=6),
+    "base": dict(width=768, mlp_dim=3072, num_layers=12, num_heads=12),
+    "medium": dict(width=1024, mlp_dim=4096, num_layers=12, num_heads=16),
+    "large": dict(width=1024, mlp_dim=4096, num_layers=24, num_heads=16),
+    "xlarge": dict(width=1536, mlp_dim=4096, num_layers=24, num_heads=24),
+}

@@ -1,0 +1,329 @@
+"""The transformer encoder that every tower runs: attention, feed-forward, stacked blocks.
+
+Sources: Vaswani et al. 2017; the pre-norm form, erf GELU and places of dropout of VATT (Akbari et
+  al.
+2021, published code); T5's variants (RMS norms, unscaled attention, position bias) by options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.errors import UserError, choose, unknown
+
+ATTENTION_IMPLS = ("auto", "xla", "cudnn")
+ACTIVATIONS = ("relu", "gelu", "swish", "geglu")
+NORMS = ("layer", "rms")
+# What the backward pass keeps of a layer: everything, nothing but its input, or the results of its
+# matrix products with parameters (attention scores and activations are computed again).
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+glorot_uniform = nnx.initializers.glorot_uniform()
+
+
+def token_init(width: int) -> Callable[..., jax.Array]:
+    """Initializer of a learned token [width]: a truncated normal with a true std of width^-1/2."""
+    cut_at_two_sigma = 0.87962566103423978  # std of a unit normal cut at ±2
+    return nnx.initializers.truncated_normal(width**-0.5 / cut_at_two_sigma)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Options of an encoder.
+
+    Attributes:
+      num_layers: blocks.
+      width: features of a token.
+      num_heads: attention heads.
+      head_dim: features of a head; num_heads · head_dim need not equal `width`.
+      mlp_dim: hidden units of the feed-forward part.
+      activation: 'relu', 'gelu' (erf form), 'swish', or 'geglu' (gated GELU).
+      use_bias: biases in attention and feed-forward.
+      pre_norm: normalise before each part and once at the end; False: after each residual sum.
+      attention_norm, mlp_norm, final_norm: 'layer' (mean, variance, scale, bias) or 'rms' (scale).
+      epsilon: of the norms.
+      scale_attention: divide scores by sqrt(head_dim); T5 does not.
+      dropout_rate: on tokens and hidden units.
+      attention_dropout_rate: on attention weights; None is `dropout_rate`. Only 0 lets cuDNN
+        attend.
+      attention_impl: 'xla', 'cudnn', or 'auto' (cuDNN where it can: GPU, half precision, no
+        dropout).
+      dtype: of computation; norms and softmax run in float32 whatever it is.
+      param_dtype: of parameters.
+      remat: key of `REMAT_POLICIES`.
+      scan_unroll: layers in one iteration of the scan over depth; more compile longer, run a little
+        faster. 0 unrolls all.
+    """
+
+    num_layers: int
+    width: int
+    num_heads: int
+    head_dim: int = 64
+    mlp_dim: int
+    activation: str = "gelu"
+    use_bias: bool = True
+    pre_norm: bool = True
+    attention_norm: str = "layer"
+    mlp_norm: str = "layer"
+    final_norm: str = "layer"
+    epsilon: float = 1e-6
+    scale_attention: bool = True
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float | None = None
+    attention_impl: str = "auto"
+    dtype: Any = "float32"
+    param_dtype: Any = "float32"
+    remat: str = "none"
+    scan_unroll: int = 1
+
+    def __post_init__(self):
+        for kind, valid in (
+            ("activation", ACTIVATIONS),
+            ("attention_norm", NORMS),
+            ("mlp_norm", NORMS),
+            ("final_norm", NORMS),
+            ("attention_impl", ATTENTION_IMPLS),
+            ("remat", tuple(REMAT_POLICIES)),
+        ):
+            if getattr(self, kind) not in valid:
+                raise unknown(kind, getattr(self, kind), valid)
+        for kind in ("num_layers", "width", "num_heads", "head_dim", "mlp_dim"):
+            if getattr(self, kind) < 1:
+                raise UserError(f"{kind} must be at least 1, not {getattr(self, kind)}.")
+        for kind in ("dropout_rate", "attention_dropout_rate"):
+            if not 0 <= (getattr(self, kind) or 0) < 1:
+                raise UserError(f"{kind} must be in [0, 1), not {getattr(self, kind)}.")
+
+    def linear(self, fan_in: int, fan_out: int, *, use_bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
+        """A dense layer with this encoder's dtypes and Glorot-uniform kernel."""
+        return nnx.Linear(
+            fan_in,
+            fan_out,
+            use_bias=use_bias,
+            kernel_init=glorot_uniform,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=rngs,
+        )
+
+    def norm(self, kind: str, *, rngs: nnx.Rngs) -> nnx.Module:
+        """A norm over features, computed in float32."""
+        options = dict(epsilon=self.epsilon, dtype=self.dtype, param_dtype=self.param_dtype)
+        if kind == "rms":
+            return nnx.RMSNorm(self.width, rngs=rngs, **options)
+        return nnx.LayerNorm(self.width, use_fast_variance=False, rngs=rngs, **options)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a `rate` of the elements and scales up the rest; nothing without a key or rate."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def split_key(key: jax.Array | None, count: int):
+    """`count` keys, or as many Nones: modules take None for 'no randomness'."""
+    return [None] * count if key is None else jax.random.split(key, count)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, x Φ(x), by erf (the form VATT and T5 v1 weights were trained with)."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    scale: float,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    impl: str = "auto",
+) -> jax.Array:
+    """Softmax attention; scores and softmax in float32.
+
+    Args:
+      query: [B, T, H, K].
+      key: [B, S, H, K].
+      value: [B, S, H, K].
+      scale: factor of the scores.
+      bias: added to the scaled scores; broadcasts to [B, H, T, S].
+      mask: True where a key may be seen; broadcasts to [B, H, T, S].
+      dropout_rate: on attention weights, when `dropout_key` is given.
+      dropout_key: randomness of that dropout.
+      impl: 'xla', 'cudnn' or 'auto'.
+
+    Returns:
+      [B, T, H, K] in the dtype of `value`.
+    """
+    drops = dropout_key is not None and dropout_rate > 0
+    if impl == "auto":
+        half = query.dtype in (jnp.bfloat16, jnp.float16)
+        fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+        impl = "cudnn" if jax.default_backend() == "gpu" and half and fits and not drops else "xla"
+    if impl == "cudnn":
+        if drops:
+            raise UserError(
+                "attention_impl='cudnn' has no dropout on attention weights: "
+                "set attention_dropout_rate=0."
+            )
+        if bias is not None:
+            bias = bias.astype(query.dtype)
+        return jax.nn.dot_product_attention(
+            query, key, value, bias=bias, mask=mask, scale=scale, implementation="cudnn"
+        )
+    scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
+    scores = scores * scale
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, -1e9)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    weights = dropout(weights, dropout_rate, dropout_key)
+    return jnp.einsum("bhts,bshk->bthk", weights, value)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with separate projections, heads in the order of the columns."""
+
+    def __init__(self, cfg: EncoderConfig, *, rngs: nnx.Rngs):
+        inner = cfg.num_heads * cfg.head_dim
+        self.cfg = cfg
+        self.query = cfg.linear(cfg.width, inner, use_bias=cfg.use_bias, rngs=rngs)
+        self.key = cfg.linear(cfg.width, inner, use_bias=cfg.use_bias, rngs=rngs)
+        self.value = cfg.linear(cfg.width, inner, use_bias=cfg.use_bias, rngs=rngs)
+        self.out = cfg.linear(inner, cfg.width, use_bias=cfg.use_bias, rngs=rngs)
+
+    def __call__(self, x, *, bias=None, mask=None, key=None):  # [B, T, D]
+        cfg = self.cfg
+        rate = cfg.attention_dropout_rate
+        heads = (*x.shape[:2], cfg.num_heads, cfg.head_dim)
+        y = attend(
+            self.query(x).reshape(heads),
+            self.key(x).reshape(heads),
+            self.value(x).reshape(heads),
+            scale=cfg.head_dim**-0.5 if cfg.scale_attention else 1.0,
+            bias=bias,
+            mask=mask,
+            dropout_rate=cfg.dropout_rate if rate is None else rate,
+            dropout_key=key,
+            impl=cfg.attention_impl,
+        )
+        return self.out(y.reshape(*x.shape[:2], -1))
+
+
+class FeedForward(nnx.Module):
+    """Two dense layers around an activation; 'geglu' multiplies by a third one's output."""
+
+    def __init__(self, cfg: EncoderConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.up = cfg.linear(cfg.width, cfg.mlp_dim, use_bias=cfg.use_bias, rngs=rngs)
+        if cfg.activation == "geglu":
+            self.gate = cfg.linear(cfg.width, cfg.mlp_dim, use_bias=cfg.use_bias, rngs=rngs)
+        self.down = cfg.linear(cfg.mlp_dim, cfg.width, use_bias=cfg.use_bias, rngs=rngs)
+
+    def __call__(self, x, *, key=None):
+        activation = {"relu": jax.nn.relu, "swish": jax.nn.silu}.get(self.cfg.activation, gelu)
+        hidden = activation(self.up(x))
+        if self.cfg.activation == "geglu":
+            hidden = hidden * self.gate(x)
+        return self.down(dropout(hidden, self.cfg.dropout_rate, key))
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each with its norm, dropout and residual sum."""
+
+    def __init__(self, cfg: EncoderConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.attention_norm = cfg.norm(cfg.attention_norm, rngs=rngs)
+        self.attention = Attention(cfg, rngs=rngs)
+        self.mlp_norm = cfg.norm(cfg.mlp_norm, rngs=rngs)
+        self.mlp = FeedForward(cfg, rngs=rngs)
+
+    def __call__(self, x, *, bias=None, mask=None, key=None):  # [B, T, D]
+        rate, pre_norm = self.cfg.dropout_rate, self.cfg.pre_norm
+        keys = split_key(key, 4)
+        y = self.attention_norm(x) if pre_norm else x
+        x = x + dropout(self.attention(y, bias=bias, mask=mask, key=keys[0]), rate, keys[1])
+        x = x if pre_norm else self.attention_norm(x)
+        y = self.mlp_norm(x) if pre_norm else x
+        x = x + dropout(self.mlp(y, key=keys[2]), rate, keys[3])
+        return x if pre_norm else self.mlp_norm(x)
+
+
+class Encoder(nnx.Module):
+    """Blocks with stacked parameters, run by one scan; then the final norm and dropout."""
+
+    def __init__(self, cfg: EncoderConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.layers = jax.vmap(lambda key: Block(cfg, rngs=nnx.Rngs(key)))(
+            jax.random.split(rngs.params(), cfg.num_layers)
+        )
+        if cfg.pre_norm:
+            self.final_norm = cfg.norm(cfg.final_norm, rngs=rngs)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        bias: jax.Array | None = None,
+        key_mask: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Encodes tokens.
+
+        Args:
+          x: [B, T, width].
+          bias: added to the scores of every layer; broadcasts to [B, heads, T, T].
+          key_mask: bool [B, T], False for padding that no token may attend to.
+          key: randomness of dropout; None for none (evaluation).
+
+        Returns:
+          [B, T, width] in the compute dtype.
+        """
+        cfg = self.cfg
+        mask = None if key_mask is None else key_mask[:, None, None, :]
+        if not (cfg.dropout_rate or cfg.attention_dropout_rate):
+            key = None
+        layer_key, final_key = split_key(key, 2)
+        keys = None if key is None else jax.random.split(layer_key, cfg.num_layers)
+
+        def body(x, layer):
+            block, block_key = layer
+            return block(x, bias=bias, mask=mask, key=block_key), None
+
+        if cfg.remat != "none":
+            policy = choose("remat", cfg.remat, REMAT_POLICIES)
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        x, _ = jax.lax.scan(
+            body, x.astype(cfg.dtype), (self.layers, keys), unroll=cfg.scan_unroll or cfg.num_layers
+        )
+        if cfg.pre_norm:
+            x = dropout(self.final_norm(x), cfg.dropout_rate, final_key)
+        return x
+
+    def flops(self, num_tokens: int) -> float:
+        """Floating-point operations of one forward pass over one sequence (2 per multiply-add).
+
+        Counts matrix products alone; norms, softmax and activations are left out, as is customary.
+        """
+        cfg = self.cfg
+        inner = cfg.num_heads * cfg.head_dim
+        parameters = 4 * cfg.width * inner
+        parameters += (3 if cfg.activation == "geglu" else 2) * cfg.width * cfg.mlp_dim
+        scores = 2 * num_tokens * inner
+        return 2.0 * cfg.num_layers * num_tokens * (parameters + scores)

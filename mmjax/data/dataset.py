@@ -1,7 +1,7 @@
 """A dataset is a folder: shards, their indexes, and `dataset.json` that says what is in them.
 
-Folders without `dataset.json`, as DMVR and TFDS write them, work too: splits come from the names of the shards, and
-what the records hold from the first one.
+Folders without `dataset.json`, as DMVR and TFDS write them, work too: splits come from the names of
+the shards, and what the records hold from the first one.
 """
 
 from __future__ import annotations
@@ -103,8 +103,9 @@ class DatasetInfo:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
-                f"{path} is damaged ({type(error).__name__}: {error}). Write it again with `mmjax index "
-                f"{os.fspath(folder)}`, or remove it: the dataset is then read by its shards' names."
+                f"{path} is damaged ({type(error).__name__}: {error}). Write it again "
+                f"with `mmjax index {os.fspath(folder)}`, or remove it: the dataset is then read by "
+                "its shards' names."
             ) from error
         if info.waveform_format not in ("float32", "int32"):
             raise unknown(f"waveform_format in {path}", info.waveform_format, ("float32", "int32"))
@@ -160,8 +161,8 @@ class DatasetFolder:
         self.path = os.path.expanduser(os.fspath(path))
         if not os.path.isdir(self.path):
             raise UserError(
-                f"There is no dataset at {self.path}: not a folder. Build one with `mmjax build`, or use "
-                "the built-in `world`."
+                f"There is no dataset at {self.path}: not a folder. Build one with `mmjax "
+                "build`, or use the built-in `world`."
             )
         self._splits: dict[str, Split] = {}
         if os.path.exists(os.path.join(self.path, FILE)):
@@ -180,8 +181,9 @@ class DatasetFolder:
           name: a split; also DMVR's `name@N`, which demands N shards.
 
         Raises:
-          UserError: no such split (the message lists what there is), a missing or surplus shard, an empty
-            split, or another number of examples than `dataset.json` says. Index errors: `records.read_index`.
+          UserError: no such split (the message lists what there is), a missing or surplus
+            shard, an empty split, or another number of examples than `dataset.json` says. Errors of
+            indexes: `records.read_index`.
         """
         if name not in self._splits:
             self._splits[name] = self._load(name)
@@ -191,9 +193,9 @@ class DatasetFolder:
         base, _, wanted = name.partition("@")
         available = self._shards if self._shards is not None else self.info.splits
         if base not in available or (wanted and not wanted.isdigit()):
+            there_is = ", ".join(f"{s} ({len(self._files(s))} shards)" for s in available)
             raise UserError(
-                f"{self.path} has no shards for the split {name!r}. It has: "
-                f"{', '.join(f'{split} ({len(self._files(split))} shards)' for split in available)}."
+                f"{self.path} has no shards for the split {name!r}. It has: {there_is}."
             )
         files = self._files(base)
         if wanted and len(files) != int(wanted):
@@ -203,8 +205,8 @@ class DatasetFolder:
         missing = [file for file in files if not os.path.exists(file)]
         if missing:
             raise UserError(
-                f"{self.path}: {len(missing)} of {len(files)} shards of {base!r} are missing, first "
-                f"{os.path.basename(missing[0])}. Copy the dataset again, or build it again."
+                f"{self.path}: {len(missing)} of {len(files)} shards of {base!r} are missing, "
+                f"first {os.path.basename(missing[0])}. Copy the dataset again, or build it again."
             )
         indexes = [records.read_index(file) for file in files]
         counts = np.array([len(index) for index in indexes], np.int64)
@@ -215,8 +217,9 @@ class DatasetFolder:
             )
         if self._shards is None and len(rows) != self.info.splits[base].num_examples:
             raise UserError(
-                f"{self.path}: {FILE} promises {self.info.splits[base].num_examples} examples in {base!r}, "
-                f"the shards hold {len(rows)}. If the shards are right, run `mmjax index {self.path}`."
+                f"{self.path}: {FILE} promises {self.info.splits[base].num_examples} examples "
+                f"in {base!r}, the shards hold {len(rows)}. If the shards are right, run `mmjax "
+                f"index {self.path}`."
             )
         numbers = np.repeat(np.arange(len(files), dtype=np.int64), counts)
         return Split(
@@ -259,9 +262,9 @@ class DatasetFolder:
 def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
     """{split: shard names relative to the folder, in order}, from names alone.
 
-    `train-00000-of-00010`, with or without `.tfrecord`, belongs to `train`; any name in a subfolder, such as
-    `train/clips-00000-of-00010`, to the subfolder's split if that holds one set of shards, else to
-    `train/clips`; TFDS's `name-train.tfrecord-00000-of-00010` to `name-train`.
+    `train-00000-of-00010`, with or without `.tfrecord`, belongs to `train`; any name in a
+    subfolder, such as `train/clips-00000-of-00010`, to the subfolder's split if that holds one set of
+    shards, else to `train/clips`; TFDS's `name-train.tfrecord-00000-of-00010` to `name-train`.
 
     Raises:
       UserError: no shards at all, or a split that lacks some or mixes two numbers of shards.
@@ -280,8 +283,8 @@ def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
     if not found:
         names = sorted(os.listdir(folder))[:8]
         raise UserError(
-            f"The dataset at {folder} is empty: no file is named like train-00000-of-00010.tfrecord. It holds: "
-            f"{', '.join(names) or 'nothing'}."
+            f"The dataset at {folder} is empty: no file is named like "
+            f"train-00000-of-00010.tfrecord. It holds: {', '.join(names) or 'nothing'}."
         )
     result = {}
     for (sub, name), sets in found.items():
@@ -290,7 +293,8 @@ def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
         if len(sets) > 1:
             counts = " and ".join(f"{len(shards)} of {n}" for n, shards in sorted(sets.items()))
             raise UserError(
-                f"{folder}: the shards of {split!r} come from several builds ({counts}). Remove the old ones."
+                f"{folder}: the shards of {split!r} come from several builds ({counts}). "
+                "Remove the old ones."
             )
         ((count, shards),) = sets.items()
         missing = sorted(set(range(count)) - {number for number, _ in shards})

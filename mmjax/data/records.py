@@ -232,8 +232,7 @@ def _bad_crc(part: str, offset: int) -> str:
     hint = " (is the shard compressed, or not a TFRecord file?)" if not offset else ""
     return (
         f"the CRC of the {part} at byte {offset} is wrong: the file is damaged{hint}. Copy or "
-        "build it "
-        "again, or skip such records with `--config.data.corrupt=skip`."
+        "build it again, or skip such records with `--config.data.corrupt=skip`."
     )
 
 

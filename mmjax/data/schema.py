@@ -180,8 +180,7 @@ INT32_DEFECT = (
 )
 _INT32_WAY_OUT = (
     'It can be repaired on reading: say "waveform_format": "int32" in the dataset\'s dataset.json '
-    '(`mmjax '
-    "index FOLDER` writes one), or build the dataset again with `mmjax build`."
+    "(`mmjax index FOLDER` writes one), or build the dataset again with `mmjax build`."
 )
 
 

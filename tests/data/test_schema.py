@@ -31,7 +31,7 @@ def dmvr_record(waveform, *, waveform_key="WAVEFORM/feature/floats", label="clip
         feature.float_list.value[:] = list(waveform)
     proto.context.feature[f"{label}/index"].int64_list.value[:] = [4]
     proto.context.feature[f"{label}/text"].bytes_list.value[:] = [b"juggling"]
-    proto.context.feature["caption/string"].bytes_list.value[:] = [b"she juggles", "zwölf".encode()]
+    proto.context.feature["caption/string"].bytes_list.value[:] = [b"she juggles", b"zw\xc3\xb6lf"]
     proto.context.feature["clip/start/timestamp"].int64_list.value[:] = [1_500_000]
     proto.context.feature["clip/end/timestamp"].int64_list.value[:] = [4_000_000]
     proto.context.feature["video/filename"].bytes_list.value[:] = [b"a/b.mp4"]

@@ -1,0 +1,158 @@
+"""Two small tasks with closed-form gradients, and the steps of a trainer without a trainer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmjax import sharding, tree
+from mmjax import step as step_lib
+
+IN, HIDDEN, OUT, CLASSES = 64, 128, 64, 5
+SCALE = 0.5
+
+
+class Contrast:
+    """Two linear towers and a shared linear head; symmetric in-batch softmax over all pairs.
+
+    The names are those that the sharding presets know, the sizes such that 'auto' splits them.
+    """
+
+    frozen = ()
+    separable = False
+
+    def __init__(self, noise=0.0):
+        self.noise = noise
+
+    def init(self, key):
+        left, right, head = jax.random.split(key, 3)
+        params = {
+            "left": {"mlp": {"wi": {"kernel": 0.1 * jax.random.normal(left, (IN, HIDDEN))}}},
+            "right": {"mlp": {"wi": {"kernel": 0.1 * jax.random.normal(right, (IN, HIDDEN))}}},
+            "head": {"mlp": {"wo": {"kernel": 0.1 * jax.random.normal(head, (HIDDEN, OUT))}}},
+        }
+        return params, {"mean": jnp.zeros(HIDDEN), "calls": jnp.int32(0)}
+
+    def encode(self, params, extra, batch, key):
+        left = batch["left"] + self.noise * jax.random.normal(key, batch["left"].shape)
+        features = {
+            "left": left @ params["left"]["mlp"]["wi"]["kernel"],
+            "right": batch["right"] @ params["right"]["mlp"]["wi"]["kernel"],
+        }
+        return features, extra
+
+    def objective(self, params, extra, features, batch, key):
+        head = params["head"]["mlp"]["wo"]["kernel"]
+        logits = SCALE * (features["left"] @ head) @ (features["right"] @ head).T
+        rows = jnp.arange(logits.shape[0])
+        loss = sum(
+            optax.softmax_cross_entropy_with_integer_labels(z, rows).mean() / 2
+            for z in (logits, logits.T)
+        )
+        extra = {
+            "mean": 0.9 * extra["mean"] + 0.1 * features["left"].mean(axis=0),
+            "calls": extra["calls"] + 1,
+        }
+        hits = (logits.argmax(axis=1) == rows).sum()
+        return loss, (extra, {"top1": (hits, rows.size)})
+
+
+class Classify:
+    """A linear classifier with two groups of parameters; the loss is a mean over examples."""
+
+    frozen = ()
+    separable = True
+
+    def init(self, key):
+        backbone, head = jax.random.split(key)
+        params = {
+            "backbone": {"kernel": 0.3 * jax.random.normal(backbone, (IN, HIDDEN))},
+            "head": {"kernel": 0.3 * jax.random.normal(head, (HIDDEN, CLASSES))},
+        }
+        return params, {"mean": jnp.zeros(HIDDEN), "calls": jnp.int32(0)}
+
+    def encode(self, params, extra, batch, key):
+        features = batch["left"] @ params["backbone"]["kernel"]
+        mean = 0.9 * extra["mean"] + 0.1 * features.mean(axis=0)
+        return features, {"mean": mean, "calls": extra["calls"] + 1}
+
+    def objective(self, params, extra, features, batch, key):
+        logits = features @ params["head"]["kernel"]
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+        hits = (logits.argmax(axis=1) == batch["label"]).sum()
+        return loss, (extra, {"top1": (hits, batch["label"].size)})
+
+
+def batch_of(step, size=16):
+    """The batch of a step: two noisy views of the same thing, and a label."""
+    rng = np.random.default_rng(step)
+    left = rng.normal(size=(size, IN)).astype(np.float32)
+    return {
+        "left": left,
+        "right": (left + 0.3 * rng.normal(size=left.shape)).astype(np.float32),
+        "label": rng.integers(CLASSES, size=size).astype(np.int32),
+    }
+
+
+def one_device():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+class Trainer:
+    """A task on a mesh: its abstract sharded state, fresh states and the compiled step."""
+
+    def __init__(
+        self, task, mesh=None, *, tx=None, preset="dp", rules=(), frozen=(), ema_decay=0.0, **step
+    ):
+        tx = optax.adamw(3e-3) if tx is None else tx
+        self.mesh = mesh = mesh or one_device()
+        params, _ = jax.eval_shape(task.init, jax.random.key(0))
+        matched = tree.first_match(frozen, list(tree.flatten(params)), what="frozen")
+        self.frozen = {path: number is not None for path, number in matched.items()}
+
+        def init(key):
+            return step_lib.init_state(task, tx, key, frozen=self.frozen, ema=ema_decay > 0)
+
+        abstract = jax.eval_shape(init, jax.random.key(0))
+        self.shardings = sharding.state_shardings(abstract, mesh, preset=preset, rules=rules)
+        self.abstract = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            abstract,
+            self.shardings,
+        )
+        function = step_lib.make_step(
+            task,
+            tx,
+            lambda step: 0.1 * step,
+            **{"seed": 0, "frozen": self.frozen, "ema_decay": ema_decay, **step},
+        )
+        self._init = init
+        self._step = jax.jit(
+            function,
+            in_shardings=(self.shardings, sharding.batch_sharding(mesh)),
+            out_shardings=(self.shardings, sharding.replicated(mesh)),
+        )
+
+    def init(self, seed=0):
+        return jax.device_put(self._init(jax.random.key(seed)), self.shardings)
+
+    def step(self, state, batch):
+        with jax.set_mesh(self.mesh):
+            state, metrics = self._step(state, sharding.make_global(batch, self.mesh))
+        return state, {name: float(value) for name, value in metrics.items()}
+
+    def run(self, steps, *, state=None, first=0, size=16):
+        """`(state, losses)` after steps first … first + steps - 1."""
+        state, losses = self.init() if state is None else state, []
+        for number in range(first, first + steps):
+            state, metrics = self.step(state, batch_of(number, size))
+            losses.append(metrics["loss"])
+        return state, losses
+
+
+def equal(a, b):
+    """Whether two trees are the same bit for bit."""
+    a, b = tree.flatten(jax.device_get(a)), tree.flatten(jax.device_get(b))
+    return a.keys() == b.keys() and all(
+        np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes() for path in a
+    )

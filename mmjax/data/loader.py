@@ -1,0 +1,479 @@
+"""From the section `data` of a recipe to batches: what the training loop and the evaluators call.
+
+    data = make_train_data(cfg.data, batch_size=64, seed=0)
+    for step, batch in enumerate(data.iterate(first_step), first_step): ...
+
+A batch is a dict of numpy arrays, the rows of this host: see `TrainData.spec`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow as tf
+
+from mmjax.data import dmvr, modalities, sources
+from mmjax.data.config import DataConfig, parse_config
+from mmjax.data.dataset import DatasetInfo
+from mmjax.data.pipeline import Features, Order, Pipeline, host_positions, readers
+from mmjax.data.sources import Source
+from mmjax.data.tokenizers import Tokenizer, make_tokenizer
+from mmjax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+
+_ATTEMPTS = 16  # records that may be corrupt in a row before training gives up
+_FOREVER = np.iinfo(np.int64).max
+# Our functions are written in TensorFlow's own terms; translating their Python first only costs time.
+_as_is = tf.autograph.experimental.do_not_convert
+
+
+class _Data:
+    """What training and evaluation share: sources, the pipeline, and the policy for corrupt
+    records.
+
+    Attributes:
+      pipeline: phases of named functions; change them before the first call of `iterate`.
+      info: of the first source; `infos` of all.
+      tokenizer: or None without text.
+      num_examples: records of all sources together.
+      corrupt: how many records this host had to skip so far.
+    """
+
+    def __init__(
+        self,
+        cfg: DataConfig,
+        opened: Sequence[Source],
+        *,
+        train: bool,
+        seed: int,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+    ):
+        if batch_size < 1 or batch_size % process_count:
+            raise UserError(
+                f"batch_size={batch_size} must be a positive multiple of the number of hosts ({process_count})."
+            )
+        self.cfg, self.train, self.seed, self.batch_size = cfg, train, seed, batch_size
+        self.process_index, self.process_count = process_index, process_count
+        self.rows = batch_size // process_count
+        self.sources = opened
+        self.infos = [source.info for source in opened]
+        self.info: DatasetInfo = self.infos[0]
+        self.num_examples = sum(source.num_examples for source in opened)
+        self.tokenizer = _tokenizer(cfg) if cfg.text else None
+        self.pipeline = self._pipeline()
+        self._skipped: set[tuple[int, int]] = set()
+        self._element_spec = None
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the labels; None where `data.label` is None."""
+        return _num_classes(self.cfg.label, self.infos) if self.cfg.label else None
+
+    @property
+    def corrupt(self) -> int:
+        return len(self._skipped)
+
+    @property
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of what `iterate` yields on one host."""
+        features = {
+            key: tf.zeros([self.rows, *s.shape], s.dtype) for key, s in self._spec().items()
+        }
+        batch = self.pipeline.batch(features) | self._extra(features)
+        return {
+            key: jax.ShapeDtypeStruct(tuple(value.shape), value.dtype.as_numpy_dtype)
+            for key, value in batch.items()
+        }
+
+    def _extra(self, features: Features) -> Features:
+        return {}
+
+    def _pipeline(self) -> Pipeline:
+        cfg, pipeline, train = self.cfg, Pipeline(), self.train
+        if cfg.video:
+            modalities.add_video(pipeline, cfg.video, infos=self.infos, train=train)
+        if cfg.audio:
+            modalities.add_audio(pipeline, cfg.audio, infos=self.infos, train=train)
+        if cfg.text:
+            modalities.add_text(pipeline, cfg.text, tokenizer=self.tokenizer, train=train)
+        if cfg.label:
+            modalities.add_label(
+                pipeline, cfg.label, num_classes=_num_classes(cfg.label, self.infos)
+            )
+        if cfg.touch:
+            modalities.add_touch(pipeline, cfg.touch, train=train)
+        return pipeline
+
+    def _example(self, ids: Features, serialized: tf.Tensor) -> Features:
+        """One example; `ids` says position, source, record and attempt."""
+        seed = tf.stack([tf.constant(self.seed, tf.int64), ids["position"]])
+        features = self.pipeline.example(
+            {"_serialized": serialized, "_seed": seed, "_source": ids["source"]}
+        )
+        features["example_id"] = tf.cast(ids["record"], tf.int32)
+        if len(self.sources) > 1:
+            features["source"] = tf.cast(ids["source"], tf.int32)
+        return features
+
+    def _spec(self) -> dict[str, tf.TensorSpec]:
+        if self._element_spec is None:
+            ids = {k: tf.TensorSpec([], tf.int64) for k in ("position", "source", "record")}
+            function = tf.function(self._example, autograph=False)
+            concrete = function.get_concrete_function(ids, tf.TensorSpec([], tf.string))
+            self._element_spec = {
+                key: tf.TensorSpec(value.shape, value.dtype)
+                for key, value in concrete.structured_outputs.items()
+            }
+        return self._element_spec
+
+    def _examples(self, ids: tf.data.Dataset) -> tf.data.Dataset:
+        """Dataset of ids → dataset of examples, in the same order."""
+        read, pure = readers(self.sources, read=self.cfg.read), self.cfg.read == "tf"
+        parallel = self.threads
+
+        def strings(item: Features) -> tf.data.Dataset:
+            if pure:
+                return read(item["source"], item["record"])
+            return tf.data.Dataset.from_tensors(item).map(
+                lambda item: read(item["source"], item["record"])
+            )
+
+        if self.cfg.corrupt == "skip":
+            return ids.interleave(
+                lambda item: self._attempts(item, strings),
+                cycle_length=parallel,
+                num_parallel_calls=parallel,
+                deterministic=True,
+            )
+        if pure:
+            opened = ids.interleave(
+                lambda item: strings(item).map(lambda serialized: (item, serialized)),
+                cycle_length=parallel,
+                num_parallel_calls=parallel,
+                deterministic=True,
+            )
+            return opened.map(self._example, num_parallel_calls=parallel, deterministic=True)
+        return ids.map(
+            lambda item: self._example(item, read(item["source"], item["record"])),
+            num_parallel_calls=parallel,
+            deterministic=True,
+        )
+
+    def _attempts(self, item: Features, strings: Callable) -> tf.data.Dataset:
+        """The example, or if it cannot be used what the policy puts in its place; adds '_attempt'."""
+        sizes = tf.constant([source.num_examples for source in self.sources], tf.int64)
+
+        def attempt(number):
+            record = (item["record"] + number) % sizes[item["source"]]
+            now = item | {"record": record}
+            examples = strings(now).map(
+                lambda serialized: self._example(now, serialized) | {"_attempt": number}
+            )
+            return examples.ignore_errors()
+
+        tries = tf.data.Dataset.range(_ATTEMPTS if self.train else 1).flat_map(attempt)
+        nothing = {key: tf.zeros(spec.shape, spec.dtype) for key, spec in self._spec().items()}
+        nothing["example_id"] = tf.cast(item["record"], tf.int32)
+        nothing["_attempt"] = tf.constant(_ATTEMPTS, tf.int64)
+        return tries.concatenate(tf.data.Dataset.from_tensors(nothing)).take(1)
+
+    @property
+    def threads(self) -> int:
+        return self.cfg.threads or len(os.sched_getaffinity(0))
+
+    def _batches(self, ids: tf.data.Dataset, *, drop_remainder: bool) -> tf.data.Dataset:
+        # What begins with '_' is for us, not for the phases: '_attempt' goes around postprocess.
+        def postprocess(features: Features) -> Features:
+            kept = {key: features[key] for key in features if key == "_attempt"}
+            return self.pipeline.batch(features) | kept
+
+        dataset = self._examples(ids).batch(self.rows, drop_remainder=drop_remainder)
+        if self.pipeline.names()["postprocess"]:
+            dataset = dataset.map(postprocess)
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        # Examples are made side by side; the operations of one example need no threads of their
+        # own.
+        options.threading.max_intra_op_parallelism = 1
+        options.threading.private_threadpool_size = self.threads
+        options.deterministic = True
+        return dataset.prefetch(self.cfg.prefetch).with_options(options)
+
+    def _run(self, dataset: tf.data.Dataset, ids_of: Callable[[int], Features]) -> Iterator[Batch]:
+        """Batches of `dataset`; `ids_of` tells the ids of this host's rows in its batch number n."""
+        number = 0
+        iterator = dataset.as_numpy_iterator()
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except tf.errors.OpError as error:
+                raise self._culprit(ids_of(number)) or error from error
+            if self.cfg.corrupt == "skip" and batch["_attempt"].any():
+                self._count_skipped(batch["_attempt"], ids_of(number))
+            yield self._finished(batch)
+            number += 1
+
+    def _finished(self, batch: Batch) -> Batch:
+        batch.pop("_attempt", None)
+        return batch
+
+    def _problem(self, item: dict[str, int]) -> str | None:
+        """Why a record cannot be used, or None if it can."""
+        source = self.sources[item["source"]]
+        try:
+            self._example(
+                {key: tf.constant(value, tf.int64) for key, value in item.items()},
+                tf.constant(source.fetch(item["record"])),
+            )
+        except UserError as error:  # already says where
+            return str(error)
+        except tf.errors.OpError as error:
+            reason = error.message.split("\n")[0]
+            reason = reason.rsplit("}} ", 1)[-1].split(" [Op:")[0].strip()
+            if "assertion failed" in reason:
+                reason = reason.split("assertion failed: ", 1)[-1].strip("[] ").replace("] [", " ")
+            return f"{source.where(item['record'])}: {reason}"
+        return None
+
+    def _culprit(self, ids: Features) -> UserError | None:
+        for row in zip(*(ids[key].tolist() for key in _IDS), strict=True):
+            if problem := self._problem(dict(zip(_IDS, row, strict=True))):
+                return UserError(
+                    f"{problem} (`mmjax validate` checks a whole dataset; data.corrupt='skip' leaves such records out.)"
+                )
+        return None
+
+    def _count_skipped(self, attempts: np.ndarray, ids: Features) -> None:
+        for row in np.flatnonzero(attempts):
+            item = {key: int(ids[key][row]) for key in _IDS}
+            size = self.sources[item["source"]].num_examples
+            first = item["record"]
+            for number in range(int(attempts[row]) if self.train else 1):
+                item["record"] = (first + number) % size
+                key = (item["source"], item["record"])
+                if key not in self._skipped:
+                    self._skipped.add(key)
+                    log.warning(
+                        "skipped a corrupt record (%d so far): %s",
+                        self.corrupt,
+                        self._problem(item),
+                    )
+                if self.corrupt > self.cfg.max_corrupt:
+                    raise UserError(
+                        f"More than data.max_corrupt={self.cfg.max_corrupt} records are corrupt, last: "
+                        f"{self._problem(item)}"
+                    )
+            if self.train and attempts[row] >= _ATTEMPTS:
+                raise UserError(
+                    f"{_ATTEMPTS} corrupt records in a row, from {self.sources[item['source']].where(first)} on."
+                )
+
+
+_IDS = ("position", "source", "record")
+
+
+class TrainData(_Data):
+    """Endless training batches; batch n is a function of (configuration, seed, n). See `make_train_data`."""
+
+    def __init__(self, cfg: DataConfig, opened: Sequence[Source], **kwargs):
+        super().__init__(cfg, opened, train=True, **kwargs)
+        sizes = [source.num_examples for source in opened]
+        self._order = Order(sizes, weights=cfg.weights or None, seed=self.seed)
+
+    def iterate(self, first_step: int = 0) -> Iterator[Batch]:
+        """This host's rows of the batches of steps `first_step`, `first_step` + 1, …; the cost does not depend on it."""
+        ids = tf.data.Dataset.range(first_step, _FOREVER).map(_as_is(self._ids)).unbatch()
+        dataset = self._batches(ids, drop_remainder=True)
+        return self._run(dataset, lambda number: self._host_ids(first_step + number))
+
+    def batch_ids(self, step: int) -> dict[str, np.ndarray]:
+        """int64 [global batch]: `position`, `source` and `record` of each row of the batch of `step`."""
+        positions = step * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
+        source, record = self._order(positions)
+        return {
+            "position": positions.numpy(),
+            "source": source.numpy(),
+            "record": record.numpy(),
+        }
+
+    def _host_ids(self, step: int) -> dict[str, np.ndarray]:
+        first = self.process_index * self.rows
+        return {k: v[first : first + self.rows] for k, v in self.batch_ids(step).items()}
+
+    def _ids(self, step: tf.Tensor) -> Features:
+        positions = host_positions(
+            step,
+            batch_size=self.batch_size,
+            process_index=self.process_index,
+            process_count=self.process_count,
+        )
+        source, record = self._order(positions)
+        return {"position": positions, "source": source, "record": record}
+
+
+class EvalData(_Data):
+    """Every example once, in order, padded to whole batches on every host. See `make_eval_data`."""
+
+    def __init__(
+        self, cfg: DataConfig, opened: Sequence[Source], *, max_examples: int = 0, **kwargs
+    ):
+        super().__init__(cfg, opened, train=False, seed=0, **kwargs)
+        if max_examples:
+            self.num_examples = min(self.num_examples, max_examples)
+        self.num_batches = math.ceil(self.num_examples / self.batch_size)
+
+    def iterate(self) -> Iterator[Batch]:
+        """This host's rows of `num_batches` batches; `mask` is 1 for an example, 0 for padding or a corrupt record."""
+        ids = tf.data.Dataset.range(self.num_batches).map(_as_is(self._ids)).unbatch()
+        # Padding can only be at the end of a host's rows: it need not be read.
+        ids = ids.filter(lambda item: item["position"] < self.num_examples)
+        dataset = self._batches(ids, drop_remainder=False)
+        produced = 0
+        for batch in self._run(dataset, self._host_ids):
+            yield batch
+            produced += 1
+        spec = self.spec
+        for _ in range(produced, self.num_batches):
+            yield {key: np.zeros(value.shape, value.dtype) for key, value in spec.items()}
+
+    def _extra(self, features: Features) -> Features:
+        return {"mask": tf.zeros([self.rows])}
+
+    def _finished(self, batch: Batch) -> Batch:
+        rows = len(batch["example_id"])
+        batch["mask"] = (batch.pop("_attempt", np.zeros(rows)) == 0).astype(np.float32)
+        if rows == self.rows:
+            return batch
+        return {
+            key: np.concatenate(
+                [value, np.zeros((self.rows - rows, *value.shape[1:]), value.dtype)]
+            )
+            for key, value in batch.items()
+        }
+
+    def _host_ids(self, number: int) -> dict[str, np.ndarray]:
+        ids = self._ids(tf.constant(number, tf.int64))
+        ids = {key: value.numpy() for key, value in ids.items()}
+        real = ids["position"] < self.num_examples
+        return {key: value[real] for key, value in ids.items()}
+
+    def _ids(self, batch: tf.Tensor) -> Features:
+        positions = host_positions(
+            batch,
+            batch_size=self.batch_size,
+            process_index=self.process_index,
+            process_count=self.process_count,
+        )
+        return {"position": positions, "source": tf.zeros_like(positions), "record": positions}
+
+
+def make_train_data(
+    data_cfg: Mapping[str, Any],
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainData | dmvr.StreamTrainData:
+    """Training data of a recipe.
+
+    Args:
+      data_cfg: the section `data`, see `DataConfig`.
+      batch_size: global, over all hosts.
+      seed: of shuffling, sampling, crops.
+      process_index: this host.
+      process_count: number of hosts; `batch_size` must be a multiple of it.
+
+    Raises:
+      UserError: anything wrong with the section, the datasets or the vocabulary.
+    """
+    cfg = parse_config(data_cfg)
+    hosts = dict(batch_size=batch_size, process_index=process_index, process_count=process_count)
+    if len(cfg.specs) == 1 and dmvr.is_stream(cfg.specs[0]):
+        return dmvr.StreamTrainData(cfg, spec=cfg.specs[0], seed=seed, **hosts)
+    opened = [
+        sources.open_source(spec, split=cfg.split, check_crc=cfg.check_crc) for spec in cfg.specs
+    ]
+    return TrainData(cfg, opened, seed=seed, **hosts)
+
+
+def make_eval_data(
+    data_cfg: Mapping[str, Any],
+    *,
+    data: str = "",
+    split: str = "test",
+    batch_size: int,
+    num_clips: int | None = None,
+    num_audio_clips: int | None = None,
+    multi_crop: bool | None = None,
+    max_examples: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvalData | dmvr.StreamEvalData:
+    """A dataset to evaluate on, with the modalities and the vocabulary of a recipe.
+
+    Args:
+      data_cfg: the section `data` of the training recipe.
+      data: a specification as in `data.train`; '' is the first training source.
+      split: of it.
+      batch_size: global, over all hosts.
+      num_clips: instead of `data.video.num_clips`.
+      num_audio_clips: instead of `data.audio.num_clips`.
+      multi_crop: instead of `data.video.multi_crop`.
+      max_examples: only so many, the first; 0 is all.
+      process_index: this host.
+      process_count: number of hosts; `batch_size` must be a multiple of it.
+
+    Raises:
+      UserError: as `make_train_data`.
+    """
+    section = {key: value for key, value in data_cfg.items()}
+    changes = (
+        ("video", "num_clips", num_clips),
+        ("video", "multi_crop", multi_crop),
+        ("audio", "num_clips", num_audio_clips),
+    )
+    for name, key, value in changes:
+        if value is not None and section.get(name) is not None:
+            section[name] = {**section[name], key: value}
+    cfg = parse_config(section)
+    spec = data or cfg.specs[0]
+    hosts = dict(batch_size=batch_size, process_index=process_index, process_count=process_count)
+    if dmvr.is_stream(spec):
+        return dmvr.StreamEvalData(cfg, spec=spec, split=split, max_examples=max_examples, **hosts)
+    source = sources.open_source(spec, split=split, check_crc=cfg.check_crc)
+    return EvalData(cfg, [source], max_examples=max_examples, **hosts)
+
+
+def _tokenizer(cfg: DataConfig) -> Tokenizer:
+    """The recipe's tokenizer. Its vocabulary is the training data's, whatever is evaluated on."""
+    text, vocab = cfg.text, os.path.expanduser(cfg.text.vocab)
+    if not vocab and text.tokenizer == "word":
+        vocab = sources.vocabulary(cfg.specs[0], split=cfg.split)
+    return make_tokenizer(text.tokenizer, vocab=vocab, merges=text.merges, max_words=text.max_words)
+
+
+def _num_classes(label: modalities.Label, infos: Sequence[DatasetInfo]) -> int:
+    if label.num_classes:
+        return label.num_classes
+    known = {info.num_classes for info in infos}
+    if len(known) != 1 or known == {0}:
+        raise UserError(
+            "data.label.num_classes is not set, and the datasets say: "
+            + ", ".join(f"{info.name} {info.num_classes or 'unknown'}" for info in infos)
+            + ". Set it."
+        )
+    return known.pop()

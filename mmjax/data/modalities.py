@@ -1,0 +1,472 @@
+"""What fills the phases of a pipeline: one function per modality, each with the options of a
+recipe's section.
+
+A modality that a record lacks becomes zeros with mask 0. Audio and video of an example begin at the
+same instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from mmjax.data import images, schema
+from mmjax.data.dataset import DatasetInfo
+from mmjax.data.pipeline import Features, Pipeline, seed_of
+from mmjax.data.tokenizers import Tokenizer
+from mmjax.errors import UserError, unknown
+
+
+def _positive(section: str, options, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < 1:
+            raise UserError(
+                f"data.{section}.{name} must be at least 1, not {getattr(options, name)}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Video:
+    """The section `data.video`.
+
+    Attributes:
+      num_frames: frames of a clip.
+      stride: take every stride-th frame.
+      fps: a reference rate; `stride` is multiplied by int(frame rate of the dataset / fps), as VATT
+        does with 10. 0 leaves it alone.
+      size: height and width of a crop.
+      crop: 'vgg' or 'inception' (training; tests take the middle).
+      min_resize: the length to which the shorter side is resized before a VGG crop; 0 is `size`.
+      scale_jitter: of VGG crops: change height and width by up to 20 % each, in 4 of 5 clips.
+      exact: of VGG crops: VATT's order of operations on whole frames, instead of decoding the
+        window alone.
+      area, aspect: of Inception crops: ranges of the share of the frame and of width / height.
+      flip: mirror every other clip (training).
+      dct: 'fast' or 'accurate' decoding.
+      num_clips: clips of a test example, spread over its length.
+      multi_crop: three crops of each test clip along the longer side instead of one in the middle.
+    """
+
+    num_frames: int = 32
+    stride: int = 1
+    fps: float = 0.0
+    size: int = 224
+    crop: str = "vgg"
+    min_resize: int = 0
+    scale_jitter: bool = True
+    exact: bool = False
+    area: tuple[float, ...] = (0.08, 1.0)
+    aspect: tuple[float, ...] = (0.5, 2.0)
+    flip: bool = True
+    dct: str = "fast"
+    num_clips: int = 1
+    multi_crop: bool = False
+
+    def __post_init__(self):
+        _positive("video", self, "num_frames", "stride", "size", "num_clips")
+        if self.crop not in ("vgg", "inception"):
+            raise unknown("data.video.crop", self.crop, ("vgg", "inception"))
+        if self.dct not in ("fast", "accurate"):
+            raise unknown("data.video.dct", self.dct, ("fast", "accurate"))
+        if self.min_resize and self.min_resize < self.size:
+            raise UserError(
+                f"data.video.min_resize={self.min_resize} is smaller than data.video.size={self.size}: "
+                "a crop would not fit. Use 0 (the same) or more than the size."
+            )
+        for name in ("area", "aspect"):
+            value = getattr(self, name)
+            if len(value) != 2 or not 0 < value[0] <= value[1]:
+                raise UserError(
+                    f"data.video.{name} must be (low, high) with 0 < low <= high, not {value}."
+                )
+
+    @property
+    def views(self) -> int:
+        """Views of a test example."""
+        return self.num_clips * (3 if self.multi_crop else 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Audio:
+    """The section `data.audio`.
+
+    Attributes:
+      num_samples: samples of a window.
+      stride: take every stride-th sample (without a low-pass filter, as VATT does).
+      sample_rate: what the dataset must have, in Hz; 0 takes what comes.
+      num_clips: windows of a test example, spread over its length.
+    """
+
+    num_samples: int = 153_600
+    stride: int = 1
+    sample_rate: float = 0.0
+    num_clips: int = 1
+
+    def __post_init__(self):
+        _positive("audio", self, "num_samples", "stride", "num_clips")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """The section `data.text`.
+
+    Attributes:
+      tokenizer: 'word', 'bert', 'sentencepiece' or 'clip'.
+      vocab: its file; '' takes the one that the dataset brings.
+      merges: the second file of 'clip', if its vocabulary has one.
+      max_words: length of a row of token numbers.
+      candidates: captions per example; missing ones are zeros with mask 0.
+      sample: which captions of more: 'first', or 'random' ones in training.
+      require_text: an example without a caption is an error (or skipped, see `data.corrupt`).
+    """
+
+    tokenizer: str = "word"
+    vocab: str = ""
+    merges: str = ""
+    max_words: int = 16
+    candidates: int = 5
+    sample: str = "first"
+    require_text: bool = False
+
+    def __post_init__(self):
+        _positive("text", self, "max_words", "candidates")
+        if self.sample not in ("first", "random"):
+            raise unknown("data.text.sample", self.sample, ("first", "random"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Label:
+    """The section `data.label`.
+
+    Attributes:
+      multi_label: a row of zeros and ones instead of one class number.
+      num_classes: 0 takes the dataset's.
+    """
+
+    multi_label: bool = False
+    num_classes: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Touch:
+    """The section `data.touch`: `size` is height and width; the middle of the picture is taken."""
+
+    size: int = 224
+
+    def __post_init__(self):
+        _positive("touch", self, "size")
+
+
+def add_video(
+    pipeline: Pipeline, options: Video, *, infos: Sequence[DatasetInfo], train: bool
+) -> None:
+    """Adds `video` uint8 [T, H, W, 3] ([V, T, H, W, 3] for tests) and `video_mask` [].
+
+    Functions: parse 'video'; sample 'video' and in training 'crop'; decode 'video'; preprocess
+    'resize' and 'flip', for tests 'views'. Between them: `_frames` (encoded), `_first_frame`,
+    `_num_frames`, `_window`.
+    """
+    parse = _encoded_parser(pipeline, schema.FRAMES[0], "_frames", "video_mask")
+    strides = [
+        options.stride * max(1, int(info.fps // options.fps) if options.fps and info.fps else 1)
+        for info in infos
+    ]
+    stride_of = tf.constant(strides, tf.int32)
+    number = options.num_frames if train else options.num_clips * options.num_frames
+    min_resize = options.min_resize or options.size
+
+    def sample(features: Features) -> Features:
+        frames, stride = features["_frames"], stride_of[features["_source"]]
+        length = tf.size(frames)
+        if train:
+            # The span that must fit ends with the last frame: (n - 1) strides after the first.
+            room = tf.maximum(length - (options.num_frames - 1) * stride, 1)
+            start = _random_below(room, seed_of(features, "instant"))
+        else:
+            start = images.window_starts(length, options.num_frames * stride, options.num_clips)
+        index = tf.reshape(images.looped(start, options.num_frames, stride, length), [number])
+        return features | {
+            "_frames": tf.gather(frames, index),
+            "_first_frame": start,
+            "_num_frames": length,
+        }
+
+    def crop(features: Features) -> Features:
+        shape, seed = images.encoded_size(features["_frames"][0]), seed_of(features, "crop")
+        if options.crop == "inception":
+            window = images.inception_window(shape, seed, area=options.area, aspect=options.aspect)
+        else:
+            window = images.vgg_window(
+                shape,
+                seed,
+                size=options.size,
+                min_resize=min_resize,
+                scale_jitter=options.scale_jitter,
+            )
+        return features | {"_window": window}
+
+    def decode(features: Features) -> Features:
+        video = images.decode(
+            features["_frames"], features.get("_window"), number=number, dct=options.dct
+        )
+        return features | {"video": video}
+
+    def resize(features: Features) -> Features:
+        if options.exact and options.crop == "vgg":
+            video = images.vgg_exact(
+                features["video"],
+                seed_of(features, "crop"),
+                size=options.size,
+                min_resize=min_resize,
+                scale_jitter=options.scale_jitter,
+            )
+        else:
+            rounded = options.crop == "inception"  # VATT resizes these as floats
+            video = images.resize(features["video"], (options.size,) * 2, rounded=rounded)
+        return features | {"video": tf.ensure_shape(video, [number, options.size, options.size, 3])}
+
+    def flip(features: Features) -> Features:
+        return features | {
+            "video": images.random_flip(features["video"], seed_of(features, "flip"))
+        }
+
+    def views(features: Features) -> Features:
+        video = images.resize_shortest(features["video"], options.size)
+        crop = images.multi_crop if options.multi_crop else images.central_crop
+        shape = [options.views, options.num_frames, options.size, options.size, 3]
+        return features | {"video": tf.reshape(crop(video, options.size), shape)}
+
+    pipeline.add("parse", "video", parse)
+    pipeline.add("sample", "video", sample)
+    pipeline.add("decode", "video", decode)
+    if train:
+        if not (options.exact and options.crop == "vgg"):
+            pipeline.add("sample", "crop", crop)
+        pipeline.add("preprocess", "resize", resize)
+        if options.flip:
+            pipeline.add("preprocess", "flip", flip)
+    else:
+        pipeline.add("preprocess", "views", views)
+
+
+def add_audio(
+    pipeline: Pipeline, options: Audio, *, infos: Sequence[DatasetInfo], train: bool
+) -> None:
+    """Adds `audio` float32 [S] ([V, S] for tests) and `audio_mask` []; after `add_video`.
+
+    Functions: parse 'audio', sample 'audio'. In training a window begins where the clip of an
+    example with video
+    begins: by time if the rates are known, else at the same share of the length. Where sound ends
+    before the window does, it begins again (as in VATT).
+    """
+    for info in infos:
+        if options.sample_rate and info.sample_rate and info.sample_rate != options.sample_rate:
+            raise UserError(
+                f"data.audio.sample_rate={options.sample_rate:g}, but {info.name} has {info.sample_rate:g} Hz. Build the "
+                "dataset with this rate (`mmjax build --sample_rate`), or change the option."
+            )
+    for key in schema.WAVEFORM:
+        pipeline.sequence(key, tf.float32)
+        pipeline.context(key, tf.float32)
+    for key in (schema.FRAME_RATE[0], schema.SAMPLE_RATE[0]):
+        pipeline.context(key, tf.float32)
+    fps_of = tf.constant([info.fps for info in infos], tf.float64)
+    rate_of = tf.constant([info.sample_rate or options.sample_rate for info in infos], tf.float64)
+    disguised = [info.waveform_format == "int32" for info in infos]
+    span = options.num_samples * options.stride
+
+    def parse(features: Features) -> Features:
+        lists = [features[f"_sequence/{key}"] for key in schema.WAVEFORM]
+        contexts = [features[f"_context/{key}"] for key in schema.WAVEFORM]
+        rows = tf.add_n([tf.cast(ragged.nrows(), tf.int32) for ragged in lists])
+        waveform = _first_present(*(ragged.flat_values for ragged in lists), *contexts)
+        present = tf.size(waveform) > 0
+        tf.debugging.Assert(
+            present | (rows == 0), ["zero-length audio: the record has a waveform without samples"]
+        )
+        return features | {
+            "_waveform": tf.cond(present, lambda: waveform, lambda: tf.zeros([1])),
+            "audio_mask": tf.cast(present, tf.float32),
+        }
+
+    def samples_per_frame(features: Features, length: tf.Tensor) -> tf.Tensor:
+        source = features["_source"]
+        fps = _known(features[f"_context/{schema.FRAME_RATE[0]}"], fps_of[source])
+        rate = _known(features[f"_context/{schema.SAMPLE_RATE[0]}"], rate_of[source])
+        by_share = tf.cast(length, tf.float64) / tf.cast(features["_num_frames"], tf.float64)
+        return tf.where((fps > 0) & (rate > 0), rate / tf.maximum(fps, 1e-9), by_share)
+
+    def sample(features: Features) -> Features:
+        waveform, source = features["_waveform"], features["_source"]
+        length = tf.size(waveform)
+        if not train:
+            start = images.window_starts(length, span, options.num_clips)
+            window = tf.gather(
+                waveform, images.looped(start, options.num_samples, options.stride, length)
+            )
+            window = tf.ensure_shape(window, [options.num_clips, options.num_samples])
+        else:
+            room = tf.maximum(length - (options.num_samples - 1) * options.stride, 1)
+            start = _random_below(room, seed_of(features, "audio instant"))
+            if "_first_frame" in features:
+                first = tf.cast(features["_first_frame"], tf.float64)
+                synced = tf.cast(tf.round(first * samples_per_frame(features, length)), tf.int32)
+                start = tf.where(features["video_mask"] > 0, synced, start)
+            window = tf.cond(
+                start + span <= length,
+                lambda: waveform[start : start + span : options.stride],
+                lambda: tf.gather(
+                    waveform, images.looped(start, options.num_samples, options.stride, length)
+                ),
+            )
+            window = tf.ensure_shape(window, [options.num_samples])
+        if any(disguised):
+            window = tf.where(tf.constant(disguised)[source], _int32_repaired(window), window)
+        return features | {"audio": window}
+
+    pipeline.add("parse", "audio", parse)
+    pipeline.add("sample", "audio", sample)
+
+
+def add_text(pipeline: Pipeline, options: Text, *, tokenizer: Tokenizer, train: bool) -> None:
+    """Adds `text` int32 [L, W], 0 = padding, and `text_mask` [L], 1 where there is a caption.
+
+    Functions: parse 'text', sample 'text', and postprocess 'tokens', which tokenises a batch at
+    once.
+    """
+    key, number = schema.CAPTIONS[0], options.candidates
+    pipeline.context(key, tf.string)
+    pipeline.sequence(key, tf.string)
+
+    def parse(features: Features) -> Features:
+        captions = _first_present(
+            features[f"_context/{key}"], features[f"_sequence/{key}"].flat_values
+        )
+        captions = tf.boolean_mask(captions, tf.strings.length(captions) > 0)
+        if options.require_text:
+            tf.debugging.Assert(
+                tf.size(captions) > 0, ["there is no caption, and data.text.require_text is set"]
+            )
+        return features | {"_captions": captions}
+
+    def sample(features: Features) -> Features:
+        captions = features["_captions"]
+        if train and options.sample == "random":
+            draw = tf.random.stateless_uniform([tf.size(captions)], seed_of(features, "captions"))
+            captions = tf.gather(captions, tf.argsort(draw))
+        captions = captions[:number]
+        missing = number - tf.size(captions)
+        mask = tf.sequence_mask(tf.size(captions), number, tf.float32)
+        return features | {
+            "text": tf.ensure_shape(tf.pad(captions, [[0, missing]], constant_values=""), [number]),
+            "text_mask": mask,
+        }
+
+    def tokens(features: Features) -> Features:
+        ids = tokenizer.encode_tensor(tf.reshape(features["text"], [-1]))
+        return features | {"text": tf.reshape(ids, [-1, number, options.max_words])}
+
+    pipeline.add("parse", "text", parse)
+    pipeline.add("sample", "text", sample)
+    pipeline.add("postprocess", "tokens", tokens)
+
+
+def add_label(pipeline: Pipeline, options: Label, *, num_classes: int) -> None:
+    """Adds `label`: int32 [], -1 = none, or with `multi_label` float32 [C]. Function: parse 'label'."""
+    for key in schema.LABELS:
+        pipeline.context(key, tf.int64)
+
+    def parse(features: Features) -> Features:
+        labels = _first_present(*(features[f"_context/{key}"] for key in schema.LABELS))
+        wrong = tf.boolean_mask(labels, (labels < 0) | (labels >= num_classes))
+        tf.debugging.Assert(
+            tf.size(wrong) == 0,
+            [
+                "class number out of range:",
+                wrong,
+                f"is not in [0, {num_classes}), see data.label.num_classes",
+            ],
+        )
+        if options.multi_label:
+            label = tf.reduce_max(tf.one_hot(labels, num_classes), 0)
+            label = tf.maximum(label, 0.0)  # the maximum over no label at all is -inf
+        else:
+            label = tf.cast(tf.concat([labels, [-1]], 0)[0], tf.int32)
+        return features | {"label": label}
+
+    pipeline.add("parse", "label", parse)
+
+
+def add_touch(pipeline: Pipeline, options: Touch, *, train: bool) -> None:
+    """Adds `touch` uint8 [H, W, 3] ([1, H, W, 3] for tests) and `touch_mask` [].
+
+    Functions: parse, sample, decode and preprocess 'touch'. In training any of the record's touch
+    images is taken, for tests the middle one.
+    """
+    parse = _encoded_parser(pipeline, schema.TOUCH[0], "_touch", "touch_mask")
+
+    def sample(features: Features) -> Features:
+        pictures = features["_touch"]
+        number = tf.size(pictures)
+        index = _random_below(number, seed_of(features, "touch")) if train else number // 2
+        return features | {"_touch": pictures[index][None]}
+
+    def decode(features: Features) -> Features:
+        return features | {"touch": images.decode(features["_touch"], number=1)}
+
+    def preprocess(features: Features) -> Features:
+        picture = images.resize_shortest(features["touch"], options.size)
+        picture = images.central_crop(picture, options.size)
+        return features | {"touch": picture[0] if train else picture}
+
+    for phase, function in zip(
+        ("parse", "sample", "decode", "preprocess"),
+        (parse, sample, decode, preprocess),
+        strict=True,
+    ):
+        pipeline.add(phase, "touch", function)
+
+
+def _encoded_parser(
+    pipeline: Pipeline, key: str, name: str, mask: str
+) -> Callable[[Features], Features]:
+    """Pictures of a feature list or of the context; a black one where there is none."""
+    pipeline.sequence(key, tf.string)
+    pipeline.context(key, tf.string)
+    black = tf.constant([images.black_jpeg()])
+
+    def parse(features: Features) -> Features:
+        pictures = _first_present(
+            features[f"_sequence/{key}"].flat_values, features[f"_context/{key}"]
+        )
+        present = tf.size(pictures) > 0
+        return features | {
+            name: tf.cond(present, lambda: pictures, lambda: black),
+            mask: tf.cast(present, tf.float32),
+        }
+
+    return parse
+
+
+def _first_present(first: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+    """The first of these vectors that is not empty, or else the last."""
+    if not others:
+        return first
+    return tf.cond(tf.size(first) > 0, lambda: first, lambda: _first_present(*others))
+
+
+def _known(recorded: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
+    """What the record says, float [0 or 1], or what the dataset says."""
+    return tf.cast(tf.concat([tf.cast(recorded, tf.float64), [otherwise]], 0)[0], tf.float64)
+
+
+def _random_below(limit: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """int32 [], uniform in [0, limit)."""
+    return tf.random.stateless_uniform([], seed, 0, limit, tf.int32)
+
+
+def _int32_repaired(waveform: tf.Tensor) -> tf.Tensor:
+    """`schema.repair_int32_waveform` in TensorFlow."""
+    return tf.cast(tf.bitcast(waveform, tf.int32), tf.float32) / 2.0**31

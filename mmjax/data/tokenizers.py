@@ -1,0 +1,297 @@
+"""From captions to rows of token numbers, 0 = padding: VATT's words, BERT's pieces, sentencepiece, CLIP's byte pairs."""
+
+from __future__ import annotations
+
+import collections
+import gzip
+import json
+import os
+import re
+import string
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from mmjax.errors import UserError, choose
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+_PUNCTUATION = f"[{re.escape(string.punctuation)}]"
+
+
+class Tokenizer:
+    """Captions → token numbers.
+
+    Attributes:
+      max_words: length of a row; longer captions are cut.
+      vocab_size: token numbers are in [0, vocab_size).
+      pad_id: 0, in every tokenizer.
+    """
+
+    pad_id = 0
+
+    def __init__(self, *, vocab_size: int, max_words: int):
+        self.vocab_size, self.max_words = vocab_size, max_words
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token numbers of each text, at most `max_words`."""
+        raise NotImplementedError
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 [len(texts), max_words], padded with 0; an empty text is all zeros."""
+        rows = np.zeros((len(texts), self.max_words), np.int32)
+        present = [number for number, text in enumerate(texts) if text]
+        for number, ids in zip(present, self.ids([texts[n] for n in present]), strict=True):
+            rows[number, : len(ids)] = ids
+        return rows
+
+    def encode_tensor(self, texts: tf.Tensor) -> tf.Tensor:
+        """`encode` inside tf.data: string [n] → int32 [n, max_words]."""
+
+        def encode(texts):
+            return self.encode([text.decode(errors="replace") for text in texts])
+
+        rows = tf.numpy_function(encode, [texts], tf.int32, stateful=False)
+        return tf.ensure_shape(rows, [None, self.max_words])
+
+
+class WordTokenizer(Tokenizer):
+    """VATT's: removes ASCII punctuation, lower-cases, splits at white space, looks words up.
+
+    Args:
+      vocab: a file of lines `word` or `number word`; it has <pad> <bos> <eos> <unk>, <pad> is
+        number 0.
+      max_words: length of a row.
+    """
+
+    def __init__(self, vocab: str, *, max_words: int):
+        self.words = read_word_vocab(vocab)
+        super().__init__(vocab_size=max(self.words.values()) + 1, max_words=max_words)
+        self._unknown = self.words["<unk>"]
+        self._table = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(
+                tf.constant(list(self.words)), tf.constant(list(self.words.values()), tf.int32)
+            ),
+            self._unknown,
+        )
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [
+            [self.words.get(word, self._unknown) for word in split_words(text)][: self.max_words]
+            for text in texts
+        ]
+
+    def encode_tensor(self, texts: tf.Tensor) -> tf.Tensor:
+        texts = tf.strings.lower(
+            tf.strings.regex_replace(texts, _PUNCTUATION, ""), encoding="utf-8"
+        )
+        words = tf.strings.split(texts)
+        ids = words.with_flat_values(self._table.lookup(words.flat_values))
+        return ids.to_tensor(0, shape=[None, self.max_words])
+
+
+class PieceTokenizer(Tokenizer):
+    """A tokenizer of Hugging Face's `tokenizers` library, with optional marks at both ends.
+
+    Args:
+      tokenizer: a `tokenizers.Tokenizer` without post-processor.
+      max_words: length of a row, marks included.
+      begin, end: tokens put around each caption.
+    """
+
+    def __init__(
+        self, tokenizer, *, max_words: int, begin: str | None = None, end: str | None = None
+    ):
+        super().__init__(vocab_size=tokenizer.get_vocab_size(), max_words=max_words)
+        self._tokenizer = tokenizer
+        self._begin = [tokenizer.token_to_id(begin)] if begin else []
+        self._end = [tokenizer.token_to_id(end)] if end else []
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        room = self.max_words - len(self._begin) - len(self._end)
+        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [self._begin + encoding.ids[:room] + self._end for encoding in encoded]
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece model. Models whose number 0 is not padding get all numbers raised by one.
+
+    Args:
+      vocab: the `.model` file.
+      max_words: length of a row.
+    """
+
+    def __init__(self, vocab: str, *, max_words: int):
+        import sentencepiece
+
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=vocab)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"data.text.vocab={vocab} is not a sentencepiece model: {error}"
+            ) from error
+        self._raised = int(self._model.pad_id() != 0)
+        super().__init__(vocab_size=len(self._model) + self._raised, max_words=max_words)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self._model.encode(list(texts))
+        return [[number + self._raised for number in ids[: self.max_words]] for ids in encoded]
+
+
+def make_tokenizer(name: str, *, vocab: str, merges: str = "", max_words: int = 16) -> Tokenizer:
+    """A tokenizer by name.
+
+    Args:
+      name: 'word', 'bert', 'sentencepiece' or 'clip'.
+      vocab: 'word': see `WordTokenizer`. 'bert': `vocab.txt`, one piece per line (lower-cased, no
+        [CLS] or [SEP]: VATT). 'sentencepiece': the model. 'clip': `vocab.json`, or CLIP's own
+        `bpe_simple_vocab_16e6.txt.gz` alone (lower-cased, with start and end marks).
+      merges: of 'clip': `merges.txt` beside a `vocab.json`.
+      max_words: length of a row.
+
+    Raises:
+      UserError: an unknown name, or files that are not what the tokenizer needs.
+    """
+    make = choose("data.text.tokenizer", name, _TOKENIZERS)
+    for path in (vocab, *([merges] if merges else [])):
+        if not os.path.isfile(path):
+            raise UserError(
+                f"The tokenizer {name!r} needs a vocabulary: data.text.vocab={path!r} is not a file. `mmjax vocab` makes "
+                "one of words from a dataset's captions."
+            )
+    return make(vocab, merges=merges, max_words=max_words)
+
+
+def _word(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
+    return WordTokenizer(vocab, max_words=max_words)
+
+
+def _sentencepiece(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
+    return SentencePieceTokenizer(vocab, max_words=max_words)
+
+
+def _bert(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
+    import tokenizers
+
+    with open(vocab, encoding="utf-8") as file:
+        pieces = {line.rstrip("\n"): number for number, line in enumerate(file)}
+    if pieces.get("[PAD]") != 0 or "[UNK]" not in pieces:
+        raise UserError(f"{vocab}: a BERT vocabulary begins with [PAD] and has [UNK].")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    return PieceTokenizer(tokenizer, max_words=max_words)
+
+
+def _clip(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
+    import tokenizers
+
+    numbers, pairs = _clip_files(vocab, merges)
+    begin, end = "<|startoftext|>", "<|endoftext|>"
+    if begin not in numbers or end not in numbers:
+        raise UserError(f"{vocab}: CLIP's vocabulary has {begin} and {end}.")
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(numbers, pairs, end_of_word_suffix="</w>", unk_token=end)
+    )
+    regex = tokenizers.Regex
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(
+        [
+            tokenizers.normalizers.NFC(),
+            tokenizers.normalizers.Replace(regex(r"\s+"), " "),
+            tokenizers.normalizers.Lowercase(),
+        ]
+    )
+    words = regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(words, "removed", invert=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    return PieceTokenizer(tokenizer, max_words=max_words, begin=begin, end=end)
+
+
+def _clip_files(vocab: str, merges: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Token numbers and merges, from a pair of files or from CLIP's list of merges alone."""
+    opener = gzip.open if vocab.endswith(".gz") else open
+    path = merges or vocab
+    with (open if merges else opener)(path, "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    if merges or not vocab.endswith(".json"):
+        # The first line is a version; CLIP's file goes on with merges it does not use.
+        lines = lines[1:] if merges else lines[1 : 49152 - 256 - 2 + 1]
+        pairs = [tuple(line.split()) for line in lines if line.strip()]
+        if any(len(pair) != 2 for pair in pairs):
+            raise UserError(f"{path} is not a list of merges (two pieces per line).")
+    else:
+        raise UserError(
+            f"The tokenizer 'clip' with {vocab} also needs data.text.merges (merges.txt)."
+        )
+    if merges:
+        with open(vocab, encoding="utf-8") as file:
+            return json.load(file), pairs
+    letters = _byte_letters()
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(p) for p in pairs)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    return {piece: number for number, piece in enumerate(pieces)}, pairs
+
+
+def _byte_letters() -> list[str]:
+    """A printable letter for each byte, in the order of GPT-2's and CLIP's vocabularies: printable bytes first."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(rest))]
+
+
+_TOKENIZERS = {"word": _word, "bert": _bert, "sentencepiece": _sentencepiece, "clip": _clip}
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a caption as VATT counts them; ASCII white space separates, as in `tf.strings.split`."""
+    return re.findall(r"[^ \t\n\v\f\r]+", re.sub(_PUNCTUATION, "", text).lower())
+
+
+def build_word_vocab(texts: Iterable[str], *, size: int = 65_536) -> list[str]:
+    """The words of a vocabulary: <pad> <bos> <eos> <unk>, then the most frequent ones, equal counts
+    by alphabet.
+
+    Args:
+      texts: captions.
+      size: at most this many entries, the four included.
+    """
+    counts = collections.Counter(word for text in texts for word in split_words(text))
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    return [*SPECIAL, *ranked][:size]
+
+
+def write_word_vocab(path: str | os.PathLike, words: Sequence[str]) -> None:
+    """Writes a vocabulary, one word per line, atomically."""
+    temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write("".join(f"{word}\n" for word in words))
+    os.replace(temporary, path)
+
+
+def read_word_vocab(path: str | os.PathLike) -> dict[str, int]:
+    """{word: number} of a file of lines `word` or `number word`.
+
+    Raises:
+      UserError: one of <pad> <bos> <eos> <unk> is missing, <pad> is not 0, or a word or number
+        comes twice.
+    """
+    with open(path, encoding="utf-8") as file:
+        lines = [line.split() for line in file if line.strip()]
+    numbered = all(len(line) == 2 and line[0].isdigit() for line in lines)
+    if not numbered and any(len(line) != 1 for line in lines):
+        raise UserError(f"{path}: lines must be `word`, or all of them `number word`.")
+    pairs = [(line[-1], int(line[0]) if numbered else at) for at, line in enumerate(lines)]
+    words = dict(pairs)
+    missing = [word for word in SPECIAL if word not in words]
+    if missing or words["<pad>"] != 0:
+        raise UserError(
+            f"{path}: a vocabulary has {' '.join(SPECIAL)}, <pad> with number 0"
+            + (f"; missing: {' '.join(missing)}." if missing else f", not {words['<pad>']}.")
+        )
+    if len(words) != len(pairs) or len(set(words.values())) != len(pairs):
+        raise UserError(f"{path}: a word or a number comes twice.")
+    return words

@@ -61,21 +61,19 @@ class Media:
 
     Args:
       path: any file FFmpeg reads.
+      video, audio: False leaves out the picture, or the sound.
 
     Raises:
       UserError: no such file, or nothing in it that FFmpeg can decode.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, *, video: bool = True, audio: bool = True):
         self.path = os.fspath(path)
-        self._video = _Video.open(self.path)
-        try:
-            self._audio = _Audio.open(self.path)
-        except BaseException:
-            self.close()
-            raise
+        self._video = _Video.open(self.path) if video else None
+        self._audio = _Audio.open(self.path) if audio else None
         if self._video is None and self._audio is None:
-            raise UserError(f"{self.path} has neither picture nor sound.")
+            wanted = [kind for kind, want in (("picture", video), ("sound", audio)) if want]
+            raise UserError(f"{self.path} has no {' and no '.join(wanted)}.")
 
     def __enter__(self) -> Media:
         return self
@@ -85,7 +83,7 @@ class Media:
 
     def close(self) -> None:
         """Closes the file."""
-        for track in (self._video, getattr(self, "_audio", None)):
+        for track in (self._video, self._audio):
             if track is not None:
                 track.close()
 
@@ -326,7 +324,7 @@ class _Track:
             if start <= time < end:
                 where = "where it breaks off" if time == math.inf else f"near {time:.2f} s"
                 raise UserError(
-                    f"{self.path}: {self.kind} cannot be decoded {where}: {error.strerror or error}."
+                    f"{self.path}: no {self.kind} can be decoded {where}: {error.strerror or error}"
                 )
 
     def duration(self) -> float:

@@ -1,0 +1,222 @@
+"""The console command `mmjax`: everything around training that works on datasets."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from mmjax.errors import UserError
+
+# Heavy imports happen inside the commands: `mmjax --help` must not wait for TensorFlow.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status: 0 fine, 1 problems found, 2 wrong input."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so at length if it is on
+    parser = argparse.ArgumentParser(prog="mmjax", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in COMMANDS:
+        add(commands)
+    args, rest = parser.parse_known_args(argv)
+    if rest and not (args.command == "build" and args.runner == "beam"):
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    args.rest = rest
+    try:
+        return args.run(args) or 0
+    except UserError as error:
+        print(f"mmjax {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mmjax {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _add_build(commands) -> None:
+    p = commands.add_parser(
+        "build",
+        help="build a dataset from media files",
+        description="Builds a dataset from a table of media files, or a folder of pictures. Run "
+        "again after an interruption, it keeps the shards that are finished. With --runner beam, "
+        "arguments not listed here go to Apache Beam.",
+    )
+    what = p.add_argument_group("what to build")
+    source = what.add_mutually_exclusive_group()
+    source.add_argument(
+        "--csv",
+        metavar="FILE",
+        help="table (.csv, .tsv, .jsonl) with the columns path, start, end, caption, label, split",
+    )
+    source.add_argument(
+        "--images", metavar="FOLDER", help="pictures in FOLDER/class, or FOLDER/split/class"
+    )
+    what.add_argument("--out", required=True, metavar="FOLDER", help="the dataset")
+    what.add_argument(
+        "--media-root", metavar="FOLDER", help="for paths (default: where the table is)"
+    )
+    what.add_argument("--classes", metavar="FILE", help="class names, one per line, in order")
+    what.add_argument("--separator", default="|", help="between captions or labels in a cell ('|')")
+    what.add_argument("--split", default="train", help="of rows that name none (train)")
+    what.add_argument(
+        "--split-by-time",
+        metavar="train:0.8,test:0.2",
+        help="parts of every file, in this order of time",
+    )
+    what.add_argument("--split-by-file", metavar="train:0.8,test:0.2", help="parts of the files")
+    what.add_argument("--clip-seconds", type=float, metavar="S", help="cut rows into clips")
+
+    how = p.add_argument_group("how to store it")
+    how.add_argument("--fps", type=float, default=10.0, help="frames per second (10)")
+    how.add_argument(
+        "--size", type=int, default=256, help="shorter side in pixels, 0 = as is (256)"
+    )
+    how.add_argument("--sample-rate", type=int, default=48_000, help="of the sound, in Hz (48000)")
+    how.add_argument("--quality", type=int, default=90, help="of the JPEGs (90)")
+    how.add_argument("--no-video", action="store_true", help="leave out the picture")
+    how.add_argument("--no-audio", action="store_true", help="leave out the sound")
+    how.add_argument(
+        "--folder-fps", type=float, metavar="FPS", help="of folders of frames (default: --fps)"
+    )
+    how.add_argument(
+        "--clips-per-shard", type=int, metavar="N", help="64, or 1024 with --images, by default"
+    )
+    how.add_argument("--vocab-size", type=int, default=65_536, help="words in vocab.txt (65536)")
+
+    run = p.add_argument_group("how to run it")
+    run.add_argument("--workers", type=int, help="processes (default: one per core)")
+    run.add_argument(
+        "--on-error", choices=("skip", "fail"), default="skip", help="a bad row (skip)"
+    )
+    run.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=0.05,
+        metavar="F",
+        help="exit status 1 if more rows are bad (0.05)",
+    )
+    run.add_argument("--retry-bad", action="store_true", help="build shards with bad rows again")
+    run.add_argument("--overwrite", action="store_true", help="replace another dataset in --out")
+    run.add_argument("--shard", metavar="I/N", help="build only the I-th of N parts, 0 ≤ I < N")
+    run.add_argument(
+        "--finalize", action="store_true", help="only write dataset.json, after --shard"
+    )
+    run.add_argument("--runner", choices=("local", "beam"), default="local")
+    run.add_argument("--quiet", action="store_true", help="no progress bars")
+    p.set_defaults(run=_build)
+
+
+def _build(args) -> int:
+    from mmjax.tools import build, manifest, runners
+
+    if args.finalize:
+        return _finish(build.finalize(args.out, plan := build.load_plan(args.out)), plan, args)
+    if args.csv:
+        root = args.media_root or os.path.dirname(os.path.abspath(args.csv))
+        rows = manifest.read_table(args.csv, separator=args.separator, split=args.split)
+    elif args.images:
+        root = args.media_root or args.images
+        rows = manifest.read_image_folder(args.images, split=args.split)
+    else:
+        raise UserError("Give --csv FILE or --images FOLDER (or --finalize).")
+    part, parts = _part(args.shard)
+    workers = args.workers or len(os.sched_getaffinity(0))
+    plan = build.prepare(
+        args.out,
+        rows,
+        build.Options(
+            fps=args.fps,
+            size=args.size or None,
+            sample_rate=args.sample_rate,
+            quality=args.quality,
+            video=not args.no_video,
+            audio=not args.no_audio,
+            folder_fps=args.folder_fps,
+            clip_seconds=args.clip_seconds,
+            by_time=_fractions(args.split_by_time),
+            by_file=_fractions(args.split_by_file),
+            clips_per_shard=args.clips_per_shard or (1024 if args.images else 64),
+            vocab_size=args.vocab_size,
+        ),
+        media_root=root,
+        class_names=_lines(args.classes) if args.classes else None,
+        overwrite=args.overwrite,
+        workers=4 * workers,
+        progress=not args.quiet,
+    )
+    mine = {shard.name for shard in plan.shards()[part::parts]}
+    unfinished = build.pending(args.out, plan, retry_bad=args.retry_bad)
+    todo = [shard for shard in unfinished if shard.name in mine]
+    if len(todo) < len(mine):
+        print(f"{len(mine) - len(todo)} of {len(mine)} shards are finished already.")
+    builder = build.ShardBuilder(
+        out=os.path.abspath(args.out),
+        media_root=os.path.abspath(root),
+        options=plan.options,
+        classes=plan.classes,
+        key=plan.key,
+        on_error=args.on_error,
+    )
+    if args.runner == "beam":
+        runners.run_beam(builder, todo, arguments=args.rest)
+    else:
+        runners.run_local(builder, todo, workers=workers, progress=not args.quiet)
+    if parts > 1:
+        print(
+            f"Part {part} of {parts} is built: {len(mine)} shards. When all parts are: "
+            f"mmjax build --finalize --out {args.out}"
+        )
+        return 0
+    return _finish(build.finalize(args.out, plan), plan, args)
+
+
+def _finish(bad: list[dict], plan, args) -> int:
+    """Prints what has been built; the exit status."""
+    from mmjax.data import dataset
+
+    info = dataset.DatasetInfo.load(args.out)
+    print(dataset.describe(info))
+    shortened = info.statistics["shortened"]
+    if shortened:
+        print(f"{shortened} clips are shorter than asked for: their files end earlier.")
+    if not bad:
+        return 0
+    print(f"\n{len(bad)} of {len(plan.clips)} rows could not be built (bad_rows.csv):")
+    for row in bad[:20]:
+        print(f"  line {row['row']:<6} {row['error']}")
+    if len(bad) > 20:
+        print(f"  … and {len(bad) - 20} more")
+    print("When the files are repaired, run the same command with --retry-bad.")
+    return int(len(bad) > args.max_bad_fraction * len(plan.clips))
+
+
+def _part(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    try:
+        part, parts = map(int, text.split("/"))
+    except ValueError:
+        part, parts = -1, 0
+    if not 0 <= part < parts:
+        raise UserError(f"--shard {text}: write I/N with 0 ≤ I < N, for example 0/8.")
+    return part, parts
+
+
+def _fractions(text: str | None) -> tuple[tuple[str, float], ...]:
+    from mmjax.tools import manifest
+
+    return tuple(manifest.parse_fractions(text)) if text else ()
+
+
+def _lines(path: str) -> list[str]:
+    if not os.path.exists(path):
+        raise UserError(f"There is no file {path}.")
+    with open(path, encoding="utf-8-sig") as file:
+        return [line.strip() for line in file if line.strip()]
+
+
+COMMANDS = [_add_build]  # functions that add a command to the parser; its `run` gets the arguments
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,337 @@
+"""What to build: a table of media files, or a folder of pictures, as a list of clips.
+
+A clip is a stretch of one file with its captions and labels. Everything here is a pure function of
+the table, the options and, where films are cut or split by time, their durations.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+from mmjax.data import media
+from mmjax.errors import UserError
+
+_COLUMN = re.compile(r"^(path|start|end|split|captions?|labels?)[ _]?\d*$")
+_SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One example to be built.
+
+    Attributes:
+      path: as in the table, relative to the media root.
+      start, end: seconds; None = the start and the end of the file.
+      captions: the best first.
+      labels: class names, or class numbers as text.
+      split: its name.
+      row: line of the table (the first is 1), for messages.
+    """
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+    captions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    split: str = "train"
+    row: int = 0
+
+
+def read_table(path: str, *, separator: str = "|", split: str = "train") -> list[Clip]:
+    """The rows of a table with the columns path, start, end, caption, label, split.
+
+    Args:
+      path: .csv, .tsv or .jsonl. Only the column `path` is needed. Captions and labels may have
+        several columns (caption, caption, or caption, caption2).
+      separator: between several captions or labels in one cell; '' = none.
+      split: for rows that name none.
+
+    Raises:
+      UserError: names the line and what is wrong with it.
+    """
+    if not os.path.exists(path):
+        raise UserError(f"There is no table {path}.")
+    clips = []
+    for number, row in _rows(path):
+        try:
+            clips.append(_clip(row, number, separator, split))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+    if not clips:
+        raise UserError(f"{path} has no rows.")
+    return clips
+
+
+def read_image_folder(folder: str, *, split: str = "train") -> list[Clip]:
+    """The pictures of `folder/class/**`, `folder/split/class/**`, or a folder without classes.
+
+    Subfolders called train, val, valid, validation or test are splits if there are no others. A
+    text `x.txt` beside a picture `x.jpg` holds its captions, one per line.
+
+    Raises:
+      UserError: no such folder, or no pictures in it.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"There is no folder {folder}.")
+    found = []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        parts = os.path.relpath(root, folder).split(os.sep) if root != folder else []
+        found += [(parts, file) for file in sorted(files) if media.is_image(file)]
+    if not found:
+        raise UserError(f"There are no pictures in {folder}.")
+    tops = {parts[0] if parts else "" for parts, _ in found}
+    by_split = tops <= set(_SPLIT_FOLDERS)
+    clips = []
+    for number, (parts, file) in enumerate(found, 1):
+        classes = parts[1:] if by_split else parts
+        path = os.path.join(*parts, file)
+        clips.append(
+            Clip(
+                path=path,
+                captions=_sidecar(os.path.join(folder, path)),
+                labels=tuple(classes[:1]),
+                split=parts[0] if by_split else split,
+                row=number,
+            )
+        )
+    return clips
+
+
+def cut(
+    clips: Sequence[Clip],
+    *,
+    durations: dict[str, float],
+    clip_seconds: float | None,
+    by_time: Sequence[tuple[str, float]] = (),
+) -> list[Clip]:
+    """Cuts rows into consecutive clips and splits files by time.
+
+    Args:
+      clips: the rows.
+      durations: seconds by path. A row whose file is not in it, or ends before the row begins, is
+        left as it is: building it reports what is wrong.
+      clip_seconds: length of the clips; None = rows stay whole. A remainder of at least half a clip
+        is kept, and a row that is shorter than a clip.
+      by_time: (split, fraction) in order of time: no clip crosses the border between two. Rows that
+        stay whole go where their middle is.
+
+    Raises:
+      UserError: a split by time of rows that are whole files, without `clip_seconds`.
+    """
+    result = []
+    for clip in clips:
+        duration = durations.get(clip.path)
+        if duration is None or (clip.start or 0.0) >= duration:
+            result.append(clip)
+            continue
+        start, end = clip.start or 0.0, min(clip.end or math.inf, duration)
+        if by_time and not clip_seconds:
+            if clip.start is None and clip.end is None:
+                raise UserError(
+                    f"Line {clip.row} is the whole file {clip.path}, which cannot be split by "
+                    "time. Give --clip-seconds to cut it, or use --split-by-file."
+                )
+            middle = (start + end) / 2 / duration
+            split = next(
+                (
+                    name
+                    for (name, _), edge in zip(by_time, _edges(by_time), strict=True)
+                    if middle < edge
+                ),
+                by_time[-1][0],
+            )
+            result.append(dataclasses.replace(clip, split=split))
+            continue
+        parts = [(clip.split, start, end)]
+        if by_time:
+            edges = [edge * duration for edge in _edges(by_time)]
+            parts = [
+                (name, max(start, low), min(end, high))
+                for (name, _), low, high in zip(by_time, [0.0, *edges], edges, strict=False)
+            ]
+        for split, low, high in parts:
+            count = math.floor((high - low) / clip_seconds + 0.5 + 1e-9)
+            for k in range(count if by_time else max(count, 1)):
+                a, b = low + k * clip_seconds, min(low + (k + 1) * clip_seconds, high)
+                # Microseconds, as they are stored: sums of fractions differ in the last digit.
+                result.append(
+                    dataclasses.replace(clip, split=split, start=round(a, 6), end=round(b, 6))
+                )
+    return result
+
+
+def split_by_file(clips: Sequence[Clip], fractions: Sequence[tuple[str, float]]) -> list[Clip]:
+    """Assigns whole files to splits by a hash of their path: adding files moves no other file."""
+
+    def split_of(path: str) -> str:
+        value = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") / 2**64
+        edges = zip(fractions, _edges(fractions), strict=True)
+        return next((name for (name, _), edge in edges if value < edge), fractions[-1][0])
+
+    return [dataclasses.replace(clip, split=split_of(clip.path)) for clip in clips]
+
+
+def parse_fractions(text: str) -> list[tuple[str, float]]:
+    """'train:0.8,test:0.2' as [('train', 0.8), ('test', 0.2)].
+
+    Raises:
+      UserError: another form, or fractions that do not add up to 1.
+    """
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        fractions = [(check_split(name.strip()), float(value)) for name, value in pairs]
+    except ValueError as error:
+        raise UserError(f"{text!r} is not a list of fractions like train:0.8,test:0.2.") from error
+    total = sum(value for _, value in fractions)
+    if abs(total - 1) > 1e-6 or min(value for _, value in fractions) <= 0:
+        raise UserError(
+            f"The fractions in {text!r} add up to {total:g}, not to 1, or are not positive."
+        )
+    return fractions
+
+
+def class_numbers(clips: Iterable[Clip], names: Sequence[str] | None = None) -> dict[str, int]:
+    """The number of each class by its name; empty if the labels are class numbers themselves.
+
+    Args:
+      clips: all of them, of all splits.
+      names: the classes in order of their numbers; None = the labels that occur, in alphabetical
+        order, unless all are whole numbers.
+
+    Raises:
+      UserError: a label that is not among `names`.
+    """
+    used: dict[str, int] = {}
+    for clip in clips:
+        for label in clip.labels:
+            used.setdefault(label, clip.row)
+    if names is None:
+        names = [] if all(label.isdecimal() for label in used) else sorted(used)
+        return {name: number for number, name in enumerate(names)}
+    for label, row in used.items():
+        if label not in names:
+            near = difflib.get_close_matches(label, names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UserError(
+                f"Line {row}: the label {label!r} is none of the {len(names)} classes.{hint}"
+            )
+    return {name: number for number, name in enumerate(names)}
+
+
+def check_split(name: str) -> str:
+    """The name, if it can be part of a file name; ValueError otherwise."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(
+            f"the split {name!r} has characters other than letters, digits, '_', '-', '.'"
+        )
+    return name
+
+
+def _rows(path: str) -> Iterable[tuple[int, list[tuple[str, object]]]]:
+    """(line number, [(column, cell)]); a column may come twice."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        if path.endswith((".jsonl", ".ndjson")):
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        row = json.loads(line)
+                        cells = list(row.items())
+                    except (ValueError, AttributeError) as error:
+                        raise UserError(f"{path}, line {number}: not a JSON object.") from error
+                    _check_columns(path, [column for column, _ in cells])
+                    yield number, cells
+            return
+        reader = csv.reader(file, delimiter="\t" if path.endswith(".tsv") else ",")
+        header = [column.strip().lower() for column in next(reader, [])]
+        _check_columns(path, header)
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                if len(cells) > len(header):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: {len(cells)} cells for {len(header)} "
+                        'columns. Put cells that contain the delimiter in "quotes".'
+                    )
+                yield reader.line_num, list(zip(header, cells, strict=False))
+
+
+def _check_columns(path: str, columns: Sequence[str]) -> None:
+    if "path" not in columns:
+        raise UserError(
+            f"{path} has no column 'path'. It has: {', '.join(columns) or 'nothing'}. The first "
+            "line names the columns: path, start, end, caption, label, split; all but path may be "
+            "left out."
+        )
+    for column in columns:
+        near = difflib.get_close_matches(
+            column, ("start", "end", "caption", "label", "split"), 1, 0.75
+        )
+        if not _COLUMN.match(column) and near:
+            raise UserError(f"{path} has a column {column!r}. Did you mean {near[0]!r}?")
+
+
+def _clip(row: list[tuple[str, object]], number: int, separator: str, split: str) -> Clip:
+    fields: dict[str, list] = {}
+    for column, cell in row:
+        if match := _COLUMN.match(column):
+            values = cell if isinstance(cell, list) else [] if cell is None else [cell]
+            values = [str(value).strip() for value in values]
+            name = match[1].rstrip("s")
+            if name in ("caption", "label") and separator and isinstance(cell, str):
+                values = [part.strip() for value in values for part in value.split(separator)]
+            fields.setdefault(name, []).extend(value for value in values if value)
+    if not fields.get("path"):
+        raise ValueError("the path is empty")
+    start, end = (
+        _seconds(fields[name][0]) if fields.get(name) else None for name in ("start", "end")
+    )
+    if end is not None and end <= (start or 0):
+        raise ValueError(f"the clip ends at {end:g} s, not after its start at {start or 0:g} s")
+    return Clip(
+        path=fields["path"][0],
+        start=start,
+        end=end,
+        captions=tuple(fields.get("caption", ())),
+        labels=tuple(fields.get("label", ())),
+        split=check_split(fields["split"][0]) if fields.get("split") else split,
+        row=number,
+    )
+
+
+def _seconds(text: str) -> float:
+    """Seconds, or [hours:]minutes:seconds."""
+    try:
+        value = 0.0
+        for part in text.split(":"):
+            value = value * 60 + float(part)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no time; write seconds (12.5) or hours:minutes:seconds"
+        ) from None
+    if not 0 <= value < math.inf:
+        raise ValueError(f"the time {text} is negative or not finite")
+    return value
+
+
+def _sidecar(image: str) -> tuple[str, ...]:
+    path = os.path.splitext(image)[0] + ".txt"
+    if not os.path.exists(path):
+        return ()
+    with open(path, encoding="utf-8-sig") as file:
+        return tuple(line.strip() for line in file if line.strip())
+
+
+def _edges(fractions: Sequence[tuple[str, float]]) -> list[float]:
+    total, edges = 0.0, []
+    for _, value in fractions:
+        total += value
+        edges.append(total)
+    return edges

@@ -1,0 +1,81 @@
+"""Evaluators: what a train state is worth, as numbers. One file each; see `base.Evaluator`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from mmjax.errors import UserError, choose, unknown
+from mmjax.evals.base import Evaluator, Schedule, format_results
+from mmjax.evals.classification import Classification
+from mmjax.evals.features import FeatureStore
+from mmjax.evals.knn import NearestNeighbours
+from mmjax.evals.linear_probe import LinearProbe
+from mmjax.evals.retrieval import Retrieval
+
+__all__ = [
+    "EVALUATORS",
+    "Evaluator",
+    "FeatureStore",
+    "Schedule",
+    "format_results",
+    "make_evaluators",
+]
+
+EVALUATORS: dict[str, type[Evaluator]] = {
+    "retrieval": Retrieval,
+    "linear_probe": LinearProbe,
+    "knn": NearestNeighbours,
+    "classification": Classification,
+}
+_SCHEDULE = ("every", "at", "where")
+
+
+def make_evaluators(
+    cfg: Mapping[str, Mapping[str, Any]],
+    *,
+    task: Any,
+    data_cfg: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+    where: str | None = None,
+    make_eval_data: Callable[..., Any] | None = None,
+) -> list[Evaluator]:
+    """The evaluators of a config; they share one feature store.
+
+    Args:
+      cfg: {name: dict(type=…, every=… or at='final', where='train' or 'eval', options of the
+        type)}.
+      task: its `predict` functions give features and logits.
+      data_cfg: the `data` section of the config.
+      mesh: the devices that share a batch.
+      where: only those for this place; all are checked.
+      make_eval_data: replaces `mmjax.data.loader.make_eval_data`.
+
+    Raises:
+      UserError: an unknown type or key, with the nearest valid one, or a value that cannot be.
+    """
+    store = FeatureStore(task=task, data_cfg=data_cfg, mesh=mesh, make_eval_data=make_eval_data)
+    evaluators = [_make(name, section, store) for name, section in cfg.items()]
+    return [e for e in evaluators if where is None or e.schedule.where == where]
+
+
+def _make(name: str, section: Mapping[str, Any], store: FeatureStore) -> Evaluator:
+    section = dict(section)
+    if "type" not in section:
+        raise UserError(f"config.evals.{name} has no type=…; there are: {', '.join(EVALUATORS)}.")
+    kind = choose(f"config.evals.{name}.type", section.pop("type"), EVALUATORS)
+    options = [
+        p.name
+        for p in inspect.signature(kind.__init__).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+    for key in section:
+        if key not in options and key not in _SCHEDULE:
+            raise unknown(
+                f"config key evals.{name}.{key}: no such key", key, [*options, *_SCHEDULE]
+            )
+    schedule = Schedule(**{key: section.pop(key) for key in _SCHEDULE if key in section})
+    return kind(name=name, store=store, schedule=schedule, **section)

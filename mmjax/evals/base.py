@@ -1,0 +1,123 @@
+"""What every evaluator is: a name, a schedule, and numbers from a train state."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+
+from mmjax.errors import UserError, choose
+from mmjax.evals.features import FeatureStore
+from mmjax.monitor import report
+
+# A metric `x` may stand beside `x_chance`, what a model that knows nothing would reach.
+CHANCE = "_chance"
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When and where an evaluator runs.
+
+    Attributes:
+      every: at multiples of so many steps, and at the last one.
+      at: 'final', at the last step only (the default if `every` is not given).
+      where: 'train', inside the training process, or 'eval', in the evaluation job beside it.
+    """
+
+    every: int = 0
+    at: str = ""
+    where: str = "train"
+
+    def __post_init__(self):
+        choose("place of an evaluator, where", self.where, {"train": 0, "eval": 0})
+        if self.at:
+            choose("time of an evaluator, at", self.at, {"final": 0})
+        if not isinstance(self.every, int) or self.every < 0:
+            raise UserError(f"An evaluator's every={self.every!r} must be a number of steps.")
+        if self.every and self.at:
+            raise UserError(
+                f"An evaluator has every={self.every} or at={self.at!r}, not both; "
+                "every=N includes the last step."
+            )
+
+    def due(self, step: int, *, final: bool, last: int | None = None) -> bool:
+        """Whether to run at `step`.
+
+        Args:
+          step: updates done.
+          final: whether it is the last step of the training.
+          last: for those who do not see every step (the evaluation job sees checkpoints): the step
+            of the run before. Then it is due once a multiple of `every` was passed.
+        """
+        if final or not self.every:
+            return final
+        previous = step - 1 if last is None else last
+        return step // self.every > previous // self.every
+
+
+class Evaluator(abc.ABC):
+    """Numbers from a train state. Subclasses take their options as keyword arguments.
+
+    Args:
+      name: first part of the names of its metrics.
+      store: where features come from, shared by the evaluators of a run.
+      schedule: when and where it runs.
+    """
+
+    def __init__(self, *, name: str, store: FeatureStore, schedule: Schedule | None = None):
+        self.name = name
+        self.store = store
+        self.schedule = schedule or Schedule()
+
+    @abc.abstractmethod
+    def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
+        """The metrics of a state, by names without the evaluator's own."""
+
+    def run(self, state: Mapping[str, Any], step: int) -> dict[str, float]:
+        """`{name/metric: value}` for a train state: `params` or `ema`, and `extra` are read."""
+        began = time.monotonic()
+        with _one_device():
+            metrics = self.evaluate(state)
+        logging.info(
+            "Evaluated %s at step %d in %.1f s.", self.name, step, time.monotonic() - began
+        )
+        return {f"{self.name}/{metric}": float(value) for metric, value in metrics.items()}
+
+
+def _one_device() -> contextlib.AbstractContextManager:
+    """What follows the features is the same on every process: it runs on one device of each.
+
+    Without this, the mesh of the training (`jax.set_mesh`) would make every device repeat it.
+    """
+    types = (jax.sharding.AxisType.Auto,)
+    device = jax.local_devices()[:1]
+    return jax.set_mesh(jax.make_mesh((1,), ("one",), axis_types=types, devices=device))
+
+
+def with_chance(metrics: Mapping[str, float], chance: Mapping[str, float]) -> dict[str, float]:
+    """Metrics, each followed by its chance level where there is one."""
+    result = {}
+    for name, value in metrics.items():
+        result[name] = value
+        if name in chance:
+            result[name + CHANCE] = chance[name]
+    return result
+
+
+def format_results(results: Mapping[str, float], *, title: str = "") -> str:
+    """A table of evaluator, metric, value and chance from `{evaluator/metric: value}`."""
+    rows, previous = [], None
+    for name, value in results.items():
+        if name.endswith(CHANCE) and name.removesuffix(CHANCE) in results:
+            continue
+        evaluator, _, metric = name.partition("/")
+        chance = results.get(name + CHANCE)
+        rows.append(("" if evaluator == previous else evaluator, metric, value, chance))
+        previous = evaluator
+    return report.format_table(("evaluator", "metric", "value", "chance"), rows, title=title)

@@ -1,0 +1,312 @@
+"""Outputs of a model for every example of a split, computed once and shared by evaluators."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from mmjax import sharding
+from mmjax.errors import UserError, choose, unknown
+
+_MASK_SUFFIX = "_mask"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Which examples go through which function of the task, and how they are cut. Made by the
+    store.
+
+    Attributes:
+      predict: name of the task's function.
+      data, split: the dataset and its split.
+      batch_size: examples of a batch over all devices.
+      views: JSON of what replaces keys in sections of the data config.
+      limit: only the first so many examples (0: all).
+    """
+
+    predict: str
+    data: str
+    split: str
+    batch_size: int
+    views: str
+    limit: int
+
+    def __str__(self) -> str:
+        first = f" (the first {self.limit})" if self.limit else ""
+        return f"{self.predict} of {self.data}:{self.split}{first}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Host arrays of N examples, ordered by `example_id`, each example once.
+
+    Attributes:
+      arrays: {name: float32 [N, …]}; pooled features and embeddings are [N, views, D].
+      masks: {modality: float32 [N] or [N, captions]}, 1 where it is present.
+      label: int32 [N], -1 for none, or float32 [N, C] for multi-label data; None without labels.
+      example_id: int32 [N].
+      info: the dataset's `DatasetInfo`.
+      seconds: what the computation took.
+    """
+
+    arrays: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+    label: np.ndarray | None
+    example_id: np.ndarray
+    info: Any
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.example_id)
+
+    def labelled(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """`(array, labels)` of the examples that have a label and the modality of this name.
+
+        Raises:
+          UserError: no example has one.
+        """
+        if self.label is None:
+            raise UserError(f"{self.info.name} has no labels to evaluate {name!r} with.")
+        has_label = self.label >= 0 if self.label.ndim == 1 else np.ones(len(self), bool)
+        mask = self.masks.get(name.split("/")[0], np.ones(len(self)))
+        keep = has_label & (mask.reshape(len(mask), -1).max(axis=1) > 0)
+        if not keep.any():
+            raise UserError(f"No example of {self.info.name} has both a label and {name!r}.")
+        if not keep.all():
+            logging.info(
+                "%d of %d examples of %s have no label or no %s and are left out.",
+                (~keep).sum(),
+                len(keep),
+                self.info.name,
+                name,
+            )
+        return self.arrays[name][keep], self.label[keep]
+
+
+def eval_params(state: Mapping[str, Any]) -> Any:
+    """The parameters that evaluation uses: the moving average if one is kept."""
+    return state["ema"] if "ema" in state else state["params"]
+
+
+class FeatureStore:
+    """Computes features and keeps those of one state, so that evaluators share them.
+
+    Args:
+      task: its `predict` functions are compiled here, once for all evaluators and steps.
+      data_cfg: the `data` section of the config.
+      mesh: the devices that share a batch.
+      make_eval_data: replaces `mmjax.data.loader.make_eval_data`.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Any,
+        data_cfg: Mapping[str, Any],
+        mesh: jax.sharding.Mesh,
+        make_eval_data: Callable[..., Any] | None = None,
+    ):
+        self._task = task
+        self._data_cfg = dict(data_cfg)
+        self._mesh = mesh
+        self._make_eval_data = make_eval_data
+        self._names: dict[Request, set[str]] = collections.defaultdict(set)
+        self._data: dict[Request, Any] = {}
+        self._compiled: dict[Any, Callable] = {}
+        self._state: Any = None
+        self._features: dict[Request, Features] = {}
+
+    def request(
+        self,
+        names: Sequence[str],
+        *,
+        predict: str = "features",
+        data: str = "",
+        split: str,
+        batch_size: int,
+        views: Mapping[str, Any] | None = None,
+        labels: bool = False,
+        limit: int = 0,
+    ) -> Request:
+        """Says what will be asked for with `get`; same requests are computed together.
+
+        Args:
+          names: outputs of the predict function that are needed; others are not computed.
+          predict: name of the task's function.
+          data: dataset, as in `config.data.train`, which is the default.
+          split: of the dataset.
+          batch_size: over all devices.
+          views: {section of the data config: {key: value}} that differ from training, e.g.
+            `dict(video=dict(num_clips=4), text=None)`; None leaves a modality out.
+          labels: labels are needed, also if training has none.
+          limit: only the first so many examples (0: all).
+
+        Raises:
+          UserError: anything in the request that is not possible.
+        """
+        choose("output of this task", predict, dict(self._task.predict))
+        sharding.check_batch(batch_size, self._mesh)
+        data = data or self._data_cfg.get("train", "")
+        if not isinstance(data, str) or not data:
+            raise UserError(
+                f"An evaluator needs data='…', one dataset; config.data.train is {data!r}."
+            )
+        cfg = self._merged(views or {})
+        if labels and cfg.get("label") is None:
+            cfg["label"] = {}
+        changed = {key: value for key, value in cfg.items() if value != self._data_cfg.get(key)}
+        request = Request(
+            predict=predict,
+            data=data,
+            split=split,
+            batch_size=batch_size,
+            views=json.dumps(changed, sort_keys=True),
+            limit=limit,
+        )
+        self._names[request].update(names)
+        return request
+
+    def get(self, state: Mapping[str, Any], request: Request) -> Features:
+        """Features of a train state; all requests at the same state share the work.
+
+        Raises:
+          UserError: an output that the task does not have, or outputs that are not finite.
+        """
+        if state is not self._state:
+            self.clear()
+            self._state = state
+        if request not in self._features:
+            self._features[request] = self._extract(state, request)
+        return self._features[request]
+
+    def clear(self) -> None:
+        """Forgets the features of the last state."""
+        self._state = None
+        self._features = {}
+
+    def _merged(self, views: Mapping[str, Any]) -> dict[str, Any]:
+        cfg = dict(self._data_cfg)
+        for section, changes in views.items():
+            if section not in cfg:
+                raise unknown("section of config.data in views", section, cfg)
+            if changes is None:
+                cfg[section] = None
+            elif cfg[section] is None:
+                raise UserError(f"views.{section} is given but config.data.{section} is None.")
+            else:
+                cfg[section] = {**cfg[section], **changes}
+        return cfg
+
+    def _open(self, request: Request) -> Any:
+        if request not in self._data:
+            make = self._make_eval_data
+            if make is None:
+                from mmjax.data import loader  # imports TensorFlow
+
+                make = loader.make_eval_data
+            self._data[request] = make(
+                self._data_cfg | _tuples(json.loads(request.views)),
+                data=request.data,
+                split=request.split,
+                batch_size=request.batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+        return self._data[request]
+
+    def _function(self, request: Request) -> Callable:
+        """`(params, extra, batch) -> (outputs, fields)`; replicated, for all processes to read."""
+        names = tuple(sorted(self._names[request]))
+        key = (request.predict, names)
+        if key not in self._compiled:
+            predict = self._task.predict[request.predict]
+
+            def function(params, extra, batch):
+                outputs = predict(params, extra, batch)
+                for name in names:
+                    if name not in outputs:
+                        raise unknown(f"output of {request}:", name, outputs)
+                fields = {
+                    name: value
+                    for name, value in batch.items()
+                    if name in ("mask", "label", "example_id") or name.endswith(_MASK_SUFFIX)
+                }
+                return {name: outputs[name].astype("float32") for name in names}, fields
+
+            self._compiled[key] = jax.jit(function, out_shardings=sharding.replicated(self._mesh))
+        return self._compiled[key]
+
+    def _run(self, state: Mapping[str, Any], request: Request, data: Any) -> Iterator[tuple]:
+        """Host copies of each batch's results; the device is one batch ahead of the copies."""
+        function, params, extra = self._function(request), eval_params(state), state["extra"]
+        ahead = None
+        for batch in data.iterate():
+            batch = sharding.make_global(batch, self._mesh)
+            result = function(params, extra, batch)
+            if ahead is not None:
+                yield jax.device_get(ahead)
+            ahead = result
+        if ahead is not None:
+            yield jax.device_get(ahead)
+
+    def _extract(self, state: Mapping[str, Any], request: Request) -> Features:
+        began = time.monotonic()
+        data = self._open(request)
+        total = min(request.limit, data.num_examples) if request.limit else data.num_examples
+        filled, arrays, fields = 0, {}, {}
+        with jax.set_mesh(self._mesh):
+            for outputs, extras in self._run(state, request, data):
+                real = extras.pop("mask") > 0
+                rows = min(int(real.sum()), total - filled)
+                for target, source in ((arrays, outputs), (fields, extras)):
+                    for name, value in source.items():
+                        if name not in target:
+                            target[name] = np.zeros((total, *value.shape[1:]), value.dtype)
+                        target[name][filled : filled + rows] = value[real][:rows]
+                filled += rows
+                if request.limit and filled == total:
+                    break
+        ids = fields.pop("example_id", np.zeros(0))
+        if filled != total or len(np.unique(ids)) != total:
+            raise RuntimeError(
+                f"{request}: {filled} examples came, {len(np.unique(ids))} different ones, of "
+                f"{total}."
+            )
+        order = np.argsort(ids, kind="stable")
+        for name, value in arrays.items():
+            bad = ~np.isfinite(value).reshape(total, -1).all(axis=1)
+            if bad.any():
+                raise UserError(
+                    f"{request}: {name!r} is not finite for {bad.sum()} of {total} examples "
+                    f"(first: {ids[bad][:5].tolist()}). The parameters are broken or the compute "
+                    "dtype overflows."
+                )
+        label = fields.pop("label", None)
+        masks = {name.removesuffix(_MASK_SUFFIX): value[order] for name, value in fields.items()}
+        seconds = time.monotonic() - began
+        logging.info("%s: %d examples in %.1f s.", request, total, seconds)
+        return Features(
+            arrays={name: value[order] for name, value in arrays.items()},
+            masks=masks,
+            label=None if label is None else label[order],
+            example_id=ids[order],
+            info=data.info,
+            seconds=seconds,
+        )
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples; the data config has no lists."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value

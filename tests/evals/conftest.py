@@ -1,0 +1,88 @@
+"""A task and evaluation data that follow the contracts, with known outputs."""
+
+from __future__ import annotations
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax import evals, sharding
+
+
+class FakeEvalData:
+    """Arrays [N, …] as padded, masked batches, in an order that is not that of their ids."""
+
+    def __init__(self, arrays, *, batch_size, info):
+        self.arrays, self.batch_size, self.info = arrays, batch_size, info
+        self.num_examples = len(next(iter(arrays.values())))
+        self.iterations = 0
+
+    def iterate(self):
+        self.iterations += 1
+        order = np.random.default_rng(1).permutation(self.num_examples)
+        for start in range(0, self.num_examples, self.batch_size):
+            rows = order[start : start + self.batch_size]
+            padding = self.batch_size - len(rows)
+            batch = {
+                name: np.concatenate(
+                    [value[rows], np.zeros((padding, *value.shape[1:]), value.dtype)]
+                )
+                for name, value in self.arrays.items()
+            }
+            batch["example_id"] = np.pad(rows, (0, padding)).astype(np.int32)
+            batch["mask"] = np.pad(np.ones(len(rows), np.float32), (0, padding))
+            yield batch
+
+
+class FakeTask:
+    """Outputs are the inputs times `params['scale']`."""
+
+    predict = {
+        "features": lambda params, extra, batch: {
+            name: batch[name] * params["scale"]
+            for name in batch
+            if name not in ("mask", "label", "example_id") and not name.endswith("_mask")
+        },
+        "logits": lambda params, extra, batch: {"logits": batch["video"].mean(1) * params["scale"]},
+    }
+
+
+class Bench:
+    """Evaluators over `{split: arrays}`; `opened` lists what the loader was asked for."""
+
+    def __init__(self, splits, **info):
+        self.splits, self.opened = splits, []
+        self.info = types.SimpleNamespace(
+            **{"name": "fake", "num_classes": 0, "class_names": [], **info}
+        )
+        self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        self.state = {"params": {"scale": np.float32(2.0)}, "extra": {}}
+
+    def make_eval_data(self, data_cfg, *, data, split, batch_size, process_index, process_count):
+        made = FakeEvalData(self.splits[split], batch_size=batch_size, info=self.info)
+        self.opened.append(types.SimpleNamespace(cfg=data_cfg, data=data, split=split, made=made))
+        return made
+
+    def make(self, mesh=None, **cfg):
+        return evals.make_evaluators(
+            cfg,
+            task=FakeTask(),
+            data_cfg=dict(
+                train="world", video=dict(num_frames=4), text=dict(max_words=4), label=None
+            ),
+            mesh=mesh or self.mesh,
+            make_eval_data=self.make_eval_data,
+        )
+
+    def run(self, **cfg):
+        results = {}
+        for evaluator in self.make(**cfg):
+            results |= evaluator.run(self.state, 10)
+        return results
+
+
+@pytest.fixture
+def bench():
+    return Bench

@@ -1,0 +1,276 @@
+import re
+
+import jax
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from mmjax import sharding
+from mmjax.errors import UserError
+from mmjax.evals import Schedule, format_results, metrics
+from mmjax.evals.knn import knn_scores
+from mmjax.evals.retrieval import count_better
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def ranks_by_sorting(similarity):
+    """1-based rank of the diagonal in each row's descending order, as in VATT."""
+    order = np.argsort(-similarity, axis=1)
+    return np.array([np.flatnonzero(row == i)[0] + 1 for i, row in enumerate(order)])
+
+
+@pytest.fixture
+def clips():
+    """37 clips with 3 windows and 2 captions each."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(37, 1, 8))
+    return {
+        "video/text": (base + rng.normal(size=(37, 3, 8))).astype(np.float32),
+        "text/video": (base + rng.normal(size=(37, 2, 8))).astype(np.float32),
+        "text_mask": np.ones((37, 2), np.float32),
+    }
+
+
+@pytest.mark.parametrize("block", [5, 1024])
+def test_retrieval_equals_sorting_the_whole_matrix(bench, clips, monkeypatch, block):
+    monkeypatch.setattr("mmjax.evals.retrieval._MAX_BLOCK", block)
+    found = bench({"test": clips}).run(
+        r=dict(type="retrieval", aggregate=("embd", "cosine"), batch_size=8)
+    )
+    text, video = clips["text/video"][:, 0], clips["video/text"]
+    matrices = {
+        "": unit(text) @ unit(video.mean(1)).T,
+        "_cosine": np.einsum("qd,nvd->qnv", unit(text), unit(video)).mean(-1),
+    }
+    for suffix, similarity in matrices.items():
+        ranks = ranks_by_sorting(similarity)
+        for k in (1, 5, 10):
+            assert found[f"r/text_to_video{suffix}/R@{k}"] == pytest.approx((ranks <= k).mean())
+        assert found[f"r/text_to_video{suffix}/median_rank"] == np.median(ranks)
+        assert found[f"r/text_to_video{suffix}/mean_rank"] == pytest.approx(ranks.mean())
+    assert found["r/text_to_video/R@1_chance"] == pytest.approx(1 / 37)
+    assert found["r/text_to_video/mean_rank"] != found["r/text_to_video_cosine/mean_rank"]
+
+
+def test_all_captions_are_queries_and_targets(bench, clips):
+    clips["text_mask"][5, 1] = 0  # clip 5 has one caption only
+    clips["text_mask"][7] = 0  # clip 7 has none
+    found = bench({"test": clips}).run(
+        r=dict(type="retrieval", query=("text", "video"), target=("text", "video"), captions="all")
+    )
+    kept = np.array([i for i in range(37) if i != 7])
+    example, caption = np.nonzero(clips["text_mask"])
+    similarity = (
+        unit(clips["text/video"][example, caption]) @ unit(clips["video/text"].mean(1)[kept]).T
+    )
+    own = example[:, None] == kept
+    ranks = 1 + (similarity > similarity[own][:, None]).sum(1)
+    assert found["r/text_to_video/mean_rank"] == pytest.approx(ranks.mean())
+    best = np.where(own.T, similarity.T, -np.inf).max(1, keepdims=True)
+    ranks = 1 + (similarity.T > best).sum(1)
+    assert found["r/video_to_text/mean_rank"] == pytest.approx(ranks.mean())
+
+
+def test_examples_without_a_modality_are_left_out(bench, clips):
+    clips["video_mask"] = np.ones(37, np.float32)
+    clips["video_mask"][3] = 0
+    left = {k: np.delete(v, 3, axis=0) for k, v in clips.items()}
+    cfg = dict(type="retrieval", batch_size=16)
+    assert bench({"test": clips}).run(r=cfg) == bench({"test": left}).run(r=cfg)
+
+
+def test_a_collapsed_model_retrieves_at_chance(bench):
+    same = np.full((50, 1, 8), 0.3, np.float32)
+    found = bench({"test": {"video/audio": same, "audio/video": same}}).run(
+        r=dict(type="retrieval", query="audio", target="video")
+    )
+    for metric in ("R@1", "R@10", "mean_rank", "median_rank"):
+        name = f"r/audio_to_video/{metric}"
+        assert found[name] == pytest.approx(found[f"{name}_chance"])
+
+
+def test_own_targets_do_not_count_against_each_other():
+    queries = np.array([[1.0, 0.0]])
+    targets = np.array([[1.0, 0.0], [0.9, 0.1], [0.95, 0.0], [0.0, 1.0]])
+    greater, ties = count_better(queries, np.array([4]), targets, np.array([9, 4, 4, 9]))
+    assert (greater, ties) == (1, 0)  # the best own target scores 0.95, one foreign target 1.0
+
+
+def test_every_example_counts_once_in_the_order_of_ids(bench, clips):
+    b = bench({"test": clips})
+    (evaluator,) = b.make(r=dict(type="retrieval", batch_size=8))  # 37 = 4 * 8 + 5
+    features = evaluator.store.get(b.state, evaluator._request)
+    np.testing.assert_array_equal(features.example_id, np.arange(37))
+    np.testing.assert_array_equal(features.arrays["video/text"], 2 * clips["video/text"])
+
+
+def test_evaluators_of_one_step_share_features(bench):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "video": rng.normal(size=(40, 1, 8)).astype(np.float32),
+        "label": (np.arange(40) % 4).astype(np.int32),
+    }
+    b = bench({"train": arrays, "test": arrays})
+    probe, knn = b.make(a=dict(type="linear_probe", strengths=(1.0,)), b=dict(type="knn"))
+    for step in (1, 2):
+        state = {**b.state, "params": {"scale": np.float32(step)}}
+        assert {*probe.run(state, step), *knn.run(state, step)} >= {"a/video/top1", "b/video/top1"}
+        assert [o.made.iterations for o in b.opened] == [step, step]
+    assert sorted(o.split for o in b.opened) == ["test", "train"]
+    assert b.opened[0].cfg["label"] == {}  # asked for, though training has none
+
+
+def test_eight_devices_give_what_one_gives(bench, clips):
+    clips["video"], clips["label"] = clips["video/text"], (np.arange(37) % 3).astype(np.int32)
+    cfg = dict(
+        r=dict(type="retrieval", batch_size=16),
+        p=dict(type="linear_probe", batch_size=16, strengths=(0.1,)),
+    )
+    found = []
+    for mesh in (sharding.make_mesh(devices=jax.devices()[:1]), sharding.make_mesh(data=4, fsdp=2)):
+        b, results = bench({"test": clips, "train": clips}), {}
+        with jax.set_mesh(mesh):  # as inside a training
+            for evaluator in b.make(mesh=mesh, **cfg):
+                results |= evaluator.run(b.state, 1)
+        found.append(results)
+    assert found[0] == found[1]
+    with pytest.raises(UserError, match="12 is not divisible by 8"):
+        b.make(mesh=mesh, r=dict(type="retrieval", batch_size=12))
+
+
+def test_the_moving_average_is_what_is_evaluated(bench, clips):
+    b = bench({"test": clips})
+    b.state["ema"] = {"scale": np.float32(7.0)}
+    (evaluator,) = b.make(r=dict(type="retrieval"))
+    features = evaluator.store.get(b.state, evaluator._request)
+    np.testing.assert_array_equal(features.arrays["text/video"], 7 * clips["text/video"])
+
+
+def test_views_change_the_data_config(bench, clips):
+    b = bench({"test": clips})
+    b.run(r=dict(type="retrieval", data="d", views=dict(video=dict(num_clips=4, crop=(1, 2)))))
+    (opened,) = b.opened
+    assert opened.data == "d"
+    assert opened.cfg["video"] == dict(num_frames=4, num_clips=4, crop=(1, 2))
+    with pytest.raises(UserError, match="'vidio'.*Did you mean 'video'"):
+        b.make(r=dict(type="retrieval", views=dict(vidio={})))
+
+
+def test_knn_equals_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels, right = rng.integers(7, size=300), rng.integers(7, size=90)
+    centres = rng.normal(size=(7, 16))
+    train = unit(centres[labels] + rng.normal(size=(300, 16)))
+    test = unit(centres[right] + rng.normal(size=(90, 16)))
+    theirs = KNeighborsClassifier(
+        20, metric="cosine", algorithm="brute", weights=lambda distance: np.exp(-distance / 0.07)
+    ).fit(train, labels)
+    ours = knn_scores(train, labels, test, num_classes=7)
+    np.testing.assert_allclose(
+        ours / ours.sum(1, keepdims=True), theirs.predict_proba(test), atol=1e-5
+    )
+
+
+def labelled(rng, size, centres):
+    label = (np.arange(size) % len(centres)).astype(np.int32)
+    video = centres[label][:, None] + rng.normal(size=(size, 2, centres.shape[1]))
+    return {"video": video.astype(np.float32), "label": label}
+
+
+def test_linear_probe_averages_the_splits_of_a_dataset(bench):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(6, 10))
+    splits = {name: labelled(rng, 60, centres) for name in ("train1", "test1", "train2", "test2")}
+    splits["test1"]["label"][:5] = -1  # five clips without a label
+    found = bench(splits).run(
+        p=dict(
+            type="linear_probe",
+            train_split=("train1", "train2"),
+            split=("test1", "test2"),
+            views={},
+        )
+    )
+    parts = [found[f"p/video/split{i}/top1"] for i in (1, 2)]
+    assert found["p/video/top1"] == pytest.approx(np.mean(parts))
+    assert parts[0] * 55 == pytest.approx(round(parts[0] * 55))
+    assert found["p/video/top1"] > 0.8 and found["p/video/top1_chance"] == pytest.approx(1 / 6)
+    assert found["p/video/top5"] >= found["p/video/top1"]
+
+
+def test_classification_of_all_examples(bench):
+    rng = np.random.default_rng(0)
+    arrays = labelled(rng, 45, 0.5 * rng.normal(size=(8, 8)))
+    found = bench({"test": arrays}, num_classes=8).run(c=dict(type="classification", batch_size=16))
+    logits = 2 * arrays["video"].mean(1)
+    assert found["c/top1"] == pytest.approx((logits.argmax(1) == arrays["label"]).mean())
+    assert found["c/loss"] == pytest.approx(metrics.softmax_cross_entropy(logits, arrays["label"]))
+    assert found["c/top5_chance"] == pytest.approx(5 / 8)
+    arrays["label"][0] = 8
+    with pytest.raises(UserError, match="label 8.*8 classes"):
+        bench({"test": arrays}).run(c=dict(type="classification"))
+
+
+def test_multi_label_classification_names_empty_classes(bench, caplog):
+    rng = np.random.default_rng(0)
+    label = rng.integers(2, size=(45, 3)).astype(np.float32)
+    label[:, 1] = 0
+    video = (label[:, None] + rng.normal(size=(45, 2, 3))).astype(np.float32)
+    with caplog.at_level("WARNING", logger="absl"):
+        found = bench(
+            {"test": {"video": video, "label": label}}, class_names=["a", "dog", "c"]
+        ).run(c=dict(type="classification"))
+    assert "dog" in caplog.text and found["c/skipped_classes"] == 1
+    want = metrics.multi_label_metrics(video.mean(1), label).means()
+    for name, value in want.items():
+        assert found[f"c/{name}"] == pytest.approx(value)
+    assert found["c/mAP_chance"] == pytest.approx(label[:, [0, 2]].mean())
+
+
+def test_features_that_are_not_finite_are_an_error(bench, clips):
+    clips["text/video"][4, 0, 0] = np.inf
+    with pytest.raises(UserError, match=r"'text/video' is not finite for 1 of 37.*\[4\]"):
+        bench({"test": clips}).run(r=dict(type="retrieval"))
+
+
+def test_a_missing_output_is_named(bench, clips):
+    with pytest.raises(UserError, match="'touch/video'"):
+        bench({"test": clips}).run(r=dict(type="retrieval", query="touch"))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (dict(), "config.evals.r has no type"),
+        (dict(type="retreival"), "Did you mean 'retrieval'"),
+        (dict(type="retrieval", agregate="embd"), "evals.r.agregate.*Did you mean 'aggregate'"),
+        (dict(type="retrieval", aggregate="max"), "aggregate 'max'"),
+        (dict(type="retrieval", query="video", target="video"), "no pair"),
+        (dict(type="retrieval", every=10, at="final"), "not both"),
+        (dict(type="retrieval", every=-1), "number of steps"),
+        (dict(type="retrieval", where="evaluation"), "Did you mean 'eval'"),
+        (dict(type="linear_probe", split=("a", "b")), "1 train_split but 2 split"),
+        (dict(type="linear_probe", strengths=(0.0,)), "positive"),
+        (dict(type="knn", neighbours=0), "at least 1"),
+    ],
+)
+def test_what_cannot_be_fails_when_evaluators_are_made(bench, section, message):
+    with pytest.raises(UserError, match=message):
+        bench({}).make(r=section)
+
+
+def test_schedules():
+    every = Schedule(every=100)
+    assert [s for s in range(1, 301) if every.due(s, final=False)] == [100, 200, 300]
+    assert every.due(250, final=True) and not every.due(250, final=False)
+    assert every.due(250, final=False, last=150) and not every.due(250, final=False, last=200)
+    final = Schedule()
+    assert final.due(100, final=True) and not final.due(100, final=False)
+
+
+def test_the_table_has_chance_beside_the_metric():
+    table = format_results({"r/a/R@1": 0.5, "r/a/R@1_chance": 0.01, "r/C": 3.0, "k/top1": 1.0})
+    rows = [re.split(r"  +", line.strip()) for line in table.splitlines()[2:]]
+    assert rows == [["r", "a/R@1", "0.5", "0.01"], ["C", "3"], ["k", "top1", "1"]]

@@ -1,8 +1,8 @@
 """Checkpoints of the train state; the one file that knows Orbax.
 
-A checkpoint is `<run>/checkpoints/<step>/` with the state (`PyTreeSave`) and a small JSON beside it. Saves are
-asynchronous and appear under their name only when complete, so a killed writer or a full disk leaves the one
-before as the newest.
+A checkpoint is `<run>/checkpoints/<step>/` with the state (`PyTreeSave`) and a small JSON beside
+it. Saves are asynchronous and appear under their name only when complete, so a killed writer or a
+full disk leaves the one before as the newest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mmjax import tree
+from mmjax import distributed, tree
 from mmjax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -68,6 +68,7 @@ class Checkpoints:
             )
         self.run_dir = pathlib.Path(run_dir).absolute()
         self.every = every
+        self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             keep_period=keep_every or None,
@@ -75,7 +76,11 @@ class Checkpoints:
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
-        self._manager = ocp.CheckpointManager(folder_of(run_dir), options=options)
+        # Named here, or a manager that has not saved yet cannot read the metadata of what is there.
+        handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(
+            folder_of(run_dir), item_handlers=handlers, options=options
+        )
 
     def steps(self) -> list[int]:
         return list_steps(self.run_dir)
@@ -92,7 +97,7 @@ class Checkpoints:
         if step in self.steps():
             return
         try:
-            # After a return to an older step (a corrupted newest one), the same number may be saved again.
+            # Forced: after a return to an older step, that step's successors are saved again.
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -144,30 +149,44 @@ class Checkpoints:
     def restore_newest(self, state: Any) -> tuple[dict, dict, int] | None:
         """`(state, json, step)` of the newest checkpoint that can be read; None if there is none.
 
-        One that is damaged is set aside as `<step>.damaged`, with a warning, and the one before is used.
+        One that is damaged is set aside as `<step>.damaged` (a reader leaves it alone), with a
+        warning, and the one before is used.
         """
+        for entry in folder_of(self.run_dir).glob("*"):
+            if entry.name.isdigit() and not (entry / _METADATA).exists():
+                self._set_aside(int(entry.name), f"it has no {_METADATA}")
         for step in reversed(self.steps()):
             try:
                 return (*self.restore(step, state), step)
             except UserError:
                 raise
             except Exception as error:  # noqa: BLE001 - Orbax has no common type for damage
-                logging.warning("Checkpoint %d of %s is damaged: %s", step, self.run_dir, error)
-                if jax.process_index() == 0:
-                    path = folder_of(self.run_dir) / str(step)
-                    path.rename(_free_name(path.with_name(f"{step}.damaged")))
-                self._manager.reload()
-                logging.warning("Set aside as %d.damaged; trying the one before.", step)
+                self._set_aside(step, str(error))
         return None
+
+    def _set_aside(self, step: int, why: str) -> None:
+        why = why.splitlines()[0][:300] if why else "no reason given"
+        logging.warning("Checkpoint %d of %s is damaged: %s", step, self.run_dir, why)
+        if self._read_only:
+            logging.warning("Passed over; trying the one before.")
+            return
+        if distributed.is_primary():
+            path = folder_of(self.run_dir) / str(step)
+            path.rename(_free_name(path.with_name(f"{step}.damaged")))
+        distributed.barrier(f"set aside {step}")
+        self._manager.reload()
+        logging.warning("Set aside as %d.damaged; trying the one before.", step)
 
     def shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """{path: (shape, dtype)} of what a checkpoint holds."""
         metadata = self._manager.item_metadata(step)["state"]
+        if metadata is None:
+            raise ValueError(f"the metadata of step {step} cannot be read")
         leaves = tree.flatten(getattr(metadata, "tree", metadata))
         return {path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves.items()}
 
     def read(self, step: int, parts: Sequence[str]) -> dict:
-        """Some parts of the state ('params', 'extra', …) as numpy arrays, whatever devices there are."""
+        """Some parts of the state ('params', 'extra', …) as numpy arrays, on whatever devices."""
         shapes = self.shapes(step)
         wanted = {p: s for p, s in shapes.items() if p.split("/")[0] in parts}
         target = tree.unflatten(
@@ -197,12 +216,19 @@ class Checkpoints:
             more = f"\n  … and {len(lines) - 12} more" if len(lines) > 12 else ""
             raise UserError(
                 f"The checkpoint of step {step} in {self.run_dir} is of another architecture or "
-                f"optimizer:\n" + "\n".join(lines[:12]) + more + "\nUse the run's own config, or another "
+                f"optimizer:\n"
+                + "\n".join(lines[:12])
+                + more
+                + "\nUse the run's own config, or another "
                 "--model_dir with --config.init_from to take over the parameters that fit."
             )
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits for what is being saved, then lets go of the directory."""
+        try:
+            self._manager.close()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._unwritable(error) from error
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:
@@ -219,7 +245,10 @@ def snapshot(run_dir: str | os.PathLike, step: int, target: str | os.PathLike) -
     A trainer may delete an old checkpoint while it is being read; a snapshot cannot vanish.
 
     Returns:
-      False if the checkpoint vanished while it was copied.
+      False if the checkpoint vanished before it was copied.
+
+    Raises:
+      UserError: the copy cannot be written.
     """
     source = folder_of(run_dir) / str(step)
     final = folder_of(target) / str(step)
@@ -236,11 +265,27 @@ def snapshot(run_dir: str | os.PathLike, step: int, target: str | os.PathLike) -
             shutil.copyfile(a, b)
 
     try:
+        before = _files(source)
         shutil.copytree(source, partial, copy_function=link)
-        if not (partial / _METADATA).exists():
-            raise FileNotFoundError(partial / _METADATA)
-    except (FileNotFoundError, shutil.Error):
+        complete = before == _files(partial) == _files(source) and _METADATA in before
+    except OSError as error:
+        # shutil.Error is one: [(source, target, why), …]
+        failed = (
+            [item[0] for item in error.args[0]] if isinstance(error, shutil.Error) else [source]
+        )
+        if all(os.path.exists(path) for path in failed):
+            shutil.rmtree(partial, ignore_errors=True)
+            raise UserError(
+                f"Could not copy {source} to {final}: {error}. Free some space there, or make it "
+                "writable."
+            ) from error
+        complete = False
+    if not complete:
         shutil.rmtree(partial, ignore_errors=True)
         return False
     partial.rename(final)
     return True
+
+
+def _files(folder: pathlib.Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}

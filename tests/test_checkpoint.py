@@ -1,0 +1,357 @@
+"""Checkpoints: the same bits on any mesh, and what is left after damage, a crash or a full disk."""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import shutil
+
+import fakes
+import jax
+import numpy as np
+import pytest
+
+from mmjax import checkpoint, sharding, tree
+from mmjax.checkpoint import Checkpoints
+from mmjax.errors import UserError
+
+# What Orbax leaves behind when a read or write fails: coroutines that nobody waits for.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return fakes.Trainer(fakes.Contrast(), ema_decay=0.9, frozen=["^right/"])
+
+
+@pytest.fixture(scope="module")
+def state(trainer):
+    return trainer.run(2)[0]
+
+
+def at(state, step):
+    """A state that can be told from those of other steps."""
+    return dict(state, step=state["step"] * 0 + step)
+
+
+@contextlib.contextmanager
+def opened(path, **options):
+    saved = Checkpoints(path, **options)
+    yield saved
+    saved.close()
+
+
+@pytest.fixture(scope="module")
+def finished(state, tmp_path_factory):
+    """A run with checkpoints 3 and 4; to be copied, not changed."""
+    path = tmp_path_factory.mktemp("finished")
+    with opened(path) as saved:
+        for step in (3, 4):
+            saved.save(step, at(state, step), {"step": step, "examples": 16 * step})
+    return path
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+# ---- bit for bit
+
+
+def test_restored_bit_for_bit(finished, trainer, state):
+    with opened(finished) as saved:
+        restored, meta, step = saved.restore_newest(trainer.abstract)
+        older, older_meta = saved.restore(3, trainer.abstract)
+    assert (step, meta) == (4, {"step": 4, "examples": 64})
+    assert older_meta == {"step": 3, "examples": 48}
+    assert fakes.equal(restored, at(state, 4)) and fakes.equal(older, at(state, 3))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(
+    "axes, preset",
+    [(dict(data=8), "dp"), (dict(data=1, fsdp=8), "fsdp"), (dict(data=2, tensor=4), "fsdp_tp")],
+)
+def test_restored_onto_another_mesh_and_back(axes, preset, finished, trainer, state, tmp_path):
+    mesh = sharding.make_mesh(**axes)
+    other = fakes.Trainer(fakes.Contrast(), mesh, ema_decay=0.9, frozen=["^right/"], preset=preset)
+    with opened(finished) as saved:
+        spread = saved.restore_newest(other.abstract)[0]
+    assert fakes.equal(spread, at(state, 4))
+    for leaf, wanted in zip(jax.tree.leaves(spread), jax.tree.leaves(other.shardings), strict=True):
+        assert leaf.sharding == wanted
+    with opened(tmp_path) as saved:
+        saved.save(4, spread, {})
+        saved.wait()
+        assert fakes.equal(saved.restore_newest(trainer.abstract)[0], at(state, 4))
+
+
+def test_a_restored_run_goes_on_as_if_never_stopped(trainer, tmp_path):
+    half, _ = trainer.run(2)
+    whole, losses = trainer.run(2, state=half, first=2)
+    with opened(tmp_path) as saved:
+        saved.save(2, half, {})
+        saved.wait()
+        restored = saved.restore_newest(trainer.abstract)[0]
+    again, same = trainer.run(2, state=restored, first=2)
+    assert same == losses and fakes.equal(again, whole)
+
+
+def test_parts_are_read_without_devices_or_a_template(finished, state):
+    with opened(finished, read_only=True) as saved:
+        parts = saved.read(4, ["params", "ema", "none"])
+        shapes = saved.shapes(4)
+    assert parts["none"] == {}
+    for part in ("params", "ema"):
+        wanted = {p: np.asarray(leaf) for p, leaf in tree.flatten(state[part]).items()}
+        found = tree.flatten(parts[part])
+        assert found.keys() == wanted.keys()
+        for path, value in wanted.items():
+            assert type(found[path]) is np.ndarray and np.array_equal(found[path], value)
+    assert shapes["opt/0/mu/left/mlp/wi/kernel"] == ((fakes.IN, fakes.HIDDEN), np.float32)
+    assert shapes["step"] == ((), np.int32)
+
+
+def test_some_parts_alone_can_be_restored(finished, trainer, state):
+    wanted = {name: trainer.abstract[name] for name in ("params", "extra")}
+    with opened(finished, read_only=True) as saved:
+        restored, _ = saved.restore(4, wanted)
+    assert fakes.equal(restored, {name: state[name] for name in wanted})
+
+
+# ---- what is kept
+
+
+def test_the_newest_and_the_milestones_are_kept(state, tmp_path):
+    with opened(tmp_path, every=2, keep=2, keep_every=4) as saved:
+        assert [step for step in range(1, 9) if saved.due(step)] == [2, 4, 6, 8]
+        for step in range(2, 13, 2):
+            saved.save(step, at(state, step), {})
+        saved.wait()
+        assert saved.steps() == [4, 8, 10, 12]
+        assert checkpoint.list_steps(tmp_path) == [4, 8, 10, 12]
+
+
+def test_no_checkpoint_yet(trainer, tmp_path):
+    assert checkpoint.list_steps(tmp_path) == []
+    with opened(tmp_path) as saved:
+        assert saved.steps() == [] and saved.restore_newest(trainer.abstract) is None
+
+
+@pytest.mark.parametrize("options", [dict(every=0), dict(keep=0), dict(keep_every=-1)])
+def test_policies_that_make_no_sense(options, tmp_path):
+    with pytest.raises(UserError, match="config.checkpoint"):
+        Checkpoints(tmp_path, **options)
+
+
+# ---- crash and damage
+
+
+def test_a_save_that_was_cut_short_is_not_there(run, trainer, state):
+    """A process that dies in a save leaves a folder of another name, or without its last file."""
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "4", folder / "5.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "4", folder / "6")
+    (folder / "6" / "_CHECKPOINT_METADATA").unlink()
+    assert checkpoint.list_steps(run) == [3, 4]
+    with opened(run) as saved:
+        restored, _, step = saved.restore_newest(trainer.abstract)
+        assert step == 4 and fakes.equal(restored, at(state, 4))
+        for step in (5, 6):  # and their names are free
+            saved.save(step, at(state, step), {})
+        saved.wait()
+        assert saved.steps() == [4, 5, 6]
+        assert fakes.equal(saved.restore_newest(trainer.abstract)[0], at(state, 6))
+
+
+def largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(folder):
+    path = largest(folder / "state")
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGE = {
+    "data truncated": truncate,
+    "data gone": lambda folder: [
+        shutil.rmtree(p) for p in (folder / "state").iterdir() if p.is_dir()
+    ],
+    "index is garbage": lambda folder: (folder / "state/manifest.ocdbt").write_bytes(b"?" * 50),
+    "metadata is garbage": lambda folder: (folder / "state/_METADATA").write_bytes(b"\x00\xff{"),
+    "metadata gone": lambda folder: (folder / "state/_METADATA").unlink(),
+    "state gone": lambda folder: shutil.rmtree(folder / "state"),
+    "json is garbage": lambda folder: (folder / "meta/metadata").write_text("{"),
+    "json gone": lambda folder: shutil.rmtree(folder / "meta"),
+    "empty": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+}
+
+
+@pytest.fixture
+def log():
+    """What is logged, as text."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("absl").addHandler(handler)
+    yield lines
+    logging.getLogger("absl").removeHandler(handler)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(kind, run, trainer, state, log):
+    DAMAGE[kind](run / "checkpoints" / "4")
+    with opened(run) as saved:
+        restored, meta, step = saved.restore_newest(trainer.abstract)
+        assert (step, meta["step"]) == (3, 3) and fakes.equal(restored, at(state, 3))
+        assert any("Checkpoint 4 of" in line and "damaged" in line for line in log)
+        assert (run / "checkpoints" / "4.damaged").is_dir()
+        # The run saves that step again and resumes from it.
+        saved.save(4, at(state, 4), {"step": 4})
+        saved.wait()
+        assert saved.steps() == [3, 4]
+        assert saved.restore_newest(trainer.abstract)[2] == 4
+
+
+def test_a_reader_leaves_a_damaged_checkpoint_where_it_is(run, trainer):
+    truncate(run / "checkpoints" / "4")
+    with opened(run, read_only=True) as saved:
+        assert saved.restore_newest(trainer.abstract)[2] == 3
+    assert sorted(os.listdir(run / "checkpoints")) == ["3", "4"]
+
+
+def test_damaged_twice_and_all_damaged(run, trainer, state):
+    with opened(run) as saved:
+        truncate(run / "checkpoints" / "4")
+        assert saved.restore_newest(trainer.abstract)[2] == 3
+        saved.save(4, at(state, 4), {})
+        saved.wait()
+        truncate(run / "checkpoints" / "4")
+        truncate(run / "checkpoints" / "3")
+        assert saved.restore_newest(trainer.abstract) is None
+    assert sorted(os.listdir(run / "checkpoints")) == ["3.damaged", "4.damaged", "4.damaged1"]
+
+
+def test_another_architecture_is_named_and_nothing_is_set_aside(run, trainer):
+    leaves = tree.flatten(trainer.abstract)
+    path = "params/head/mlp/wo/kernel"
+    leaves[path] = jax.ShapeDtypeStruct((7, 9), np.float32, sharding=leaves[path].sharding)
+    leaves["params/tail/bias"] = leaves.pop("params/left/mlp/wi/kernel")
+    with opened(run) as saved, pytest.raises(UserError) as error:
+        saved.restore_newest(tree.unflatten(leaves))
+    message = str(error.value)
+    assert "step 4" in message and str(run) in message and "init_from" in message
+    assert f"{path}: here (7, 9), in the checkpoint (128, 64)" in message
+    assert "missing     params/tail/bias (64, 128)" in message
+    assert "unexpected  params/left/mlp/wi/kernel (64, 128)" in message
+    assert sorted(os.listdir(run / "checkpoints")) == ["3", "4"]
+
+
+# ---- a full disk, a folder that cannot be written to
+
+
+@contextlib.contextmanager
+def disk_full(bytes_left=20_000):
+    """No file can grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(state, trainer, tmp_path):
+    with opened(tmp_path, keep=1) as saved:
+        saved.save(1, at(state, 1), {})
+        saved.wait()
+        with disk_full(), pytest.raises(UserError) as error:
+            saved.save(2, at(state, 2), {})
+            saved.wait()
+        message = str(error.value)
+        assert str(tmp_path) in message and "checkpoint of step 1 is intact" in message
+        assert "Free some space" in message
+    with opened(tmp_path, keep=1) as saved:
+        restored, _, step = saved.restore_newest(trainer.abstract)
+        assert step == 1 and fakes.equal(restored, at(state, 1))
+        saved.save(2, at(state, 2), {})
+        saved.wait()
+        assert saved.steps() == [2]
+
+
+def test_a_full_disk_is_also_noticed_at_the_end(state, tmp_path):
+    saved = Checkpoints(tmp_path)
+    with disk_full(), pytest.raises(UserError, match="There is none yet"):
+        saved.save(1, state, {})
+        saved.close()
+
+
+# ---- snapshots
+
+
+def test_a_snapshot_outlives_what_it_was_taken_of(run, trainer, state, tmp_path):
+    assert checkpoint.snapshot(run, 4, tmp_path / "snapshot")
+    shutil.rmtree(run / "checkpoints")
+    with opened(tmp_path / "snapshot", read_only=True) as saved:
+        assert saved.steps() == [4]
+        assert fakes.equal(saved.restore(4, trainer.abstract)[0], at(state, 4))
+
+
+def test_a_snapshot_can_be_taken_again_and_on_another_disk(run, trainer, tmp_path, monkeypatch):
+    def another_disk(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", another_disk)
+    (tmp_path / "s/checkpoints/4.partial").mkdir(parents=True)  # of one that was killed
+    for _ in range(2):
+        assert checkpoint.snapshot(run, 4, tmp_path / "s")
+    truncate(run / "checkpoints" / "4")
+    with opened(tmp_path / "s", read_only=True) as saved:
+        assert saved.restore_newest(trainer.abstract)[2] == 4
+
+
+@pytest.mark.parametrize("moment", ["before", "within", "between"])
+def test_a_snapshot_of_what_vanishes_is_none(moment, run, tmp_path, monkeypatch):
+    source = run / "checkpoints" / "4"
+    links, link = [], os.link
+
+    def deleting(a, b):
+        links.append(a)
+        if len(links) == 3:
+            if moment == "within":
+                shutil.rmtree(source)
+            else:  # the deleter is ahead of us, and our listing of that folder finds nothing
+                shutil.rmtree(source / "state" / "d", ignore_errors=True)
+                shutil.rmtree(source / "meta", ignore_errors=True)
+        link(a, b)
+
+    if moment == "before":
+        shutil.rmtree(source)
+    else:
+        monkeypatch.setattr(os, "link", deleting)
+    assert not checkpoint.snapshot(run, 4, tmp_path / "s")
+    assert moment == "before" or len(links) >= 3
+    folder = tmp_path / "s" / "checkpoints"
+    assert not folder.exists() or os.listdir(folder) == []
+
+
+def test_a_snapshot_that_cannot_be_written(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.snapshot(run, 4, tmp_path / "s")
+    assert os.listdir(tmp_path / "s" / "checkpoints") == []
+
+
+def test_metadata_is_plain_json(finished):
+    text = (finished / "checkpoints/4/meta/metadata").read_text()
+    assert json.loads(text) == {"step": 4, "examples": 64}

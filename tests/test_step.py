@@ -1,12 +1,13 @@
 """One update against formulas in numpy, and the same numbers on any mesh."""
 
 import fakes
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from mmjax import sharding, tree
+from mmjax import optim, sharding, tree
 from mmjax import step as step_lib
 from mmjax.errors import UserError
 
@@ -247,9 +248,7 @@ def test_eight_devices_are_one(name, accumulate_steps, shape, alone):
 # ---- clipping the gradient of each group of rows
 
 
-def clip_to(limit):
-    clip = optax.clip_by_global_norm(limit)
-    return lambda grads: clip.update(grads, clip.init(grads))[0]
+clip_to = optax.clip_by_global_norm
 
 
 @pytest.mark.parametrize(
@@ -297,6 +296,22 @@ def test_a_group_that_is_not_finite_stops_the_step():
     new, metrics = trainer.step(state, batch)
     assert metrics["nonfinite"] == 1
     assert fakes.equal(new["params"], state["params"])
+
+
+def test_groups_of_parameters_with_limits_of_their_own():
+    settings = dict(clip_norm=0.05, clip_groups=(("^head/", 0.02),))
+    params, _ = jax.eval_shape(fakes.Classify().init, jax.random.key(0))
+    trainer = sgd(fakes.Classify(), clip_shards=2, clip=optim.make_clipping(settings, params))
+    state, batch = trainer.init(), fakes.batch_of(1)
+    new, _ = trainer.step(state, batch)
+    params = leaves(state["params"])
+    total = {path: 0.0 for path in params}
+    for part in np.split(np.arange(16), 2):
+        _, grads = classify(params, batch["left"][part], batch["label"][part])
+        for (path, grad), limit in zip(grads.items(), (0.05, 0.02), strict=True):
+            assert norm({path: grad / 2}) > limit
+            total[path] = total[path] + grad * limit / norm({path: grad})
+    assert_close(gradients(state["params"], new["params"]), total, 5e-5)
 
 
 @pytest.mark.parametrize(

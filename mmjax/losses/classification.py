@@ -1,4 +1,4 @@
-"""Classification losses: soft targets, several labels, examples that do not count. All in float32."""
+"""Classification losses in float32: soft targets, several labels, examples that do not count."""
 
 from __future__ import annotations
 
@@ -34,19 +34,21 @@ def sigmoid_cross_entropy(
     balance: bool = True,
     groups: int = 1,
 ) -> jax.Array:
-    """Binary cross entropies summed over classes, mean over examples: VATT's loss for several labels.
+    """VATT's loss for several labels: binary cross entropies, summed over classes.
 
-    With `balance`, example b counts w_b = Σ_c (y_bc / n_c) / Σ_c y_bc, where n_c = Σ_b y_bc is how often class c
-    occurs in the batch: rare classes count more. An example without any label then counts 0 (VATT's published
-    code gets 0 / 0 there), but is still one of the examples that the mean is over.
+    With `balance`, example b counts w_b = Σ_c (y_bc / n_c) / Σ_c y_bc, where n_c = Σ_b y_bc is how
+    often class c occurs in the batch: rare classes count more. An example without any label then
+    counts 0 (VATT's published code gets 0 / 0 there), but is still one of the examples that the
+    mean is over.
 
     Args:
       logits: [N, C].
       targets: [N, C] in [0, 1].
       mask: [N], 1 for examples that count; the others are not in the mean nor in n_c.
       balance: weigh by inverse occurrence.
-      groups: count occurrences within each of so many equal, consecutive parts of the batch, as data-parallel
-        VATT does on so many replicas. As n_c grows with the batch, this sets the scale of the loss.
+      groups: count occurrences within each of so many equal, consecutive parts of the batch, as
+        data-parallel VATT does on so many replicas. As n_c grows with the batch, this sets the
+        scale of the loss.
 
     Returns:
       A float32 scalar, 0 when no example counts.
@@ -69,7 +71,7 @@ def sigmoid_cross_entropy(
 
 
 def smooth_labels(targets: jax.Array, smoothing: float) -> jax.Array:
-    """Moves a part `smoothing` of each row's mass to the uniform distribution over its classes; [..., C]."""
+    """Gives a part `smoothing` of each row of [..., C] to all its classes alike."""
     return (1.0 - smoothing) * targets + smoothing / targets.shape[-1]
 
 

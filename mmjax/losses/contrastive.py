@@ -1,8 +1,9 @@
 """Contrastive losses between two sets of embeddings, over the global batch.
 
-Arrays are global: under `jax.jit` on a mesh the batch may be sharded, and negatives come from all of it without an
-explicit collective. With `chunk_size` the anchors are compared in chunks, so that the matrix of all similarities
-never exists at once, forward or backward; values and gradients stay those of the whole matrix.
+Arrays are global: under `jax.jit` on a mesh the batch may be sharded, and negatives come from all
+of it without an explicit collective. With `chunk_size` the anchors are compared in chunks, so that
+the matrix of all similarities never exists at once, forward or backward; values and gradients stay
+those of the whole matrix.
 
 Embeddings are L2-normalised here. Everything is computed in float32, whatever comes in.
 """
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 
 from mmjax.errors import UserError
 
-# What an excluded similarity is set to: e^-1e9 is 0, and sums over nothing but excluded ones stay finite.
+# What an excluded similarity is set to: e^-1e9 is 0, and sums over nothing but excluded ones stay
+# finite.
 _EXCLUDED = -1e9
 
 
@@ -30,27 +32,30 @@ def asymmetric_nce(
     mask_groups: int = 1,
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """VATT's NCE; MIL-NCE when an anchor has several candidate positives (Miech et al. 2020, arXiv 1912.06430).
+    """VATT's NCE; MIL-NCE (Miech et al. 2020, arXiv 1912.06430) when there are several candidates.
 
-    Example b contrasts its anchor with all candidates of the batch, and its candidates with all anchors:
+    Example b contrasts its anchor with all candidates of the batch, and its candidates with all
+    anchors:
 
         loss_b = log(Σ_{c,l} exp(s(b; c,l)) + Σ_{c,l} exp(s(c; b,l))) − log Σ_l exp(s(b; b,l))
 
-    with s(b; c,l) = anchor_b · other_{c,l} / temperature. The result is the mean over valid examples.
+    with s(b; c,l) = anchor_b · other_{c,l} / temperature. The result is the mean over valid
+    examples.
 
     Args:
       anchor: [B, D], for example videos.
       other: [B, L, D], candidates (captions), or [B, D].
-      mask: [B], 1 where the example has `other`; an example without is neither a positive nor, as `other`, a
-        negative. Its anchor is still a negative for others.
-      candidate_mask: [B, L], 1 where a candidate exists; one that does not is neither positive nor negative.
+      mask: [B], 1 where the example has `other`; an example without is neither a positive nor, as
+        `other`, a negative. Its anchor is still a negative for others.
+      candidate_mask: [B, L], 1 where a candidate exists; one that does not is neither positive nor
+        negative.
       anchor_mask: [B], 1 where the example has its anchor; without, it is no negative for others.
       temperature: divides the similarities.
-      double_positive: count c = b in both sums of the denominator, as VATT's published code does: the loss
-        then cannot fall below log 2. False counts it once, the standard denominator.
-      mask_groups: take the mean within each of so many equal, consecutive parts of the batch before the mean over
-        the parts, as data-parallel VATT does on so many replicas. It differs only where parts have different
-        numbers of valid examples.
+      double_positive: count c = b in both sums of the denominator, as VATT's published code does:
+        the loss then cannot fall below log 2. False counts it once, the standard denominator.
+      mask_groups: take the mean within each of so many equal, consecutive parts of the batch before
+        the mean over the parts, as data-parallel VATT does on so many replicas. It differs only
+        where parts have different numbers of valid examples.
       chunk_size: anchors compared at a time; must divide B. None compares all at once.
 
     Returns:
@@ -87,10 +92,11 @@ def symmetric_nce(
 ) -> jax.Array:
     """VATT's symmetric NCE: the sum of one loss per direction, each with its own denominator.
 
-        loss_b = log Σ_{c,n,l} exp(s(b,n; c,l)) + log Σ_{c,n,l} exp(s(c,n; b,l)) − 2 log Σ_{n,l} exp(s(b,n; b,l))
+        loss_b = log Σ_{c,n,l} exp(s(b,n; c,l)) + log Σ_{c,n,l} exp(s(c,n; b,l)) − 2 log Σ_{n,l}
+        exp(s(b,n; b,l))
 
-    Both sides may have several candidates: `anchor` is [B, N, D] or [B, D]. Arguments, result and errors are
-    otherwise those of `asymmetric_nce`.
+    Both sides may have several candidates: `anchor` is [B, N, D] or [B, D]. Arguments, result and
+    errors are otherwise those of `asymmetric_nce`.
     """
     first, second, first_valid, second_valid = _prepare(
         anchor, other, mask, candidate_mask, anchor_mask
@@ -110,11 +116,12 @@ def info_nce(
     mask: jax.Array | None = None,
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """CLIP's loss: the mean of the cross entropies of both directions (Radford et al. 2021, arXiv 2103.00020).
+    """CLIP's loss (Radford et al. 2021, arXiv 2103.00020): the mean of both cross entropies.
 
     Args:
       first, second: [B, D] each; row b of one belongs to row b of the other.
-      logit_scale: multiplies the cosines: 1 / temperature. Differentiable; CLIP learns its logarithm.
+      logit_scale: multiplies the cosines: 1 / temperature. Differentiable; CLIP learns its
+        logarithm.
       mask: [B], 1 where both exist; other examples are neither positives nor negatives.
       chunk_size: rows of `first` compared at a time; must divide B. None compares all at once.
 
@@ -140,7 +147,7 @@ def batch_top1(
     candidate_mask: jax.Array | None = None,
     chunk_size: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`(hits, count)`: valid examples whose anchor is nearest to a candidate of their own, in this batch.
+    """`(hits, count)`: valid examples whose anchor is nearest to a candidate of their own.
 
     Arguments and errors are those of `asymmetric_nce`.
     """
@@ -180,7 +187,8 @@ def _normalize(x: jax.Array) -> jax.Array:
 
 
 def _similarity(first: jax.Array, second: jax.Array) -> jax.Array:
-    """[K, N, B, L]. Accelerators would multiply float32 in fewer bits by default: too few at 1 / 0.07."""
+    """[K, N, B, L]."""
+    # Accelerators multiply float32 in fewer bits by default: too few at 1 / 0.07.
     return jnp.einsum("knd,bld->knbl", first, second, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -193,10 +201,10 @@ def _log_sums(
     own_in_columns: bool = True,
     chunk_size: int | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-sum-exp of similarities, [B] each: `rows` (b against all), `columns` (all against b) and `own` (b, b).
+    """Log-sum-exps of similarities: `rows` (b, all), `columns` (all, b) and `own` (b, b), [B] each.
 
-    A chunk of `first` meets all of `second`: its rows are then complete, and the columns are gathered from chunk
-    to chunk. The backward pass computes each chunk again instead of keeping it.
+    A chunk of `first` meets all of `second`: its rows are then complete, and the columns are
+    gathered from chunk to chunk. The backward pass computes each chunk again instead of keeping it.
     """
     count = first.shape[0]
 
@@ -241,7 +249,7 @@ def _valid(first_valid: jax.Array, second_valid: jax.Array) -> jax.Array:
 
 
 def _weights(first_valid: jax.Array, second_valid: jax.Array, groups: int) -> jax.Array:
-    """[B]; they sum to the number of groups with a valid example, divided by the number of groups."""
+    """[B]; they sum to the fraction of groups that have a valid example."""
     valid = _valid(first_valid, second_valid).astype(jnp.float32)
     if groups < 1 or len(valid) % groups:
         raise UserError(f"mask_groups={groups} does not divide the batch of {len(valid)} examples.")

@@ -22,14 +22,15 @@ class ModelDef:
     """The structure of a module, apart from its arrays.
 
     Attributes:
+      module: the module with `jax.ShapeDtypeStruct` for arrays; for sizes, names and FLOPs.
       params: nested dict of `jax.ShapeDtypeStruct`, the trainable arrays (`nnx.Param`).
       extra: the same for everything else the module keeps (BatchNorm statistics, queues).
     """
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
         self._build = build
-        abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-        self._graph, self._params, self._extra = nnx.split(abstract, nnx.Param, ...)
+        self.module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+        self._graph, self._params, self._extra = nnx.split(self.module, nnx.Param, ...)
         generators = [
             path for path, leaf in nnx.to_flat_state(self._extra) if isinstance(leaf, nnx.RngState)
         ]

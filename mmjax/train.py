@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from mmjax import checkpoint, config, distributed, evaluate, initialize, optim, sharding
+from mmjax import checkpoint, config, distributed, evals, evaluate, initialize, optim, sharding
 from mmjax import step as step_lib
 from mmjax import tree
 from mmjax.data import loader
@@ -50,11 +50,14 @@ def build_program(cfg: Any, facts: DataFacts, mesh: jax.sharding.Mesh) -> Progra
     task = make_task(cfg, facts)
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     settings = config.plain(cfg.optimizer)
-    patterns = (*task.frozen, *settings.pop("frozen", ()))
-    matched = tree.first_match(patterns, list(tree.flatten(params)), what="frozen parameters")
+    patterns = settings.pop("frozen", ())
+    matched = tree.first_match(patterns, list(tree.flatten(params)), what="config.optimizer.frozen")
     frozen = {path: number is not None for path, number in matched.items()}
     trainable, _ = step_lib.split_params(params, frozen)
-    tx, schedule = optim.make_optimizer(settings, trainable, total_steps=cfg.total_steps)
+    parts = cfg.clip_shards > 0  # the step clips parts of the batch; the optimizer must not again
+    tx, schedule = optim.make_optimizer(
+        settings, trainable, total_steps=cfg.total_steps, clip=not parts
+    )
 
     def init(key):
         return step_lib.init_state(task, tx, key, frozen=frozen, ema=cfg.ema_decay > 0)
@@ -74,6 +77,8 @@ def build_program(cfg: Any, facts: DataFacts, mesh: jax.sharding.Mesh) -> Progra
         frozen=frozen,
         accumulate_steps=cfg.accumulate_steps,
         ema_decay=cfg.ema_decay,
+        clip_shards=cfg.clip_shards,
+        clip=optim.make_clipping(settings, trainable) if parts else None,
     )
     whole = sharding.replicated(mesh)
     return Program(
@@ -168,7 +173,7 @@ def train(
         run.lock()
     data, facts = open_train_data(cfg)
     program = build_program(cfg, facts, mesh)
-    evaluators = evaluate.make_evaluators(
+    evaluators = evals.make_evaluators(
         config.plain(cfg.evals),
         task=program.task,
         data_cfg=config.plain(cfg.data),
@@ -212,7 +217,7 @@ def train(
                 tensorboard=cfg.tensorboard,
                 wandb=config.plain(cfg.wandb) or None,
                 process_index=jax.process_index(),
-                first_step=first,
+                resume_step=first,
             )
         )
         meter = progress.Progress(
@@ -279,7 +284,7 @@ def train(
                 if done and primary:
                     writer.scalars(step, done)
                     if step < cfg.total_steps:
-                        logging.info("step %d\n%s", step, evaluate.format_results(done))
+                        logging.info("%s", evals.format_results(done, title=f"Step {step}"))
                 results.update(done)
 
         # ---- the end

@@ -38,13 +38,13 @@ class DataFacts:
     """What a task needs to know of its data before it can build a model.
 
     Attributes:
-      spec: {field: (shape, dtype)} of a training batch.
+      spec: {field: abstract array} of a global training batch.
       vocab_size: of the tokenizer; None without text.
       num_classes: of the labels; None without labels.
       sample_rate: of the waveform in Hz; None without audio.
     """
 
-    spec: Mapping[str, tuple[tuple[int, ...], Any]]
+    spec: Mapping[str, jax.ShapeDtypeStruct]
     vocab_size: int | None = None
     num_classes: int | None = None
     sample_rate: int | None = None
@@ -52,10 +52,12 @@ class DataFacts:
     @classmethod
     def of(cls, data: Any) -> DataFacts:
         """The facts of what `mmjax.data.loader.make_train_data` made."""
-        tokenizer = data.tokenizer
         return cls(
-            spec=data.spec,
-            vocab_size=tokenizer.vocab_size if tokenizer is not None else None,
+            spec={
+                name: jax.ShapeDtypeStruct((data.batch_size, *rows.shape[1:]), rows.dtype)
+                for name, rows in data.spec.items()
+            },
+            vocab_size=data.tokenizer.vocab_size if data.tokenizer is not None else None,
             num_classes=data.num_classes,
             sample_rate=data.info.sample_rate,
         )
@@ -65,7 +67,7 @@ class Task(Protocol):
     """What the trainer and the evaluators call; see the module's text."""
 
     predict: Mapping[str, Callable[..., dict[str, jax.Array]]]
-    frozen: tuple[str, ...]
+    dtype: str  # of matrix products, for MFU
 
     def init(self, key: jax.Array) -> tuple[dict, dict]: ...
 
@@ -73,7 +75,7 @@ class Task(Protocol):
 
     def objective(self, params, extra, features, batch, key): ...
 
-    def flops(self, spec: Mapping[str, tuple[tuple[int, ...], Any]]) -> float: ...
+    def flops(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> float: ...
 
 
 def make_task(cfg: Any, facts: DataFacts) -> Task:

@@ -1,0 +1,187 @@
+"""`--task=pretrain`: encoders of several modalities, trained to agree on what belongs together (VATT).
+
+Each modality has a tower; a head maps the towers' outputs into spaces where two modalities are compared; a
+contrastive loss per pair of modalities is taken over the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmjax import config
+from mmjax.errors import UserError, choose
+from mmjax.losses import contrastive
+from mmjax.models import vatt
+from mmjax.state import ModelDef
+from mmjax.tasks import DataFacts
+from mmjax.tasks.inputs import Inputs, flatten_views
+
+_LOSSES = {
+    "asymmetric_nce": contrastive.asymmetric_nce,
+    "symmetric_nce": contrastive.symmetric_nce,
+}
+
+
+class Pretrain:
+    """Contrastive pretraining of `cfg.model` on pairs of modalities.
+
+    Config sections: `model` (keywords of `mmjax.models.vatt.make_model`), `augment` (of
+    `mmjax.tasks.inputs.Inputs`), `loss`: `name`, `weights` ({'video_text': 1.0, …}; the first of a pair is the
+    anchor) and the keywords of that loss.
+
+    Raises:
+      UserError: a pair that the head or the data do not have, or a vocabulary larger than the table.
+    """
+
+    def __init__(self, cfg: Any, facts: DataFacts):
+        model = config.plain(cfg.model)
+        if facts.vocab_size is not None:
+            model = _fit_vocabulary(model, facts.vocab_size)
+        self.model = ModelDef(vatt.make_model(**model))
+        self.dtype = model.get("dtype", "float32")
+        self._inputs = Inputs.from_config(cfg.augment, facts)
+
+        loss = config.plain(cfg.loss)
+        self._loss = choose("config.loss.name", loss.pop("name", "asymmetric_nce"), _LOSSES)
+        weights = loss.pop("weights", {"video_text": 1.0, "video_audio": 1.0})
+        self._loss_keywords = config.keywords(self._loss, loss, "loss")
+        self._pairs = {tuple(k.split("_")): float(w) for k, w in weights.items() if w}
+        if not self._pairs:
+            raise UserError("config.loss.weights: no pair of modalities has a weight above 0.")
+        compared = self._compared()
+        for pair in self._pairs:
+            name = "_".join(pair)
+            if pair not in compared:
+                pairs = ", ".join("_".join(p) for p in compared)
+                raise UserError(f"config.loss.weights: the head does not compare {name}. Pairs: {pairs}.")
+            for modality in pair:
+                if modality not in facts.spec:
+                    raise UserError(
+                        f"config.loss.weights: {name} needs {modality}, which config.data does not load."
+                    )
+        self.predict = {"features": self._features}
+
+    def init(self, key: jax.Array) -> tuple[dict, dict]:
+        return self.model.init(key)
+
+    def encode(self, params, extra, batch, key):
+        """{modality: [B, D] or, for text, [B, L, D]}, the towers' pooled outputs."""
+        inputs_key, model_key = jax.random.split(key)
+        inputs = self._inputs(batch, inputs_key, train=True)
+        captions = inputs["text"].shape[:2] if "text" in inputs else None
+        if captions:
+            inputs["text"] = inputs["text"].reshape(-1, inputs["text"].shape[-1])  # [B·L, W]
+        module = self.model.bind(params, extra)
+        pooled = module.encode(inputs, key=model_key, train=True)
+        if captions:
+            pooled["text"] = pooled["text"].reshape(*captions, -1)
+        return pooled, self.model.extra_of(module)
+
+    def objective(self, params, extra, features, batch, key):
+        """The weighted mean of the pairs' losses, as in VATT."""
+        module = self.model.bind(params, extra)
+        projected = self._project(module, features, train=True)
+        total, metrics = jnp.float32(0), {}
+        for (anchor, other), weight in self._pairs.items():
+            first, second = projected[f"{anchor}/{other}"], projected[f"{other}/{anchor}"]
+            mask, candidates = self._masks(batch, anchor, other)
+            value = self._loss(
+                first,
+                second if second.ndim == 3 else second[:, None],
+                mask=mask,
+                candidate_mask=candidates,
+                **self._loss_keywords,
+            )
+            total += weight * value
+            metrics[f"loss_{anchor}_{other}"] = (value, jnp.float32(1))
+            metrics[f"top1_{anchor}_{other}"] = contrastive.batch_top1(
+                first, second if second.ndim == 2 else second[:, 0], mask=mask
+            )
+        total /= sum(self._pairs.values())
+        return total, (self.model.extra_of(module), metrics)
+
+    def flops(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+        """Operations of one training step: forward, and twice that backward."""
+        shapes = self._inputs.shapes(spec)
+        batch_size = next(iter(shapes.values()))[0]
+        return batch_size * self.model.module.flops({m: s[1:] for m, s in shapes.items()}, train=True)
+
+    def _compared(self) -> list[tuple[str, str]]:
+        """The pairs of modalities that the head embeds for each other."""
+        module = self.model.module
+        pooled = {
+            modality: jax.ShapeDtypeStruct((2, getattr(module, modality).out_features), "float32")
+            for modality in module.modalities
+        }
+        outputs = jax.eval_shape(
+            lambda params, extra, x: self.model.bind(params, extra).project(x, train=False),
+            self.model.params,
+            self.model.extra,
+            pooled,
+        )
+        pairs = [tuple(name.split("/")) for name in outputs]
+        return [pair for pair in pairs if pair[::-1] in pairs]
+
+    def _project(self, module, features, *, train: bool) -> dict[str, jax.Array]:
+        """The head's outputs; captions are [B, L, d]."""
+        text = features.get("text")
+        flat = dict(features)
+        if text is not None and text.ndim == 3:
+            flat["text"] = text.reshape(-1, text.shape[-1])
+        projected = module.project(flat, train=train)
+        if text is not None and text.ndim == 3:
+            for name, value in projected.items():
+                if name.startswith("text/"):
+                    projected[name] = value.reshape(*text.shape[:2], -1)
+        return projected
+
+    def _masks(self, batch, anchor: str, other: str) -> tuple[jax.Array, jax.Array | None]:
+        """`(examples [B], candidates [B, L] or None)`: which have both modalities."""
+        batch_size = next(iter(batch.values())).shape[0]
+        mask, candidates = jnp.ones(batch_size, jnp.float32), None
+        for modality in (anchor, other):
+            present = batch.get(f"{modality}_mask")
+            if present is None:
+                continue
+            if present.ndim == 2:
+                candidates = present
+                present = present.max(axis=1)
+            mask *= present
+        return mask, candidates
+
+    def _features(self, params, extra, batch) -> dict[str, jax.Array]:
+        """Towers' and head's outputs for evaluation: {'video': [B, V, D], 'video/text': [B, V, d], …}."""
+        flat, views = flatten_views(batch)
+        inputs = self._inputs(flat, None, train=False)
+        if "text" in inputs:
+            inputs["text"] = inputs["text"].reshape(-1, inputs["text"].shape[-1])
+        module = self.model.bind(params, extra)
+        pooled = module.encode(inputs, key=None, train=False)
+        outputs = pooled | module.project(pooled, train=False)
+        return {
+            name: value.reshape(-1, views[name.split("/")[0]], value.shape[-1])
+            for name, value in outputs.items()
+        }
+
+
+def _fit_vocabulary(model: dict, vocab_size: int) -> dict:
+    """The model's options with a word table for this tokenizer, unless they name its size.
+
+    Raises:
+      UserError: the table named is smaller than the vocabulary.
+    """
+    text = model.get("text", "")
+    if text is None:
+        return model
+    text = {"name": text} if isinstance(text, str) and text else dict(text or {})
+    size = text.setdefault("vocab_size", vocab_size)
+    if size < vocab_size:
+        raise UserError(
+            f"config.model.text.vocab_size={size} is smaller than the tokenizer's vocabulary of "
+            f"{vocab_size}: raise it, or give config.data.text a smaller vocabulary."
+        )
+    return model | {"text": text}

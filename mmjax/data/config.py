@@ -26,7 +26,7 @@ class DataConfig:
         takes its place, in evaluation it gets mask 0; counted, logged, limited.
       max_corrupt: with 'skip', so many records are too many.
       check_crc: check the CRC of each record read.
-      read: 'pread' or 'tf', see `pipeline.readers`.
+      read: 'pread' or 'tf', `pipeline.reader` or `pipeline.pure_reader`.
       threads: of the input pipeline; 0 is one per CPU core.
       prefetch: batches made ahead.
       video, audio, text, label, touch: options of each modality; None leaves it out.
@@ -50,6 +50,8 @@ class DataConfig:
     def __post_init__(self):
         if self.corrupt not in ("fail", "skip"):
             raise unknown("data.corrupt", self.corrupt, ("fail", "skip"))
+        if self.read not in ("pread", "tf"):
+            raise unknown("data.read", self.read, ("pread", "tf"))
         if not any((self.video, self.audio, self.text, self.touch)):
             raise UserError(
                 "The section data asks for no modality: set data.video, audio, text or touch."

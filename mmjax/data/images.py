@@ -24,7 +24,8 @@ def encoded_size(picture: tf.Tensor) -> tf.Tensor:
         words = tf.io.decode_raw(tf.strings.substr(picture, 16, 8), tf.int32, little_endian=False)
         return tf.reverse(words, [0])
 
-    return tf.cond(_is_png(picture), png_size, lambda: tf.io.extract_jpeg_shape(picture)[:2])
+    size = tf.cond(_is_png(picture), png_size, lambda: tf.io.extract_jpeg_shape(picture)[:2])
+    return tf.ensure_shape(size, [2])
 
 
 def decode(

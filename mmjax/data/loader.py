@@ -8,6 +8,7 @@ A batch is a dict of numpy arrays, the rows of this host: see `TrainData.spec`.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ import tensorflow as tf
 from mmjax.data import dmvr, modalities, sources
 from mmjax.data.config import DataConfig, parse_config
 from mmjax.data.dataset import DatasetInfo
-from mmjax.data.pipeline import Features, Order, Pipeline, host_positions, readers
+from mmjax.data.pipeline import Features, Order, Pipeline, host_positions, pure_reader, reader
 from mmjax.data.sources import Source
 from mmjax.data.tokenizers import Tokenizer, make_tokenizer
 from mmjax.errors import UserError
@@ -44,6 +45,7 @@ class _Data:
       pipeline: phases of named functions; change them before the first call of `iterate`.
       info: of the first source; `infos` of all.
       tokenizer: or None without text.
+      num_classes: or None without labels.
       num_examples: records of all sources together.
       corrupt: how many records this host had to skip so far.
     """
@@ -71,14 +73,10 @@ class _Data:
         self.info: DatasetInfo = self.infos[0]
         self.num_examples = sum(source.num_examples for source in opened)
         self.tokenizer = _tokenizer(cfg) if cfg.text else None
+        self.num_classes = _num_classes(cfg.label, self.infos) if cfg.label else None
         self.pipeline = self._pipeline()
         self._skipped: set[tuple[int, int]] = set()
         self._element_spec = None
-
-    @property
-    def num_classes(self) -> int | None:
-        """Classes of the labels; None where `data.label` is None."""
-        return _num_classes(self.cfg.label, self.infos) if self.cfg.label else None
 
     @property
     def corrupt(self) -> int:
@@ -108,9 +106,7 @@ class _Data:
         if cfg.text:
             modalities.add_text(pipeline, cfg.text, tokenizer=self.tokenizer, train=train)
         if cfg.label:
-            modalities.add_label(
-                pipeline, cfg.label, num_classes=_num_classes(cfg.label, self.infos)
-            )
+            modalities.add_label(pipeline, cfg.label, num_classes=self.num_classes)
         if cfg.touch:
             modalities.add_touch(pipeline, cfg.touch, train=train)
         return pipeline
@@ -139,48 +135,52 @@ class _Data:
 
     def _examples(self, ids: tf.data.Dataset) -> tf.data.Dataset:
         """Dataset of ids → dataset of examples, in the same order."""
-        read, pure = readers(self.sources, read=self.cfg.read), self.cfg.read == "tf"
-        parallel = self.threads
-
-        def strings(item: Features) -> tf.data.Dataset:
-            if pure:
-                return read(item["source"], item["record"])
-            return tf.data.Dataset.from_tensors(item).map(
-                lambda item: read(item["source"], item["record"])
-            )
+        pure = self.cfg.read == "tf"
+        read = pure_reader(self.sources) if pure else reader(self.sources)
+        several = dict(num_parallel_calls=self.threads, deterministic=True)
 
         if self.cfg.corrupt == "skip":
-            return ids.interleave(
-                lambda item: self._attempts(item, strings),
-                cycle_length=parallel,
-                num_parallel_calls=parallel,
-                deterministic=True,
-            )
-        if pure:
-            opened = ids.interleave(
-                lambda item: strings(item).map(lambda serialized: (item, serialized)),
-                cycle_length=parallel,
-                num_parallel_calls=parallel,
-                deterministic=True,
-            )
-            return opened.map(self._example, num_parallel_calls=parallel, deterministic=True)
-        return ids.map(
-            lambda item: self._example(item, read(item["source"], item["record"])),
-            num_parallel_calls=parallel,
-            deterministic=True,
-        )
+            attempts = _as_is(lambda item: self._attempts(item, read))
+            return ids.interleave(attempts, cycle_length=self.threads, **several)
 
-    def _attempts(self, item: Features, strings: Callable) -> tf.data.Dataset:
-        """The example, or if it cannot be used what the policy puts in its place; adds '_attempt'."""
+        @_as_is
+        def opened(item: Features) -> tf.data.Dataset:
+            return read(item["source"], item["record"]).map(_as_is(lambda text: (item, text)))
+
+        @_as_is
+        def fetched(items: Features) -> tuple[Features, tf.Tensor]:
+            return items, read(items["source"], items["record"])
+
+        if pure:
+            records = ids.interleave(opened, cycle_length=self.threads, **several)
+        else:
+            records = ids.batch(self._records_per_read()).map(fetched, **several).unbatch()
+        return records.map(_as_is(self._example), **several)
+
+    def _records_per_read(self) -> int:
+        """About a megabyte: small records share the cost of a call, large ones are read side by side."""
+        lengths = [np.mean(s.index[:, 2]) for s in self.sources if s.index is not None]
+        return int(np.clip(2**20 / max(lengths), 1, 32)) if lengths else 1
+
+    def _attempts(self, item: Features, read: Callable) -> tf.data.Dataset:
+        """The example, or what the policy puts in its place; adds '_attempt'."""
         sizes = tf.constant([source.num_examples for source in self.sources], tf.int64)
 
+        @_as_is
         def attempt(number):
-            record = (item["record"] + number) % sizes[item["source"]]
-            now = item | {"record": record}
-            examples = strings(now).map(
-                lambda serialized: self._example(now, serialized) | {"_attempt": number}
-            )
-            return examples.ignore_errors()
+            now = item | {"record": (item["record"] + number) % sizes[item["source"]]}
+
+            @_as_is
+            def example(serialized):
+                return self._example(now, serialized) | {"_attempt": number}
+
+            # The reading too must happen where its errors can be ignored: not here, but in `map`.
+            if self.cfg.read == "tf":
+                serialized = read(now["source"], now["record"])
+            else:
+                one = tf.data.Dataset.from_tensors((now["source"][None], now["record"][None]))
+                serialized = one.map(_as_is(lambda *which: read(*which)[0]))
+            return serialized.map(example).ignore_errors()
 
         tries = tf.data.Dataset.range(_ATTEMPTS if self.train else 1).flat_map(attempt)
         nothing = {key: tf.zeros(spec.shape, spec.dtype) for key, spec in self._spec().items()}
@@ -194,6 +194,7 @@ class _Data:
 
     def _batches(self, ids: tf.data.Dataset, *, drop_remainder: bool) -> tf.data.Dataset:
         # What begins with '_' is for us, not for the phases: '_attempt' goes around postprocess.
+        @_as_is
         def postprocess(features: Features) -> Features:
             kept = {key: features[key] for key in features if key == "_attempt"}
             return self.pipeline.batch(features) | kept
@@ -339,7 +340,7 @@ class EvalData(_Data):
         """This host's rows of `num_batches` batches; `mask` is 1 for an example, 0 for padding or a corrupt record."""
         ids = tf.data.Dataset.range(self.num_batches).map(_as_is(self._ids)).unbatch()
         # Padding can only be at the end of a host's rows: it need not be read.
-        ids = ids.filter(lambda item: item["position"] < self.num_examples)
+        ids = ids.filter(_as_is(lambda item: item["position"] < self.num_examples))
         dataset = self._batches(ids, drop_remainder=False)
         produced = 0
         for batch in self._run(dataset, self._host_ids):
@@ -425,6 +426,8 @@ def make_eval_data(
 ) -> EvalData | dmvr.StreamEvalData:
     """A dataset to evaluate on, with the modalities and the vocabulary of a recipe.
 
+    Labels come along whenever the dataset has them.
+
     Args:
       data_cfg: the section `data` of the training recipe.
       data: a specification as in `data.train`; '' is the first training source.
@@ -455,6 +458,8 @@ def make_eval_data(
     if dmvr.is_stream(spec):
         return dmvr.StreamEvalData(cfg, spec=spec, split=split, max_examples=max_examples, **hosts)
     source = sources.open_source(spec, split=split, check_crc=cfg.check_crc)
+    if cfg.label is None and source.info.num_classes:
+        cfg = dataclasses.replace(cfg, label=modalities.Label(multi_label=source.info.multi_label))
     return EvalData(cfg, [source], max_examples=max_examples, **hosts)
 
 

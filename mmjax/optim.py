@@ -30,7 +30,7 @@ from mmjax import tree
 from mmjax.errors import UserError, choose, unknown
 
 Schedule = Callable[[jax.Array | int], jax.Array]
-# (path → does weight decay apply); made from `weight_decay_exclude`.
+# Parameters → where weight decay applies, a tree of bools.
 Mask = Callable[[Any], Any]
 
 _COMMON = ("name", "schedule", "lr_multipliers", "clip_norm", "clip_groups", "weight_decay_exclude")
@@ -44,9 +44,9 @@ def make_optimizer(
     Args:
       cfg: `name`: a key of `OPTIMIZERS`, whose keywords are further keys of this section.
         `schedule`: dict of `name`, a key of `SCHEDULES`, and its keywords. `weight_decay_exclude`:
-        patterns of parameter paths that do not decay. `lr_multipliers`: (pattern, factor) pairs,
-        the first that matches a path counts; decay scaled by the learning rate (adamw) scales with
-        it, TFA's does not. `clip_norm`, `clip_groups`: see `make_clipping`.
+        patterns of parameter paths that do not decay. `lr_multipliers`: (pattern, factor) pairs; a
+        path's whole update, decay included, is multiplied by the factor of the first pattern that
+        matches it. `clip_norm`, `clip_groups`: see `make_clipping`.
       params: tree of arrays or shapes, whose paths the patterns are about.
       total_steps: of the run; where schedules end that do not say so.
       clip: False leaves clipping to the caller, who clips parts of a batch with `make_clipping`.

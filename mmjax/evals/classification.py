@@ -75,7 +75,6 @@ class Classification(Evaluator):
             split=split,
             batch_size=batch_size,
             views=views,
-            labels=True,
             limit=limit,
         )
 

@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from mmjax import sharding
+from mmjax import step as step_lib
 from mmjax.errors import UserError, choose, unknown
 
 _MASK_SUFFIX = "_mask"
@@ -26,7 +27,7 @@ class Request:
 
     Attributes:
       predict: name of the task's function.
-      data, split: the dataset and its split.
+      data, split: the dataset ('' is the one of training) and its split.
       batch_size: examples of a batch over all devices.
       views: JSON of what replaces keys in sections of the data config.
       limit: only the first so many examples (0: all).
@@ -41,7 +42,7 @@ class Request:
 
     def __str__(self) -> str:
         first = f" (the first {self.limit})" if self.limit else ""
-        return f"{self.predict} of {self.data}:{self.split}{first}"
+        return f"{self.predict} of {self.data or 'the training dataset'}, {self.split}{first}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +92,6 @@ class Features:
         return self.arrays[name][keep], self.label[keep]
 
 
-def eval_params(state: Mapping[str, Any]) -> Any:
-    """The parameters that evaluation uses: the moving average if one is kept."""
-    return state["ema"] if "ema" in state else state["params"]
-
-
 class FeatureStore:
     """Computes features and keeps those of one state, so that evaluators share them.
 
@@ -133,7 +129,6 @@ class FeatureStore:
         split: str,
         batch_size: int,
         views: Mapping[str, Any] | None = None,
-        labels: bool = False,
         limit: int = 0,
     ) -> Request:
         """Says what will be asked for with `get`; same requests are computed together.
@@ -141,12 +136,11 @@ class FeatureStore:
         Args:
           names: outputs of the predict function that are needed; others are not computed.
           predict: name of the task's function.
-          data: dataset, as in `config.data.train`, which is the default.
+          data: dataset, as in `config.data.train`; '' is the (first) one of training.
           split: of the dataset.
           batch_size: over all devices.
           views: {section of the data config: {key: value}} that differ from training, e.g.
             `dict(video=dict(num_clips=4), text=None)`; None leaves a modality out.
-          labels: labels are needed, also if training has none.
           limit: only the first so many examples (0: all).
 
         Raises:
@@ -154,14 +148,7 @@ class FeatureStore:
         """
         choose("output of this task", predict, dict(self._task.predict))
         sharding.check_batch(batch_size, self._mesh)
-        data = data or self._data_cfg.get("train", "")
-        if not isinstance(data, str) or not data:
-            raise UserError(
-                f"An evaluator needs data='…', one dataset; config.data.train is {data!r}."
-            )
         cfg = self._merged(views or {})
-        if labels and cfg.get("label") is None:
-            cfg["label"] = {}
         changed = {key: value for key, value in cfg.items() if value != self._data_cfg.get(key)}
         request = Request(
             predict=predict,
@@ -217,6 +204,7 @@ class FeatureStore:
                 data=request.data,
                 split=request.split,
                 batch_size=request.batch_size,
+                max_examples=request.limit,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
@@ -246,11 +234,11 @@ class FeatureStore:
 
     def _run(self, state: Mapping[str, Any], request: Request, data: Any) -> Iterator[tuple]:
         """Host copies of each batch's results; the device is one batch ahead of the copies."""
-        function, params, extra = self._function(request), eval_params(state), state["extra"]
+        function, params = self._function(request), step_lib.evaluation_params(state)
         ahead = None
         for batch in data.iterate():
             batch = sharding.make_global(batch, self._mesh)
-            result = function(params, extra, batch)
+            result = function(params, state["extra"], batch)
             if ahead is not None:
                 yield jax.device_get(ahead)
             ahead = result
@@ -260,26 +248,21 @@ class FeatureStore:
     def _extract(self, state: Mapping[str, Any], request: Request) -> Features:
         began = time.monotonic()
         data = self._open(request)
-        total = min(request.limit, data.num_examples) if request.limit else data.num_examples
+        total = data.num_examples
         filled, arrays, fields = 0, {}, {}
         with jax.set_mesh(self._mesh):
             for outputs, extras in self._run(state, request, data):
                 real = extras.pop("mask") > 0
-                rows = min(int(real.sum()), total - filled)
+                rows = int(real.sum())
                 for target, source in ((arrays, outputs), (fields, extras)):
                     for name, value in source.items():
                         if name not in target:
                             target[name] = np.zeros((total, *value.shape[1:]), value.dtype)
-                        target[name][filled : filled + rows] = value[real][:rows]
+                        target[name][filled : filled + rows] = value[real]
                 filled += rows
-                if request.limit and filled == total:
-                    break
-        ids = fields.pop("example_id", np.zeros(0))
-        if filled != total or len(np.unique(ids)) != total:
-            raise RuntimeError(
-                f"{request}: {filled} examples came, {len(np.unique(ids))} different ones, of "
-                f"{total}."
-            )
+        total = self._check_count(request, fields["example_id"], filled, total)
+        arrays, fields = ({k: v[:total] for k, v in group.items()} for group in (arrays, fields))
+        ids = fields.pop("example_id")
         order = np.argsort(ids, kind="stable")
         for name, value in arrays.items():
             bad = ~np.isfinite(value).reshape(total, -1).all(axis=1)
@@ -301,6 +284,20 @@ class FeatureStore:
             info=data.info,
             seconds=seconds,
         )
+
+    def _check_count(self, request: Request, ids: np.ndarray, filled: int, total: int) -> int:
+        """How many examples there are to judge: all of them, or all but the corrupt records."""
+        if 0 < filled < total and self._data_cfg.get("corrupt") == "skip":
+            logging.warning(
+                "%s: %d corrupt records are left out, %d remain.", request, total - filled, filled
+            )
+            total = filled
+        if filled != total or len(np.unique(ids[:total])) != total:
+            different = len(np.unique(ids[:filled]))
+            raise RuntimeError(
+                f"{request}: {filled} examples came, {different} different ones, of {total}."
+            )
+        return total
 
 
 def _tuples(value: Any) -> Any:

@@ -221,7 +221,7 @@ class LinearProbe(Evaluator):
             seed=seed,
             max_iterations=max_iterations,
         )
-        common = dict(data=data, batch_size=batch_size, labels=True)
+        common = dict(data=data, batch_size=batch_size)
         ask = self.store.request
         self._pairs = [
             (

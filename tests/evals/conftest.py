@@ -14,8 +14,9 @@ from mmjax import evals, sharding
 class FakeEvalData:
     """Arrays [N, …] as padded, masked batches, in an order that is not that of their ids."""
 
-    def __init__(self, arrays, *, batch_size, info):
+    def __init__(self, arrays, *, batch_size, info, corrupt=()):
         self.arrays, self.batch_size, self.info = arrays, batch_size, info
+        self.corrupt = list(corrupt)
         self.num_examples = len(next(iter(arrays.values())))
         self.iterations = 0
 
@@ -32,7 +33,8 @@ class FakeEvalData:
                 for name, value in self.arrays.items()
             }
             batch["example_id"] = np.pad(rows, (0, padding)).astype(np.int32)
-            batch["mask"] = np.pad(np.ones(len(rows), np.float32), (0, padding))
+            real = 1 - np.isin(rows, self.corrupt).astype(np.float32)
+            batch["mask"] = np.pad(real, (0, padding))
             yield batch
 
 
@@ -52,16 +54,21 @@ class FakeTask:
 class Bench:
     """Evaluators over `{split: arrays}`; `opened` lists what the loader was asked for."""
 
-    def __init__(self, splits, **info):
-        self.splits, self.opened = splits, []
+    def __init__(self, splits, *, corrupt=(), policy="fail", **info):
+        self.splits, self.opened, self.corrupt, self.policy = splits, [], corrupt, policy
         self.info = types.SimpleNamespace(
             **{"name": "fake", "num_classes": 0, "class_names": [], **info}
         )
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         self.state = {"params": {"scale": np.float32(2.0)}, "extra": {}}
 
-    def make_eval_data(self, data_cfg, *, data, split, batch_size, process_index, process_count):
-        made = FakeEvalData(self.splits[split], batch_size=batch_size, info=self.info)
+    def make_eval_data(
+        self, data_cfg, *, data, split, batch_size, max_examples, process_index, process_count
+    ):
+        arrays = self.splits[split]
+        if max_examples:
+            arrays = {name: value[:max_examples] for name, value in arrays.items()}
+        made = FakeEvalData(arrays, batch_size=batch_size, info=self.info, corrupt=self.corrupt)
         self.opened.append(types.SimpleNamespace(cfg=data_cfg, data=data, split=split, made=made))
         return made
 
@@ -70,7 +77,7 @@ class Bench:
             cfg,
             task=FakeTask(),
             data_cfg=dict(
-                train="world", video=dict(num_frames=4), text=dict(max_words=4), label=None
+                corrupt=self.policy, video=dict(num_frames=4), text=dict(max_words=4), label=None
             ),
             mesh=mesh or self.mesh,
             make_eval_data=self.make_eval_data,

@@ -1,0 +1,248 @@
+"""Evaluation inside a training and beside one; evaluators and runs do what a test says."""
+
+import json
+import logging
+import re
+import types
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from mmjax import checkpoint, evaluate, sharding
+from mmjax.errors import UserError
+from mmjax.evals import Schedule
+
+
+class Evaluator:
+    """Counts what it is given; raises at the steps in `broken`."""
+
+    def __init__(self, name, *, broken=(), **schedule):
+        self.name, self.broken, self.schedule = name, broken, Schedule(**schedule)
+        self.seen, self.cleared = [], 0
+        self.store = types.SimpleNamespace(clear=self._clear)
+
+    def _clear(self):
+        self.cleared += 1
+
+    def run(self, state, step):
+        self.seen.append(step)
+        if step in self.broken:
+            raise RuntimeError("out of luck")
+        return {f"{self.name}/value": float(state["params"])}
+
+
+class Run:
+    """A run directory with checkpoints {step: state}; each pause runs an entry of `script`."""
+
+    def __init__(self, path, steps=(), script=(), complete=None, trainer=True):
+        self.path, self.complete, self.trainer = path, complete, trainer
+        self.states = {step: {"params": float(step)} for step in steps}
+        self.script, self.written, self.vanishing, self.damaged = list(script), {}, (), ()
+
+    def complete_step(self):
+        return self.complete
+
+    def has_trainer(self):
+        return self.trainer
+
+    def add(self, *steps, complete=None):
+        self.states |= {step: {"params": float(step)} for step in steps}
+        self.complete = complete
+
+    def restore(self, step):
+        if step in self.damaged:
+            raise OSError("not a checkpoint")
+        if step in self.vanishing:
+            del self.states[step]
+            return None
+        return self.states[step]
+
+    def write(self, step, results):
+        self.written[step] = self.written.get(step, {}) | results
+
+    def pause(self):
+        if not self.script:
+            return True
+        self.script.pop(0)()
+        return False
+
+    def watch(self, *evaluators):
+        return evaluate.watch(
+            self,
+            evaluators,
+            self.restore,
+            self.write,
+            list_steps=lambda: sorted(self.states),
+            pause=self.pause,
+        )
+
+
+def test_inside_a_training_those_due_run_and_share_a_state():
+    often, last = Evaluator("often", every=10), Evaluator("last")
+    state = {"params": 7.0}
+    assert evaluate.run_due([often, last], state, 5, final=False) == {}
+    assert evaluate.run_due([often, last], state, 10, final=False) == {"often/value": 7.0}
+    assert set(evaluate.run_due([often, last], state, 15, final=True)) == {
+        "often/value",
+        "last/value",
+    }
+    assert often.seen == [10, 15] and last.seen == [15]
+    assert often.cleared == 2  # nothing of a state is kept
+
+
+def test_a_failing_evaluator_does_not_stop_the_others(caplog):
+    bad, good = Evaluator("bad", broken=(3,)), Evaluator("good")
+    with caplog.at_level(logging.ERROR, logger="absl"):
+        found = evaluate.run_due([bad, good], {"params": 1.0}, 3, final=True)
+    assert found == {"bad/failed": 1.0, "good/value": 1.0}
+    assert "bad" in caplog.text and "out of luck" in caplog.text
+
+
+def test_the_job_takes_checkpoints_as_they_come_and_ends_with_the_run(tmp_path):
+    often, last = Evaluator("often", every=10), Evaluator("last")
+    run = Run(tmp_path, steps=(10, 15))
+    run.script = [
+        lambda: None,  # nothing new
+        lambda: run.add(20),
+        lambda: run.add(30),
+        lambda: run.add(complete=30),  # the trainer says later that 30 was the last
+    ]
+    assert run.watch(often, last) == 0
+    assert often.seen == [10, 20, 30] and last.seen == [30]
+    assert run.written[30] == {"often/value": 30.0, "last/value": 30.0}
+
+
+def test_passing_a_multiple_is_enough(tmp_path):
+    often = Evaluator("often", every=10)
+    run = Run(tmp_path, steps=(7, 14, 18, 21, 28, 40), complete=40)
+    run.watch(often)
+    assert often.seen == [14, 21, 40]
+
+
+def test_what_is_finished_is_not_done_again(tmp_path):
+    first = Evaluator("often", every=10)
+    run = Run(tmp_path, steps=(10, 20), script=[])
+    assert run.watch(first) == 0  # stopped at the first pause
+    with open(tmp_path / evaluate.FINISHED, "a") as file:
+        file.write('{"step": 2')  # killed while writing
+    again, new = Evaluator("often", every=10), Evaluator("new", every=10)
+    run = Run(tmp_path, steps=(10, 20, 30), complete=30)
+    assert run.watch(again, new) == 0
+    assert again.seen == [30] and new.seen == [10, 20, 30]
+
+
+def test_a_failure_is_counted_and_tried_again_by_the_next_job(tmp_path):
+    bad, good = Evaluator("bad", every=1, broken=(1, 2)), Evaluator("good", every=1)
+    run = Run(tmp_path, steps=(1, 2, 3), complete=3)
+    assert run.watch(bad, good) == 2
+    assert bad.seen == good.seen == [1, 2, 3]
+    assert run.written[1] == {"bad/failed": 1.0, "good/value": 1.0}
+    repaired, good = Evaluator("bad", every=1), Evaluator("good", every=1)
+    assert Run(tmp_path, steps=(1, 2, 3), complete=3).watch(repaired, good) == 0
+    assert repaired.seen == [1, 2] and good.seen == []
+
+
+def test_checkpoints_that_vanish_or_are_damaged(tmp_path, caplog):
+    e = Evaluator("e", every=1)
+    run = Run(tmp_path, steps=(1, 2, 3), complete=3, script=[lambda: None])
+    run.vanishing, run.damaged = (1,), (2,)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert run.watch(e) == 1
+    assert e.seen == [3]
+    assert "step 1 was deleted before it could be evaluated" in caplog.text
+    assert "step 2 cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("steps", "trainer", "message"),
+    [
+        ((), True, "No checkpoint yet.*trainer is running"),
+        ((), False, "No checkpoint yet.*start the trainer"),
+        ((1,), True, "of step 1, is done.*Waiting for the next one"),
+        ((1,), False, "of step 1, is done.*crashed, was stopped"),
+    ],
+)
+def test_the_job_says_what_it_waits_for(tmp_path, caplog, steps, trainer, message):
+    run = Run(tmp_path, steps=steps, trainer=trainer, script=[lambda: None, lambda: None])
+    with caplog.at_level(logging.INFO, logger="absl"):
+        run.watch(Evaluator("e", every=1))
+    said = [r.message for r in caplog.records if "aiting" in r.message]
+    assert len(said) == 1  # once, though there were three rounds
+    assert re.search(message, said[0])
+
+
+def test_a_complete_run_without_its_last_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"completed at step 9.*there are: \[5\]"):
+        Run(tmp_path, steps=(5,), complete=9).watch(Evaluator("e"))
+
+
+# ------------------------------------------------------------------------------- real checkpoints
+
+
+@pytest.fixture
+def saved_run(tmp_path):
+    """A run with two checkpoints: parameters, an average of the trained ones, optimizer slots."""
+    state = {
+        "step": jnp.int32(0),
+        "params": {"a": jnp.arange(4.0), "frozen": jnp.ones(2)},
+        "ema": {"a": jnp.arange(4.0) * 10, "frozen": None},
+        "opt": {"m": jnp.zeros(4)},
+        "extra": {},
+    }
+    saved = checkpoint.Checkpoints(tmp_path, every=1)
+    for step in (1, 2):
+        saved.save(
+            step, state | {"params": {"a": jnp.arange(4.0) * step, "frozen": jnp.ones(2)}}, {}
+        )
+    saved.close()
+    return types.SimpleNamespace(path=tmp_path)
+
+
+CFG = ml_collections.ConfigDict(dict(sharding="dp", sharding_rules=()))
+PARAMS = {"a": np.zeros(4, np.float32), "frozen": np.zeros(2, np.float32)}
+
+
+def test_restores_only_what_evaluation_needs_through_a_snapshot(saved_run, mesh):
+    state = evaluate._restore(saved_run, 2, PARAMS, {}, CFG, mesh)
+    assert set(state) == {"params", "ema", "extra"}
+    np.testing.assert_array_equal(state["params"]["a"], np.arange(4.0) * 2)
+    np.testing.assert_array_equal(state["ema"]["a"], np.arange(4.0) * 10)
+    assert state["ema"]["frozen"] is None
+    assert sorted(p.name for p in saved_run.path.iterdir()) == ["checkpoints"]  # snapshot is gone
+    assert evaluate._restore(saved_run, 3, PARAMS, {}, CFG, mesh) is None
+    eight = sharding.make_mesh(data=8)
+    state = evaluate._restore(saved_run, 1, PARAMS, {}, CFG, eight)
+    assert len(state["params"]["a"].sharding.device_set) == 8
+
+
+def test_another_architecture_is_named(saved_run, mesh):
+    with pytest.raises(UserError, match="another architecture"):
+        evaluate._restore(saved_run, 2, {"a": np.zeros(5, np.float32)}, {}, CFG, mesh)
+
+
+def test_finding_one_checkpoint(saved_run):
+    path = saved_run.path
+    assert evaluate._find(str(path)) == (path, 2)
+    assert evaluate._find(str(path / "checkpoints" / "1")) == (path, 1)
+    with pytest.raises(UserError, match=r"it has the steps \[1, 2\]"):
+        evaluate._find(str(path / "checkpoints" / "7"))
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        evaluate._find(str(path / "elsewhere"))
+
+
+def test_a_mesh_that_does_not_fit_gives_way_to_the_devices_there_are():
+    cfg = ml_collections.ConfigDict(dict(mesh=dict(data=4, fsdp=8, tensor=1), sharding="fsdp"))
+    assert dict(evaluate._mesh(cfg).shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+    cfg.mesh = dict(data=2, fsdp=4, tensor=1)
+    assert dict(evaluate._mesh(cfg).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+def test_results_go_to_the_run_and_to_the_terminal(tmp_path, capsys):
+    write = evaluate._writer(types.SimpleNamespace(path=tmp_path), tensorboard=False)
+    write(40, {"r/R@1": 0.5, "r/R@1_chance": 0.005})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["step"] == 40 and record["r/R@1"] == 0.5
+    assert "R@1" in capsys.readouterr().out

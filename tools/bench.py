@@ -1,0 +1,448 @@
+"""How fast it is: `python -m tools.bench data|step|loop|eval`, on a recipe's own data, model and
+batch size.
+
+    python -m tools.bench data                                   # the input pipeline against bare
+    decoding python -m tools.bench step --task=pretrain --config=demo     # the compiled step;
+    compile time over depth python -m tools.bench loop --config.batch_size=32            # what the
+    loop adds; time to the first step python -m tools.bench eval                                   #
+    feature extraction and the linear probe
+
+Recipes and overrides are those of `mmjax.main`. Each prints one JSON object: figures, the command
+and the machine. What is compared is measured in turns within one run, and figures are medians over
+`--repeats`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from mmjax import config
+from mmjax.errors import UserError, choose
+
+_TASK = flags.DEFINE_string("task", "pretrain", "Whose recipe.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe, as for mmjax.main.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each kind; the median counts.")
+_SECONDS = flags.DEFINE_float("seconds", 3.0, "How long one measurement takes at least.")
+_DEPTHS = flags.DEFINE_list("depths", ["2", "6", "12", "24"], "step: layers; none, no such test.")
+_STEPS = flags.DEFINE_integer("steps", 60, "loop: steps of the run.")
+_STARTS = flags.DEFINE_integer("starts", 1, "loop: starts, cold and warm each.")
+
+
+# ---- measuring
+
+
+def sustained(step: Callable[[], Any], seconds: float) -> tuple[int, float, float]:
+    """(calls, wall seconds, CPU seconds of this process) of calling `step` for `seconds`."""
+    calls, cpu, began = 0, time.process_time(), time.perf_counter()
+    while calls == 0 or time.perf_counter() - began < seconds:
+        step()
+        calls += 1
+    return calls, time.perf_counter() - began, time.process_time() - cpu
+
+
+def medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+
+
+# ---- data
+
+
+def bench_data(cfg: Any) -> dict[str, Any]:
+    """Clips per second and CPU time per clip: the training pipeline, and decoding the same frames
+    alone.
+
+    `floor` decodes the whole sampled frames, `floor_window` only the part that the pipeline crops;
+    both on as many threads of the same runtime, from memory, and nothing else.
+    """
+    from mmjax.data import loader
+
+    data_cfg = config.plain(cfg.data)
+
+    def open_data(section: dict[str, Any]) -> Any:
+        return loader.make_train_data(section, batch_size=cfg.batch_size, seed=cfg.seed)
+
+    data = open_data(data_cfg)
+    if data.cfg.video is None:
+        raise UserError("The floor is decoding frames; this recipe has no config.data.video.")
+    frames, windows = _sampled_frames(open_data, data_cfg)
+    kinds: dict[str, Callable[[], Iterator]] = {
+        "floor": lambda: _decoding(frames, None, data),
+        "pipeline": lambda: data.iterate(0),
+    }
+    if windows is not None:
+        kinds["floor_window"] = lambda: _decoding(frames, windows, data)
+    rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for _, (kind, start) in itertools.product(range(_REPEATS.value), kinds.items()):
+        iterator = start()
+        # Buffers are as full at the beginning of the measurement as at its end: the consumer never
+        # rests.
+        sustained(lambda i=iterator: next(i), _SECONDS.value / 3)
+        calls, wall, cpu = sustained(lambda i=iterator: next(i), _SECONDS.value)
+        clips = calls * cfg.batch_size
+        rows[kind].append({"clips_per_second": clips / wall, "cpu_ms_per_clip": 1e3 * cpu / clips})
+        del iterator
+    figures: dict[str, Any] = {kind: medians(found) for kind, found in rows.items()}
+    for kind in ("floor", "floor_window"):
+        if kind in rows:
+            pairs = list(zip(rows["pipeline"], rows[kind], strict=True))
+            figures[f"pipeline_over_{kind}"] = statistics.median(
+                a["clips_per_second"] / b["clips_per_second"] for a, b in pairs
+            )
+            figures[f"{kind}_cpu_over_pipeline_cpu"] = statistics.median(
+                b["cpu_ms_per_clip"] / a["cpu_ms_per_clip"] for a, b in pairs
+            )
+    encoded = sum(len(frame) for clip in frames for frame in clip)
+    figures["input"] = {
+        "dataset": data.info.name,
+        "examples": data.num_examples,
+        "stored_frame": data.info.frame_size,
+        "kilobytes_per_frame": encoded / frames.size / 1e3,
+        "batch": {name: [list(s.shape), str(s.dtype)] for name, s in data.spec.items()},
+        "threads": data.threads,
+    }
+    return figures
+
+
+def _sampled_frames(open_data: Callable[[dict], Any], data_cfg: dict) -> tuple[Any, Any]:
+    """Encoded frames, object [N, T], and windows, int32 [N, 4] or None, as the pipeline draws."""
+    import numpy as np
+
+    sections = ("audio", "text", "label", "touch")
+    data = open_data({**data_cfg, **{name: None for name in sections if name in data_cfg}})
+    names = data.pipeline.names()
+    data.pipeline.replace(
+        "decode",
+        "video",
+        lambda f: {
+            "frames": f["_frames"],
+            **({"window": f["_window"]} if "_window" in f else {}),
+        },
+    )
+    for name in names["preprocess"]:
+        data.pipeline.remove("preprocess", name)
+    batches = list(itertools.islice(data.iterate(0), max(1, 128 // data.batch_size)))
+    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    return joined["frames"], joined.get("window")
+
+
+def _decoding(frames: Any, windows: Any, data: Any) -> Iterator:
+    """Decodes clips in batches and on threads like the pipeline's, and does nothing else."""
+    import tensorflow as tf
+
+    method = {"fast": "INTEGER_FAST", "accurate": "INTEGER_ACCURATE"}[data.cfg.video.dct]
+    stored = tf.constant(frames)
+    places = None if windows is None else tf.constant(windows)
+
+    def clip(number: tf.Tensor) -> tf.Tensor:
+        number %= len(frames)
+        pixels = []
+        for picture in tf.unstack(stored[number], frames.shape[1]):
+            if places is None:
+                image = tf.io.decode_jpeg(picture, channels=3, dct_method=method)
+            else:
+                image = tf.io.decode_and_crop_jpeg(
+                    picture, places[number], channels=3, dct_method=method
+                )
+            pixels.append(tf.cast(image[0, 0, 0], tf.int32))  # or the decoding would be pruned
+        return tf.add_n(pixels)
+
+    dataset = tf.data.Dataset.range(2**62).map(clip, num_parallel_calls=data.threads)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.threading.max_intra_op_parallelism = 1
+    options.threading.private_threadpool_size = data.threads
+    return dataset.batch(data.rows).prefetch(2).with_options(options).as_numpy_iterator()
+
+
+# ---- step
+
+
+class Bare:
+    """The compiled step of a recipe with a state and one real batch on the devices."""
+
+    def __init__(self, cfg: Any):
+        import jax
+
+        from mmjax import sharding, train
+
+        self._cfg = cfg
+        self.mesh = sharding.make_mesh(**config.plain(cfg.mesh))
+        self.data, self.facts = train.open_train_data(cfg)
+        self.program = train.build_program(cfg, self.facts, self.mesh)
+        self.host_batch = next(iter(self.data.iterate(0)))
+        with jax.set_mesh(self.mesh):
+            self.state = self.program.init(jax.random.key(cfg.seed))
+            self._batch = sharding.make_global(self.host_batch, self.mesh)
+            began = time.perf_counter()
+            lowered = self.program.step.lower(self.state, self._batch)
+            self.trace_seconds = time.perf_counter() - began
+            began = time.perf_counter()
+            self._step = lowered.compile()
+            self.compile_seconds = time.perf_counter() - began
+
+    def step_seconds(self, seconds: float) -> float:
+        """Wall clock per step over at least `seconds`, the device kept busy."""
+        import jax
+
+        def step() -> None:
+            self.state, metrics = self._step(self.state, self._batch)
+            if jax.default_backend() == "cpu" or next(waits) % 8 == 7:
+                jax.block_until_ready(metrics)  # calls would run away from the clock
+
+        waits = itertools.count()
+        step()
+        jax.block_until_ready(self.state)
+        began, calls = time.perf_counter(), 0
+        while calls == 0 or time.perf_counter() - began < seconds:
+            step()
+            calls += 1
+        jax.block_until_ready(self.state)
+        return (time.perf_counter() - began) / calls
+
+
+def bench_step(cfg: Any) -> dict[str, Any]:
+    """Time, FLOP/s and MFU of the compiled step, and what compilation costs at several depths."""
+    from mmjax.monitor import flops
+
+    bare = Bare(cfg)
+    dtype = bare.program.task.dtype
+    rows = []
+    for _ in range(_REPEATS.value):
+        rows.append(
+            {
+                "step_seconds": bare.step_seconds(_SECONDS.value),
+                "matmul_flops_per_second": flops.measured_peak(dtype),
+            }
+        )
+    figures: dict[str, Any] = medians(rows)
+    seconds, work = figures["step_seconds"], bare.program.task.flops(bare.facts.spec)
+    figures |= {
+        "examples_per_second": cfg.batch_size / seconds,
+        "flops_per_step": work,
+        "flops_per_second": work / seconds,
+        "mfu": flops.mfu(work, seconds, flops.peak_of(bare.mesh, dtype)),
+        "share_of_matmul": work / seconds / (figures["matmul_flops_per_second"] * bare.mesh.size),
+        "trace_seconds": bare.trace_seconds,
+        "compile_seconds": bare.compile_seconds,
+    }
+    figures["depth"] = {}
+    for depth in (int(text) for text in _DEPTHS.value):
+        deep = Bare(_with_depth(cfg, depth))
+        figures["depth"][depth] = {
+            "trace_seconds": deep.trace_seconds,
+            "compile_seconds": deep.compile_seconds,
+        }
+    return figures
+
+
+def _with_depth(cfg: Any, depth: int) -> Any:
+    """The recipe with `depth` layers in every tower."""
+    cfg = cfg.copy_and_resolve_references()
+    towers = ("backbone",) if "backbone" in cfg.model else ("video", "audio", "text")
+    for tower in towers:
+        spec = config.plain(cfg.model.get(tower, {}))
+        if spec is None:
+            continue
+        spec = {"name": spec} if isinstance(spec, str) and spec else dict(spec or {})
+        with cfg.unlocked(), cfg.ignore_type():
+            cfg.model[tower] = {**spec, "num_layers": depth}
+    return cfg
+
+
+# ---- loop
+
+
+def bench_loop(cfg: Any) -> dict[str, Any]:
+    """What the training loop adds to the bare step, and the time from the start to the first step.
+
+    `loop` is a real run; `loop_same_batch` has the same batch handed to it at every step, so that
+    what remains is the loop itself. On CPUs the pipeline and the step share the cores, and `loop`
+    pays for both.
+    """
+    import jax
+
+    from mmjax import train
+
+    # Every run compiles the same program; figures begin after the first step of each.
+    cache = tempfile.TemporaryDirectory()
+    jax.config.update("jax_compilation_cache_dir", cache.name)
+    with cfg.unlocked():
+        cfg.evals = {}
+        cfg.total_steps = _STEPS.value
+        cfg.log_every = max(1, _STEPS.value // 3)
+        cfg.checkpoint.every = cfg.total_steps
+    bare = Bare(cfg)
+    rows = []
+    for _ in range(_REPEATS.value):
+        before = bare.step_seconds(_SECONDS.value)
+        row = {"loop": _run_loop(cfg, train.open_train_data)}
+        row["loop_same_batch"] = _run_loop(cfg, lambda cfg: (_SameBatch(bare), bare.facts))
+        seconds = (before + bare.step_seconds(_SECONDS.value)) / 2
+        rows.append({"bare_step_seconds": seconds})
+        for kind, found in row.items():
+            rows[-1][f"{kind}_step_seconds"] = found["perf/step_seconds"]
+            rows[-1][f"{kind}_over_bare"] = found["perf/step_seconds"] / seconds
+            rows[-1][f"{kind}_data_share"] = found["perf/data_share"]
+    figures: dict[str, Any] = medians(rows)
+    starts = [_start_seconds() for _ in range(_STARTS.value)]
+    if starts:
+        figures["start_to_first_step_seconds"] = medians(starts)
+    return figures
+
+
+class _SameBatch:
+    """Training data that hand out one batch for ever."""
+
+    corrupt = 0
+
+    def __init__(self, bare: Bare):
+        self._batch, self.num_examples = bare.host_batch, bare.data.num_examples
+        self.batch_ids = bare.data.batch_ids
+
+    def iterate(self, first_step: int) -> Iterator:
+        return itertools.repeat(self._batch)
+
+
+def _run_loop(cfg: Any, open_train_data: Callable) -> dict[str, float]:
+    """The last figures that a run in a fresh directory logs."""
+    from unittest import mock
+
+    from mmjax import train
+    from mmjax.monitor import writers
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(train, "open_train_data", open_train_data),
+    ):
+        with _output_to_stderr():
+            train.train(cfg, folder)
+        return [r for r in writers.read_metrics(folder) if "perf/step_seconds" in r][-1]
+
+
+class _output_to_stderr:
+    """Keeps standard output for the JSON object."""
+
+    def __enter__(self) -> None:
+        sys.stdout.flush()
+        self._kept, sys.stdout = sys.stdout, sys.stderr
+
+    def __exit__(self, *error: Any) -> None:
+        sys.stdout = self._kept
+
+
+def _start_seconds() -> dict[str, float]:
+    """From the start of `python -m mmjax.main` to its first logged step, without and with compiled
+    code.
+
+    The dataset has been built before; the first run of all, in the same cache, sees to that.
+    """
+    overrides = [a for a in sys.argv[1:] if a.lstrip("-").startswith(("config", "task"))]
+    with tempfile.TemporaryDirectory() as folder:
+        cache = pathlib.Path(os.environ.get("MMJAX_CACHE") or pathlib.Path.home() / ".cache/mmjax")
+        root = pathlib.Path(folder)
+        root.joinpath("cache").mkdir()
+        for entry in cache.iterdir() if cache.is_dir() else ():
+            if entry.name != "xla":
+                root.joinpath("cache", entry.name).symlink_to(entry.resolve())
+        found = {}
+        for kind in ("cold", "warm"):
+            run = root / kind
+            command = [sys.executable, "-m", "mmjax.main", *overrides, f"--model_dir={run}"]
+            command += ["--config.total_steps=2", "--config.log_every=1", "--config.evals={}"]
+            began = time.time()
+            subprocess.run(
+                command,
+                check=True,
+                env=os.environ | {"MMJAX_CACHE": str(root / "cache")},
+                stdout=sys.stderr,
+            )
+            with open(run / "metrics.jsonl") as lines:
+                found[kind] = json.loads(lines.readline())["time"] - began
+            shutil.rmtree(run)
+    return found
+
+
+# ---- eval
+
+
+def bench_eval(cfg: Any) -> dict[str, Any]:
+    """Examples per second of feature extraction, and the time of fitting a linear probe on them."""
+    from mmjax.evals.features import FeatureStore
+    from mmjax.evals.linear_probe import Probe
+
+    bare = Bare(cfg)
+    store = FeatureStore(task=bare.program.task, data_cfg=config.plain(cfg.data), mesh=bare.mesh)
+    modality = next(m for m in ("video", "audio", "touch") if cfg.data.get(m) is not None)
+    predict = next(iter(bare.program.task.predict))
+    request = store.request(
+        (modality,),
+        predict=predict if "features" not in bare.program.task.predict else "features",
+        split=cfg.data.get("split", "train"),
+        batch_size=cfg.batch_size,
+        labels=True,
+    )
+    first = store.get(bare.state, request)  # compiles
+    rows = []
+    for _ in range(_REPEATS.value):
+        store.clear()
+        features = store.get(bare.state, request)
+        rows.append({"examples_per_second": len(features) / features.seconds})
+        x, labels = features.labelled(modality)
+        began = time.perf_counter()
+        Probe(x, labels, num_classes=int(labels.max()) + 1)
+        rows[-1]["probe_seconds"] = time.perf_counter() - began
+    return medians(rows) | {
+        "examples": len(features),
+        "feature": [modality, list(x.shape)],
+        "first_extraction_seconds": first.seconds,
+    }
+
+
+# ---- the command
+
+BENCHES = {"data": bench_data, "step": bench_step, "loop": bench_loop, "eval": bench_eval}
+
+
+def _main(argv: list[str]) -> None:
+    from mmjax.monitor import report
+
+    if len(argv) != 2:
+        raise UserError(f"Usage: python -m tools.bench {'|'.join(BENCHES)} [flags]")
+    bench = choose("benchmark", argv[1], BENCHES)
+    config.check(_CONFIG.value)
+    figures = bench(_CONFIG.value)
+    record = {
+        "bench": argv[1],
+        "command": f"python -m tools.bench {' '.join(sys.argv[1:])}",
+        "repeats": _REPEATS.value,
+        "figures": figures,
+        "environment": report.environment(),
+    }
+    print(json.dumps(record, indent=2))
+
+
+def main() -> None:
+    """The command line; errors of the user's making are one line."""
+    given = [a.partition("=")[2] for a in sys.argv if a.lstrip("-").startswith("task=")]
+    try:
+        app.run(_main, argv=config.expand_arguments(sys.argv, given[0] if given else "pretrain"))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

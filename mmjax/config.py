@@ -1,7 +1,7 @@
 """Recipes: finding one by name, and handing its sections to what they configure.
 
-A recipe is an `ml_collections` file with `get_config(arg)`. Sections become keyword arguments, so an
-unknown key fails at start, by name, with the nearest valid one.
+A recipe is an `ml_collections` file with `get_config(arg)`. Sections become keyword arguments, so
+an unknown key fails at start, by name, with the nearest valid one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DEFAULTS: dict[str, Any] = dict(
     batch_size=8,  # global: over all devices and hosts
     accumulate_steps=1,  # microbatches per update; exact for contrastive losses
     ema_decay=0.0,  # 0 keeps no moving average
-    clip_shards=0,  # >0: clip the gradient of each of so many batch shards, then average (VATT fine-tuning)
+    clip_shards=0,  # >0: clip the gradient of each of so many parts of a batch (VATT fine-tuning)
     nan_policy="stop",  # or 'skip': leave such a step out, counted, up to `nan_limit`
     nan_limit=10,
     init_from="",  # a run directory (or one of its steps) whose parameters start this run
@@ -53,20 +53,14 @@ def base() -> ml_collections.ConfigDict:
 
 
 def check(cfg: ml_collections.ConfigDict) -> None:
-    """Checks names and types of top-level keys, before anything is built."""
+    """Checks names, types and ranges of top-level keys, before anything is built."""
     for key, value in cfg.items():
-        if key not in _DEFAULTS and key not in _SECTIONS:
+        if key in _DEFAULTS:
+            _check_type(f"config.{key}", value, _DEFAULTS[key])
+        elif key in _SECTIONS:
+            _check_type(f"config.{key}", value, {})
+        else:
             raise unknown("config key", key, [*_DEFAULTS, *_SECTIONS])
-        if key in _DEFAULTS and not isinstance(value, Mapping | ml_collections.ConfigDict):
-            expected = type(_DEFAULTS[key])
-            fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
-            if expected is tuple:
-                fits = isinstance(value, tuple | list)
-            if not fits or (expected is int and isinstance(value, bool)):
-                raise UserError(
-                    f"config.{key} must be {expected.__name__}, not {value!r} "
-                    f"({type(value).__name__})."
-                )
     for key in ("total_steps", "batch_size", "accumulate_steps", "log_every"):
         if cfg[key] < 1:
             raise UserError(f"config.{key} must be at least 1, not {cfg[key]}.")
@@ -75,8 +69,33 @@ def check(cfg: ml_collections.ConfigDict) -> None:
             f"config.batch_size={cfg.batch_size} is not divisible by "
             f"config.accumulate_steps={cfg.accumulate_steps}."
         )
+    for key in ("clip_shards", "nan_limit"):
+        if cfg[key] < 0:
+            raise UserError(f"config.{key} must be at least 0, not {cfg[key]}.")
+    if not 0 <= cfg.ema_decay < 1:
+        raise UserError(f"config.ema_decay must be at least 0 and below 1, not {cfg.ema_decay}.")
+    if cfg.clip_shards and cfg.batch_size % cfg.clip_shards:
+        raise UserError(
+            f"config.batch_size={cfg.batch_size} is not divisible by "
+            f"config.clip_shards={cfg.clip_shards}."
+        )
     if cfg.nan_policy not in ("stop", "skip"):
         raise unknown("config.nan_policy", cfg.nan_policy, ("stop", "skip"))
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Raises unless the value is of its default's type; integers are floats too, lists tuples."""
+    kinds = {float: (float, int), tuple: (tuple, list), dict: (Mapping, ml_collections.ConfigDict)}
+    expected = type(default)
+    fits = isinstance(value, kinds.get(expected, expected))
+    if not fits or (isinstance(value, bool) and expected is not bool):
+        raise UserError(
+            f"{name} must be {expected.__name__}, not {value!r} ({type(value).__name__})."
+        )
+    if expected is dict:
+        for key in value:
+            if key in default:
+                _check_type(f"{name}.{key}", value[key], default[key])
 
 
 def keywords(function: Callable[..., Any], section: Mapping, where: str) -> dict[str, Any]:

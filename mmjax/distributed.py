@@ -19,7 +19,8 @@ def initialize() -> None:
     """Joins the other processes of this job, if there are any.
 
     Looked at in this order: the three variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID; a SLURM job of several tasks; a Cloud TPU pod slice. Otherwise this process is alone.
+    JAX_PROCESS_ID; a SLURM job of several tasks; a Cloud TPU pod slice. Otherwise this process is
+    alone.
     """
     given = [name for name in _ENV if os.environ.get(name)]
     slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ

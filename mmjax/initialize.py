@@ -1,4 +1,4 @@
-"""Starting from somebody else's parameters: matched by name, resized where that has a meaning, reported."""
+"""Starting from somebody else's parameters: matched by name, resized where that makes sense."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
     """`({path: array}, words for the log)` of a run directory or one of its steps.
 
     Args:
-      source: `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`. Where a moving average of the
-        parameters is stored, it is what is read.
+      source: `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`. Where a moving average
+        of the parameters is stored, it is what is read.
 
     Raises:
       UserError: there is no checkpoint.
@@ -58,8 +58,8 @@ def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
     if not steps or (step is not None and step not in steps):
         there = f"it has steps {steps}" if steps else "there is no checkpoint in it"
         raise UserError(
-            f"{source}: not a run directory (or one of its steps, <run>/{checkpoint.FOLDER}/<step>): "
-            f"{there}."
+            f"{source}: not a run directory (or one of its steps, "
+            f"<run>/{checkpoint.FOLDER}/<step>): {there}."
         )
     step = steps[-1] if step is None else step
     saved = checkpoint.Checkpoints(path, read_only=True)
@@ -81,12 +81,20 @@ def match(
 
     Args:
       names: (pattern, replacement) pairs applied in turn to the source's paths.
+
+    Raises:
+      UserError: a pair that renames nothing or is not a regular expression, or two paths that get
+        the same name.
     """
+    current = {path: path for path in source}
+    for pattern, replacement in names:
+        tree.first_match([pattern], list(current.values()), what="config.init_map")
+        current = {path: re.sub(pattern, replacement, name) for path, name in current.items()}
     renamed: dict[str, np.ndarray] = {}
-    for path, value in source.items():
-        for pattern, replacement in names:
-            path = re.sub(pattern, replacement, path)
-        renamed[path] = value
+    for path, name in current.items():
+        if name in renamed:
+            raise UserError(f"config.init_map: {path} and another path both become {name}.")
+        renamed[name] = source[path]
     report, values = Report(), {}
     for path, leaf in target.items():
         value = renamed.get(path)
@@ -110,11 +118,12 @@ def from_source(
     """The fresh `state` with the parameters (and statistics) that `source` has for it.
 
     Args:
-      allow: patterns of paths that may be on one side only: missing in the source (a new classifier) or
-        unused here (the towers of other modalities).
+      allow: patterns of paths that may be on one side only: missing in the source (a new
+        classifier) or unused here (the towers of other modalities).
 
     Raises:
-      UserError: a leaf is on one side only and not allowed to be, or of another shape, or nothing fits.
+      UserError: a leaf is on one side only and not allowed to be, or of another shape, or nothing
+        fits.
     """
     leaves, where = load_params(source)
     target = tree.flatten(state["params"]) | {
@@ -123,21 +132,24 @@ def from_source(
     values, report = match(target, leaves, names=names)
     logging.info("Parameters from %s:\n%s", where, report)
     alone = report.missing + report.unexpected
-    wrong = [path for path in alone if not any(re.search(rule, path) for rule in allow)]
-    if report.mismatched or wrong or not values:
+    allowed = tree.first_match(allow, alone, what="config.init_allow", every_pattern=False)
+    wrong = [path for path in alone if allowed[path] is None]
+    nothing = all(path.startswith("extra/") for path in values)
+    if report.mismatched or wrong or nothing:
+        culprits = ", ".join(wrong[:8]) or ("nothing fits" if nothing else "other shapes")
         raise UserError(
             f"The parameters of {where} do not fit this model:\n{report}\nNot allowed by "
-            f"config.init_allow: {', '.join(wrong[:8]) or 'other shapes'}. Allow them, rename with "
-            "config.init_map, or change the model's config."
+            f"config.init_allow: {culprits}. Allow them, rename with config.init_map, or change the "
+            "model's config."
         )
 
     def put(prefix: str, part: dict) -> dict:
         return tree.map_named(
-            lambda path, leaf: jax.device_put(
-                np.asarray(values[prefix + path], leaf.dtype), leaf.sharding
-            )
-            if prefix + path in values
-            else leaf,
+            lambda path, leaf: (
+                jax.device_put(np.asarray(values[prefix + path], leaf.dtype), leaf.sharding)
+                if prefix + path in values
+                else leaf
+            ),
             part,
         )
 

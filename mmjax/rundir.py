@@ -25,9 +25,9 @@ LOCK = "trainer.lock"
 class RunDir:
     """Paths and once-written files of a run.
 
-        config.json       the resolved config             run.json       command line, versions, devices
-        parameters.txt    every parameter, its placement  metrics.jsonl  one line per log or evaluation
-        checkpoints/      <step>/                         tensorboard/   the same as events
+        config.json       the resolved config           run.json       command, versions, devices
+        parameters.txt    all parameters, their places  metrics.jsonl  a line per log or evaluation
+        checkpoints/      <step>/                       tensorboard/   the same as events
         train_complete    written last: the step reached
 
     Raises:
@@ -57,16 +57,20 @@ class RunDir:
           UserError: another trainer, which is named, holds it.
         """
         handle = open(self.path / LOCK, "a+")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for _ in range(10):  # `has_trainer` of an evaluation job holds it for an instant
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+        else:
             handle.seek(0)
             holder = handle.read().strip() or "another process"
             handle.close()
             raise UserError(
                 f"Another trainer is using {self.path} ({holder}). Stop it, or give another "
                 "--model_dir."
-            ) from None
+            )
         handle.seek(0)
         handle.truncate()
         handle.write(f"pid {os.getpid()} on {platform.node()} since {time.ctime()}")

@@ -1,8 +1,8 @@
-"""Where arrays live: the mesh, presets of path rules over the whole train state, and the plan table.
+"""Where arrays live: the mesh, path rules over the whole train state, and the plan table.
 
-One code path from a laptop to a pod: arrays are global, XLA's partitioner (GSPMD) places the work. The mesh
-has three axes: `data` (copies of the parameters), `fsdp` (parameters are split, gathered when used) and
-`tensor` (heads and hidden units are split). A batch is split over `data` and `fsdp`.
+One code path from a laptop to a pod: arrays are global, XLA's partitioner (GSPMD) places the work.
+The mesh has three axes: `data` (copies of the parameters), `fsdp` (parameters are split, gathered
+when used) and `tensor` (heads and hidden units are split). A batch is split over `data` and `fsdp`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ BATCH_AXES = ("data", "fsdp")
 # Leaves smaller than this stay whole under 'auto': splitting them saves nothing and costs a gather.
 _MIN_SPLIT = 2**12
 
-# Ordered (pattern, axes): axes name the last dimensions, so a leading scan axis stays whole. 'auto' splits the
-# largest dimension that `fsdp` divides. Optimizer moments and averages end in their parameter's path and follow it.
+# Ordered (pattern, axes): axes name the last dimensions, so a leading scan axis stays whole. 'auto'
+# splits the largest dimension that `fsdp` divides. Optimizer moments and averages end in their
+# parameter's path and follow it.
 PRESETS: dict[str, tuple[tuple[str, Any], ...]] = {
     "dp": ((r".*", ()),),
     "fsdp": ((r".*", "auto"),),
@@ -114,7 +115,8 @@ def state_shardings(
       rules: ordered (pattern, axes) that go first; each must match something.
 
     Raises:
-      UserError: an unknown preset or axis, an unused rule, a dimension that an axis does not divide.
+      UserError: an unknown preset or axis, an unused rule, a dimension that an axis does not
+        divide, a parameter with fewer dimensions than axes.
     """
     leaves = tree.flatten(state)
     base = choose("sharding preset", preset, PRESETS)
@@ -127,6 +129,11 @@ def state_shardings(
         if axes == "auto":
             axes = _auto(leaf.shape, mesh.shape["fsdp"])
         if len(axes) > len(leaf.shape):
+            if explicit and path.startswith("params/"):
+                raise UserError(
+                    f"config.sharding_rules: {path} {tuple(leaf.shape)} has fewer dimensions than "
+                    f"its rule has axes: {axes}."
+                )
             axes = ()  # e.g. a scalar moment whose path ends like its parameter's
         axes = (None,) * (len(leaf.shape) - len(axes)) + tuple(axes)
         spec = []
@@ -152,7 +159,7 @@ def shard_bytes(leaf: Any, sharding: NamedSharding) -> int:
 
 
 def plan_table(state: Any, shardings: Any, *, full: bool = False) -> str:
-    """Shapes, placement and bytes per device, by part of the state; `full` lists every parameter."""
+    """Elements and bytes per device, by part of the state; `full` lists every parameter."""
     leaves, where = tree.flatten(state), tree.flatten(shardings)
     rows: dict[str, list[float]] = {}
     for path, leaf in leaves.items():

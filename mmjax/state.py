@@ -1,7 +1,7 @@
-"""The one adapter that knows Flax NNX internals: modules on one side, nested dicts of arrays on the other.
+"""The one adapter that knows Flax NNX: modules on one side, nested dicts of arrays on the other.
 
-Modules are built eagerly and used as pytrees in plain `jax.*` transforms; the trainer, checkpoints, sharding
-rules and converters see only the train state, a dict `{step, params, opt, ema, extra}`.
+Modules are built eagerly and used as pytrees in plain `jax.*` transforms; the trainer, checkpoints,
+sharding rules and converters see only the train state, a dict `{step, params, opt, ema, extra}`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ModelDef:
         return nnx.to_pure_dict(params), nnx.to_pure_dict(extra)
 
     def bind(self, params: dict, extra: dict) -> nnx.Module:
-        """The module with these arrays. Calls may update its statistics; read them with `extra_of`."""
+        """The module with these arrays. Calls may update its statistics; `extra_of` has them."""
         states = []
         for template, values in ((self._params, params), (self._extra, extra)):
             state = jax.tree.map(lambda leaf: leaf, template)

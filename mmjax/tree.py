@@ -1,7 +1,7 @@
 """Names for the leaves of nested dicts, and rules (regular expressions) over these names.
 
-Sharding, freezing, weight decay, per-path learning rates, partial loading and reports all speak of a leaf
-by its '/'-joined path, e.g. `params/video/encoder/layers/attention/query/kernel`.
+Sharding, freezing, weight decay, per-path learning rates, partial loading and reports all speak of
+a leaf by its '/'-joined path, e.g. `params/video/encoder/layers/attention/query/kernel`.
 """
 
 from __future__ import annotations
@@ -69,12 +69,14 @@ def first_match(
         shadows is accepted).
 
     Raises:
-      UserError: an unmatched path, an unused pattern, or a pattern that is not a regular expression.
+      UserError: an unmatched path, an unused pattern, or one that is not a regular expression.
     """
     try:
         compiled = [re.compile(pattern) for pattern in patterns]
     except re.error as error:
-        raise UserError(f"{what}: {error.pattern!r} is not a regular expression: {error}") from error
+        raise UserError(
+            f"{what}: {error.pattern!r} is not a regular expression: {error}"
+        ) from error
     result = {
         path: next((i for i, rule in enumerate(compiled) if rule.search(path)), None)
         for path in paths
@@ -84,7 +86,8 @@ def first_match(
             if not any(rule.search(path) for path in paths):
                 some = ", ".join(list(paths)[:8])
                 raise UserError(
-                    f"{what}: the pattern {rule.pattern!r} matches nothing. Paths look like: {some} …"
+                    f"{what}: the pattern {rule.pattern!r} matches nothing. Paths look like: "
+                    f"{some} …"
                 )
     missing = [path for path, rule in result.items() if rule is None]
     if every_path and missing:

@@ -104,8 +104,8 @@ class DatasetInfo:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{path} is damaged ({type(error).__name__}: {error}). Write it again "
-                f"with `mmjax index {os.fspath(folder)}`, or remove it: the dataset is then read by "
-                "its shards' names."
+                f"with `mmjax index {os.fspath(folder)}`, or remove it: the dataset is then "
+                "read by its shards' names."
             ) from error
         if info.waveform_format not in ("float32", "int32"):
             raise unknown(f"waveform_format in {path}", info.waveform_format, ("float32", "int32"))
@@ -263,8 +263,8 @@ def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
     """{split: shard names relative to the folder, in order}, from names alone.
 
     `train-00000-of-00010`, with or without `.tfrecord`, belongs to `train`; any name in a
-    subfolder, such as `train/clips-00000-of-00010`, to the subfolder's split if that holds one set of
-    shards, else to `train/clips`; TFDS's `name-train.tfrecord-00000-of-00010` to `name-train`.
+    subfolder, such as `train/clips-00000-of-00010`, to the subfolder's split if that holds one set
+    of shards, else to `train/clips`; TFDS's `name-train.tfrecord-00000-of-00010` to `name-train`.
 
     Raises:
       UserError: no shards at all, or a split that lacks some or mixes two numbers of shards.

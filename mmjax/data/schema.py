@@ -127,7 +127,8 @@ def encode(example: Example) -> bytes:
         context[FRAME_RATE[0]].float_list.value.append(example.frame_rate)
     if example.sample_rate:
         context[SAMPLE_RATE[0]].float_list.value.append(example.sample_rate)
-    return proto.SerializeToString()
+    # Otherwise the order of the keys differs between processes, and so do the bytes.
+    return proto.SerializeToString(deterministic=True)
 
 
 def decode(serialized: bytes, *, waveform_format: str = "float32") -> Example:

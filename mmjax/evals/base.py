@@ -6,14 +6,14 @@ import abc
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import logging
 
 from mmjax.errors import UserError, choose
-from mmjax.evals.features import FeatureStore
+from mmjax.evals.features import FeatureStore, Request
 from mmjax.monitor import report
 
 # A metric `x` may stand beside `x_chance`, what a model that knows nothing would reach.
@@ -74,6 +74,24 @@ class Evaluator(abc.ABC):
         self.name = name
         self.store = store
         self.schedule = schedule or Schedule()
+        self.requests: list[Request] = []
+
+    def ask(self, names: Sequence[str], **options: Any) -> Request:
+        """`FeatureStore.request`; kept in `requests`, so that `check` finds what cannot be."""
+        self.requests.append(self.store.request(names, **options))
+        return self.requests[-1]
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Opens the datasets and traces the outputs, so that mistakes show before the training.
+
+        Args:
+          state: a train state, arrays or `jax.ShapeDtypeStruct`.
+
+        Raises:
+          UserError: a dataset, split or output that is not there.
+        """
+        for request in self.requests:
+            self.store.check(state, request)
 
     @abc.abstractmethod
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:

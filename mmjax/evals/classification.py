@@ -68,7 +68,7 @@ class Classification(Evaluator):
         **common: Any,
     ):
         super().__init__(**common)
-        self._request = self.store.request(
+        self._request = self.ask(
             ["logits"],
             predict="logits",
             data=data,

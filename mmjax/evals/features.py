@@ -174,6 +174,20 @@ class FeatureStore:
             self._features[request] = self._extract(state, request)
         return self._features[request]
 
+    def check(self, state: Mapping[str, Any], request: Request) -> None:
+        """Opens the data of a request and traces its outputs, without computing anything.
+
+        Raises:
+          UserError: a dataset, split or output that is not there.
+        """
+        function, spec = self._function(request), self._open(request).spec
+        with jax.set_mesh(self._mesh):
+            batch = {
+                name: jax.ShapeDtypeStruct((request.batch_size, *rows.shape[1:]), rows.dtype)
+                for name, rows in spec.items()
+            }
+            jax.eval_shape(function, step_lib.evaluation_params(state), state["extra"], batch)
+
     def clear(self) -> None:
         """Forgets the features of the last state."""
         self._state = None

@@ -101,9 +101,8 @@ class NearestNeighbours(Evaluator):
         self._features = (feature,) if isinstance(feature, str) else tuple(feature)
         self._neighbours, self._temperature = neighbours, temperature
         common = dict(data=data, batch_size=batch_size, views=views)
-        ask = self.store.request
-        self._train = ask(self._features, split=train_split, limit=train_limit, **common)
-        self._test = ask(self._features, split=split, **common)
+        self._train = self.ask(self._features, split=train_split, limit=train_limit, **common)
+        self._test = self.ask(self._features, split=split, **common)
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
         train, test = self.store.get(state, self._train), self.store.get(state, self._test)

@@ -222,11 +222,10 @@ class LinearProbe(Evaluator):
             max_iterations=max_iterations,
         )
         common = dict(data=data, batch_size=batch_size)
-        ask = self.store.request
         self._pairs = [
             (
-                ask(self._features, split=a, views=train_views, limit=train_limit, **common),
-                ask(self._features, split=b, views=views, **common),
+                self.ask(self._features, split=a, views=train_views, limit=train_limit, **common),
+                self.ask(self._features, split=b, views=views, **common),
             )
             for a, b in zip(train_splits, splits, strict=True)
         ]

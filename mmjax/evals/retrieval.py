@@ -121,7 +121,7 @@ class Retrieval(Evaluator):
             choose("aggregate", how, _AGGREGATES)
         choose("captions", captions, {"first": 0, "all": 0})
         self._captions = captions
-        self._request = self.store.request(
+        self._request = self.ask(
             [name for q, t in self._pairs for name in (f"{q}/{t}", f"{t}/{q}")],
             data=data,
             split=split,

@@ -20,6 +20,11 @@ class FakeEvalData:
         self.num_examples = len(next(iter(arrays.values())))
         self.iterations = 0
 
+    @property
+    def spec(self):
+        batch = next(self.iterate())
+        return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+
     def iterate(self):
         self.iterations += 1
         order = np.random.default_rng(1).permutation(self.num_examples)

@@ -102,7 +102,7 @@ def test_own_targets_do_not_count_against_each_other():
 def test_every_example_counts_once_in_the_order_of_ids(bench, clips):
     b = bench({"test": clips})
     (evaluator,) = b.make(r=dict(type="retrieval", batch_size=8))  # 37 = 4 * 8 + 5
-    features = evaluator.store.get(b.state, evaluator._request)
+    features = evaluator.store.get(b.state, evaluator.requests[0])
     np.testing.assert_array_equal(features.example_id, np.arange(37))
     np.testing.assert_array_equal(features.arrays["video/text"], 2 * clips["video/text"])
 
@@ -110,7 +110,7 @@ def test_every_example_counts_once_in_the_order_of_ids(bench, clips):
 def test_a_limit_takes_the_first_examples(bench, clips):
     b = bench({"test": clips})
     (evaluator,) = b.make(r=dict(type="retrieval", batch_size=8, limit=10))
-    features = evaluator.store.get(b.state, evaluator._request)
+    features = evaluator.store.get(b.state, evaluator.requests[0])
     np.testing.assert_array_equal(features.example_id, np.arange(10))
     assert evaluator.run(b.state, 1)["r/text_to_video/R@1_chance"] == pytest.approx(1 / 10)
 
@@ -161,7 +161,7 @@ def test_the_moving_average_is_what_is_evaluated(bench, clips):
     b = bench({"test": clips})
     b.state["ema"] = {"scale": np.float32(7.0)}
     (evaluator,) = b.make(r=dict(type="retrieval"))
-    features = evaluator.store.get(b.state, evaluator._request)
+    features = evaluator.store.get(b.state, evaluator.requests[0])
     np.testing.assert_array_equal(features.arrays["text/video"], 7 * clips["text/video"])
 
 
@@ -251,9 +251,16 @@ def test_features_that_are_not_finite_are_an_error(bench, clips):
         bench({"test": clips}).run(r=dict(type="retrieval"))
 
 
-def test_a_missing_output_is_named(bench, clips):
-    with pytest.raises(UserError, match="'touch/video'"):
-        bench({"test": clips}).run(r=dict(type="retrieval", query="touch"))
+def test_a_missing_output_is_named_before_anything_is_computed(bench, clips):
+    b = bench({"test": clips})
+    state = jax.eval_shape(lambda: b.state)
+    (good,) = b.make(r=dict(type="retrieval"))
+    good.check(state)
+    (bad,) = b.make(r=dict(type="retrieval", query="texd"))
+    with pytest.raises(UserError, match="'texd/video'.*Did you mean 'text/video'"):
+        bad.check(state)
+    with pytest.raises(UserError, match="'texd/video'"):
+        bad.run(b.state, 1)
 
 
 @pytest.mark.parametrize(

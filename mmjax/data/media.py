@@ -154,8 +154,8 @@ class Media:
             frames = frames[: _count(start, end, fps)]
             frames += frames[-1:] * (_count(start, end, fps) - len(frames))
         if waveform is not None:
-            missing = _count(start, end, sample_rate) - len(waveform)
-            waveform = np.pad(waveform, (0, max(missing, 0)))[: len(waveform) + min(missing, 0)]
+            count = _count(start, end, sample_rate)
+            waveform = np.pad(waveform, (0, max(count - len(waveform), 0)))[:count]
         return Segment(frames=frames, waveform=waveform, start=start, end=end)
 
 
@@ -271,7 +271,7 @@ class _Track:
         # One thread: parallelism is over files, and more would oversubscribe the machine.
         if self.stream is not None:
             self.stream.codec_context.thread_count = 1
-        # Formats without timestamps count them from where reading begins, so they cannot seek.
+        # Formats without timestamps cannot seek: their frames have to be counted from the first.
         self._can_seek = not self._container.format.flags & Flags.no_timestamps.value
         self.errors: list[tuple[float, Exception]] = []
 
@@ -305,7 +305,7 @@ class _Track:
                     self.errors.append((time + step, error))
                 continue
             for frame in frames:
-                stamp = frame.pts if frame.pts is not None else frame.dts
+                stamp = frame.pts if self._can_seek else None
                 time = (
                     time + step if stamp is None else float(stamp * frame.time_base) - self.origin
                 )

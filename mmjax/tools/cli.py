@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -121,7 +122,7 @@ def _build(args) -> int:
     else:
         raise UserError("Give --csv FILE or --images FOLDER (or --finalize).")
     part, parts = _part(args.shard)
-    workers = args.workers or len(os.sched_getaffinity(0))
+    workers = args.workers or _cores()
     plan = build.prepare(
         args.out,
         rows,
@@ -171,6 +172,103 @@ def _build(args) -> int:
     return _finish(build.finalize(args.out, plan), plan, args)
 
 
+def _add_validate(commands) -> None:
+    p = commands.add_parser(
+        "validate",
+        help="look at every record for what goes wrong in training",
+        description="Checks every record of a dataset; exit status 1 if there are errors.",
+    )
+    p.add_argument("dataset", metavar="FOLDER")
+    p.add_argument("--split", action="append", default=[], help="only this one (repeatable)")
+    p.add_argument("--max-records", type=int, metavar="N", help="of each split, evenly spread")
+    p.add_argument("--workers", type=int, help="processes (default: one per core)")
+    p.add_argument("--offenders", type=int, default=3, metavar="N", help="to list per kind (3)")
+    p.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p.set_defaults(run=_validate)
+
+
+def _validate(args) -> int:
+    from mmjax.tools import validate
+
+    result = validate.validate(
+        args.dataset,
+        splits=args.split,
+        max_records=args.max_records,
+        workers=args.workers or _cores(),
+        progress=not args.quiet,
+    )
+    if args.json:
+        print(json.dumps(validate.as_json(result), indent=1))
+    else:
+        print(validate.report(result, offenders=args.offenders))
+    return int(result.num_errors > 0)
+
+
+def _add_preview(commands) -> None:
+    p = commands.add_parser(
+        "preview",
+        help="draw a contact sheet of a dataset",
+        description="Draws frames, waveform, captions and labels of some clips of a dataset.",
+    )
+    p.add_argument("dataset", metavar="FOLDER")
+    p.add_argument("--split", default="train", help="which one (train)")
+    p.add_argument("--out", default="preview.png", metavar="FILE", help="the PNG (preview.png)")
+    p.add_argument("--clips", type=int, default=8, help="rows, evenly spread over the split (8)")
+    p.add_argument("--frames", type=int, default=8, help="frames of each clip (8)")
+    p.set_defaults(run=_preview)
+
+
+def _preview(args) -> int:
+    from mmjax.tools import preview
+
+    chosen = preview.preview(
+        args.dataset, split=args.split, out=args.out, clips=args.clips, frames=args.frames
+    )
+    print(f"{args.out}: {len(chosen)} examples of {args.dataset}, split {args.split}.")
+    return 0
+
+
+def _add_index(commands) -> None:
+    p = commands.add_parser(
+        "index",
+        help="index the shards of a folder and write dataset.json",
+        description="Makes a folder of TFRecord shards, for example DMVR's, a dataset: writes an "
+        "index beside each shard, and dataset.json. What dataset.json says already is kept.",
+    )
+    p.add_argument("dataset", metavar="FOLDER")
+    p.set_defaults(run=_index)
+
+
+def _index(args) -> int:
+    from mmjax.data import dataset
+    from mmjax.tools import index
+
+    print(dataset.describe(index.index(args.dataset)))
+    return 0
+
+
+def _add_vocab(commands) -> None:
+    p = commands.add_parser(
+        "vocab",
+        help="count the words of a dataset's captions",
+        description="Writes the words of the captions of a split, by frequency, to vocab.txt in "
+        "the dataset.",
+    )
+    p.add_argument("dataset", metavar="FOLDER")
+    p.add_argument("--split", default="train", help="which one (train)")
+    p.add_argument("--size", type=int, default=65_536, help="at most this many words (65536)")
+    p.set_defaults(run=_vocab)
+
+
+def _vocab(args) -> int:
+    from mmjax.tools import index
+
+    words = index.vocabulary(args.dataset, split=args.split, size=args.size)
+    print(f"{os.path.join(args.dataset, 'vocab.txt')}: {len(words)} words.")
+    return 0
+
+
 def _finish(bad: list[dict], plan, args) -> int:
     """Prints what has been built; the exit status."""
     from mmjax.data import dataset
@@ -182,13 +280,24 @@ def _finish(bad: list[dict], plan, args) -> int:
         print(f"{shortened} clips are shorter than asked for: their files end earlier.")
     if not bad:
         return 0
-    print(f"\n{len(bad)} of {len(plan.clips)} rows could not be built (bad_rows.csv):")
-    for row in bad[:20]:
-        print(f"  line {row['row']:<6} {row['error']}")
-    if len(bad) > 20:
-        print(f"  … and {len(bad) - 20} more")
+    print(f"\n{len(bad)} of {len(plan.clips)} clips could not be built (bad_rows.csv):")
+    by_file: dict[str, list[dict]] = {}
+    for row in bad:
+        by_file.setdefault(row["path"], []).append(row)
+    print("   line  clips  problem")
+    for rows in list(by_file.values())[:20]:
+        print(f"{rows[0]['row']:>7}  {len(rows):>5}  {rows[0]['error']}")
+    if len(by_file) > 20:
+        print(f"… and {len(by_file) - 20} more files")
     print("When the files are repaired, run the same command with --retry-bad.")
     return int(len(bad) > args.max_bad_fraction * len(plan.clips))
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))  # the cores this process may use
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
 
 
 def _part(text: str | None) -> tuple[int, int]:
@@ -216,7 +325,13 @@ def _lines(path: str) -> list[str]:
         return [line.strip() for line in file if line.strip()]
 
 
-COMMANDS = [_add_build]  # functions that add a command to the parser; its `run` gets the arguments
+COMMANDS = [
+    _add_build,
+    _add_validate,
+    _add_preview,
+    _add_index,
+    _add_vocab,
+]  # functions that add a command to the parser; its `run` gets the arguments
 
 if __name__ == "__main__":
     sys.exit(main())

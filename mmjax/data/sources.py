@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
-from mmjax.data import records, schema
+from mmjax.data import records, schema, world
 from mmjax.data.dataset import DatasetFolder, DatasetInfo, Split, SplitInfo, shard_name
 from mmjax.errors import UserError, unknown
 
@@ -149,13 +149,6 @@ def _as_png(picture: bytes, filename: str) -> bytes:
     return out.getvalue()
 
 
-def world_folder(spec: str) -> str:
-    """The folder of the built-in world ('world', 'world:small' …), written at its first use."""
-    from mmjax.data import world
-
-    return os.fspath(world.ensure_world(spec))
-
-
 def tfds_folder(name: str, *, split: str, data_dir: str | None = None) -> str:
     """A TFDS image set as a dataset folder, written once below $MMJAX_CACHE with its encoded
     pictures as they are.
@@ -176,7 +169,7 @@ def tfds_folder(name: str, *, split: str, data_dir: str | None = None) -> str:
     except Exception as error:  # TFDS has many kinds for this
         raise UserError(f"tfds:{name}: TFDS cannot make this dataset: {error}") from error
     key = re.sub(r"[^\w.-]+", "_", f"{builder.info.full_name}-{split}")
-    folder = os.path.join(cache_folder(), "tfds", key)
+    folder = os.path.join(world.cache_folder(), "tfds", key)
     if os.path.exists(os.path.join(folder, "dataset.json")):
         return folder
     features = builder.info.features
@@ -191,7 +184,7 @@ def tfds_folder(name: str, *, split: str, data_dir: str | None = None) -> str:
             f"tfds:{name}: the data are not prepared and cannot be downloaded ({error}). Prepare them with "
             f"`tfds build {name}` where there is a network, and copy them to {builder.data_dir}."
         ) from error
-    if split not in builder.info.splits:
+    if split.partition("[")[0] not in builder.info.splits:  # slices too: train[:10%]
         raise unknown(f"split of tfds:{name}", split, builder.info.splits)
     names = features[label].names if label else []
     log.info("writing tfds:%s, split %s, to %s", name, split, folder)
@@ -203,7 +196,7 @@ def tfds_folder(name: str, *, split: str, data_dir: str | None = None) -> str:
             text = names[index] if index is not None else ""
             yield _image_example(item[image], index, text, f"{name}/{split}/{number}")
 
-    shard = shard_name(split, 0, 1)
+    shard = shard_name("pictures", 0, 1)
     count = records.write_shard(os.path.join(folder, shard), payloads())
     DatasetInfo(
         name=builder.info.name,
@@ -215,11 +208,6 @@ def tfds_folder(name: str, *, split: str, data_dir: str | None = None) -> str:
         source={"tfds": builder.info.full_name, "split": split},
     ).save(folder)
     return folder
-
-
-def cache_folder() -> str:
-    """$MMJAX_CACHE, else ~/.cache/mmjax."""
-    return os.path.expanduser(os.environ.get("MMJAX_CACHE", "~/.cache/mmjax"))
 
 
 def open_source(spec: str, *, split: str, check_crc: bool = True) -> Source:
@@ -247,7 +235,7 @@ def dataset_folder(spec: str, *, split: str) -> str:
     """The dataset folder behind a specification; the world and TFDS sets are written at first use."""
     kind, colon, rest = spec.partition(":")
     if kind == "world":
-        return world_folder(spec)
+        return world.ensure_world(spec)
     if colon and kind == "tfds":
         return tfds_folder(rest, split=split)
     return spec

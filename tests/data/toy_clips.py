@@ -1,0 +1,89 @@
+"""Small datasets whose every sample says where and when it is: for tests of the input pipeline."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from mmjax.data import dataset, records, schema, tokenizers
+
+FPS, RATE, FRAMES, SIZE = 10.0, 1000.0, 20, 32
+WORDS = ("red", "blue", "circle", "square", "moves", "up")
+
+
+def frame(example: int, time: int) -> np.ndarray:
+    """Grey level = 10 · frame number + 3; the colours' difference tells the example."""
+    image = np.full((SIZE, SIZE + 8, 3), 10 * time + 3, np.int32)
+    image[..., 2] = 40 + 5 * (example % 40)
+    return image.astype(np.uint8)
+
+
+def waveform(seconds: float = FRAMES / FPS) -> np.ndarray:
+    """Rises from 0 by 1 / 10 000 a sample: a value tells its place."""
+    return np.arange(int(seconds * RATE), dtype=np.float32) / 10_000
+
+
+def example(number: int, **changes) -> schema.Example:
+    fields = dict(
+        frames=[schema.encode_jpeg(frame(number, t), quality=100) for t in range(FRAMES)],
+        waveform=waveform(),
+        captions=[f"{WORDS[(number + k) % 6]} {WORDS[k % 6]}" for k in range(number % 4)],
+        labels=[number % 5],
+        filename=f"clip {number}",
+    )
+    return schema.Example(**(fields | changes))
+
+
+def build(folder, count: int = 23, *, shards: int = 2, split: str = "train", payload=None, **info):
+    """A dataset folder; `payload(number)` gives records other than `example(number)`."""
+    payload = payload or (lambda number: schema.encode(example(number)))
+    names = [dataset.shard_name(split, shard, shards) for shard in range(shards)]
+    bounds = [count * shard // shards for shard in range(shards + 1)]
+    for name, first, last in zip(names, bounds, bounds[1:], strict=False):
+        records.write_shard(os.path.join(folder, name), [payload(n) for n in range(first, last)])
+    vocab = tokenizers.build_word_vocab(WORDS)
+    tokenizers.write_word_vocab(os.path.join(folder, "vocab.txt"), vocab)
+    fields = dict(
+        name="toy",
+        splits={split: dataset.SplitInfo(num_examples=count, shards=names)},
+        modalities=("video", "audio", "text", "label"),
+        num_classes=5,
+        fps=FPS,
+        sample_rate=RATE,
+        vocabulary="vocab.txt",
+    )
+    dataset.DatasetInfo(**(fields | info)).save(folder)
+    return str(folder)
+
+
+def with_broken_frame(number: int) -> bytes:
+    """A record whose frames begin like JPEGs and end after some bytes."""
+    stored = example(number)
+    stored.frames = [picture[:40] for picture in stored.frames]
+    return schema.encode(stored)
+
+
+def without_samples(number: int) -> bytes:
+    """A record with a waveform of length zero."""
+    proto = tf.train.SequenceExample.FromString(schema.encode(example(number, waveform=None)))
+    proto.feature_lists.feature_list[schema.WAVEFORM[0]].feature.add().float_list.SetInParent()
+    return proto.SerializeToString()
+
+
+def section(folder, **changes) -> dict:
+    """The section `data` of a recipe that reads such a folder."""
+    fields = dict(
+        train=folder,
+        video=dict(num_frames=4, size=16, min_resize=20),
+        audio=dict(num_samples=300),
+        text=dict(max_words=4, candidates=2),
+        label=dict(),
+    )
+    return fields | changes
+
+
+def same(a: dict, b: dict) -> bool:
+    """Whether two batches are equal bit for bit."""
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a
+    )

@@ -139,8 +139,8 @@ def from_source(
         culprits = ", ".join(wrong[:8]) or ("nothing fits" if nothing else "other shapes")
         raise UserError(
             f"The parameters of {where} do not fit this model:\n{report}\nNot allowed by "
-            f"config.init_allow: {culprits}. Allow them, rename with config.init_map, or change the "
-            "model's config."
+            f"config.init_allow: {culprits}. Allow them, rename with config.init_map, or change "
+            "the model's config."
         )
 
     def put(prefix: str, part: dict) -> dict:

@@ -36,14 +36,15 @@ def pytest_unconfigure(config):
 def user_env():
     """Makes the environment of a user's process, for tests that start `python -m mmjax.…`.
 
-    It has one CPU device (or `devices`), this checkout on its path and the session's cache; other
-    keywords become variables.
+    It has one CPU device (or `devices`), this checkout on its path and the session's cache; `quick`
+    turns LLVM's optimisations off, other keywords become variables.
     """
 
-    def make(devices=1, **variables):
+    def make(devices=1, quick=False, **variables):
         env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
         env["JAX_PLATFORMS"] = "cpu"
-        env["XLA_FLAGS"] = f"{_USER_FLAGS} {_DEVICES.format(devices)}"
+        quickly = _QUICK if quick else ()
+        env["XLA_FLAGS"] = " ".join([_USER_FLAGS, _DEVICES.format(devices), *quickly])
         env["PYTHONPATH"] = os.pathsep.join(
             [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         )

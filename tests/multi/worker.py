@@ -1,0 +1,61 @@
+"""One process of a job: trains a fake task on its share of each batch, saves, restores, goes on.
+
+    python worker.py DIRECTORY 'JSON of {name: {mesh, preset}}'
+
+Writes what it saw to DIRECTORY/<name>/process-<i>.json.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from mmjax import distributed, sharding
+from mmjax.checkpoint import Checkpoints
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import fakes  # noqa: E402
+
+STEPS, SAVED_AT = 4, 2
+
+
+def train(directory, options):
+    index, count = jax.process_index(), jax.process_count()
+    mesh = sharding.make_mesh(**options["mesh"])
+    trainer = fakes.Trainer(fakes.Contrast(), mesh, ema_decay=0.9, preset=options["preset"])
+    saved = Checkpoints(directory)
+    state, losses = trainer.init(), []
+    for number in range(STEPS):
+        if number == SAVED_AT:
+            saved.save(number, state, {"step": number})
+            saved.wait()
+            state, _, step = saved.restore_newest(trainer.abstract)
+            assert step == number
+        batch = fakes.batch_of(number)
+        share = len(batch["label"]) // count
+        rows = slice(index * share, (index + 1) * share)
+        state, metrics = trainer.step(state, {name: value[rows] for name, value in batch.items()})
+        losses.append(metrics["loss"])
+    saved.close()
+    seen = {
+        "losses": losses,
+        "processes": count,
+        "devices": [jax.local_device_count(), jax.device_count()],
+        "primary": distributed.is_primary(),
+        "any": [
+            distributed.any_process(False),
+            distributed.any_process(index == count - 1),
+            distributed.any_process(True),
+        ],
+        "mean": float(np.asarray(state["extra"]["mean"].addressable_data(0)).sum()),
+    }
+    distributed.barrier("end")
+    (directory / f"process-{index}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    distributed.initialize()
+    for name, options in json.loads(sys.argv[2]).items():
+        train(pathlib.Path(sys.argv[1], name), options)

@@ -217,7 +217,7 @@ def train(
                 tensorboard=cfg.tensorboard,
                 wandb=config.plain(cfg.wandb) or None,
                 process_index=jax.process_index(),
-                resume_step=first,
+                first_step=first,
             )
         )
         meter = progress.Progress(
@@ -238,7 +238,10 @@ def train(
             """Reads a finished step's metrics, one step late, so that the device never waits for us."""
             if pending is None:
                 return
-            number, metrics = pending[0], {k: float(v) for k, v in jax.device_get(pending[1]).items()}
+            number, metrics = (
+                pending[0],
+                {k: float(v) for k, v in jax.device_get(pending[1]).items()},
+            )
             if guard.accepts(number, metrics):
                 for name, value in metrics.items():
                     window_metrics[name].append(value)
@@ -264,7 +267,9 @@ def train(
                 means = {name: float(np.mean(values)) for name, values in window_metrics.items()}
                 window_metrics.clear()
                 if primary:
-                    writer.scalars(step, {f"train/{k}": v for k, v in means.items()} | meter.metrics())
+                    writer.scalars(
+                        step, {f"train/{k}": v for k, v in means.items()} | meter.metrics()
+                    )
                     logging.info("%s", meter.line(step, means))
                 if distributed.any_process(stop.received is not None):
                     reason = stop.received or "a signal to another process"
@@ -294,11 +299,14 @@ def train(
             logging.warning("%d corrupt records were left out of training.", corrupt)
         if reason:
             logging.info(
-                "Stopped by %s at step %d; saved. The same command goes on from there.", reason, step
+                "Stopped by %s at step %d; saved. The same command goes on from there.",
+                reason,
+                step,
             )
         elif primary:
             run.write_complete(step)
-            report.print_final(results, run.path, seconds=time.monotonic() - began)
+            table = evals.format_results(results, title="Final results") if results else ""
+            report.print_final(table, run.path, seconds=time.monotonic() - began)
         distributed.barrier("end")
         return results
 

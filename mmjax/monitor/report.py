@@ -6,7 +6,7 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -36,24 +36,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     return "\n".join(([title] if title else []) + lines)
 
 
-def metrics_table(results: Mapping[str, float], *, title: str = "") -> str:
-    """A table of results from {'evaluator/metric': value}, in the given order."""
-    rows, previous = [], None
-    for name, value in results.items():
-        group, _, metric = name.rpartition("/")
-        rows.append(("" if group == previous else group, metric, value))
-        previous = group
-    return format_table(("evaluation", "metric", "value"), rows, title=title)
-
-
-def print_final(
-    results: Mapping[str, float], run_dir: str | os.PathLike, *, seconds: float | None = None
-) -> None:
-    """Prints a run's last results, its memory, and where the figures are kept."""
+def print_final(table: str, run_dir: str | os.PathLike, *, seconds: float | None = None) -> None:
+    """Prints a run's last results (a table, or ''), its memory, and where the figures are kept."""
     took = "" if seconds is None else f" in {format_seconds(seconds)}"
-    if results:
-        print(metrics_table(results, title="Final results"))
-        print()
+    if table:
+        print(table + "\n")
     print(memory_table())
     print(f"\nDone{took}. Metrics: {os.path.join(run_dir, 'metrics.jsonl')}", flush=True)
 

@@ -57,7 +57,9 @@ class Pretrain:
             name = "_".join(pair)
             if pair not in compared:
                 pairs = ", ".join("_".join(p) for p in compared)
-                raise UserError(f"config.loss.weights: the head does not compare {name}. Pairs: {pairs}.")
+                raise UserError(
+                    f"config.loss.weights: the head does not compare {name}. Pairs: {pairs}."
+                )
             for modality in pair:
                 if modality not in facts.spec:
                     raise UserError(
@@ -108,7 +110,9 @@ class Pretrain:
         """Operations of one training step: forward, and twice that backward."""
         shapes = self._inputs.shapes(spec)
         batch_size = next(iter(shapes.values()))[0]
-        return batch_size * self.model.module.flops({m: s[1:] for m, s in shapes.items()}, train=True)
+        return batch_size * self.model.module.flops(
+            {m: s[1:] for m, s in shapes.items()}, train=True
+        )
 
     def _compared(self) -> list[tuple[str, str]]:
         """The pairs of modalities that the head embeds for each other."""

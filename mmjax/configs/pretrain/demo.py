@@ -38,7 +38,7 @@ def get_config(arg: str = ""):
         name="adamw",
         weight_decay=0.05,
         clip_norm=1.0,
-        schedule=dict(name="cosine", base=1e-3, warmup_steps=50),
+        schedule=dict(name="cosine", base=1e-3, warmup_steps=1 if smoke else 50),
     )
     clips = dict(data="world:tiny" if smoke else "world", batch_size=cfg.batch_size)
     cfg.evals = dict(

@@ -1,0 +1,95 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from mmjax.errors import UserError
+from mmjax.losses import classification
+
+LOGITS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32) * 3
+
+
+def test_softmax_cross_entropy_with_soft_targets():
+    targets = scipy.special.softmax(np.random.default_rng(1).normal(size=(6, 4)), axis=-1)
+    losses = -(targets * scipy.special.log_softmax(LOGITS.astype(np.float64), axis=-1)).sum(-1)
+    value = classification.softmax_cross_entropy(LOGITS, targets)
+    np.testing.assert_allclose(value, losses.mean(), rtol=1e-6)
+    mask = np.array([1, 0, 1, 1, 0, 0.5])
+    value = classification.softmax_cross_entropy(LOGITS, targets, mask=mask)
+    np.testing.assert_allclose(value, np.average(losses, weights=mask), rtol=1e-6)
+
+
+def test_huge_logits_do_not_saturate():
+    value = classification.softmax_cross_entropy(
+        jnp.array([[200.0, -200.0]]), jnp.array([[0.0, 1.0]])
+    )
+    assert value == 400.0
+
+
+def test_masked_examples_do_not_matter_even_if_not_finite():
+    logits = LOGITS.copy()
+    logits[2] = np.nan
+    mask = np.array([1, 1, 0, 1, 1, 1], np.float32)
+    targets = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0, 1]]
+    for loss in (classification.softmax_cross_entropy, classification.sigmoid_cross_entropy):
+        value, grad = jax.value_and_grad(lambda x, loss=loss: loss(x, targets, mask=mask))(logits)
+        assert np.isfinite(value)
+        kept = np.flatnonzero(mask)
+        np.testing.assert_allclose(value, loss(LOGITS[kept], targets[kept]), rtol=1e-6)
+        assert np.all(np.isfinite(grad[kept])) and np.any(grad[kept] != 0)
+        assert loss(LOGITS, targets, mask=np.zeros(6)) == 0.0
+
+
+def weighted_by_definition(logits, targets):
+    """VATT's weights in loops: Σ_c (y_bc / n_c) / Σ_c y_bc; 0 without labels."""
+    logits = logits.astype(np.float64)
+    total = 0.0
+    for b in range(len(logits)):
+        if targets[b].sum() == 0:
+            continue
+        weight = sum(
+            targets[b, c] / targets[:, c].sum() for c in range(targets.shape[1]) if targets[b, c]
+        )
+        weight /= targets[b].sum()
+        total += weight * np.sum(np.logaddexp(0, logits[b]) - targets[b] * logits[b])
+    return total / len(logits)
+
+
+# One example without labels, one class that never occurs.
+LABELS = np.array(
+    [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0]], np.float32
+)
+
+
+def test_sigmoid_cross_entropy_weighs_by_inverse_occurrence():
+    value = classification.sigmoid_cross_entropy(LOGITS, LABELS)
+    np.testing.assert_allclose(value, weighted_by_definition(LOGITS, LABELS), rtol=1e-6)
+    mixed = 0.3 * LABELS + 0.7 * LABELS[::-1]
+    value = classification.sigmoid_cross_entropy(LOGITS, mixed)
+    np.testing.assert_allclose(value, weighted_by_definition(LOGITS, mixed), rtol=1e-6)
+
+
+def test_groups_count_occurrences_on_their_own():
+    value = classification.sigmoid_cross_entropy(LOGITS, LABELS, groups=2)
+    halves = [weighted_by_definition(LOGITS[p], LABELS[p]) for p in (slice(0, 3), slice(3, 6))]
+    np.testing.assert_allclose(value, np.mean(halves), rtol=1e-6)
+    with pytest.raises(UserError, match="groups=4 does not divide"):
+        classification.sigmoid_cross_entropy(LOGITS, LABELS, groups=4)
+
+
+def test_unlabelled_examples_leave_gradients_finite():
+    grad = jax.grad(lambda x: classification.sigmoid_cross_entropy(x, LABELS))(LOGITS)
+    assert np.all(np.isfinite(grad)) and np.all(grad[2] == 0)
+
+
+def test_without_balance_it_is_the_plain_mean():
+    value = classification.sigmoid_cross_entropy(LOGITS, LABELS, balance=False)
+    wide = LOGITS.astype(np.float64)
+    expected = (np.logaddexp(0, wide) - LABELS * wide).sum(-1).mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_label_smoothing():
+    smooth = classification.smooth_labels(jnp.array([[0.0, 1.0, 0.0, 0.0]]), 0.1)
+    np.testing.assert_allclose(smooth, [[0.025, 0.925, 0.025, 0.025]], rtol=1e-6)

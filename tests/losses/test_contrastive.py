@@ -1,0 +1,273 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mmjax.errors import UserError
+from mmjax.losses import contrastive
+
+BATCH, CANDIDATES, WIDTH = 8, 3, 16
+MASK = np.array([1, 1, 0, 1, 1, 1, 1, 1], np.float32)
+CANDIDATE_MASK = np.ones((BATCH, CANDIDATES), np.float32)
+CANDIDATE_MASK[1] = 0  # no candidate at all: not valid
+CANDIDATE_MASK[4, 1:] = 0
+ANCHOR_MASK = np.array([1, 1, 1, 1, 1, 0, 1, 1], np.float32)
+ALL_MASKS = dict(mask=MASK, candidate_mask=CANDIDATE_MASK, anchor_mask=ANCHOR_MASK)
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    random = np.random.default_rng(0)
+    anchor = random.normal(size=(BATCH, WIDTH))
+    other = random.normal(size=(BATCH, CANDIDATES, WIDTH)) + 0.5 * anchor[:, None]
+    return anchor.astype(np.float32), other.astype(np.float32)
+
+
+def log_sum_exp(values):
+    """The definition; -inf for no value."""
+    return np.logaddexp.reduce(np.asarray(values, np.float64)) if len(values) else -np.inf
+
+
+def unit(x):
+    x = np.asarray(x, np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def by_definition(
+    kind,
+    anchor,
+    other,
+    mask=None,
+    candidate_mask=None,
+    anchor_mask=None,
+    temperature=0.07,
+    double_positive=True,
+    groups=1,
+):
+    """The losses in loops over examples and candidates, float64."""
+    anchor, other = unit(anchor), unit(other)
+    count, candidates = other.shape[:2]
+    has_anchor = np.ones(count) if anchor_mask is None else anchor_mask
+    exists = np.ones((count, candidates))
+    if mask is not None:
+        exists = exists * mask[:, None]
+    if candidate_mask is not None:
+        exists = exists * candidate_mask
+
+    def s(b, c, candidate):
+        return anchor[b] @ other[c, candidate] / temperature
+
+    def losses(b):
+        mine = [i for i in range(candidates) if exists[b, i]]
+        if not mine or not has_anchor[b]:
+            return None
+        own = log_sum_exp([s(b, b, i) for i in mine])
+        rows = [s(b, c, i) for c in range(count) for i in range(candidates) if exists[c, i]]
+        others = [c for c in range(count) if has_anchor[c]]
+        if kind == "symmetric":
+            columns = [s(c, b, i) for c in others for i in mine]
+            return log_sum_exp(rows) + log_sum_exp(columns) - 2 * own
+        columns = [s(c, b, i) for c in others for i in mine if double_positive or c != b]
+        return log_sum_exp(rows + columns) - own
+
+    means = []
+    for part in np.split(np.arange(count), groups):
+        values = [value for value in map(losses, part) if value is not None]
+        means.append(np.mean(values) if values else 0.0)
+    return np.mean(means)
+
+
+KINDS = {
+    "asymmetric": jax.jit(
+        contrastive.asymmetric_nce,
+        static_argnames=("double_positive", "mask_groups", "chunk_size"),
+    ),
+    "symmetric": jax.jit(contrastive.symmetric_nce, static_argnames=("mask_groups", "chunk_size")),
+}
+# float32 sums of similarities up to 1 / 0.07 cannot agree better than this.
+ROUNDING = dict(rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize(
+    "masks",
+    [{}, dict(mask=MASK), dict(candidate_mask=CANDIDATE_MASK), ALL_MASKS],
+    ids=["none", "examples", "candidates", "all"],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nce_is_the_published_formula(embeddings, kind, masks, chunk_size):
+    value = KINDS[kind](*embeddings, **masks, chunk_size=chunk_size)
+    np.testing.assert_allclose(value, by_definition(kind, *embeddings, **masks), **ROUNDING)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_single_positive_is_the_standard_denominator(embeddings, chunk_size):
+    value = KINDS["asymmetric"](
+        *embeddings, **ALL_MASKS, double_positive=False, chunk_size=chunk_size
+    )
+    expected = by_definition("asymmetric", *embeddings, **ALL_MASKS, double_positive=False)
+    np.testing.assert_allclose(value, expected, **ROUNDING)
+
+
+def test_least_loss_of_a_lone_pair():
+    # One example: the denominator holds its positive twice, or once.
+    pair = jnp.ones((1, 4)), jnp.ones((1, 4))
+    np.testing.assert_allclose(KINDS["asymmetric"](*pair), np.log(2.0), rtol=1e-6)
+    assert KINDS["asymmetric"](*pair, double_positive=False) == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mask_groups_average_parts_on_their_own(embeddings, kind):
+    # 3, 1, 1 and 2 valid examples: the plain mean differs.
+    value = KINDS[kind](*embeddings, **ALL_MASKS, mask_groups=4)
+    expected = by_definition(kind, *embeddings, **ALL_MASKS, groups=4)
+    np.testing.assert_allclose(value, expected, **ROUNDING)
+    assert abs(expected - by_definition(kind, *embeddings, **ALL_MASKS)) > 1e-2
+
+
+@pytest.mark.parametrize("double_positive", [True, False])
+def test_gradient_by_finite_differences(embeddings, double_positive):
+    anchor, other = embeddings
+    random = np.random.default_rng(1)
+    towards = random.normal(size=anchor.shape), random.normal(size=other.shape)
+
+    def at(distance):
+        moved = (
+            x.astype(np.float64) + distance * t for x, t in zip(embeddings, towards, strict=True)
+        )
+        return by_definition("asymmetric", *moved, **ALL_MASKS, double_positive=double_positive)
+
+    expected = (at(1e-4) - at(-1e-4)) / 2e-4
+    for chunk_size in (None, 2):
+        grads = jax.jit(
+            jax.grad(
+                lambda a, o, chunk_size=chunk_size: KINDS["asymmetric"](
+                    a, o, **ALL_MASKS, double_positive=double_positive, chunk_size=chunk_size
+                ),
+                argnums=(0, 1),
+            )
+        )(anchor, other)
+        slope = sum(np.vdot(g, t) for g, t in zip(grads, towards, strict=True))
+        np.testing.assert_allclose(slope, expected, rtol=1e-4)
+
+
+def test_what_is_masked_gets_no_gradient(embeddings):
+    grad = jax.jit(
+        jax.grad(lambda o: KINDS["asymmetric"](embeddings[0], o, **ALL_MASKS, chunk_size=2))
+    )(embeddings[1])
+    size = np.abs(grad).max(axis=-1)
+    exists = (CANDIDATE_MASK * MASK[:, None]) > 0
+    assert np.all(size[~exists] == 0) and np.all(size[exists] > 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_valid_example_is_zero_and_finite(embeddings, kind):
+    for absent in (dict(mask=np.zeros(BATCH)), dict(anchor_mask=np.zeros(BATCH))):
+        value, grads = jax.jit(
+            jax.value_and_grad(lambda e, absent=absent: KINDS[kind](*e, **absent, chunk_size=4))
+        )(embeddings)
+        assert value == 0.0
+        assert all(np.all(np.asarray(g) == 0.0) for g in grads)
+
+
+def test_zero_vectors_of_a_missing_modality_stay_finite(embeddings):
+    anchor = embeddings[0] * ANCHOR_MASK[:, None]
+    grads = jax.jit(jax.grad(lambda a: KINDS["asymmetric"](a, embeddings[1], **ALL_MASKS)))(anchor)
+    assert np.all(np.isfinite(grads))
+
+
+def test_half_precision_embeddings_are_compared_in_float32(embeddings):
+    halves = [jnp.asarray(x, jnp.bfloat16) for x in embeddings]
+    value = KINDS["asymmetric"](*halves)
+    assert value.dtype == jnp.float32
+    expected = by_definition("asymmetric", *(np.asarray(x, np.float32) for x in halves))
+    np.testing.assert_allclose(value, expected, **ROUNDING)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_info_nce_is_the_mean_of_two_cross_entropies(embeddings, chunk_size):
+    first, second = embeddings[0], embeddings[1][:, 0]
+    valid = np.flatnonzero(MASK)
+
+    def expected(scale):
+        logits = scale * unit(first[valid]) @ unit(second[valid]).T
+        own = np.diagonal(logits)
+        rows, columns = (np.logaddexp.reduce(logits, axis=axis) for axis in (1, 0))
+        return ((rows - own).mean() + (columns - own).mean()) / 2
+
+    value, slope = jax.jit(
+        jax.value_and_grad(
+            lambda scale: contrastive.info_nce(
+                first, second, logit_scale=scale, mask=MASK, chunk_size=chunk_size
+            )
+        )
+    )(jnp.float32(10.0))
+    np.testing.assert_allclose(value, expected(10.0), rtol=1e-5)
+    np.testing.assert_allclose(slope, (expected(10.1) - expected(9.9)) / 0.2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("kind", [*KINDS, "info"])
+def test_eight_devices_give_what_one_gives(embeddings, kind, chunk_size):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def loss(anchor, other, mask):
+        if kind == "info":
+            return contrastive.info_nce(
+                anchor, other[:, 0], logit_scale=14.0, mask=mask, chunk_size=chunk_size
+            )
+        return KINDS[kind](anchor, other, mask=mask, chunk_size=chunk_size)
+
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    value, grads = step(*embeddings, MASK)
+    sharded = jax.device_put((*embeddings, MASK), rows)
+    sharded_value, sharded_grads = step(*sharded)
+    np.testing.assert_allclose(sharded_value, value, **ROUNDING)
+    for one, other in zip(grads, sharded_grads, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-6)
+
+
+def test_chunks_never_hold_all_similarities():
+    count, chunk, devices = 1024, 32, 8
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    anchor = jax.ShapeDtypeStruct((count, 8), jnp.float32, sharding=rows)
+    other = jax.ShapeDtypeStruct((count, CANDIDATES, 8), jnp.float32, sharding=rows)
+
+    def memory(chunk_size):
+        step = jax.grad(
+            lambda a, o: KINDS["asymmetric"](a, o, chunk_size=chunk_size), argnums=(0, 1)
+        )
+        return jax.jit(step).lower(anchor, other).compile().memory_analysis().temp_size_in_bytes
+
+    share = 4 * count * count * CANDIDATES / devices  # the matrix, divided among the devices
+    assert memory(None) > share
+    assert memory(chunk) < share / 2
+
+
+def test_batch_top1_counts_valid_examples():
+    batch_top1 = jax.jit(contrastive.batch_top1, static_argnames="chunk_size")
+    anchor = np.eye(4, dtype=np.float32)
+    other = np.stack(
+        [anchor[[0, 1, 3, 2]], np.full((4, 4), -1, np.float32)], axis=1
+    )  # 2, 3 swapped
+    for chunk_size in (None, 2):
+        hits, count = batch_top1(anchor, other, chunk_size=chunk_size)
+        assert (float(hits), float(count)) == (2, 4)
+        # Without example 3 its candidate cannot be taken for example 2's any more.
+        hits, count = batch_top1(anchor, other, mask=np.array([1, 1, 1, 0]), chunk_size=chunk_size)
+        assert count == 3
+        # Nor do candidates that do not exist win.
+        mask = np.ones((4, 2))
+        mask[0, 0] = 0
+        hits, count = batch_top1(anchor, other, candidate_mask=mask, chunk_size=chunk_size)
+        assert (float(hits), float(count)) == (1, 4)
+
+
+def test_sizes_that_do_not_divide_are_named(embeddings):
+    with pytest.raises(UserError, match="chunk_size=3 does not divide the batch of 8"):
+        KINDS["asymmetric"](*embeddings, chunk_size=3)
+    with pytest.raises(UserError, match="mask_groups=3 does not divide the batch of 8"):
+        KINDS["asymmetric"](*embeddings, mask_groups=3)

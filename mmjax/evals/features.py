@@ -42,7 +42,7 @@ class Request:
 
     def __str__(self) -> str:
         first = f" (the first {self.limit})" if self.limit else ""
-        return f"{self.predict} of {self.data or 'the training dataset'}, {self.split}{first}"
+        return f"{self.predict!r} of {self.data or 'the training dataset'}, {self.split}{first}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class FeatureStore:
         self._make_eval_data = make_eval_data
         self._names: dict[Request, set[str]] = collections.defaultdict(set)
         self._data: dict[Request, Any] = {}
-        self._compiled: dict[Any, Callable] = {}
+        self._compiled: dict[str, Callable] = {}
         self._state: Any = None
         self._features: dict[Request, Features] = {}
 
@@ -134,7 +134,7 @@ class FeatureStore:
         """Says what will be asked for with `get`; same requests are computed together.
 
         Args:
-          names: outputs of the predict function that are needed; others are not computed.
+          names: outputs of the predict function that are needed.
           predict: name of the task's function.
           data: dataset, as in `config.data.train`; '' is the (first) one of training.
           split: of the dataset.
@@ -180,13 +180,16 @@ class FeatureStore:
         Raises:
           UserError: a dataset, split or output that is not there.
         """
-        function, spec = self._function(request), self._open(request).spec
+        batch = {
+            name: jax.ShapeDtypeStruct((request.batch_size, *rows.shape[1:]), rows.dtype)
+            for name, rows in self._open(request).spec.items()
+        }
+        predict, params = self._task.predict[request.predict], step_lib.evaluation_params(state)
         with jax.set_mesh(self._mesh):
-            batch = {
-                name: jax.ShapeDtypeStruct((request.batch_size, *rows.shape[1:]), rows.dtype)
-                for name, rows in spec.items()
-            }
-            jax.eval_shape(function, step_lib.evaluation_params(state), state["extra"], batch)
+            outputs = jax.eval_shape(predict, params, state["extra"], batch)
+        for name in sorted(self._names[request]):
+            if name not in outputs:
+                raise unknown(f"output {request}:", name, outputs)
 
     def clear(self) -> None:
         """Forgets the features of the last state."""
@@ -224,38 +227,43 @@ class FeatureStore:
             )
         return self._data[request]
 
-    def _function(self, request: Request) -> Callable:
-        """`(params, extra, batch) -> (outputs, fields)`; replicated, for all processes to read."""
-        names = tuple(sorted(self._names[request]))
-        key = (request.predict, names)
-        if key not in self._compiled:
-            predict = self._task.predict[request.predict]
+    def _function(self, predict_name: str) -> Callable:
+        """`(params, extra, batch) -> (outputs, fields)`; replicated, for all processes to read.
+
+        It gives what any evaluator wants of a predict function and the data allow: so that splits
+        of one form share a compilation, which costs more than an output too many.
+        """
+        if predict_name not in self._compiled:
+            predict = self._task.predict[predict_name]
+            requests = [r for r in self._names if r.predict == predict_name]
+            names = sorted(set().union(*(self._names[r] for r in requests)))
 
             def function(params, extra, batch):
                 outputs = predict(params, extra, batch)
-                for name in names:
-                    if name not in outputs:
-                        raise unknown(f"output of {request}:", name, outputs)
                 fields = {
                     name: value
                     for name, value in batch.items()
                     if name in ("mask", "label", "example_id") or name.endswith(_MASK_SUFFIX)
                 }
-                return {name: outputs[name].astype("float32") for name in names}, fields
+                wanted = {n: outputs[n].astype("float32") for n in names if n in outputs}
+                return wanted, fields
 
-            self._compiled[key] = jax.jit(function, out_shardings=sharding.replicated(self._mesh))
-        return self._compiled[key]
+            replicated = sharding.replicated(self._mesh)
+            self._compiled[predict_name] = jax.jit(function, out_shardings=replicated)
+        return self._compiled[predict_name]
 
     def _run(self, state: Mapping[str, Any], request: Request, data: Any) -> Iterator[tuple]:
         """Host copies of each batch's results; the device is one batch ahead of the copies."""
-        function, params = self._function(request), step_lib.evaluation_params(state)
+        function, params = self._function(request.predict), step_lib.evaluation_params(state)
         ahead = None
         for batch in data.iterate():
             batch = sharding.make_global(batch, self._mesh)
-            result = function(params, state["extra"], batch)
+            outputs, fields = function(params, state["extra"], batch)
             if ahead is not None:
                 yield jax.device_get(ahead)
-            ahead = result
+            if not self._names[request] <= outputs.keys():
+                self.check(state, request)  # says what there is
+            ahead = {name: outputs[name] for name in self._names[request]}, fields
         if ahead is not None:
             yield jax.device_get(ahead)
 

@@ -64,6 +64,7 @@ class Bench:
         self.info = types.SimpleNamespace(
             **{"name": "fake", "num_classes": 0, "class_names": [], **info}
         )
+        self.task = FakeTask()
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         self.state = {"params": {"scale": np.float32(2.0)}, "extra": {}}
 
@@ -80,7 +81,7 @@ class Bench:
     def make(self, mesh=None, **cfg):
         return evals.make_evaluators(
             cfg,
-            task=FakeTask(),
+            task=self.task,
             data_cfg=dict(
                 corrupt=self.policy, video=dict(num_frames=4), text=dict(max_words=4), label=None
             ),

@@ -139,6 +139,22 @@ def test_evaluators_of_one_step_share_features(bench):
     assert sorted(o.split for o in b.opened) == ["test", "train"]
 
 
+def test_splits_of_one_form_share_a_compilation(bench, monkeypatch):
+    rng = np.random.default_rng(0)
+    arrays = labelled(rng, 40, rng.normal(size=(4, 8)))
+    arrays |= {"video/text": arrays["video"], "text/video": arrays["video"]}
+    b, traces = bench({"train": arrays, "test": arrays}), []
+    predict = b.task.predict["features"]
+
+    def traced(params, extra, batch):
+        traces.append(sorted(batch))
+        return predict(params, extra, batch)
+
+    monkeypatch.setitem(b.task.predict, "features", traced)
+    found = b.run(a=dict(type="knn"), b=dict(type="retrieval"))
+    assert len(found) > 8 and len(traces) == 1
+
+
 def test_eight_devices_give_what_one_gives(bench, clips):
     clips["video"], clips["label"] = clips["video/text"], (np.arange(37) % 3).astype(np.int32)
     cfg = dict(

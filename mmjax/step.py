@@ -138,7 +138,7 @@ def clipped_loss_and_grads(
     key: jax.Array,
     *,
     clip_shards: int,
-    clip: optax.GradientTransformation,
+    clip: Callable[[dict], dict],
 ) -> tuple[jax.Array, dict, dict, dict]:
     """`(loss, gradients, extra, metrics)` of a batch in groups, each as if alone on a replica.
 
@@ -163,8 +163,7 @@ def clipped_loss_and_grads(
             task, trainable, frozen, extra, batch, key
         )
         share = jax.tree.map(lambda g: g / clip_shards, grads)
-        share, _ = clip.update(share, clip.init(share))
-        return share, (value, new_extra, metrics)
+        return clip(share), (value, new_extra, metrics)
 
     def some(total, xs):
         shares, outputs = jax.vmap(group)(*xs)
@@ -192,7 +191,7 @@ def make_step(
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
     clip_shards: int = 0,
-    clip: optax.GradientTransformation | None = None,
+    clip: Callable[[dict], dict] | None = None,
 ) -> Callable[[dict, Mapping[str, jax.Array]], tuple[dict, dict]]:
     """The function `(state, batch) -> (state, metrics)` that the trainer compiles.
 
@@ -202,8 +201,8 @@ def make_step(
     Args:
       clip_shards: clip the gradients of so many groups of rows, each on its own
         (`clipped_loss_and_grads`), instead of the batch's; 0 leaves clipping to `tx`.
-      clip: with `clip_shards`: what each group's gradient goes through, without state
-        (`mmjax.optim.make_clipping`). `tx` must not clip again.
+      clip: with `clip_shards`: gradients -> clipped gradients (`mmjax.optim.make_clipping`). `tx`
+        must not clip again.
 
     Metrics: `loss`, `grad_norm`, `learning_rate`, `nonfinite` and the task's own, all scalars.
 

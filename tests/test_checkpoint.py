@@ -4,8 +4,9 @@ import contextlib
 import json
 import logging
 import os
-import resource
 import shutil
+import subprocess
+import sys
 
 import fakes
 import jax
@@ -253,43 +254,42 @@ def test_another_architecture_is_named_and_nothing_is_set_aside(run, trainer):
     assert sorted(os.listdir(run / "checkpoints")) == ["3", "4"]
 
 
-# ---- a full disk, a folder that cannot be written to
+# ---- a full disk
+
+_FULL_DISK = """
+import resource, sys, fakes
+from mmjax.checkpoint import Checkpoints
+from mmjax.errors import UserError
+
+state = fakes.Trainer(fakes.Contrast(), ema_decay=0.9, frozen=["^right/"]).init()
+saved = Checkpoints(sys.argv[1], keep=1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # no file can grow beyond this
+try:
+    saved.save(5, state, {})
+    {noticed_in}
+except UserError as error:
+    print(error)
+"""
 
 
-@contextlib.contextmanager
-def disk_full(bytes_left=20_000):
-    """No file can grow beyond so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_leaves_the_checkpoint_before(state, trainer, tmp_path):
-    with opened(tmp_path, keep=1) as saved:
-        saved.save(1, at(state, 1), {})
-        saved.wait()
-        with disk_full(), pytest.raises(UserError) as error:
-            saved.save(2, at(state, 2), {})
-            saved.wait()
-        message = str(error.value)
-        assert str(tmp_path) in message and "checkpoint of step 1 is intact" in message
-        assert "Free some space" in message
-    with opened(tmp_path, keep=1) as saved:
+@pytest.mark.parametrize("noticed_in", ["saved.wait()", "saved.close()"])
+def test_a_full_disk_leaves_the_checkpoint_before(noticed_in, run, state, trainer, user_env):
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK.replace("{noticed_in}", noticed_in), str(run)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        timeout=120,
+        env=user_env(quick=True, PYTHONPATH=os.pathsep.join(sys.path)),
+    )
+    assert f"Could not write a checkpoint to {run}" in done.stdout
+    assert "checkpoint of step 4 is intact" in done.stdout and "Free some space" in done.stdout
+    with opened(run, keep=1) as saved:
         restored, _, step = saved.restore_newest(trainer.abstract)
-        assert step == 1 and fakes.equal(restored, at(state, 1))
-        saved.save(2, at(state, 2), {})
+        assert step == 4 and fakes.equal(restored, at(state, 4))
+        saved.save(5, at(state, 5), {})
         saved.wait()
-        assert saved.steps() == [2]
-
-
-def test_a_full_disk_is_also_noticed_at_the_end(state, tmp_path):
-    saved = Checkpoints(tmp_path)
-    with disk_full(), pytest.raises(UserError, match="There is none yet"):
-        saved.save(1, state, {})
-        saved.close()
+        assert os.listdir(run / "checkpoints") == ["5"]
 
 
 # ---- snapshots

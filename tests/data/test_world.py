@@ -213,7 +213,7 @@ def test_attributes_can_be_told_from_sound_and_touch_of_held_out_clips():
         rhythm = np.abs(np.fft.rfft(loudness - loudness.mean()))
         return np.concatenate([levels.mean(0), levels.max(0), levels.std(0), rhythm])
 
-    train, test = scenes("train", 450), scenes("test", 120)
+    train, test = scenes("train", 600), scenes("test", 150)
     senses = {
         "sound": (spectrum, {"shape": 0.6, "colour": 0.9, "size": 0.9, "motion": 0.8}),
         "touch": (lambda made: made.touch.ravel() / 255.0, {"shape": 0.6, "size": 0.85}),

@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
@@ -152,7 +151,7 @@ class ShardBuilder:
                 for clip in shard.clips:
                     try:
                         example = make_example(clip, reader, self.classes)
-                        payload = _stable(schema.encode(example))
+                        payload = schema.encode(example)
                     except Exception as error:  # a bad file may raise anything
                         problem = str(error) if isinstance(error, UserError) else repr(error)
                         problem = problem.replace(os.path.join(self.media_root, ""), "")
@@ -331,12 +330,6 @@ def finalize(out: str, plan: Plan) -> list[dict[str, Any]]:
         },
     ).save(out)
     return bad
-
-
-def _stable(payload: bytes) -> bytes:
-    """The same message with its keys in order: protobuf leaves the order of maps to chance."""
-    proto = tf.train.SequenceExample.FromString(payload)
-    return proto.SerializeToString(deterministic=True)
 
 
 def _measure(example: schema.Example, clip: Clip, stats, shapes) -> None:

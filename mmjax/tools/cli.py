@@ -22,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for add in COMMANDS:
         add(commands)
     args, rest = parser.parse_known_args(argv)
-    if rest and not (args.command == "build" and args.runner == "beam"):
+    beam = args.command == "build" and args.runner == "beam"
+    overrides = args.command == "plan" and all(a.startswith("--config.") for a in rest)
+    if rest and not (beam or overrides):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     args.rest = rest
     try:
@@ -181,7 +183,7 @@ def _add_validate(commands) -> None:
     p.add_argument("dataset", metavar="FOLDER")
     p.add_argument("--split", action="append", default=[], help="only this one (repeatable)")
     p.add_argument("--max-records", type=int, metavar="N", help="of each split, evenly spread")
-    p.add_argument("--workers", type=int, help="processes (default: one per core)")
+    p.add_argument("--workers", type=int, help="threads (default: one per core)")
     p.add_argument("--offenders", type=int, default=3, metavar="N", help="to list per kind (3)")
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -269,6 +271,32 @@ def _vocab(args) -> int:
     return 0
 
 
+def _add_plan(commands) -> None:
+    p = commands.add_parser(
+        "plan",
+        help="say what a recipe needs on any number of devices",
+        description="Prints shapes and bytes per device of the train state of a recipe on a mesh of "
+        "any size, without the devices. --config.key=value overrides values as in training.",
+    )
+    p.add_argument("--task", default="pretrain", help="whose recipe (pretrain)")
+    p.add_argument("--config", default="demo", metavar="NAME", help="recipe or .py file (demo)")
+    p.add_argument("--data", type=int, default=1, help="size of the mesh axis (1)")
+    p.add_argument("--fsdp", type=int, default=1, help="size of the mesh axis (1)")
+    p.add_argument("--tensor", type=int, default=1, help="size of the mesh axis (1)")
+    p.add_argument("--full", action="store_true", help="list every parameter")
+    p.set_defaults(run=_plan)
+
+
+def _plan(args) -> int:
+    from mmjax import config
+    from mmjax.tools import plan
+
+    cfg = config.load(args.task, args.config, args.rest)
+    sizes = dict(data=args.data, fsdp=args.fsdp, tensor=args.tensor)
+    print(plan.plan(cfg, **sizes, full=args.full))
+    return 0
+
+
 def _finish(bad: list[dict], plan, args) -> int:
     """Prints what has been built; the exit status."""
     from mmjax.data import dataset
@@ -331,6 +359,7 @@ COMMANDS = [
     _add_preview,
     _add_index,
     _add_vocab,
+    _add_plan,
 ]  # functions that add a command to the parser; its `run` gets the arguments
 
 if __name__ == "__main__":

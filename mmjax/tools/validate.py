@@ -5,10 +5,10 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,7 +41,7 @@ WARNINGS = {
     "unlabelled": "no label, while others have one",
     "missing": "no picture or no sound, while others have them",
 }
-_CHUNK = 64  # records a process takes at a time
+_CHUNK = 64  # records a thread takes at a time
 _KEEP = 100  # findings of one kind kept in full; all are counted
 
 
@@ -91,7 +91,7 @@ def validate(
       path: its folder.
       splits: which ones; empty = all.
       max_records: look at this many records of each split, evenly spread; None = at all.
-      workers: processes; 1 = this one.
+      workers: threads.
       progress: show a bar.
 
     Raises:
@@ -130,10 +130,11 @@ def check_record(
       payload: a serialized example.
       info: of the dataset: what the examples should have.
     """
+    repair = info.waveform_format == "int32"
     try:
-        example = schema.decode(payload, waveform_format=info.waveform_format)
+        example = schema.decode(payload, waveform_format="int32" if repair else "unchecked")
     except UserError as error:
-        return None, [("int32" if schema.INT32_ADVICE in str(error) else "layout", str(error))]
+        return None, [("layout", str(error))]
     if not example.modalities:
         return example, [("layout", f"no data under any key that is read; it has {_keys(payload)}")]
     found = []
@@ -149,8 +150,9 @@ def check_record(
             found.append(("label", f"class {label} of {info.num_classes or 'unknown'} classes"))
     found += _check_pictures(example)
     if example.waveform is not None:
-        found += _check_sound(example.waveform)
-        found += _check_lengths(example, info)
+        sound = _check_sound(example.waveform)
+        wrong = any(kind in ERRORS for kind, _ in sound)
+        found += sound if wrong else sound + _check_lengths(example, info)
     return example, found
 
 
@@ -218,15 +220,10 @@ def _chunks(
 
 def _map(path: str, info: dataset.DatasetInfo, work: list, workers: int):
     """(chunk, what `_check_chunk` finds in it), in order."""
-    if workers == 1 or len(work) <= 1:
-        for chunk in work:
-            yield chunk, _check_chunk(path, info, chunk)
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(work)), context) as pool:
-        futures = [pool.submit(_check_chunk, path, info, chunk) for chunk in work]
-        for chunk, future in zip(work, futures, strict=True):
-            yield chunk, future.result()
+    # Threads: what takes time, decoding JPEGs and sums over bytes, leaves the interpreter free.
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        check = functools.partial(_check_chunk, path, info)
+        yield from zip(work, pool.map(check, work), strict=True)
 
 
 def _check_chunk(path: str, info: dataset.DatasetInfo, chunk):
@@ -288,6 +285,8 @@ def _check_pictures(example: schema.Example) -> list[tuple[str, str]]:
 def _check_sound(waveform: np.ndarray) -> list[tuple[str, str]]:
     if not waveform.size:
         return [("waveform", "no samples")]
+    if schema.is_int32_waveform(waveform):
+        return [("int32", schema.INT32_DEFECT)]
     if not np.isfinite(waveform).all():
         return [("waveform", f"{int((~np.isfinite(waveform)).sum())} samples are NaN or infinite")]
     peak = float(np.abs(waveform).max())

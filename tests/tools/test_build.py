@@ -1,0 +1,298 @@
+"""`mmjax build`, from the command line to the records."""
+
+import csv
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmjax.data import dataset, schema
+from mmjax.data import media as segments
+from mmjax.tools import cli, examples, manifest, runners
+from tests.data import films
+
+SMALL = ["--fps", "5", "--size", "24", "--sample-rate", "8000", "--workers", "1", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """A folder with two films of 4 s, a sound, a picture, and a file that is none of these."""
+    folder = tmp_path_factory.mktemp("media")
+    frames, waveform = films.flash_and_beep(seconds=4, instant=1.0, channels=1)
+    films.write_film(folder / "a.mp4", frames=frames, waveform=waveform)
+    frames = [films.coded_frame(k) for k in range(80)]
+    films.write_film(folder / "b.mkv", frames=frames)
+    sound = films.tone(300, seconds=2, sample_rate=16_000)[None]
+    films.write_film(folder / "c.wav", waveform=sound, audio_codec="pcm_s16le")
+    Image.new("RGB", (60, 40), "red").save(folder / "d.png")
+    (folder / "bad.mp4").write_text("not a film")
+    return folder
+
+
+def write_table(folder, rows, name="clips.csv"):
+    with open(folder / name, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return str(folder / name)
+
+
+def run(*arguments):
+    return cli.main(["build", *map(str, arguments)])
+
+
+def read(path, split="train"):
+    records = dataset.DatasetFolder(path).split(split)
+    return [schema.decode(records.read(k)) for k in range(len(records))]
+
+
+def contents(folder):
+    """{file name: bytes} of a dataset, without the working files and the name of the folder."""
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    data = {name: (folder / name).read_bytes() for name in names}
+    info = json.loads(data.pop("dataset.json"))
+    return data | {"info": info | {"name": ""}}
+
+
+def test_a_table_of_all_kinds_becomes_a_dataset(media, tmp_path):
+    table = write_table(
+        media,
+        [
+            ["path", "start", "end", "caption", "caption", "label", "split"],
+            ["a.mp4", "0.5", "2.5", "a flash", "white, then black|and a beep", "flash", ""],
+            ["b.mkv", "", "", "stripes", "", "stripes", ""],
+            ["c.wav", "0:01", "0:02", "a tone", "", "tone", "test"],
+            ["d.png", "", "", "red", "", "stripes|flash", "test"],
+        ],
+    )
+    assert run("--csv", table, "--out", tmp_path / "ds", *SMALL) == 0
+    info = dataset.DatasetFolder(tmp_path / "ds").info
+    assert {name: split.num_examples for name, split in info.splits.items()} == {
+        "train": 2,
+        "test": 2,
+    }
+    assert info.modalities == ("video", "audio", "text", "label")
+    assert info.class_names == ["flash", "stripes", "tone"] and info.multi_label
+    assert (info.fps, info.sample_rate, info.vocabulary) == (5, 8000, "vocab.txt")
+    assert info.statistics["examples_with"]["audio"] == 2
+    assert info.statistics["seconds"] == pytest.approx(2 + 4 + 1 + 0)
+
+    a, b = read(tmp_path / "ds")
+    assert a.captions == ["a flash", "white, then black", "and a beep"]
+    assert (a.labels, a.label_texts, a.filename) == ([0], ["flash"], "a.mp4")
+    assert (a.start_us, a.end_us, a.frame_rate, a.sample_rate) == (500_000, 2_500_000, 5, 8000)
+    assert len(a.frames) == 10 and a.waveform.shape == (16_000,)
+    assert np.argmax(np.abs(a.waveform) > 0.3) / 8000 == pytest.approx(0.5, abs=0.003)
+    assert len(b.frames) == 20 and b.waveform is None and b.labels == [1]
+    c, d = read(tmp_path / "ds", "test")
+    assert c.frames == [] and c.waveform.shape == (8000,) and c.labels == [2]
+    assert len(d.frames) == 1 and d.waveform is None and d.labels == [1, 0]
+
+    words = (tmp_path / "ds" / "vocab.txt").read_text().split()
+    assert {"flash", "stripes"} <= set(words) and "tone" not in words  # of the split test
+
+
+def test_bytes_depend_on_neither_workers_nor_parts(media, tmp_path):
+    rows = [[f, k / 2, k / 2 + 1] for f in ("a.mp4", "b.mkv") for k in range(6)]
+    table = write_table(media, [["path", "start", "end"], *rows])
+    common = ["--csv", table, *SMALL, "--clips-per-shard", "3"]
+    assert run(*common, "--out", tmp_path / "one") == 0
+    assert run(*common, "--out", tmp_path / "two", "--workers", "2") == 0
+    assert run(*common, "--out", tmp_path / "parts", "--shard", "1/2") == 0
+    assert run("--finalize", "--out", tmp_path / "parts") == 2  # a part is missing
+    assert not (tmp_path / "parts" / "dataset.json").exists()
+    assert run(*common, "--out", tmp_path / "parts", "--shard", "0/2") == 0
+    assert run("--finalize", "--out", tmp_path / "parts") == 0
+    one = contents(tmp_path / "one")
+    assert sum(name.endswith(".tfrecord") for name in one) == 4
+    assert one == contents(tmp_path / "two") == contents(tmp_path / "parts")
+
+
+def test_beam_builds_the_same_bytes(media, tmp_path):
+    pytest.importorskip("apache_beam")
+    table = write_table(media, [["path", "start", "end"], ["a.mp4", 0, 1], ["b.mkv", 1, 2]])
+    common = ["--csv", table, *SMALL, "--clips-per-shard", "1"]
+    assert run(*common, "--out", tmp_path / "local") == 0
+    beam = ["--runner", "beam", "--direct_num_workers=1"]
+    assert run(*common, "--out", tmp_path / "beam", *beam) == 0
+    assert contents(tmp_path / "local") == contents(tmp_path / "beam")
+
+
+def test_a_second_run_builds_only_what_is_missing(media, tmp_path, monkeypatch, capsys):
+    table = write_table(media, [["path", "start"], *[["b.mkv", k / 2] for k in range(6)]])
+    common = ["--csv", table, "--out", tmp_path / "ds", *SMALL, "--clips-per-shard", "2"]
+    assert run(*common) == 0
+    before = contents(tmp_path / "ds")
+    os.remove(tmp_path / "ds" / "train-00001-of-00003.tfrecord")
+    built = []
+    monkeypatch.setattr(
+        runners, "run_local", lambda builder, shards, **_: built.extend(map(builder, shards))
+    )
+    assert run(*common) == 0
+    assert len(built) == 1 and "2 of 3 shards are finished" in capsys.readouterr().out
+    assert contents(tmp_path / "ds") == before
+
+    assert run(*common, "--fps", "4") == 2  # other options
+    assert "another table or other options" in capsys.readouterr().err
+    assert contents(tmp_path / "ds") == before
+    assert run(*common, "--fps", "4", "--overwrite") == 0
+    assert dataset.DatasetFolder(tmp_path / "ds").info.fps == 4
+
+
+def test_bad_rows_are_reported_skipped_and_retried(media, tmp_path, capsys):
+    shutil.copytree(media, tmp_path / "media")
+    rows = [["path", "start", "end"], ["b.mkv", 0, 1], ["bad.mp4", 0, 1], ["b.mkv", 7, 8]]
+    table = write_table(tmp_path / "media", rows)
+    common = ["--csv", table, "--out", tmp_path / "ds", *SMALL]
+    assert run(*common) == 1  # two of three are more than 5 %
+    out = capsys.readouterr().out
+    assert "2 of 3 clips could not be built" in out
+    assert "cannot open bad.mp4" in out and "b.mkv: the segment begins at 7 s" in out
+    with open(tmp_path / "ds" / "bad_rows.csv") as file:
+        assert [row["row"] for row in csv.DictReader(file)] == ["3", "4"]
+    assert len(read(tmp_path / "ds")) == 1
+
+    assert run(*common, "--max-bad-fraction", "0.7") == 0
+    shutil.copy(media / "a.mp4", tmp_path / "media" / "bad.mp4")
+    assert run(*common, "--retry-bad", "--max-bad-fraction", "0.5") == 0
+    assert [example.filename for example in read(tmp_path / "ds")] == ["b.mkv", "bad.mp4"]
+
+    assert run(*common[:2], "--out", tmp_path / "strict", *SMALL, "--on-error", "fail") == 2
+    assert "Line 4" in capsys.readouterr().err
+    assert not list((tmp_path / "strict").glob("*.tfrecord*"))
+
+
+def test_films_are_cut_and_split_by_time(media, tmp_path):
+    table = write_table(media, [["path"], ["a.mp4"], ["b.mkv"]])
+    cut = ["--clip-seconds", "1", "--split-by-time", "train:0.5,test:0.5"]
+    assert run("--csv", table, "--out", tmp_path / "ds", *cut, *SMALL) == 0
+    for split, starts in (("train", [0, 1]), ("test", [2, 3])):
+        clips = read(tmp_path / "ds", split)
+        assert [clip.filename for clip in clips] == ["a.mp4", "a.mp4", "b.mkv", "b.mkv"]
+        got = [clip.start_us / 1e6 for clip in clips]
+        assert got == pytest.approx(starts * 2, abs=0.05)  # AAC makes a.mp4 a little longer
+        assert {len(clip.frames) for clip in clips} == {5}
+
+
+def test_cutting_keeps_remainders_of_half_a_clip():
+    def cut(duration, **options):
+        clips = manifest.cut([manifest.Clip(path="f")], durations={"f": duration}, **options)
+        return [(clip.split, clip.start, clip.end) for clip in clips]
+
+    assert cut(7.6, clip_seconds=3) == [("train", 0, 3), ("train", 3, 6), ("train", 6, 7.6)]
+    assert cut(7.4, clip_seconds=3) == [("train", 0, 3), ("train", 3, 6)]
+    assert cut(1.0, clip_seconds=3) == [("train", 0, 1)]
+    parts = [("train", 0.7), ("valid", 0.2), ("test", 0.1)]
+    clips = cut(100, clip_seconds=5, by_time=parts)
+    assert [sum(c[0] == name for c in clips) for name in ("train", "valid", "test")] == [14, 4, 2]
+    assert max(end for split, _, end in clips if split == "train") == 70
+    assert min(start for split, start, _ in clips if split == "test") == 90
+
+
+def test_splitting_by_file_keeps_files_together_and_is_stable():
+    clips = [manifest.Clip(path=f"{k % 200}.mp4", row=k) for k in range(400)]
+    parts = [("train", 0.75), ("test", 0.25)]
+    split = {c.path: c.split for c in manifest.split_by_file(clips, parts)}
+    again = manifest.split_by_file([*clips[::-1], manifest.Clip(path="new.mp4")], parts)
+    assert all(split.get(clip.path, clip.split) == clip.split for clip in again)
+    assert 0.15 < np.mean([name == "test" for name in split.values()]) < 0.35
+
+
+def test_a_folder_of_pictures(tmp_path):
+    for split in ("train", "test"):
+        for color in ("red", "blue"):
+            folder = tmp_path / "pictures" / split / color
+            folder.mkdir(parents=True)
+            for k in range(2):
+                Image.new("RGB", (32, 48), color).save(folder / f"{k}.jpg")
+            (folder / "0.txt").write_text(f"all {color}\nno other colour\n")
+    assert run("--images", tmp_path / "pictures", "--out", tmp_path / "ds", *SMALL) == 0
+    info = dataset.DatasetFolder(tmp_path / "ds").info
+    assert info.class_names == ["blue", "red"] and info.frame_size == (36, 24)
+    clips = read(tmp_path / "ds")
+    assert [clip.labels for clip in clips] == [[0], [0], [1], [1]]
+    assert clips[0].captions == ["all blue", "no other colour"] and clips[1].captions == []
+    assert len(read(tmp_path / "ds", "test")) == 4
+
+
+def test_classes_are_the_file_the_names_or_the_numbers(tmp_path):
+    def numbers(labels, names=None):
+        clips = [manifest.Clip(path="f", labels=(label,)) for label in labels]
+        return manifest.class_numbers(clips, names)
+
+    assert numbers(["b", "a", "b"]) == {"a": 0, "b": 1}
+    assert numbers(["7", "3"]) == {}
+    assert numbers(["b"], ["b", "a"]) == {"b": 0, "a": 1}
+    example = examples.make_example(
+        manifest.Clip(path="f.png", labels=("7",)), _OneFrame(), numbers(["7", "3"])
+    )
+    assert example.labels == [7] and example.label_texts == []
+
+
+class _OneFrame:
+    options = examples.Options()
+
+    def read(self, clip):
+        return segments.Segment(frames=[b"\xff\xd8"], waveform=None, start=0.0, end=0.0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ("file,caption\na,b", "has no column 'path'"),
+        ("path,captoin\na,b", "'captoin'. Did you mean 'caption'"),
+        ("path,start,end\na,5,4", "line 2: the clip ends at 4 s, not after its start at 5 s"),
+        ("path,start\na,soon", "line 2: 'soon' is no time"),
+        ("path,split\na,tr/ain", "line 2: the split 'tr/ain'"),
+        ("path,caption\na,b,c", "3 cells for 2 columns"),
+        ("path,start\n,3", "line 2: the path is empty"),
+        ("path", "has no rows"),
+    ],
+)
+def test_bad_tables(tmp_path, capsys, lines, problem):
+    (tmp_path / "t.csv").write_text(lines + "\n")
+    assert run("--csv", tmp_path / "t.csv", "--out", tmp_path / "ds") == 2
+    assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--csv", "nowhere.csv"], "There is no table nowhere.csv"),
+        (["--images", "nowhere"], "There is no folder nowhere"),
+        ([], "Give --csv FILE or --images FOLDER"),
+        (["--csv", "TABLE", "--media-root", "nowhere"], "None of the first 1 files"),
+        (["--csv", "TABLE", "--split-by-time", "train:0.8,test:0.1"], "add up to 0.9"),
+        (["--csv", "TABLE", "--split-by-time", "train:0.8,test:0.2"], "cannot be split by time"),
+        (["--csv", "TABLE", "--shard", "3/3"], "--shard 3/3"),
+        (["--csv", "TABLE", "--fps", "-1"], "--fps must be positive"),
+        (
+            ["--csv", "TABLE", "--classes", "CLASSES"],
+            "'stripe' is none of the 2 classes. Did you mean",
+        ),
+    ],
+)
+def test_bad_arguments(media, tmp_path, capsys, arguments, problem):
+    table = write_table(media, [["path", "label"], ["b.mkv", "stripe"]], "labelled.csv")
+    (tmp_path / "classes.txt").write_text("stripes\ndots\n")
+    places = {"TABLE": table, "CLASSES": str(tmp_path / "classes.txt")}
+    arguments = [places.get(argument, argument) for argument in arguments]
+    assert run(*arguments, "--out", tmp_path / "ds", "--quiet") == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_jsonl_and_tsv_say_the_same_as_csv(tmp_path):
+    (tmp_path / "t.csv").write_text('path,caption,caption2,label\nf.mp4,"x, y",z,a|b\n')
+    (tmp_path / "t.tsv").write_text("path\tcaption\tcaption2\tlabel\nf.mp4\tx, y\tz\ta|b\n")
+    row = {"path": "f.mp4", "captions": ["x, y", "z"], "labels": ["a", "b"]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
+    tables = [manifest.read_table(str(tmp_path / f"t.{s}")) for s in ("csv", "tsv", "jsonl")]
+    clips = [(c.path, c.captions, c.labels) for (c,) in tables]
+    assert clips == [("f.mp4", ("x, y", "z"), ("a", "b"))] * 3
+
+
+def test_unknown_arguments_are_refused_without_beam(capsys):
+    with pytest.raises(SystemExit):
+        run("--csv", "t.csv", "--out", "ds", "--nonsense")
+    assert "--nonsense" in capsys.readouterr().err

@@ -1,0 +1,100 @@
+"""`mmjax preview`, `index` and `vocab`."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmjax.data import dataset, records, schema
+from mmjax.tools import cli
+from tests.data import films
+
+
+def write(folder, count=6, **changes):
+    """A dataset of coded frames with a tone; returns its path."""
+    examples = []
+    for k in range(count):
+        fields = dict(
+            frames=[schema.encode_jpeg(np.full((48, 64, 3), (200, 30 * k, 20), np.uint8))] * 8,
+            waveform=films.tone(300, seconds=1, sample_rate=8000),
+            captions=[f"caption {k} costs $5 or $6_000", "日本語"],
+            labels=[k],
+            filename="folder/" * 20 + f"{k}.mp4",
+            end_us=1_000_000,
+            frame_rate=8.0,
+            sample_rate=8000.0,
+        )
+        examples.append(schema.Example(**fields | changes))
+    records.write_shard(folder / dataset.shard_name("train", 0, 1), map(schema.encode, examples))
+    return str(folder)
+
+
+def count_pixels(image, color):
+    return int((np.abs(image.astype(int) - color).max(-1) < 12).sum())
+
+
+def test_a_sheet_shows_the_frames_of_evenly_spread_clips(tmp_path, capsys):
+    path, out = write(tmp_path), tmp_path / "sheets" / "p.png"
+    assert cli.main(["preview", path, "--out", str(out), "--clips", "3", "--frames", "4"]) == 0
+    assert "3 examples" in capsys.readouterr().out
+    image = np.asarray(Image.open(out).convert("RGB"))
+    for record in range(6):
+        drawn = count_pixels(image, (200, 30 * record, 20)) > 10_000
+        assert drawn == (record in (0, 2, 5))
+    assert count_pixels(image, (43, 108, 176)) > 1000  # waveforms
+
+
+def test_sound_alone_pictures_alone_and_broken_frames(tmp_path):
+    frame = schema.encode_jpeg(np.full((48, 64, 3), (10, 200, 10), np.uint8))
+    for name, changes in {
+        "sound": {"frames": []},
+        "pictures": {"frames": [frame], "waveform": None},
+        "broken": {"frames": [frame, frame[:50]]},
+    }.items():
+        (tmp_path / name).mkdir()
+        out = str(tmp_path / f"{name}.png")
+        assert cli.main(["preview", write(tmp_path / name, 2, **changes), "--out", out]) == 0
+        image = np.asarray(Image.open(out).convert("RGB"))
+        assert (count_pixels(image, (10, 200, 10)) > 10_000) == (name != "sound")
+
+
+def test_unknown_split_and_unwritable_file(tmp_path, capsys):
+    path = write(tmp_path)
+    assert cli.main(["preview", path, "--split", "test"]) == 2
+    assert "no shards for the split 'test'" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert cli.main(["preview", path, "--out", str(tmp_path / "file" / "p.png")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_index_makes_a_dataset_of_shards_and_keeps_what_was_said(tmp_path):
+    path = write(tmp_path)
+    index = tmp_path / (dataset.shard_name("train", 0, 1) + ".idx")
+    index.unlink()
+    assert cli.main(["index", path]) == 0
+    info = dataset.DatasetInfo.load(path)
+    assert index.exists() and info.splits["train"].num_examples == 6
+    assert info.modalities == ("video", "audio", "text", "label")
+    info.num_classes = 17
+    info.save(path)
+    write(tmp_path, count=4)  # the shard is replaced
+    assert cli.main(["index", path]) == 0
+    info = dataset.DatasetInfo.load(path)
+    assert (info.splits["train"].num_examples, info.num_classes) == (4, 17)
+
+
+def test_vocab_counts_the_words_of_a_split(tmp_path, capsys):
+    path = write(tmp_path)
+    assert cli.main(["vocab", path, "--size", "20"]) == 0
+    words = (tmp_path / "vocab.txt").read_text().split("\n")
+    assert "caption" in words and "costs" in words
+    assert f"{len(set(words) - {''})} words" in capsys.readouterr().out
+    other = tmp_path / "silent"
+    other.mkdir()
+    assert cli.main(["vocab", write(other, captions=[])]) == 2
+    assert "has no captions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["index", "preview", "validate", "vocab"])
+def test_a_missing_folder_is_named(command, tmp_path, capsys):
+    assert cli.main([command, str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""Every kind of finding, in a dataset made to have it, and none in a sound one."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from mmjax.data import dataset, records, schema
+from mmjax.tools import cli, validate
+
+
+def jpeg(seed: int) -> bytes:
+    image = np.random.default_rng(seed).integers(0, 256, (32, 40, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def good(seed: int = 0) -> schema.Example:
+    """A second of noise, seen and heard."""
+    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, 8000).astype(np.float32)
+    return schema.Example(
+        frames=[jpeg(100 * seed + k) for k in range(5)],
+        waveform=noise,
+        captions=["noise"],
+        labels=[1],
+        frame_rate=5.0,
+        sample_rate=8000.0,
+        filename=f"{seed}.mp4",
+    )
+
+
+def write(folder, train, test=()):
+    """A dataset of examples, or of payloads."""
+    splits = {}
+    for split, examples in (("train", train), ("test", test)):
+        if len(examples):
+            name = dataset.shard_name(split, 0, 1)
+            payloads = [e if isinstance(e, bytes) else schema.encode(e) for e in examples]
+            records.write_shard(folder / name, payloads)
+            splits[split] = dataset.SplitInfo(num_examples=len(examples), shards=[name])
+    info = dataset.DatasetInfo(
+        name="made", splits=splits, modalities=("video", "audio", "text", "label"), num_classes=3
+    )
+    info.save(folder)
+    return str(folder)
+
+
+def changed(**changes) -> schema.Example:
+    return dataclasses.replace(good(1), **changes)
+
+
+def raw(example: schema.Example, waveform: np.ndarray) -> bytes:
+    """An example with a waveform that the writer would refuse."""
+    proto = tf.train.SequenceExample.FromString(schema.encode(example))
+    values = proto.feature_lists.feature_list[schema.WAVEFORM[0]].feature[0].float_list
+    values.ClearField("value")
+    values.value.extend(waveform.tolist())
+    return proto.SerializeToString()
+
+
+def int32_as_float(example: schema.Example) -> np.ndarray:
+    return np.round(example.waveform * 2.0**31).astype(np.int32).view(np.float32)
+
+
+BROKEN = {
+    "layout": tf.train.SequenceExample(
+        context=tf.train.Features(feature={"my/key": tf.train.Feature()})
+    ).SerializeToString(),
+    "jpeg": changed(frames=[*good(1).frames[:4], jpeg(9)[:200]]),
+    "label": changed(labels=[3]),
+    "int32": raw(good(1), int32_as_float(good(1))),
+    "waveform": raw(good(1), np.array([0.1, np.nan, 0.2], np.float32)),
+    "length": changed(waveform=good(1).waveform[:5000]),
+    "silence": changed(waveform=np.zeros(8000, np.float32)),
+    "constant": changed(frames=[jpeg(7), *[jpeg(7)] * 4]),
+    "blank": changed(frames=[schema.encode_jpeg(np.full((32, 40, 3), 9, np.uint8))] * 5),
+    "repeated": changed(frames=[jpeg(7), jpeg(7), jpeg(7), jpeg(7), jpeg(8)]),
+    "caption": changed(captions=[" "]),
+    "unlabelled": changed(labels=[]),
+    "missing": changed(waveform=None),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_each_kind_is_found_alone_and_named(tmp_path, kind):
+    result = validate.validate(write(tmp_path, [good(0), BROKEN[kind], good(2)]), progress=False)
+    assert dict(result.counts) == {kind: 1} and result.records == 3
+    (finding,) = result.findings
+    assert (finding.split, finding.record) == ("train", 1)
+    assert finding.filename == ("" if kind == "layout" else "1.mp4")
+    assert result.num_errors == (kind in validate.ERRORS)
+
+
+def test_empty_and_loud_waveforms(tmp_path):
+    path = write(
+        tmp_path, [changed(waveform=np.zeros(0, np.float32)), raw(good(2), np.full(8000, 7.0))]
+    )
+    details = [f.detail for f in validate.validate(path, progress=False).findings]
+    assert "no samples" in details and "peak 7; scale it to [-1, 1]" in details
+
+
+def test_a_sound_dataset_passes(tmp_path, capsys):
+    path = write(tmp_path, [good(k) for k in range(3)], [good(k) for k in range(3, 5)])
+    assert cli.main(["validate", path, "--quiet", "--workers", "1"]) == 0
+    assert capsys.readouterr().out == "5 records, nothing found.\n"
+
+
+def test_duplicates_within_a_split_and_leaks_between_splits(tmp_path):
+    path = write(tmp_path, [good(0), good(1), good(0)], [good(1), good(2)])
+    result = validate.validate(path, progress=False)
+    assert dict(result.counts) == {"duplicate": 1, "leak": 1}
+    assert {f.detail for f in result.findings} == {
+        "the same as train-00000-of-00001.tfrecord:0",
+        "the same as train-00000-of-00001.tfrecord:1",
+    }
+
+
+def test_damaged_and_truncated_shards(tmp_path, capsys):
+    path = write(tmp_path, [good(k) for k in range(3)], [good(k) for k in range(3, 6)])
+    train = tmp_path / "train-00000-of-00001.tfrecord"
+    data = bytearray(train.read_bytes())
+    data[len(data) // 2] ^= 1  # inside the second record
+    train.write_bytes(data)
+    test = tmp_path / "test-00000-of-00001.tfrecord"
+    test.write_bytes(test.read_bytes()[:-100])
+    assert cli.main(["validate", path, "--quiet", "--workers", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "error    damaged           2" in out
+    assert "train-00000-of-00001.tfrecord:1" in out and "truncated" in out
+    (tmp_path / "test-00000-of-00001.tfrecord").unlink()
+    assert cli.main(["validate", path, "--quiet", "--workers", "1", "--split", "test"]) == 1
+    assert "No such file" in capsys.readouterr().out
+
+
+def test_json_sampling_and_threads(tmp_path, capsys):
+    examples = [good(k) for k in range(70)]  # more than one chunk
+    examples[69].labels = [-1]
+    path = write(tmp_path, examples)
+    assert cli.main(["validate", path, "--quiet", "--json", "--workers", "2"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["records"], found["errors"], found["counts"]) == (70, 1, {"label": 1})
+    assert found["findings"][0]["record"] == 69
+    assert cli.main(["validate", path, "--quiet", "--max-records", "7", "--workers", "1"]) == 1
+    assert "7 records, 1 errors" in capsys.readouterr().out  # the last is always looked at
+
+
+def test_wrong_folders_and_splits(tmp_path, capsys):
+    path = write(tmp_path, [good(0)])
+    assert cli.main(["validate", str(tmp_path / "nowhere")]) == 2
+    assert cli.main(["validate", path, "--split", "tset"]) == 2
+    assert "has no split 'tset'. It has: train" in capsys.readouterr().err

@@ -1,19 +1,19 @@
-"""How fast it is: `python -m tools.bench data|step|loop|eval`, on a recipe's own data, model and
-batch size.
+"""How fast it is, on a recipe's own data, model and batch size.
 
-    python -m tools.bench data                                   # the input pipeline against bare
-    decoding python -m tools.bench step --task=pretrain --config=demo     # the compiled step;
-    compile time over depth python -m tools.bench loop --config.batch_size=32            # what the
-    loop adds; time to the first step python -m tools.bench eval                                   #
-    feature extraction and the linear probe
+    python -m tools.bench data                 the input pipeline against bare decoding
+    python -m tools.bench step                 the compiled step; compilation at several depths
+    python -m tools.bench loop                 what the loop adds; time to the first step
+    python -m tools.bench eval                 feature extraction and the linear probe
+    python -m tools.bench data step --task=pretrain --config=demo --config.batch_size=32
 
-Recipes and overrides are those of `mmjax.main`. Each prints one JSON object: figures, the command
+Recipes and overrides are those of `mmjax.main`. The output is one JSON object: figures, the command
 and the machine. What is compared is measured in turns within one run, and figures are medians over
 `--repeats`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -187,12 +187,15 @@ class Bare:
         with jax.set_mesh(self.mesh):
             self.state = self.program.init(jax.random.key(cfg.seed))
             self._batch = sharding.make_global(self.host_batch, self.mesh)
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             lowered = self.program.step.lower(self.state, self._batch)
-            self.trace_seconds = time.perf_counter() - began
-            began = time.perf_counter()
+            traced = time.perf_counter()
             self._step = lowered.compile()
-            self.compile_seconds = time.perf_counter() - began
+            self.compilation = {
+                "trace_seconds": traced - began,
+                "compile_seconds": time.perf_counter() - traced,
+                "cpu_seconds": time.process_time() - cpu,
+            }
 
     def step_seconds(self, seconds: float) -> float:
         """Wall clock per step over at least `seconds`, the device kept busy."""
@@ -216,8 +219,11 @@ class Bare:
 
 def bench_step(cfg: Any) -> dict[str, Any]:
     """Time, FLOP/s and MFU of the compiled step, and what compilation costs at several depths."""
+    import jax
+
     from mmjax.monitor import flops
 
+    jax.config.update("jax_enable_compilation_cache", False)
     bare = Bare(cfg)
     dtype = bare.program.task.dtype
     rows = []
@@ -236,16 +242,11 @@ def bench_step(cfg: Any) -> dict[str, Any]:
         "flops_per_second": work / seconds,
         "mfu": flops.mfu(work, seconds, flops.peak_of(bare.mesh, dtype)),
         "share_of_matmul": work / seconds / (figures["matmul_flops_per_second"] * bare.mesh.size),
-        "trace_seconds": bare.trace_seconds,
-        "compile_seconds": bare.compile_seconds,
+        "compilation": bare.compilation,
+        "compilation_by_depth": {
+            depth: Bare(_with_depth(cfg, int(depth))).compilation for depth in _DEPTHS.value
+        },
     }
-    figures["depth"] = {}
-    for depth in (int(text) for text in _DEPTHS.value):
-        deep = Bare(_with_depth(cfg, depth))
-        figures["depth"][depth] = {
-            "trace_seconds": deep.trace_seconds,
-            "compile_seconds": deep.compile_seconds,
-        }
     return figures
 
 
@@ -279,7 +280,9 @@ def bench_loop(cfg: Any) -> dict[str, Any]:
 
     # Every run compiles the same program; figures begin after the first step of each.
     cache = tempfile.TemporaryDirectory()
+    jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", cache.name)
+    cfg = cfg.copy_and_resolve_references()
     with cfg.unlocked():
         cfg.evals = {}
         cfg.total_steps = _STEPS.value
@@ -328,20 +331,8 @@ def _run_loop(cfg: Any, open_train_data: Callable) -> dict[str, float]:
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(train, "open_train_data", open_train_data),
     ):
-        with _output_to_stderr():
-            train.train(cfg, folder)
+        train.train(cfg, folder)
         return [r for r in writers.read_metrics(folder) if "perf/step_seconds" in r][-1]
-
-
-class _output_to_stderr:
-    """Keeps standard output for the JSON object."""
-
-    def __enter__(self) -> None:
-        sys.stdout.flush()
-        self._kept, sys.stdout = sys.stdout, sys.stderr
-
-    def __exit__(self, *error: Any) -> None:
-        sys.stdout = self._kept
 
 
 def _start_seconds() -> dict[str, float]:
@@ -393,7 +384,6 @@ def bench_eval(cfg: Any) -> dict[str, Any]:
         predict=predict if "features" not in bare.program.task.predict else "features",
         split=cfg.data.get("split", "train"),
         batch_size=cfg.batch_size,
-        labels=True,
     )
     first = store.get(bare.state, request)  # compiles
     rows = []
@@ -420,16 +410,16 @@ BENCHES = {"data": bench_data, "step": bench_step, "loop": bench_loop, "eval": b
 def _main(argv: list[str]) -> None:
     from mmjax.monitor import report
 
-    if len(argv) != 2:
-        raise UserError(f"Usage: python -m tools.bench {'|'.join(BENCHES)} [flags]")
-    bench = choose("benchmark", argv[1], BENCHES)
+    if len(argv) < 2:
+        raise UserError(f"Usage: python -m tools.bench {'|'.join(BENCHES)} … [flags]")
+    benches = {name: choose("benchmark", name, BENCHES) for name in argv[1:]}
     config.check(_CONFIG.value)
-    figures = bench(_CONFIG.value)
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for the JSON object
+        figures = {name: bench(_CONFIG.value) for name, bench in benches.items()}
     record = {
-        "bench": argv[1],
         "command": f"python -m tools.bench {' '.join(sys.argv[1:])}",
         "repeats": _REPEATS.value,
-        "figures": figures,
+        **figures,
         "environment": report.environment(),
     }
     print(json.dumps(record, indent=2))
@@ -441,7 +431,8 @@ def main() -> None:
     try:
         app.run(_main, argv=config.expand_arguments(sys.argv, given[0] if given else "pretrain"))
     except UserError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

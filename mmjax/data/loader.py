@@ -9,9 +9,11 @@ A batch is a dict of numpy arrays, the rows of this host: see `TrainData.spec`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -76,7 +78,6 @@ class _Data:
         self.num_classes = _num_classes(cfg.label, self.infos) if cfg.label else None
         self.pipeline = self._pipeline()
         self._skipped: set[tuple[int, int]] = set()
-        self._element_spec = None
 
     @property
     def corrupt(self) -> int:
@@ -85,9 +86,7 @@ class _Data:
     @property
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of what `iterate` yields on one host."""
-        features = {
-            key: tf.zeros([self.rows, *s.shape], s.dtype) for key, s in self._spec().items()
-        }
+        features = {key: tf.zeros([self.rows, *s.shape], s.dtype) for key, s in self._spec.items()}
         batch = self.pipeline.batch(features) | self._extra(features)
         return {
             key: jax.ShapeDtypeStruct(tuple(value.shape), value.dtype.as_numpy_dtype)
@@ -122,16 +121,17 @@ class _Data:
             features["source"] = tf.cast(ids["source"], tf.int32)
         return features
 
+    @functools.cached_property
+    def _function(self):
+        """`_example`, traced once for the stream, its types and single records."""
+        ids = {key: tf.TensorSpec([], tf.int64) for key in _IDS}
+        function = tf.function(self._example, autograph=False)
+        return function.get_concrete_function(ids, tf.TensorSpec([], tf.string))
+
+    @property
     def _spec(self) -> dict[str, tf.TensorSpec]:
-        if self._element_spec is None:
-            ids = {k: tf.TensorSpec([], tf.int64) for k in ("position", "source", "record")}
-            function = tf.function(self._example, autograph=False)
-            concrete = function.get_concrete_function(ids, tf.TensorSpec([], tf.string))
-            self._element_spec = {
-                key: tf.TensorSpec(value.shape, value.dtype)
-                for key, value in concrete.structured_outputs.items()
-            }
-        return self._element_spec
+        outputs = self._function.structured_outputs
+        return {key: tf.TensorSpec(value.shape, value.dtype) for key, value in outputs.items()}
 
     def _examples(self, ids: tf.data.Dataset) -> tf.data.Dataset:
         """Dataset of ids → dataset of examples, in the same order."""
@@ -155,7 +155,7 @@ class _Data:
             records = ids.interleave(opened, cycle_length=self.threads, **several)
         else:
             records = ids.batch(self._records_per_read()).map(fetched, **several).unbatch()
-        return records.map(_as_is(self._example), **several)
+        return records.map(_as_is(lambda *record: self._function(*record)), **several)
 
     def _records_per_read(self) -> int:
         """About a megabyte: small records share the cost of a call, large ones are read side by side."""
@@ -172,7 +172,7 @@ class _Data:
 
             @_as_is
             def example(serialized):
-                return self._example(now, serialized) | {"_attempt": number}
+                return self._function(now, serialized) | {"_attempt": number}
 
             # The reading too must happen where its errors can be ignored: not here, but in `map`.
             if self.cfg.read == "tf":
@@ -183,7 +183,7 @@ class _Data:
             return serialized.map(example).ignore_errors()
 
         tries = tf.data.Dataset.range(_ATTEMPTS if self.train else 1).flat_map(attempt)
-        nothing = {key: tf.zeros(spec.shape, spec.dtype) for key, spec in self._spec().items()}
+        nothing = {key: tf.zeros(spec.shape, spec.dtype) for key, spec in self._spec.items()}
         nothing["example_id"] = tf.cast(item["record"], tf.int32)
         nothing["_attempt"] = tf.constant(_ATTEMPTS, tf.int64)
         return tries.concatenate(tf.data.Dataset.from_tensors(nothing)).take(1)
@@ -235,17 +235,17 @@ class _Data:
         """Why a record cannot be used, or None if it can."""
         source = self.sources[item["source"]]
         try:
-            self._example(
+            self._function(
                 {key: tf.constant(value, tf.int64) for key, value in item.items()},
                 tf.constant(source.fetch(item["record"])),
             )
         except UserError as error:  # already says where
             return str(error)
         except tf.errors.OpError as error:
-            reason = error.message.split("\n")[0]
-            reason = reason.rsplit("}} ", 1)[-1].split(" [Op:")[0].strip()
-            if "assertion failed" in reason:
-                reason = reason.split("assertion failed: ", 1)[-1].strip("[] ").replace("] [", " ")
+            # The reason is the line before the one that names the node of the graph.
+            reason = error.message.partition("\n\t [[{{node")[0].strip().split("\n")[-1]
+            if (asserted := "assertion failed: ") in reason:  # its parts come in brackets
+                reason = re.sub(r"\[(.*?)\](?= \[|$)", r"\1", reason.partition(asserted)[2])
             return f"{source.where(item['record'])}: {reason}"
         return None
 

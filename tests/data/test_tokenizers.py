@@ -91,7 +91,9 @@ def test_bert_pieces(tmp_path):
 def test_sentencepiece_with_and_without_padding(tmp_path):
     import sentencepiece
 
-    corpus = [f"a {c} {s} moves {d}" for c in ("red", "blue") for s in ("circle", "square") for d in "ab"]
+    corpus = [
+        f"a {c} {s} moves {d}" for c in ("red", "blue") for s in ("circle", "square") for d in "ab"
+    ]
     rows = {}
     for pad in (0, -1):
         sentencepiece.SentencePieceTrainer.train(

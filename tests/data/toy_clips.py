@@ -70,6 +70,11 @@ def without_samples(number: int) -> bytes:
     return proto.SerializeToString()
 
 
+def of_class_7(number: int) -> bytes:
+    """A record whose class the dataset does not have."""
+    return schema.encode(example(number, labels=[7]))
+
+
 def section(folder, **changes) -> dict:
     """The section `data` of a recipe that reads such a folder."""
     fields = dict(

@@ -40,7 +40,8 @@ class WaveformTransformer(PatchTransformer):
             encoder=encoder,
             patch_size=(patch_size,),
             channels=0,
-            buckets={"temporal": buckets},
+            axes=("temporal",),
+            buckets=(buckets,),
             keep_tokens=keep_tokens,
             rngs=rngs,
             **options,
@@ -57,6 +58,7 @@ class SpectrogramTransformer(PatchTransformer):
       encoder: options of the encoder.
       patch_size: frames and bins of a patch.
       buckets: rows of the temporal and spectral table of positions.
+      swap_axes: see above.
       rngs: for initialisation.
       **options: of `PatchTransformer`.
     """
@@ -67,6 +69,7 @@ class SpectrogramTransformer(PatchTransformer):
         encoder: EncoderConfig,
         patch_size: Sequence[int] = (16, 5),
         buckets: Sequence[int] = (9, 16),
+        swap_axes: bool = False,
         rngs: nnx.Rngs,
         **options: Any,
     ):
@@ -74,7 +77,9 @@ class SpectrogramTransformer(PatchTransformer):
             encoder=encoder,
             patch_size=patch_size,
             channels=0,
-            buckets=dict(zip(("temporal", "spectral"), buckets, strict=True)),
+            axes=("temporal", "spectral"),
+            buckets=buckets,
+            swap_axes=swap_axes,
             rngs=rngs,
             **options,
         )

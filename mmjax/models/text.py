@@ -187,7 +187,7 @@ _T5 = dict(
     scale_attention=False,
 )
 T5_CONFIGS: dict[str, dict[str, Any]] = {
-    "t5_tiny": dict(_T5, **SIZES["tiny"], vocab_size=2048, embedding_dim=128),
+    "t5_tiny": dict(_T5, **{**SIZES["tiny"], "num_layers": 2}, vocab_size=2048, embedding_dim=128),
     "t5_small": dict(_T5, width=512, mlp_dim=2048, num_layers=6, num_heads=8),
     "t5_base": dict(_T5, **SIZES["base"]),
 }

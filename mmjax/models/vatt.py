@@ -18,6 +18,7 @@ from flax import nnx
 from mmjax.errors import UserError, choose, unknown
 from mmjax.models import audio, text, video
 from mmjax.models.heads import HEADS
+from mmjax.models.patches import PatchTransformer
 from mmjax.models.transformer import EncoderConfig, dropout, split_key
 
 Spec = str | Mapping[str, Any]
@@ -48,11 +49,10 @@ def _keywords(function: Callable[..., Any]) -> list[str]:
 
 
 def _tower_options(tower: type) -> list[str]:
-    """Every option a tower takes, those of its base class and of its encoder among them."""
-    names = set()
-    for cls in tower.__mro__:
-        if cls.__init__ is not object.__init__ and cls.__module__.startswith("mmjax."):
-            names.update(_keywords(cls.__init__))
+    """Every option a tower takes, those of its encoder and of the class it builds on among them."""
+    names = set(_keywords(tower.__init__))
+    if issubclass(tower, PatchTransformer):
+        names.update(set(_keywords(PatchTransformer.__init__)) - set(tower.FIXED))
     if "encoder" in inspect.signature(tower.__init__).parameters:
         names.update(_ENCODER_OPTIONS)
     return sorted(names)

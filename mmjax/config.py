@@ -6,6 +6,8 @@ an unknown key fails at start, by name, with the nearest valid one.
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import inspect
 import json
 import pathlib
@@ -141,19 +143,78 @@ def find_recipe(task: str, name: str) -> pathlib.Path:
     return path
 
 
-def expand_arguments(argv: Sequence[str], task: str) -> list[str]:
-    """Replaces `--config=NAME[:ARG]` by the recipe's path; without one, adds the task's demo."""
-    out, given = [], False
-    for argument in argv:
-        flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-config") and equals:
-            given = True
-            name, colon, arg = value.partition(":")
-            argument = f"--config={find_recipe(task, name)}{colon}{arg}"
-        elif flag in ("--config", "-config"):
-            raise UserError("Write --config=NAME (with '='), NAME a recipe or a .py file.")
-        out.append(argument)
-    return out if given else [out[0], f"--config={find_recipe(task, 'demo')}", *out[1:]]
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`(flags, overrides)`: the `--config.key=value` arguments apart from the others."""
+    overrides = [a for a in argv if a.startswith(("--config.", "-config."))]
+    return [a for a in argv if a not in overrides], overrides
+
+
+def load(task: str, name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """A recipe with overrides, checked.
+
+    Args:
+      task: whose recipe.
+      name: recipe or .py file, with `:ARG` for its `get_config` if it takes one.
+      overrides: `--config.key=value` arguments; values are Python literals, anything else is a
+        string. Keys need not stand in the recipe: what they configure checks them.
+
+    Raises:
+      UserError: no such recipe, a recipe for another task, or an override that cannot be.
+    """
+    name, _, arg = name.partition(":")
+    path = find_recipe(task, name)
+    spec = importlib.util.spec_from_file_location(f"mmjax_recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} has no function get_config.")
+    cfg = module.get_config(arg) if arg else module.get_config()
+    apply(cfg, overrides)
+    if cfg.task != task:
+        raise UserError(f"--config={name} is a recipe for --task={cfg.task}, not {task}.")
+    return cfg
+
+
+def apply(cfg: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+    """Sets what `--config.key=value` arguments say, and checks the whole."""
+    for override in overrides:
+        _apply(cfg, override)
+    check(cfg)
+
+
+def _apply(cfg: ml_collections.ConfigDict, override: str) -> None:
+    """Sets one `--config.a.b=value`."""
+    key, equals, text = override.lstrip("-").removeprefix("config.").partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"{override}: write --config.key=value, with '='.")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    *parents, last = key.split(".")
+    if not parents and last not in _DEFAULTS and last not in _SECTIONS:
+        raise unknown("config key", last, [*_DEFAULTS, *_SECTIONS])
+    node = cfg
+    for number, parent in enumerate(parents):
+        child = node.get(parent)
+        if child is None or isinstance(child, str):
+            # A section that is not there yet, or a name ('vit_tiny') that gets options of its own.
+            child = ml_collections.ConfigDict({"name": child} if child else {})
+            with node.ignore_type():
+                node[parent] = child
+        elif not isinstance(child, ml_collections.ConfigDict):
+            at = ".".join(parents[: number + 1])
+            raise UserError(f"{override}: config.{at} is {child!r}, which has no keys.")
+        node = child
+    old = node.get(last)
+    if isinstance(old, str) and isinstance(value, int | float) and not isinstance(value, bool):
+        value = text
+    if isinstance(old, tuple | list) and not isinstance(value, tuple | list):
+        value = (value,)
+    if isinstance(old, bool | int | float):
+        _check_type(f"config.{key}", value, old)
+    with node.ignore_type():  # what a value may be is for those to say whom it configures
+        node[last] = value
 
 
 def to_json(cfg: Mapping) -> str:

@@ -230,7 +230,13 @@ class _Repeated:
 # ---------------------------------------------------------------------------------------- the job
 
 
-def run_job(cfg: Any, model_dir: str, *, override_checkpoint: str | None = None) -> int:
+def run_job(
+    cfg: Any,
+    model_dir: str,
+    *,
+    overrides: Sequence[str] = (),
+    override_checkpoint: str | None = None,
+) -> int:
     """`--mode=eval`: the evaluation job of a run, or the evaluation of one checkpoint.
 
     The job runs the evaluators with `where='eval'`; if there is none, all of them. A single
@@ -240,6 +246,7 @@ def run_job(cfg: Any, model_dir: str, *, override_checkpoint: str | None = None)
     Args:
       cfg: a config; None takes the one the run was started with.
       model_dir: the run directory.
+      overrides: `--config.key=value` arguments for that config.
       override_checkpoint: `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`: evaluate
         this one, then return.
 
@@ -264,7 +271,7 @@ def run_job(cfg: Any, model_dir: str, *, override_checkpoint: str | None = None)
             if run is None:
                 return 0
         cfg = run.read_config() if cfg is None else cfg
-        config.check(cfg)
+        config.apply(cfg, overrides)
         evaluators, restore = _prepare(cfg, run, any_place=bool(override_checkpoint))
         write = _writer(run, tensorboard=cfg.tensorboard)
         if override_checkpoint:

@@ -8,7 +8,6 @@ import pathlib
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from mmjax import config
 from mmjax.errors import UserError
@@ -18,8 +17,8 @@ _TASK = flags.DEFINE_enum("task", "pretrain", sorted(TASKS), "What is learned.")
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train, or evaluate checkpoints beside a trainer."
 )
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A recipe's name or .py file; --config.key=value overrides any value."
+_CONFIG = flags.DEFINE_string(
+    "config", "demo", "A recipe's name or .py file; --config.key=value overrides any of its values."
 )
 _MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "The run directory. Default: runs/<task>-<recipe> where you are."
@@ -32,15 +31,6 @@ _OVERRIDE_CHECKPOINT = flags.DEFINE_string(
 )
 _MAX_HOURS = flags.DEFINE_float("max_hours", 0.0, "Save and end after so many hours (0: never).")
 _PROFILE = flags.DEFINE_string("profile", "", "START:STOP: steps to trace with jax.profiler.")
-
-
-def _task_of(argv: list[str]) -> str:
-    """--task, which is needed to find a recipe before flags can be parsed."""
-    for i, argument in enumerate(argv):
-        flag, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and flag == "task":
-            return value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
-    return _TASK.default
 
 
 def _quiet(record: std_logging.LogRecord) -> bool:
@@ -69,57 +59,49 @@ def _enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _dispatch(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(f"Not a flag: {argv[1:]}. Flags look like --name=value.")
+def _dispatch(overrides: list[str]) -> None:
     from mmjax import distributed
 
     distributed.initialize()
-    cfg = _CONFIG.value
-    recipe = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    recipe = pathlib.Path(_CONFIG.value.partition(":")[0]).stem
     model_dir = _MODEL_DIR.value or os.path.join("runs", f"{_TASK.value}-{recipe}")
     if _MODE.value == "eval":
         from mmjax import evaluate
 
-        sys.exit(
-            evaluate.run_job(
-                cfg if _is_given("config") else None,
-                model_dir,
-                override_checkpoint=_OVERRIDE_CHECKPOINT.value,
-            )
+        _enable_compilation_cache()
+        own = flags.FLAGS["config"].present
+        status = evaluate.run_job(
+            config.load(_TASK.value, _CONFIG.value) if own else None,
+            model_dir,
+            overrides=overrides,
+            override_checkpoint=_OVERRIDE_CHECKPOINT.value,
         )
-    if cfg.task != _TASK.value:
-        raise UserError(f"--config is a recipe for --task={cfg.task}, not {_TASK.value}.")
-    if _OVERRIDE_CHECKPOINT.value:
-        cfg.init_from = _OVERRIDE_CHECKPOINT.value
-    config.check(cfg)
+        sys.exit(status)
+    cfg = config.load(_TASK.value, _CONFIG.value, overrides)
     if cfg.compilation_cache:
         _enable_compilation_cache()
     from mmjax import train
 
+    if _OVERRIDE_CHECKPOINT.value:
+        cfg.init_from = _OVERRIDE_CHECKPOINT.value
     train.train(cfg, model_dir, max_hours=_MAX_HOURS.value, profile=_PROFILE.value)
 
 
-def _is_given(flag: str) -> bool:
-    return any(argument.lstrip("-").startswith(flag) for argument in sys.argv[1:])
-
-
-def _main(argv: list[str]) -> None:
-    _setup_logging()
-    try:
-        _dispatch(argv)
-    except UserError as error:
-        logging.error("%s", error)
-        sys.exit(2)
-
-
 def main() -> None:
-    try:
-        argv = config.expand_arguments(sys.argv, _task_of(sys.argv))
-        app.run(_main, argv=argv)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    """The command; exits with 2 after an error that the user can put right."""
+    argv, overrides = config.split_arguments(sys.argv)
+
+    def run(rest: list[str]) -> None:
+        _setup_logging()
+        try:
+            if len(rest) > 1:
+                raise UserError(f"Not a flag: {rest[1]}. Flags look like --name=value.")
+            _dispatch(overrides)
+        except UserError as error:
+            logging.error("%s", error)
+            sys.exit(2)
+
+    app.run(run, argv=argv)
 
 
 if __name__ == "__main__":

@@ -180,6 +180,8 @@ def train(
         mesh=mesh,
         where="train",
     )
+    for evaluator in evaluators:
+        evaluator.check(program.state)
     saved = checkpoint.Checkpoints(
         run.path, **config.keywords(checkpoint.Checkpoints, cfg.checkpoint, "checkpoint")
     )

@@ -117,25 +117,81 @@ def test_a_recipe_that_is_not_there(recipes):
         config.find_recipe("pretrain", "mine.py")
 
 
-def test_arguments_get_the_recipes_path(recipes):
+def test_overrides_are_set_apart_from_flags():
     argv = ["main", "--task=pretrain", "--config=large:small", "--config.batch_size=4", "-v"]
-    assert config.expand_arguments(argv, "pretrain") == [
-        "main",
-        "--task=pretrain",
-        f"--config={recipes / 'pretrain/large.py'}:small",
-        "--config.batch_size=4",
-        "-v",
-    ]
+    assert config.split_arguments(argv) == (
+        ["main", "--task=pretrain", "--config=large:small", "-v"],
+        ["--config.batch_size=4"],
+    )
 
 
-def test_without_a_recipe_the_tasks_demo_is_run_and_can_be_overridden(recipes):
-    argv = config.expand_arguments(["main", "--config.seed=3"], "finetune")
-    assert argv == ["main", f"--config={recipes / 'finetune/demo.py'}", "--config.seed=3"]
+RECIPE = """
+from mmjax import config
+
+def get_config(arg=""):
+    cfg = config.base()
+    cfg.task = "pretrain"
+    cfg.seed = len(arg)
+    cfg.data = dict(train="world", video=dict(size=32), text=dict(max_words=16))
+    cfg.model = dict(video="vit_tiny")
+    return cfg
+"""
 
 
-def test_a_recipe_as_a_separate_word_is_refused(recipes):
-    with pytest.raises(UserError, match="--config=NAME"):
-        config.expand_arguments(["main", "--config", "large"], "pretrain")
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def test_a_recipe_gets_its_argument_and_overrides_of_any_kind(recipe):
+    cfg = config.load(
+        "pretrain",
+        f"{recipe}:four",
+        [
+            "--config.batch_size=4",
+            "--config.ema_decay=0",
+            "--config.data.train=('a', 'b')",
+            "--config.data.text=None",
+            "--config.data.video.size=64",
+            "--config.loss.temperature=0.1",
+            "--config.model.video.num_layers=2",
+            "--config.model.audio.name=wat_tiny",
+            "--config.init_allow=^head/",
+        ],
+    )
+    assert (cfg.seed, cfg.batch_size, cfg.ema_decay) == (4, 4, 0)
+    assert cfg.data.train == ("a", "b") and cfg.data.text is None and cfg.data.video.size == 64
+    assert cfg.loss.temperature == 0.1
+    assert config.plain(cfg.model) == {
+        "video": {"name": "vit_tiny", "num_layers": 2},
+        "audio": {"name": "wat_tiny"},
+    }
+    assert cfg.init_allow == ("^head/",)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.bach_size=4", "Unknown config key 'bach_size'. Did you mean 'batch_size'?"),
+        ("--config.batch_size=four", "config.batch_size must be int, not 'four'"),
+        ("--config.batch_size=4.5", "config.batch_size must be int, not 4.5"),
+        ("--config.data.video.size=big", "config.data.video.size must be int, not 'big'"),
+        ("--config.batch_size", "write --config.key=value"),
+        ("--config.seed.x=1", "config.seed is 0, which has no keys"),
+        ("--config.mesh=3", "config.mesh must be dict, not 3"),
+    ],
+)
+def test_overrides_that_cannot_be(recipe, override, message):
+    with pytest.raises(UserError) as error:
+        config.load("pretrain", recipe, [override])
+    assert message in str(error.value)
+
+
+def test_a_recipe_of_another_task(recipe):
+    with pytest.raises(UserError, match="a recipe for --task=pretrain, not finetune"):
+        config.load("finetune", recipe)
 
 
 # ---- JSON

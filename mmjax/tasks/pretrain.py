@@ -90,18 +90,14 @@ class Pretrain:
         total, metrics = jnp.float32(0), {}
         for (anchor, other), weight in self._pairs.items():
             first, second = projected[f"{anchor}/{other}"], projected[f"{other}/{anchor}"]
-            mask, candidates = self._masks(batch, anchor, other)
-            value = self._loss(
-                first,
-                second if second.ndim == 3 else second[:, None],
-                mask=mask,
-                candidate_mask=candidates,
-                **self._loss_keywords,
-            )
+            masks = self._masks(batch, anchor, other)
+            value = self._loss(first, second, **masks, **self._loss_keywords)
             total += weight * value
             metrics[f"loss_{anchor}_{other}"] = (value, jnp.float32(1))
+            if (seen := masks.pop("anchor_mask")) is not None:
+                masks["mask"] = seen if masks["mask"] is None else seen * masks["mask"]
             metrics[f"top1_{anchor}_{other}"] = contrastive.batch_top1(
-                first, second if second.ndim == 2 else second[:, 0], mask=mask
+                first, second, **masks, chunk_size=self._loss_keywords.get("chunk_size")
             )
         total /= sum(self._pairs.values())
         return total, (self.model.extra_of(module), metrics)
@@ -143,19 +139,17 @@ class Pretrain:
                     projected[name] = value.reshape(*text.shape[:2], -1)
         return projected
 
-    def _masks(self, batch, anchor: str, other: str) -> tuple[jax.Array, jax.Array | None]:
-        """`(examples [B], candidates [B, L] or None)`: which have both modalities."""
-        batch_size = next(iter(batch.values())).shape[0]
-        mask, candidates = jnp.ones(batch_size, jnp.float32), None
-        for modality in (anchor, other):
-            present = batch.get(f"{modality}_mask")
-            if present is None:
-                continue
-            if present.ndim == 2:
-                candidates = present
-                present = present.max(axis=1)
-            mask *= present
-        return mask, candidates
+    def _masks(self, batch, anchor: str, other: str) -> dict[str, jax.Array | None]:
+        """Which examples have the anchor, the other modality, and which of its candidates."""
+        anchor_mask, mask = batch.get(f"{anchor}_mask"), batch.get(f"{other}_mask")
+        if anchor_mask is not None and anchor_mask.ndim == 2:
+            anchor_mask = anchor_mask.max(axis=1)
+        candidates = mask if mask is not None and mask.ndim == 2 else None
+        return {
+            "anchor_mask": anchor_mask,
+            "mask": None if candidates is not None else mask,
+            "candidate_mask": candidates,
+        }
 
     def _features(self, params, extra, batch) -> dict[str, jax.Array]:
         """Towers' and head's outputs for evaluation: {'video': [B, V, D], 'video/text': [B, V, d], …}."""

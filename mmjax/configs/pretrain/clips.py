@@ -1,0 +1,61 @@
+"""Pretraining on your own clips with one GPU, or patiently on CPU cores: video and sound, no captions needed.
+
+    mmjax build --csv my_clips.csv --out data/my_clips --fps 10 --size 96 --sample-rate 16000
+    python -m mmjax.main --task=pretrain --config=clips --config.data.train=data/my_clips
+
+Clips of at least 1.6 seconds; 8 frames at 5 a second, 64 pixels, and the sound of the same time. If the clips have
+captions, add `--config=clips:text`. docs/your_data.md leads from files to here; docs/pretrain.md says what to change
+for more data and larger models.
+"""
+
+from mmjax import config
+
+
+def get_config(arg: str = ""):
+    """`arg`: 'text' to learn from captions too."""
+    cfg = config.base()
+    cfg.task = "pretrain"
+    cfg.batch_size = 64
+    cfg.total_steps = 2000
+    cfg.log_every = 20
+    cfg.checkpoint = dict(every=200, keep=3)
+    cfg.ema_decay = 0.99
+    cfg.data = dict(
+        train="",
+        split="train",
+        video=dict(num_frames=8, stride=2, size=64, crop="inception", area=(0.4, 1.0)),
+        audio=dict(num_samples=25_600, sample_rate=16_000.0),
+        text=dict(candidates=1) if arg == "text" else None,
+    )
+    cfg.model = dict(
+        name="tx_fac",
+        size="tiny",
+        video=dict(patch_size=(2, 16, 16), buckets=(4, 4, 4)),
+        audio=dict(patch_size=256, buckets=100),
+        head=dict(name="fac", fine=256, coarse=256),
+        dropout_rate=0.1,
+        scan_unroll=0,
+    )
+    if arg != "text":
+        cfg.model.text = None
+    cfg.augment = dict(color_jitter=0.8, audio_noise=0.01)
+    weights = dict(video_audio=1.0, video_text=1.0) if arg == "text" else dict(video_audio=1.0)
+    cfg.loss = dict(name="asymmetric_nce", weights=weights, double_positive=False)
+    cfg.optimizer = dict(
+        name="adamw",
+        weight_decay=0.05,
+        weight_decay_exclude=("bias$", "scale$", "positions/", "agg_token$"),
+        clip_norm=1.0,
+        schedule=dict(name="cosine", base=5e-4, warmup_steps=100),
+    )
+    cfg.evals = dict(
+        retrieval_audio=dict(
+            type="retrieval",
+            query="video",
+            target="audio",
+            split="test",
+            every=200,
+            where="eval",
+        ),
+    )
+    return cfg

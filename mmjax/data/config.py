@@ -85,7 +85,7 @@ def _checked(cls: type, section: Mapping[str, Any], where: str):
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as what `hint` allows; ints pass for floats and lists for tuples, nothing else changes."""
+    """`value` as `hint` allows; ints pass for floats, lists for tuples, nothing else changes."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         if option is type(None) and value is None:

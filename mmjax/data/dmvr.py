@@ -87,7 +87,7 @@ class Factory:
         return make(split) if parameters else make()
 
     def batches(self, *, batch_size: int, train: bool, skip: int = 0) -> tf.data.Dataset:
-        """The factory's batches from number `skip` on; endless in training, and complete to the last example in tests."""
+        """The factory's batches from number `skip` on; endless in training, complete in tests."""
         dataset = self._factory.make_dataset(
             shuffle=train,
             num_epochs=-1 if train else 1,
@@ -116,7 +116,8 @@ class Factory:
             if video.dtype != np.uint8:
                 if video.min() < 0 or video.max() > 1:
                     raise UserError(
-                        f"A DMVR factory gives frames in [{video.min():g}, {video.max():g}]; expected uint8, or "
+                        f"A DMVR factory gives frames in [{video.min():g}, {video.max():g}]; "
+                        "expected uint8, or "
                         "floats in [0, 1] (zero_centering_image=False)."
                     )
                 video = np.round(video * 255).astype(np.uint8)
@@ -140,6 +141,7 @@ class _Stream:
     Attributes:
       info: what the options say; a factory says nothing.
       tokenizer: None: the factory's own is used.
+      num_classes: what the options say.
       corrupt: 0.
     """
 
@@ -159,16 +161,18 @@ class _Stream:
     ):
         if batch_size < 1 or batch_size % process_count:
             raise UserError(
-                f"batch_size={batch_size} must be a positive multiple of the number of hosts ({process_count})."
+                f"batch_size={batch_size} must be a positive multiple of the number of hosts "
+                f"({process_count})."
             )
         self.batch_size, self.rows = batch_size, batch_size // process_count
         self._first, self._train = process_index * self.rows, train
+        self.num_classes = (cfg.label.num_classes or None) if cfg.label else None
         self._wanted = {n for n in ("video", "audio", "text", "label") if getattr(cfg, n)}
         self._factory = Factory(spec, split=split, train=train, wishes=_wishes(cfg, train=train))
         self.info = DatasetInfo(
             name=spec,
             modalities=tuple(sorted(self._wanted)),
-            num_classes=cfg.label.num_classes if cfg.label else 0,
+            num_classes=self.num_classes or 0,
         )
         self._views = {}
         if cfg.video:
@@ -180,7 +184,8 @@ class _Stream:
         fields = Factory.fields(batch)
         for name in self._wanted - fields.keys():
             raise UserError(
-                f"{self._factory.name} gives no {name}; its batches have {', '.join(sorted(batch))}. Set data.{name}=None."
+                f"{self._factory.name} gives no {name}; its batches have "
+                f"{', '.join(sorted(batch))}. Set data.{name}=None."
             )
         fields = {name: fields[name] for name in sorted(self._wanted)}
         if not self._train:
@@ -194,7 +199,7 @@ class _Stream:
         return fields
 
     def _with_views(self, name: str, value: np.ndarray) -> np.ndarray:
-        """[B, V, length, …]. DMVR lays test views out along time, or along the batch side by side."""
+        """[B, V, length, …]; DMVR lays test views out along time, or along the batch."""
         views, length = self._views[name]
         return value.reshape(-1, views, length, *value.shape[2:])
 
@@ -213,7 +218,7 @@ class StreamTrainData(_Stream):
         self._seed = seed
 
     def iterate(self, first_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """This host's rows from step `first_step` on; `example_id` is the position in the stream."""
+        """This host's rows from `first_step` on; `example_id` is the place in the stream."""
         tf.random.set_seed(
             self._seed
         )  # what little order there can be: hosts must agree on the batch

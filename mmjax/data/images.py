@@ -81,7 +81,7 @@ def _is_png(picture: tf.Tensor) -> tf.Tensor:
 def resize(
     frames: tf.Tensor, size: tf.Tensor | tuple[int, int], *, rounded: bool = False
 ) -> tf.Tensor:
-    """Bilinear, half-pixel centres, no antialiasing; back to uint8 by truncation (VATT's way) or rounding."""
+    """Bilinear, half-pixel centres, no antialiasing; uint8 by truncation (as VATT) or rounding."""
 
     def resized():
         image = tf.image.resize(frames, size)
@@ -92,7 +92,7 @@ def resize(
 
 
 def shortest_side(shape: tf.Tensor, size: int) -> tf.Tensor:
-    """int32 [2]: `shape` (height, width) scaled so that the shorter side is `size`, the other rounded down."""
+    """int32 [2]: `shape` scaled so that the shorter side is `size`, the other rounded down."""
     return shape * size // tf.reduce_min(shape)
 
 
@@ -165,7 +165,7 @@ def vgg_window(
 def vgg_exact(
     frames: tf.Tensor, seed: tf.Tensor, *, size: int, min_resize: int, scale_jitter: bool
 ) -> tf.Tensor:
-    """VATT's VGG-style crop in its own order, with a uint8 picture after each step; of whole frames."""
+    """VATT's VGG-style crop of whole frames in its own order, uint8 after each step."""
     shape = tf.shape(frames)[1:3]
     if scale_jitter:
         frames = resize(frames, jittered_size(shape, seed))

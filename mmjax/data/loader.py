@@ -35,7 +35,8 @@ Batch = dict[str, np.ndarray]
 
 _ATTEMPTS = 16  # records that may be corrupt in a row before training gives up
 _FOREVER = np.iinfo(np.int64).max
-# Our functions are written in TensorFlow's own terms; translating their Python first only costs time.
+# Our functions are written in TensorFlow's own terms; translating their Python first only costs
+# time.
 _as_is = tf.autograph.experimental.do_not_convert
 
 
@@ -65,7 +66,8 @@ class _Data:
     ):
         if batch_size < 1 or batch_size % process_count:
             raise UserError(
-                f"batch_size={batch_size} must be a positive multiple of the number of hosts ({process_count})."
+                f"batch_size={batch_size} must be a positive multiple of the number of hosts "
+                f"({process_count})."
             )
         self.cfg, self.train, self.seed, self.batch_size = cfg, train, seed, batch_size
         self.process_index, self.process_count = process_index, process_count
@@ -158,7 +160,8 @@ class _Data:
         return records.map(_as_is(lambda *record: self._function(*record)), **several)
 
     def _records_per_read(self) -> int:
-        """About a megabyte: small records share the cost of a call, large ones are read side by side."""
+        """About a megabyte: small records share the cost of a call, large ones are read in "
+        "parallel."""
         lengths = [np.mean(s.index[:, 2]) for s in self.sources if s.index is not None]
         return int(np.clip(2**20 / max(lengths), 1, 32)) if lengths else 1
 
@@ -212,7 +215,7 @@ class _Data:
         return dataset.prefetch(self.cfg.prefetch).with_options(options)
 
     def _run(self, dataset: tf.data.Dataset, ids_of: Callable[[int], Features]) -> Iterator[Batch]:
-        """Batches of `dataset`; `ids_of` tells the ids of this host's rows in its batch number n."""
+        """Batches of `dataset`; `ids_of` gives the ids of this host's rows in batch number n."""
         number = 0
         iterator = dataset.as_numpy_iterator()
         while True:
@@ -253,7 +256,8 @@ class _Data:
         for row in zip(*(ids[key].tolist() for key in _IDS), strict=True):
             if problem := self._problem(dict(zip(_IDS, row, strict=True))):
                 return UserError(
-                    f"{problem} (`mmjax validate` checks a whole dataset; data.corrupt='skip' leaves such records out.)"
+                    f"{problem} (`mmjax validate` checks a whole dataset; data.corrupt='skip' "
+                    "leaves such records out.)"
                 )
         return None
 
@@ -274,12 +278,14 @@ class _Data:
                     )
                 if self.corrupt > self.cfg.max_corrupt:
                     raise UserError(
-                        f"More than data.max_corrupt={self.cfg.max_corrupt} records are corrupt, last: "
+                        f"More than data.max_corrupt={self.cfg.max_corrupt} records are corrupt, "
+                        "last: "
                         f"{self._problem(item)}"
                     )
             if self.train and attempts[row] >= _ATTEMPTS:
                 raise UserError(
-                    f"{_ATTEMPTS} corrupt records in a row, from {self.sources[item['source']].where(first)} on."
+                    f"{_ATTEMPTS} corrupt records in a row, from "
+                    f"{self.sources[item['source']].where(first)} on."
                 )
 
 
@@ -287,7 +293,7 @@ _IDS = ("position", "source", "record")
 
 
 class TrainData(_Data):
-    """Endless training batches; batch n is a function of (configuration, seed, n). See `make_train_data`."""
+    """Endless training batches, batch n a function of (configuration, seed, n)."""
 
     def __init__(self, cfg: DataConfig, opened: Sequence[Source], **kwargs):
         super().__init__(cfg, opened, train=True, **kwargs)
@@ -295,13 +301,13 @@ class TrainData(_Data):
         self._order = Order(sizes, weights=cfg.weights or None, seed=self.seed)
 
     def iterate(self, first_step: int = 0) -> Iterator[Batch]:
-        """This host's rows of the batches of steps `first_step`, `first_step` + 1, …; the cost does not depend on it."""
+        """This host's rows of the batches of steps `first_step`, `first_step` + 1, …"""
         ids = tf.data.Dataset.range(first_step, _FOREVER).map(_as_is(self._ids)).unbatch()
         dataset = self._batches(ids, drop_remainder=True)
         return self._run(dataset, lambda number: self._host_ids(first_step + number))
 
     def batch_ids(self, step: int) -> dict[str, np.ndarray]:
-        """int64 [global batch]: `position`, `source` and `record` of each row of the batch of `step`."""
+        """int64 [global batch] each: `position`, `source`, `record` of the rows of a step."""
         positions = step * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
         source, record = self._order(positions)
         return {
@@ -337,7 +343,7 @@ class EvalData(_Data):
         self.num_batches = math.ceil(self.num_examples / self.batch_size)
 
     def iterate(self) -> Iterator[Batch]:
-        """This host's rows of `num_batches` batches; `mask` is 1 for an example, 0 for padding or a corrupt record."""
+        """This host's rows; `mask` is 1 for an example, 0 for padding or a corrupt record."""
         ids = tf.data.Dataset.range(self.num_batches).map(_as_is(self._ids)).unbatch()
         # Padding can only be at the end of a host's rows: it need not be read.
         ids = ids.filter(_as_is(lambda item: item["position"] < self.num_examples))

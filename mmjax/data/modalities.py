@@ -72,7 +72,8 @@ class Video:
             raise unknown("data.video.dct", self.dct, ("fast", "accurate"))
         if self.min_resize and self.min_resize < self.size:
             raise UserError(
-                f"data.video.min_resize={self.min_resize} is smaller than data.video.size={self.size}: "
+                f"data.video.min_resize={self.min_resize} is smaller than "
+                f"data.video.size={self.size}: "
                 "a crop would not fit. Use 0 (the same) or more than the size."
             )
         for name in ("area", "aspect"):
@@ -264,7 +265,8 @@ def add_audio(
     for info in infos:
         if options.sample_rate and info.sample_rate and info.sample_rate != options.sample_rate:
             raise UserError(
-                f"data.audio.sample_rate={options.sample_rate:g}, but {info.name} has {info.sample_rate:g} Hz. Build the "
+                f"data.audio.sample_rate={options.sample_rate:g}, but {info.name} has "
+                f"{info.sample_rate:g} Hz. Build the "
                 "dataset with this rate (`mmjax build --sample_rate`), or change the option."
             )
     for key in schema.WAVEFORM:
@@ -374,7 +376,7 @@ def add_text(pipeline: Pipeline, options: Text, *, tokenizer: Tokenizer, train: 
 
 
 def add_label(pipeline: Pipeline, options: Label, *, num_classes: int) -> None:
-    """Adds `label`: int32 [], -1 = none, or with `multi_label` float32 [C]. Function: parse 'label'."""
+    """Adds `label` int32 [], -1 = none, or with `multi_label` float32 [C]; parse 'label'."""
     for key in schema.LABELS:
         pipeline.context(key, tf.int64)
 

@@ -40,7 +40,7 @@ hide_accelerators()
 
 
 def seed_of(features: Features, name: str) -> tf.Tensor:
-    """int64 [2]: the seed of the random choice `name` for this example; choices must differ in name."""
+    """int64 [2]: the seed of the random choice `name` for this example."""
     return features["_seed"] + tf.constant([zlib.crc32(name.encode()), 0], tf.int64)
 
 
@@ -148,7 +148,8 @@ class Order:
         weights = np.ones(len(sizes)) if weights is None else np.asarray(weights, np.float64)
         if len(weights) != len(sizes) or not (np.isfinite(weights).all() and (weights > 0).all()):
             raise UserError(
-                f"data.weights={tuple(weights.tolist())} must be {len(sizes)} positive numbers, one for each source "
+                f"data.weights={tuple(weights.tolist())} must be {len(sizes)} positive numbers, "
+                "one for each source "
                 "of data.train. To leave a source out, remove it."
             )
         shares = weights / weights.sum() * _BLOCK
@@ -164,7 +165,7 @@ class Order:
         self._seed, self._shuffle, self._single = seed, shuffle, len(sizes) == 1
 
     def __call__(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """int64 [n] positions → int64 [n] source numbers and int64 [n] record numbers in these sources."""
+        """int64 [n] positions → int64 [n] source numbers, int64 [n] record numbers in them."""
         if self._single:
             source, number = tf.zeros_like(positions), positions
         else:
@@ -181,7 +182,7 @@ class Order:
 
 
 def _permuted(index: tf.Tensor, size: tf.Tensor, *key: tf.Tensor | int) -> tf.Tensor:
-    """`index` [n] in a pseudorandom permutation of `size` numbers; another one for each `key`."""
+    """`index` [n] in a pseudorandom permutation of `size` numbers; another for each `key`."""
     columns = [
         tf.broadcast_to(tf.constant(k, tf.int64) if isinstance(k, int) else k, tf.shape(index))
         for k in key
@@ -196,7 +197,7 @@ def _permuted(index: tf.Tensor, size: tf.Tensor, *key: tf.Tensor | int) -> tf.Te
 
 
 def host_positions(step: tf.Tensor, *, batch_size: int, process_index: int, process_count: int):
-    """int64 [batch_size / process_count]: the positions of a host's rows of the global batch of `step`."""
+    """int64 [batch_size / process_count]: positions of a host's rows of the batch of `step`."""
     rows = batch_size // process_count
     return step * batch_size + process_index * rows + tf.range(rows, dtype=tf.int64)
 
@@ -204,8 +205,9 @@ def host_positions(step: tf.Tensor, *, batch_size: int, process_index: int, proc
 def reader(sources: Sequence) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """A function (source [n], record [n]) → serialized records, string [n].
 
-    It makes one call into Python, which reads with `os.pread` and checks CRCs: the fastest way where
-    files are local. The call itself costs as much as reading a small record, hence the vectors.
+    It makes one call into Python, which reads with `os.pread` and checks CRCs: the fastest way
+    where files are local. The call itself costs as much as reading a small record, hence the
+    vectors.
     """
 
     def fetch(numbers, records):

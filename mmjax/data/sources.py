@@ -123,7 +123,7 @@ class ImageFolderSource:
 
 
 def _image_example(picture: bytes, label: int | None, label_text: str, filename: str) -> bytes:
-    """One picture as a record. The frames' key may hold a PNG too, so `schema.encode` is not used."""
+    """One picture as a record; may be a PNG, hence not by `schema.encode`."""
     if not picture.startswith((b"\xff\xd8", b"\x89PNG")):
         picture = _as_png(picture, filename)
     proto = tf.train.SequenceExample()
@@ -181,7 +181,8 @@ def tfds_folder(name: str, *, split: str, data_dir: str | None = None) -> str:
         builder.download_and_prepare()
     except Exception as error:
         raise UserError(
-            f"tfds:{name}: the data are not prepared and cannot be downloaded ({error}). Prepare them with "
+            f"tfds:{name}: the data are not prepared and cannot be downloaded ({error}). Prepare "
+            "them with "
             f"`tfds build {name}` where there is a network, and copy them to {builder.data_dir}."
         ) from error
     if split.partition("[")[0] not in builder.info.splits:  # slices too: train[:10%]
@@ -232,7 +233,7 @@ def open_source(spec: str, *, split: str, check_crc: bool = True) -> Source:
 
 
 def dataset_folder(spec: str, *, split: str) -> str:
-    """The dataset folder behind a specification; the world and TFDS sets are written at first use."""
+    """The dataset folder of a specification; the world and TFDS sets are written if need be."""
     kind, colon, rest = spec.partition(":")
     if kind == "world":
         return world.ensure_world(spec)
@@ -248,6 +249,7 @@ def vocabulary(spec: str, *, split: str) -> str:
         if dataset.info.vocabulary:
             return os.path.join(dataset.path, dataset.info.vocabulary)
     raise UserError(
-        f"data.text.vocab is not set, and {spec} brings no vocabulary. Make one of its captions with "
+        f"data.text.vocab is not set, and {spec} brings no vocabulary. Make one of its captions "
+        "with "
         "`mmjax vocab`, or name a file."
     )

@@ -1,4 +1,4 @@
-"""From captions to rows of token numbers, 0 = padding: VATT's words, BERT's pieces, sentencepiece, CLIP's byte pairs."""
+"""From captions to token numbers: VATT's words, BERT's pieces, sentencepiece, CLIP's pairs."""
 
 from __future__ import annotations
 
@@ -156,7 +156,8 @@ def make_tokenizer(name: str, *, vocab: str, merges: str = "", max_words: int = 
     for path in (vocab, *([merges] if merges else [])):
         if not os.path.isfile(path):
             raise UserError(
-                f"The tokenizer {name!r} needs a vocabulary: data.text.vocab={path!r} is not a file. `mmjax vocab` makes "
+                f"The tokenizer {name!r} needs a vocabulary: data.text.vocab={path!r} is not a "
+                "file. `mmjax vocab` makes "
                 "one of words from a dataset's captions."
             )
     return make(vocab, merges=merges, max_words=max_words)
@@ -237,7 +238,7 @@ def _clip_files(vocab: str, merges: str) -> tuple[dict[str, int], list[tuple[str
 
 
 def _byte_letters() -> list[str]:
-    """A printable letter for each byte, in the order of GPT-2's and CLIP's vocabularies: printable bytes first."""
+    """A printable letter for each byte, in CLIP's order: printable bytes first."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(rest))]
@@ -247,7 +248,7 @@ _TOKENIZERS = {"word": _word, "bert": _bert, "sentencepiece": _sentencepiece, "c
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a caption as VATT counts them; ASCII white space separates, as in `tf.strings.split`."""
+    """The words of a caption as VATT counts them; ASCII white space separates them."""
     return re.findall(r"[^ \t\n\v\f\r]+", re.sub(_PUNCTUATION, "", text).lower())
 
 

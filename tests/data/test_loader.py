@@ -1,4 +1,4 @@
-"""Batches as a function of (seed, step): resume, hosts, mixtures, evaluation, bad records, bad options."""
+"""Batches as a function of (seed, step): resume, hosts, mixtures, evaluation, bad input."""
 
 import itertools
 import os

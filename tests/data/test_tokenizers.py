@@ -1,4 +1,4 @@
-"""Tokenizers against the definition, and against files made for the purpose with the same libraries."""
+"""Tokenizers against their definitions, with small files made for the purpose."""
 
 import gzip
 import json
@@ -122,7 +122,7 @@ MERGES = [("r", "e"), ("re", "d</w>"), ("a", "b")]
 
 
 def test_clip_byte_pairs_from_both_kinds_of_files(tmp_path):
-    """A small vocabulary in the layout of CLIP's own file, and the same as vocab.json + merges.txt."""
+    """A small vocabulary in the layout of CLIP's own file, and as vocab.json + merges.txt."""
     lines = ["#version: 0.2", *(" ".join(pair) for pair in MERGES), ""]
     own = tmp_path / "bpe.txt.gz"
     with gzip.open(own, "wt") as file:

@@ -324,7 +324,8 @@ class _Track:
             if start <= time < end:
                 where = "where it breaks off" if time == math.inf else f"near {time:.2f} s"
                 raise UserError(
-                    f"{self.path}: no {self.kind} can be decoded {where}: {error.strerror or error}"
+                    f"{self.path}: the {self.kind} cannot be decoded {where}; the file is damaged "
+                    f"(FFmpeg: {error.strerror or error})."
                 )
 
     def duration(self) -> float:

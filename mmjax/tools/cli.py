@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = args.command == "plan" and all(a.startswith("--config.") for a in rest)
     if rest and not (beam or overrides):
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    args.rest = rest
+    args.rest = [argument for argument in rest if argument != "--"]
     try:
         return args.run(args) or 0
     except UserError as error:
@@ -43,7 +43,7 @@ def _add_build(commands) -> None:
         help="build a dataset from media files",
         description="Builds a dataset from a table of media files, or a folder of pictures. Run "
         "again after an interruption, it keeps the shards that are finished. With --runner beam, "
-        "arguments not listed here go to Apache Beam.",
+        "arguments not listed here, and all after --, go to Apache Beam.",
     )
     what = p.add_argument_group("what to build")
     source = what.add_mutually_exclusive_group()

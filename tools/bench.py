@@ -13,7 +13,9 @@ and the machine. What is compared is measured in turns within one run, and figur
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -24,23 +26,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from absl import app, flags
-from ml_collections import config_flags
-
 from mmjax import config
-from mmjax.errors import UserError, choose
-
-_TASK = flags.DEFINE_string("task", "pretrain", "Whose recipe.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe, as for mmjax.main.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each kind; the median counts.")
-_SECONDS = flags.DEFINE_float("seconds", 3.0, "How long one measurement takes at least.")
-_DEPTHS = flags.DEFINE_list("depths", ["2", "6", "12", "24"], "step: layers; none, no such test.")
-_STEPS = flags.DEFINE_integer("steps", 60, "loop: steps of the run.")
-_STARTS = flags.DEFINE_integer("starts", 1, "loop: starts, cold and warm each.")
-
+from mmjax.errors import UserError
+from mmjax.monitor import report
 
 # ---- measuring
 
@@ -61,7 +52,7 @@ def medians(rows: list[dict[str, float]]) -> dict[str, float]:
 # ---- data
 
 
-def bench_data(cfg: Any) -> dict[str, Any]:
+def bench_data(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Clips per second and CPU time per clip: the training pipeline, and decoding the same frames
     alone.
 
@@ -86,12 +77,12 @@ def bench_data(cfg: Any) -> dict[str, Any]:
     if windows is not None:
         kinds["floor_window"] = lambda: _decoding(frames, windows, data)
     rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-    for _, (kind, start) in itertools.product(range(_REPEATS.value), kinds.items()):
+    for _, (kind, start) in itertools.product(range(options.repeats), kinds.items()):
         iterator = start()
         # Buffers are as full at the beginning of the measurement as at its end: the consumer never
         # rests.
-        sustained(lambda i=iterator: next(i), _SECONDS.value / 3)
-        calls, wall, cpu = sustained(lambda i=iterator: next(i), _SECONDS.value)
+        sustained(lambda i=iterator: next(i), options.seconds / 3)
+        calls, wall, cpu = sustained(lambda i=iterator: next(i), options.seconds)
         clips = calls * cfg.batch_size
         rows[kind].append({"clips_per_second": clips / wall, "cpu_ms_per_clip": 1e3 * cpu / clips})
         del iterator
@@ -172,7 +163,7 @@ def _decoding(frames: Any, windows: Any, data: Any) -> Iterator:
 
 
 class Bare:
-    """The compiled step of a recipe with a state and one real batch on the devices."""
+    """The program of a recipe with a state and one real batch on the devices."""
 
     def __init__(self, cfg: Any):
         import jax
@@ -187,25 +178,33 @@ class Bare:
         with jax.set_mesh(self.mesh):
             self.state = self.program.init(jax.random.key(cfg.seed))
             self._batch = sharding.make_global(self.host_batch, self.mesh)
+
+    @functools.cached_property
+    def compiled(self) -> tuple[Any, dict[str, float]]:
+        """The step and what it cost to compile."""
+        import jax
+
+        with jax.set_mesh(self.mesh):
             began, cpu = time.perf_counter(), time.process_time()
             lowered = self.program.step.lower(self.state, self._batch)
             traced = time.perf_counter()
-            self._step = lowered.compile()
-            self.compilation = {
-                "trace_seconds": traced - began,
-                "compile_seconds": time.perf_counter() - traced,
-                "cpu_seconds": time.process_time() - cpu,
-            }
+            step = lowered.compile()
+        return step, {
+            "trace_seconds": traced - began,
+            "compile_seconds": time.perf_counter() - traced,
+            "cpu_seconds": time.process_time() - cpu,
+        }
 
     def step_seconds(self, seconds: float) -> float:
         """Wall clock per step over at least `seconds`, the device kept busy."""
         import jax
 
         def step() -> None:
-            self.state, metrics = self._step(self.state, self._batch)
+            self.state, metrics = compiled(self.state, self._batch)
             if jax.default_backend() == "cpu" or next(waits) % 8 == 7:
                 jax.block_until_ready(metrics)  # calls would run away from the clock
 
+        compiled, _ = self.compiled
         waits = itertools.count()
         step()
         jax.block_until_ready(self.state)
@@ -217,7 +216,7 @@ class Bare:
         return (time.perf_counter() - began) / calls
 
 
-def bench_step(cfg: Any) -> dict[str, Any]:
+def bench_step(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Time, FLOP/s and MFU of the compiled step, and what compilation costs at several depths."""
     import jax
 
@@ -227,10 +226,10 @@ def bench_step(cfg: Any) -> dict[str, Any]:
     bare = Bare(cfg)
     dtype = bare.program.task.dtype
     rows = []
-    for _ in range(_REPEATS.value):
+    for _ in range(options.repeats):
         rows.append(
             {
-                "step_seconds": bare.step_seconds(_SECONDS.value),
+                "step_seconds": bare.step_seconds(options.seconds),
                 "matmul_flops_per_second": flops.measured_peak(dtype),
             }
         )
@@ -242,9 +241,9 @@ def bench_step(cfg: Any) -> dict[str, Any]:
         "flops_per_second": work / seconds,
         "mfu": flops.mfu(work, seconds, flops.peak_of(bare.mesh, dtype)),
         "share_of_matmul": work / seconds / (figures["matmul_flops_per_second"] * bare.mesh.size),
-        "compilation": bare.compilation,
+        "compilation": bare.compiled[1],
         "compilation_by_depth": {
-            depth: Bare(_with_depth(cfg, int(depth))).compilation for depth in _DEPTHS.value
+            depth: Bare(_with_depth(cfg, depth)).compiled[1] for depth in options.depths
         },
     }
     return figures
@@ -267,7 +266,7 @@ def _with_depth(cfg: Any, depth: int) -> Any:
 # ---- loop
 
 
-def bench_loop(cfg: Any) -> dict[str, Any]:
+def bench_loop(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
     """What the training loop adds to the bare step, and the time from the start to the first step.
 
     `loop` is a real run; `loop_same_batch` has the same batch handed to it at every step, so that
@@ -282,26 +281,27 @@ def bench_loop(cfg: Any) -> dict[str, Any]:
     cache = tempfile.TemporaryDirectory()
     jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", cache.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     cfg = cfg.copy_and_resolve_references()
     with cfg.unlocked():
         cfg.evals = {}
-        cfg.total_steps = _STEPS.value
-        cfg.log_every = max(1, _STEPS.value // 3)
+        cfg.total_steps = options.steps
+        cfg.log_every = max(1, options.steps // 3)
         cfg.checkpoint.every = cfg.total_steps
     bare = Bare(cfg)
     rows = []
-    for _ in range(_REPEATS.value):
-        before = bare.step_seconds(_SECONDS.value)
+    for _ in range(options.repeats):
+        before = bare.step_seconds(options.seconds)
         row = {"loop": _run_loop(cfg, train.open_train_data)}
         row["loop_same_batch"] = _run_loop(cfg, lambda cfg: (_SameBatch(bare), bare.facts))
-        seconds = (before + bare.step_seconds(_SECONDS.value)) / 2
+        seconds = (before + bare.step_seconds(options.seconds)) / 2
         rows.append({"bare_step_seconds": seconds})
         for kind, found in row.items():
             rows[-1][f"{kind}_step_seconds"] = found["perf/step_seconds"]
             rows[-1][f"{kind}_over_bare"] = found["perf/step_seconds"] / seconds
             rows[-1][f"{kind}_data_share"] = found["perf/data_share"]
     figures: dict[str, Any] = medians(rows)
-    starts = [_start_seconds() for _ in range(_STARTS.value)]
+    starts = [_start_seconds(options) for _ in range(options.starts)]
     if starts:
         figures["start_to_first_step_seconds"] = medians(starts)
     return figures
@@ -335,13 +335,12 @@ def _run_loop(cfg: Any, open_train_data: Callable) -> dict[str, float]:
         return [r for r in writers.read_metrics(folder) if "perf/step_seconds" in r][-1]
 
 
-def _start_seconds() -> dict[str, float]:
+def _start_seconds(options: argparse.Namespace) -> dict[str, float]:
     """From the start of `python -m mmjax.main` to its first logged step, without and with compiled
     code.
 
     The dataset has been built before; the first run of all, in the same cache, sees to that.
     """
-    overrides = [a for a in sys.argv[1:] if a.lstrip("-").startswith(("config", "task"))]
     with tempfile.TemporaryDirectory() as folder:
         cache = pathlib.Path(os.environ.get("MMJAX_CACHE") or pathlib.Path.home() / ".cache/mmjax")
         root = pathlib.Path(folder)
@@ -352,8 +351,11 @@ def _start_seconds() -> dict[str, float]:
         found = {}
         for kind in ("cold", "warm"):
             run = root / kind
-            command = [sys.executable, "-m", "mmjax.main", *overrides, f"--model_dir={run}"]
-            command += ["--config.total_steps=2", "--config.log_every=1", "--config.evals={}"]
+            command = [
+                *(sys.executable, "-m", "mmjax.main", f"--task={options.task}"),
+                *(f"--config={options.config}", f"--model_dir={run}", *options.overrides),
+                *("--config.total_steps=2", "--config.log_every=1", "--config.evals={}"),
+            ]
             began = time.time()
             subprocess.run(
                 command,
@@ -370,7 +372,7 @@ def _start_seconds() -> dict[str, float]:
 # ---- eval
 
 
-def bench_eval(cfg: Any) -> dict[str, Any]:
+def bench_eval(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Examples per second of feature extraction, and the time of fitting a linear probe on them."""
     from mmjax.evals.features import FeatureStore
     from mmjax.evals.linear_probe import Probe
@@ -387,7 +389,7 @@ def bench_eval(cfg: Any) -> dict[str, Any]:
     )
     first = store.get(bare.state, request)  # compiles
     rows = []
-    for _ in range(_REPEATS.value):
+    for _ in range(options.repeats):
         store.clear()
         features = store.get(bare.state, request)
         rows.append({"examples_per_second": len(features) / features.seconds})
@@ -407,33 +409,45 @@ def bench_eval(cfg: Any) -> dict[str, Any]:
 BENCHES = {"data": bench_data, "step": bench_step, "loop": bench_loop, "eval": bench_eval}
 
 
-def _main(argv: list[str]) -> None:
-    from mmjax.monitor import report
+def main(argv: Sequence[str]) -> None:
+    """The command line; `argv` without the program's name."""
+    rest, overrides = config.split_arguments(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("benches", nargs="+", choices=BENCHES, help="what to measure")
+    parser.add_argument("--task", default="pretrain", help="whose recipe")
+    parser.add_argument(
+        "--config", default="demo", help="recipe or .py file; --config.key=value overrides values"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="the median of so many counts")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one measurement, at least")
+    parser.add_argument(
+        "--depths",
+        type=int,
+        nargs="*",
+        default=(2, 6, 12, 24),
+        help="step: compiled with so many layers",
+    )
+    parser.add_argument("--steps", type=int, default=60, help="loop: steps of a run")
+    parser.add_argument("--starts", type=int, default=1, help="loop: cold and warm starts")
+    options = parser.parse_args(rest, argparse.Namespace(overrides=overrides))
 
-    if len(argv) < 2:
-        raise UserError(f"Usage: python -m tools.bench {'|'.join(BENCHES)} … [flags]")
-    benches = {name: choose("benchmark", name, BENCHES) for name in argv[1:]}
-    config.check(_CONFIG.value)
-    with contextlib.redirect_stdout(sys.stderr):  # standard output is for the JSON object
-        figures = {name: bench(_CONFIG.value) for name, bench in benches.items()}
+    try:
+        cfg = config.load(options.task, options.config, overrides)
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the JSON object
+            figures = {name: BENCHES[name](cfg, options) for name in options.benches}
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     record = {
-        "command": f"python -m tools.bench {' '.join(sys.argv[1:])}",
-        "repeats": _REPEATS.value,
+        "command": f"python -m tools.bench {' '.join(argv)}",
+        "repeats": options.repeats,
         **figures,
         "environment": report.environment(),
     }
     print(json.dumps(record, indent=2))
 
 
-def main() -> None:
-    """The command line; errors of the user's making are one line."""
-    given = [a.partition("=")[2] for a in sys.argv if a.lstrip("-").startswith("task=")]
-    try:
-        app.run(_main, argv=config.expand_arguments(sys.argv, given[0] if given else "pretrain"))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

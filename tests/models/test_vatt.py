@@ -9,6 +9,7 @@ from flax import nnx
 from mmjax import tree
 from mmjax.errors import UserError
 from mmjax.models import patches
+from mmjax.models.heads import JointHead
 from mmjax.models.vatt import build_tower, make_model
 from mmjax.state import ModelDef
 from tests.models.vatt_fixture import REFERENCE, inputs, relative, tiny
@@ -113,31 +114,25 @@ def test_models_have_as_many_parameters_as_vatts(size, expected):
 def test_modalities_can_be_left_out_and_any_set_takes_the_joint_head():
     model = ModelDef(make_model("tx_fac", size="tiny", audio=None))
     assert set(model.params) == {"video", "text", "head"}
-    definition = ModelDef(
-        make_model("tx_fac", size="tiny", video=None, head=dict(name="joint", joint=24))
-    )
-    params, extra = jax.jit(definition.init)(jax.random.key(0))
-    module = definition.bind(params, extra)
-    pooled = {"audio": jnp.ones((3, 128)), "text": jnp.ones((5, 128))}
-    out = module.project(pooled, train=True)
-    assert {k: v.shape for k, v in out.items()} == {"audio/text": (3, 24), "text/audio": (5, 24)}
+    model = ModelDef(make_model("tx_fac", size="tiny", video=None, head=dict(name="joint")))
+    assert set(model.params) == {"audio", "text", "head"}
     with pytest.raises(UserError, match="joint"):
         ModelDef(make_model("tx_fac", size="tiny", video=None))
 
 
 def test_joint_head_is_relu_dense_batch_norm():
-    definition = ModelDef(make_model("tx_fac", size="tiny", head=dict(name="joint", joint=8)))
-    params, extra = jax.jit(definition.init)(jax.random.key(0))
-    x = np.random.default_rng(0).normal(size=(6, 128)).astype(np.float32)
-    out = definition.bind(params, extra).project({"audio": x}, train=True)
-    y = np.maximum(x, 0) @ np.asarray(params["head"]["audio"]["kernel"])
+    head = JointHead(widths=dict(audio=6, text=5, touch=4), joint=8, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    out = head({"audio": x}, train=True)
+    y = np.maximum(x, 0) @ np.asarray(head.audio.kernel[...])
     y = (y - y.mean(0)) / np.sqrt(y.var(0) + 1e-5)
-    np.testing.assert_allclose(out["audio/video"], y, atol=1e-5)
-    np.testing.assert_array_equal(out["audio/video"], out["audio/text"])
+    assert set(out) == {"audio/text", "audio/touch"}
+    np.testing.assert_allclose(out["audio/text"], y, atol=1e-5)
+    np.testing.assert_array_equal(out["audio/text"], out["audio/touch"])
 
 
 def test_training_is_a_function_of_the_key_and_evaluation_has_no_randomness():
-    definition = ModelDef(make_model("tx_fac", size="tiny", text=None))
+    definition = ModelDef(make_model("tx_fac", size="tiny", text=None, audio=dict(num_layers=1)))
     params, extra = jax.jit(definition.init)(jax.random.key(0))
     x = {"audio": np.random.default_rng(0).normal(size=(2, 1280)).astype(np.float32)}
 
@@ -171,7 +166,12 @@ def test_bfloat16_computes_in_half_precision_and_keeps_float32_parameters(refere
 
 def test_classifier_starts_as_vatts_do():
     definition = ModelDef(
-        make_model("classifier", backbone="wat_tiny", num_classes=11, dropout_rate=0.5)
+        make_model(
+            "classifier",
+            backbone=dict(name="wat_tiny", num_layers=1),
+            num_classes=11,
+            dropout_rate=0.5,
+        )
     )
     assert set(definition.params) == {"audio", "classifier"}
     params, extra = jax.jit(definition.init)(jax.random.key(0))
@@ -184,7 +184,7 @@ def test_classifier_starts_as_vatts_do():
     dropped = module.classify(pooled, key=jax.random.key(1), train=True)
     assert np.abs(dropped - expected).max() > 1e-3
 
-    video = make_model("classifier", backbone="vit_tiny", num_classes=5)
+    video = make_model("classifier", backbone=dict(name="vit_tiny", num_layers=1), num_classes=5)
     module = jax.jit(lambda: video(nnx.Rngs(0)))()
     assert module.dropout_rate == 0.5
     np.testing.assert_array_equal(module.classifier.bias[...], 0)
@@ -224,13 +224,18 @@ def test_wrong_options_are_named(name, options, message):
 
 def test_inputs_that_do_not_fit_are_named():
     definition = ModelDef(make_model("tx_fac", size="tiny", text=None))
-    module = definition.bind(*jax.jit(definition.init)(jax.random.key(0)))
-    with pytest.raises(UserError, match="no whole patch"):
-        module.encode({"audio": np.zeros((1, 100), np.float32)})
-    with pytest.raises(UserError, match="channels"):
-        module.encode({"video": np.zeros((1, 4, 8, 8, 1), np.float32)})
-    with pytest.raises(UserError, match="text"):
-        module.encode({"text": np.zeros((1, 16), np.int32)})
+
+    def encode(inputs):
+        module = definition.bind(*definition.init(jax.random.key(0)))
+        return module.encode(inputs)
+
+    for inputs, message in (
+        (dict(audio=np.zeros((1, 100), np.float32)), "no whole patch"),
+        (dict(video=np.zeros((1, 4, 8, 8, 1), np.float32)), "channels"),
+        (dict(text=np.zeros((1, 16), np.int32)), "text"),
+    ):
+        with pytest.raises(UserError, match=message):
+            jax.eval_shape(encode, inputs)
 
 
 def test_flops_are_those_of_every_matrix_product():

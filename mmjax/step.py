@@ -211,7 +211,7 @@ def make_step(
         `clip`; and, when it is traced, for a batch that it does not divide.
     """
     if clip_shards:
-        if not task.separable:
+        if not getattr(task, "separable", False):
             raise UserError(
                 f"config.clip_shards={clip_shards}: this task's loss compares the examples of a "
                 "batch, so that a part has no loss of its own. Set config.clip_shards=0."

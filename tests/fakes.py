@@ -19,7 +19,6 @@ class Contrast:
     """
 
     frozen = ()
-    separable = False
 
     def __init__(self, noise=0.0):
         self.noise = noise

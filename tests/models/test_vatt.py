@@ -225,17 +225,17 @@ def test_wrong_options_are_named(name, options, message):
 def test_inputs_that_do_not_fit_are_named():
     definition = ModelDef(make_model("tx_fac", size="tiny", text=None))
 
-    def encode(inputs):
+    def encode(x):
         module = definition.bind(*definition.init(jax.random.key(0)))
-        return module.encode(inputs)
+        return module.encode(x)
 
-    for inputs, message in (
+    for x, message in (
         (dict(audio=np.zeros((1, 100), np.float32)), "no whole patch"),
         (dict(video=np.zeros((1, 4, 8, 8, 1), np.float32)), "channels"),
         (dict(text=np.zeros((1, 16), np.int32)), "text"),
     ):
         with pytest.raises(UserError, match=message):
-            jax.eval_shape(encode, inputs)
+            jax.eval_shape(encode, x)
 
 
 def test_flops_are_those_of_every_matrix_product():

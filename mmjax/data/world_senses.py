@@ -25,7 +25,7 @@ COLOURS = {
     "purple": (165, 40, 205),
     "white": (240, 240, 240),
 }
-SIZES = {"small": 0.38, "medium": 0.53, "large": 0.74}  # diameter, as a part of the frame
+SIZES = {"small": 0.44, "medium": 0.60, "large": 0.80}  # diameter, as a part of the frame
 TEXTURES = ("plain", "striped", "checkered", "dotted")
 MOTIONS = ("resting", "swaying", "bouncing", "circling", "spinning", "pulsing")
 ATTRIBUTES = {
@@ -58,10 +58,10 @@ class Trajectory:
     def __init__(self, rng: np.random.Generator, attributes: dict[str, str], phase: float):
         self.motion, self.phase = attributes["motion"], phase
         self.radius = SIZES[attributes["size"]] / 2 * rng.uniform(0.95, 1.05)
-        self.centre = rng.uniform(-0.05, 0.05, 2)
-        self.angle = rng.uniform(-0.25, 0.25)
+        self.centre = rng.uniform(-0.03, 0.03, 2)
+        self.angle = rng.uniform(-0.12, 0.12)
         self.turn = rng.choice([-1.0, 1.0])
-        self.reach = 0.19 - 0.15 * self.radius  # large objects move less, so as to stay in sight
+        self.reach = 0.16 - 0.13 * self.radius  # large objects move less, so as to stay in sight
 
     def at(self, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         cycle = 2 * np.pi * (_CYCLE * seconds + self.phase)
@@ -76,7 +76,7 @@ class Trajectory:
         elif self.motion == "spinning":
             angle = angle + self.turn * cycle
         elif self.motion == "pulsing":
-            radius = radius * (1 + 0.3 * np.sin(cycle))
+            radius = radius * (1 + 0.25 * np.sin(cycle))
         return x, y, radius, angle
 
 
@@ -99,7 +99,7 @@ def look(
     colour = np.array(COLOURS[attributes["colour"]], np.float32) + rng.normal(0, 6, 3)
     # Light from the object's own side: without it nobody sees a plain circle spin.
     light = 0.85 + 0.15 * np.clip(u, -1, 1)
-    light *= np.where(_pattern(attributes["texture"], u, v) > 0, 1.0, 0.4)
+    light *= np.where(_pattern(attributes["texture"], u, v) > 0, 1.0, 0.5)
     backdrop = _backdrop(rng, axis)[None]  # [1, H, W, 3]
     picture = backdrop + cover[..., None] * (
         light[..., None] * colour.astype(np.float32) - backdrop
@@ -151,7 +151,7 @@ def _pattern(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _backdrop(rng: np.random.Generator, axis: np.ndarray) -> np.ndarray:
     """A dark picture, float32 [H, W, 3]."""
-    tint = rng.uniform(10, 50) * rng.uniform(0.7, 1.3, 3)
+    tint = rng.uniform(8, 40) * rng.uniform(0.7, 1.3, 3)
     across, kind = rng.uniform(0, 2 * np.pi), rng.integers(4)
     plane = np.cos(across) * axis[None, :] + np.sin(across) * axis[:, None]
     if kind == 0:

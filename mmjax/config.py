@@ -100,14 +100,21 @@ def _check_type(name: str, value: Any, default: Any) -> None:
                 _check_type(f"{name}.{key}", value[key], default[key])
 
 
-def keywords(function: Callable[..., Any], section: Mapping, where: str) -> dict[str, Any]:
-    """A section as keyword arguments of `function`; unknown keys raise, named `where.key`."""
+def keywords(
+    function: Callable[..., Any], section: Mapping, where: str, *, given: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A section as keyword arguments of `function`; unknown keys raise, named `where.key`.
+
+    Args:
+      given: arguments that the caller gives itself, and that a section may not.
+    """
     section = plain(section)
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    known = [p.name for p in parameters if p.kind in kinds and p.name not in (*given, "self")]
     for key in section:
         if key not in known:
-            raise unknown(f"config key {where}.{key}: no such key", key, known)
+            raise unknown("config key", f"{where}.{key}", [f"{where}.{name}" for name in known])
     return dict(section)
 
 

@@ -362,7 +362,7 @@ def _find(source: str) -> tuple[pathlib.Path, int]:
 
 def _mesh(cfg: Any) -> jax.sharding.Mesh:
     """The config's mesh if it fits this machine, else all devices along its main axis."""
-    sizes = config.keywords(sharding.make_mesh, cfg.mesh, "mesh")
+    sizes = config.keywords(sharding.make_mesh, cfg.mesh, "mesh", given=["devices"])
     try:
         return sharding.make_mesh(**sizes)
     except UserError:

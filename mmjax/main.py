@@ -33,8 +33,13 @@ _MAX_HOURS = flags.DEFINE_float("max_hours", 0.0, "Save and end after so many ho
 _PROFILE = flags.DEFINE_string("profile", "", "START:STOP: steps to trace with jax.profiler.")
 
 
-def _quiet(record: std_logging.LogRecord) -> bool:
-    """Keeps the log to what this project says; others' warnings pass."""
+def _is_ours(record: std_logging.LogRecord) -> bool:
+    """Keeps the log to what this project says and to others' warnings.
+
+    Orbax logs whole tracebacks before it raises; what it raises is worded by `mmjax.checkpoint`.
+    """
+    if f"{os.sep}orbax{os.sep}" in record.pathname:
+        return False
     return record.levelno >= std_logging.WARNING or f"{os.sep}mmjax{os.sep}" in record.pathname
 
 
@@ -42,7 +47,7 @@ def _setup_logging() -> None:
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(_quiet)
+    handler.addFilter(_is_ours)
 
 
 def _enable_compilation_cache() -> None:

@@ -1,4 +1,4 @@
-"""The training loop, read top to bottom. What is learned is the task's; one update is `mmjax.step`'s."""
+"""The training loop, read top to bottom. What is learned is the task's, an update `step`'s."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ import jax
 import numpy as np
 from absl import logging
 
-from mmjax import checkpoint, config, distributed, evals, evaluate, initialize, optim, sharding
+from mmjax import (
+    checkpoint,
+    config,
+    distributed,
+    evals,
+    evaluate,
+    initialize,
+    optim,
+    sharding,
+    tree,
+)
 from mmjax import step as step_lib
-from mmjax import tree
 from mmjax.data import loader
 from mmjax.errors import UserError
 from mmjax.monitor import flops as flops_lib
@@ -164,7 +173,9 @@ def train(
     """
     began = time.monotonic()
     primary = distributed.is_primary()
-    mesh = sharding.make_mesh(**config.keywords(sharding.make_mesh, cfg.mesh, "mesh"))
+    mesh = sharding.make_mesh(
+        **config.keywords(sharding.make_mesh, cfg.mesh, "mesh", given=["devices"])
+    )
     window = profiler.parse_window(profile)
 
     # ---- data, model, state: everything that can be wrong is wrong before the first compilation
@@ -182,9 +193,10 @@ def train(
     )
     for evaluator in evaluators:
         evaluator.check(program.state)
-    saved = checkpoint.Checkpoints(
-        run.path, **config.keywords(checkpoint.Checkpoints, cfg.checkpoint, "checkpoint")
+    keep = config.keywords(
+        checkpoint.Checkpoints, cfg.checkpoint, "checkpoint", given=["run_dir", "read_only"]
     )
+    saved = checkpoint.Checkpoints(run.path, **keep)
     if primary:
         changed = run.write_start(cfg, program.plan(full=True), str(mesh))
         for line in changed:
@@ -205,8 +217,8 @@ def train(
         state, first = start_state(cfg, program, saved)
         if first >= cfg.total_steps and run.complete_step() == first:
             logging.info(
-                "This run is complete (step %d). Its results are in %s; give another --model_dir for "
-                "a new run, or a larger --config.total_steps to go on.",
+                "This run is complete (step %d). Its results are in %s; give another --model_dir "
+                "for a new run, or a larger --config.total_steps to go on.",
                 first,
                 run.path / "metrics.jsonl",
             )
@@ -237,7 +249,7 @@ def train(
         reason = None
 
         def settle(pending: tuple[int, dict] | None) -> None:
-            """Reads a finished step's metrics, one step late, so that the device never waits for us."""
+            """Reads a finished step's metrics, a step late, so that the device never waits."""
             if pending is None:
                 return
             number, metrics = (
@@ -318,7 +330,7 @@ def _hours(began: float) -> float:
 
 
 class _NonfiniteGuard:
-    """What follows from a step that was not finite: stop with its batch on record, or go on, counted."""
+    """What follows from a step that was not finite: stop, with its batch on record, or go on."""
 
     def __init__(self, cfg: Any, data: Any, run: RunDir):
         self._cfg, self._data, self._run, self._count = cfg, data, run, 0
@@ -343,8 +355,8 @@ class _NonfiniteGuard:
         text = f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']} at step {step}"
         if self._cfg.nan_policy == "stop":
             raise UserError(
-                f"Not finite: {text}. The records of this batch are listed in {path}; the parameters "
-                "are those before it, in the last checkpoint. Lower the learning rate, clip "
+                f"Not finite: {text}. The records of this batch are listed in {path}; the "
+                "parameters are those before it, in the last checkpoint. Lower the learning rate, clip "
                 "gradients, or set --config.nan_policy=skip to leave such steps out."
             )
         if self._count > self._cfg.nan_limit:

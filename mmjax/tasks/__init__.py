@@ -1,16 +1,17 @@
 """Tasks: what is learned, and from which fields of the batch. One file per `--task`.
 
-A task has no state. It builds the model from the config and offers pure functions, which `mmjax.step` and the
-evaluators compile:
+A task has no state. It builds the model from the config and offers pure functions, which
+`mmjax.step` and the evaluators compile:
 
     init(key) -> (params, extra)
-    encode(params, extra, batch, key) -> (features, extra)       per example; may run on microbatches
-    objective(params, extra, features, batch, key) -> (loss, (extra, metrics))     the whole batch
+    encode(params, extra, batch, key) -> (features, extra)       per example; may run on
+    microbatches objective(params, extra, features, batch, key) -> (loss, (extra, metrics))     the
+    whole batch
     predict: {name: function(params, extra, batch) -> {name: array}}   on evaluation batches
     flops(spec) -> floating point operations of one training step, counted analytically
 
-The loss is `objective ∘ encode`. The cut between them lets gradient accumulation stay exact for losses that
-compare examples with each other. Metrics are (sum, count) pairs.
+The loss is `objective ∘ encode`. The cut between them lets gradient accumulation stay exact for
+losses that compare examples with each other. Metrics are (sum, count) pairs.
 """
 
 from __future__ import annotations

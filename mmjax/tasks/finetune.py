@@ -1,4 +1,4 @@
-"""`--task=finetune`: one tower and a classifier on labelled video or audio (VATT's vit_*, wat_*, spt_*)."""
+"""`--task=finetune`: a tower and a classifier on labelled video or audio (vit_*, wat_*, spt_*)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from mmjax.tasks.inputs import Inputs, flatten_views
 class Finetune:
     """Classification with `cfg.model` (keywords of `mmjax.models.vatt.classifier`).
 
-    Other config sections: `augment` (of `mmjax.tasks.inputs.Inputs`, and `mixup`: the Beta parameter α, 0 is
-    off) and `loss`: `label_smoothing` for single labels; `balance` for several labels weighs an example by the
-    inverse occurrence of its classes in the batch, as VATT does.
+    Other config sections: `augment` (of `mmjax.tasks.inputs.Inputs`, and `mixup`: the Beta
+    parameter α, 0 is off) and `loss`: `label_smoothing` for single labels; `balance` for several
+    labels weighs an example by the inverse occurrence of its classes in the batch, as VATT does.
 
-    The parameters of the tower have the paths they have in pretraining, so `init_from` a pretraining run
-    directory needs no map; the recipes allow what is new (the classifier) and what is left over.
+    The parameters of the tower have the paths they have in pretraining, so `init_from` a
+    pretraining run directory needs no map; the recipes allow what is new (the classifier) and what
+    is left over.
 
     Raises:
       UserError: no labels in the data, or the tower's modality is not loaded.

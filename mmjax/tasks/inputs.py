@@ -1,4 +1,4 @@
-"""From a batch as it travels (uint8 frames, waveforms, word ids) to what the towers take, on the device."""
+"""From a batch as it travels (uint8 frames, waveforms, words) to what towers take, on device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Inputs:
     Args:
       zero_centered: frames in [-1, 1] (VATT), else [0, 1].
       color_jitter: probability that a training clip's colours are jittered.
-      audio_noise: standard deviation of the noise on training waveforms, relative to each one's peak.
+      audio_noise: standard deviation of the noise on training waveforms, relative to each one's
+      peak.
       spectrogram: keywords of `mmjax.preprocess.log_mel` (seconds, bins); None keeps waveforms.
       spec_augment: keywords of `mmjax.preprocess.spec_augment`; needs `spectrogram`.
       sample_rate: of the waveforms, Hz.
@@ -43,10 +44,10 @@ class Inputs:
         self._audio_noise = audio_noise
         self._sample_rate = sample_rate
         self._spectrogram = spectrogram and config.keywords(
-            preprocess.log_mel, spectrogram, "augment.spectrogram"
+            preprocess.log_mel, spectrogram, "augment.spectrogram", given=["waveform"]
         )
         self._spec_augment = spec_augment and config.keywords(
-            preprocess.spec_augment, spec_augment, "augment.spec_augment"
+            preprocess.spec_augment, spec_augment, "augment.spec_augment", given=["key", "spec"]
         )
 
     @classmethod

@@ -1,7 +1,7 @@
-"""`--task=pretrain`: encoders of several modalities, trained to agree on what belongs together (VATT).
+"""`--task=pretrain`: towers of several modalities, trained to agree on what belongs together.
 
-Each modality has a tower; a head maps the towers' outputs into spaces where two modalities are compared; a
-contrastive loss per pair of modalities is taken over the global batch.
+Each modality has a tower; a head maps the towers' outputs into spaces where two modalities are
+compared; a contrastive loss per pair of modalities is taken over the global batch.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ _LOSSES = {
     "asymmetric_nce": contrastive.asymmetric_nce,
     "symmetric_nce": contrastive.symmetric_nce,
 }
+# Arguments of the losses that come from the batch.
+_ARRAYS = ("anchor", "other", "mask", "candidate_mask", "anchor_mask")
 
 
 class Pretrain:
     """Contrastive pretraining of `cfg.model` on pairs of modalities.
 
     Config sections: `model` (keywords of `mmjax.models.vatt.make_model`), `augment` (of
-    `mmjax.tasks.inputs.Inputs`), `loss`: `name`, `weights` ({'video_text': 1.0, …}; the first of a pair is the
-    anchor) and the keywords of that loss.
+    `mmjax.tasks.inputs.Inputs`), `loss`: `name`, `weights` ({'video_text': 1.0, …}; the first of a
+    pair is the anchor) and the keywords of that loss.
 
     Raises:
-      UserError: a pair that the head or the data do not have, or a vocabulary larger than the table.
+      UserError: a pair that the head or the data do not have, or a vocabulary larger than the
+      table.
     """
 
     def __init__(self, cfg: Any, facts: DataFacts):
@@ -48,7 +51,7 @@ class Pretrain:
         loss = config.plain(cfg.loss)
         self._loss = choose("config.loss.name", loss.pop("name", "asymmetric_nce"), _LOSSES)
         weights = loss.pop("weights", {"video_text": 1.0, "video_audio": 1.0})
-        self._loss_keywords = config.keywords(self._loss, loss, "loss")
+        self._loss_keywords = config.keywords(self._loss, loss, "loss", given=_ARRAYS)
         self._pairs = {tuple(k.split("_")): float(w) for k, w in weights.items() if w}
         if not self._pairs:
             raise UserError("config.loss.weights: no pair of modalities has a weight above 0.")
@@ -152,7 +155,7 @@ class Pretrain:
         }
 
     def _features(self, params, extra, batch) -> dict[str, jax.Array]:
-        """Towers' and head's outputs for evaluation: {'video': [B, V, D], 'video/text': [B, V, d], …}."""
+        """Towers' and head's outputs: {'video': [B, V, D], 'video/text': [B, V, d], …}."""
         flat, views = flatten_views(batch)
         inputs = self._inputs(flat, None, train=False)
         if "text" in inputs:

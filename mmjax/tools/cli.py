@@ -275,8 +275,8 @@ def _add_plan(commands) -> None:
     p = commands.add_parser(
         "plan",
         help="say what a recipe needs on any number of devices",
-        description="Prints shapes and bytes per device of the train state of a recipe on a mesh of "
-        "any size, without the devices. --config.key=value overrides values as in training.",
+        description="Prints shapes and bytes per device of the train state of a recipe on a mesh "
+        "of any size, without the devices. --config.key=value overrides values as in training.",
     )
     p.add_argument("--task", default="pretrain", help="whose recipe (pretrain)")
     p.add_argument("--config", default="demo", metavar="NAME", help="recipe or .py file (demo)")

@@ -1,4 +1,4 @@
-"""What a recipe needs on devices that are not here: shapes and bytes of every array, and operations of a step."""
+"""What a recipe needs on devices that are not here: bytes of every array, operations of a step."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def plan(cfg: Any, *, data: int, fsdp: int = 1, tensor: int = 1, full: bool = Fa
     """A table for a mesh of any size, computed from shapes alone.
 
     Raises:
-      UserError: what would stop the run itself: a batch that does not divide, a rule that cannot be.
+      UserError: what would stop the run itself: a batch that does not divide, a rule that cannot
+      be.
     """
     mesh = AbstractMesh(
         (data, fsdp, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * len(sharding.AXES)
@@ -69,7 +70,8 @@ def plan(cfg: Any, *, data: int, fsdp: int = 1, tensor: int = 1, full: bool = Fa
     devices = data * fsdp * tensor
     return "\n".join(
         [
-            f"{devices} devices: data {data} × fsdp {fsdp} × tensor {tensor}, rules '{cfg.sharding}'",
+            f"{devices} devices (data {data} × fsdp {fsdp} × tensor {tensor}), "
+            f"rules '{cfg.sharding}'",
             "",
             program.plan(full=full),
             "",

@@ -3,7 +3,8 @@
     python -m mmjax.main --task=finetune --override_checkpoint=runs/pretrain-demo
     python -m mmjax.main --task=finetune --model_dir=runs/finetune-scratch
 
-The first starts from the video tower that `--task=pretrain` trained (run it before), the second from random
+The first starts from the video tower that `--task=pretrain` trained (run it before), the second
+from random
 weights: the difference is what pretraining is worth. Under a minute on two CPU cores.
 """
 

@@ -1,11 +1,11 @@
-"""Pretraining on your own clips with one GPU, or patiently on CPU cores: video and sound, no captions needed.
+"""Pretraining on your own clips with one GPU or, patiently, on CPU cores; captions not needed.
 
     mmjax build --csv my_clips.csv --out data/my_clips --fps 10 --size 96 --sample-rate 16000
     python -m mmjax.main --task=pretrain --config=clips --config.data.train=data/my_clips
 
-Clips of at least 1.6 seconds; 8 frames at 5 a second, 64 pixels, and the sound of the same time. If the clips have
-captions, add `--config=clips:text`. docs/your_data.md leads from files to here; docs/pretrain.md says what to change
-for more data and larger models.
+Clips of at least 1.6 seconds; 8 frames at 5 a second, 64 pixels, and the sound of the same time. If
+the clips have captions, add `--config=clips:text`. docs/your_data.md leads from files to here;
+docs/pretrain.md says what to change for more data and larger models.
 """
 
 from mmjax import config

@@ -2,9 +2,10 @@
 
     python -m mmjax.main --task=pretrain
 
-A tiny tx_fac (video, waveform and text transformers, FAC head, asymmetric NCE) learns from 2,000 short scenes and
-is judged on 200 scenes whose combinations of shape, colour, size, texture and motion it has never met.
-Takes two to three minutes on two CPU cores. See docs/pretrain.md for what to expect.
+A tiny tx_fac (video, waveform and text transformers, FAC head, asymmetric NCE) learns from 2,000
+short scenes and is judged on 200 scenes whose combinations of shape, colour, size, texture and
+motion it has never met. Takes two to three minutes on two CPU cores. See docs/pretrain.md for what
+to expect.
 """
 
 from mmjax import config
@@ -26,13 +27,17 @@ def get_config(arg: str = ""):
         audio=dict(num_samples=3200 if smoke else 6400),
         text=dict(candidates=1, max_words=16),
     )
-    encoder = dict(dropout_rate=0.0)
     cfg.model = dict(
         name="tx_fac",
         size="tiny",
+        video=dict(num_layers=3),
+        audio=dict(name="spt_tiny", num_layers=2, patch_size=(4, 64), buckets=(10, 1)),
+        text=dict(num_layers=2),
         head=dict(name="fac", fine=128, coarse=128),
-        **encoder,
+        dropout_rate=0.0,
+        scan_unroll=0,
     )
+    cfg.augment = dict(spectrogram=dict(window=0.064, step=0.02, num_bins=64))
     cfg.loss = dict(name="asymmetric_nce", weights=dict(video_text=1.0, video_audio=1.0))
     cfg.optimizer = dict(
         name="adamw",

@@ -3,9 +3,11 @@
     python -m mmjax.main --task=pretrain --config=tx_fac:mbs --model_dir=runs/mbs \\
         --config.data.train=/data/howto100m
 
-The argument is the size: bbs, mbs (default) or lbs. Videos stored at 10 frames a second and 48 kHz give VATT's
-clips: 32 frames and 3.2 seconds of sound. The values are those of VATT's published code; its batch size is not
-published (the paper names 2048 over 256 TPU-v3 cores) and is for you to set with your devices.
+The argument is the size: bbs, mbs (default) or lbs. Videos stored at 10 frames a second and 48 kHz
+give VATT's
+clips: 32 frames and 3.2 seconds of sound. The values are those of VATT's published code; its batch
+size is not published (the paper names 2048 over 256 TPU-v3 cores) and is for you to set with your
+devices.
 """
 
 from mmjax import config

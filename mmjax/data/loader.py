@@ -153,10 +153,18 @@ class _Data:
         def fetched(items: Features) -> tuple[Features, tf.Tensor]:
             return items, read(items["source"], items["record"])
 
+        @_as_is
+        def alone(item: Features) -> Features:
+            serialized = read(item["source"][None], item["record"][None])
+            return self._function(item, tf.reshape(serialized, []))
+
+        together = self._records_per_read()
+        if not pure and together == 1:  # large records: unbatch would copy them
+            return ids.map(alone, **several)
         if pure:
             records = ids.interleave(opened, cycle_length=self.threads, **several)
         else:
-            records = ids.batch(self._records_per_read()).map(fetched, **several).unbatch()
+            records = ids.batch(together).map(fetched, **several).unbatch()
         return records.map(_as_is(lambda *record: self._function(*record)), **several)
 
     def _records_per_read(self) -> int:

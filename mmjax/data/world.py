@@ -160,7 +160,7 @@ def scene(cfg: WorldConfig, split: str, index: int, *, dense: bool | None = None
     """
     attributes = attributes_of(cfg.seed, split, index)
     rng = np.random.default_rng([cfg.seed, zlib.crc32(split.encode()), index])
-    # Clips begin near the same point of a cycle, which makes motions quick to learn.
+    # Clips begin near the same point of a cycle: less variety to learn than with any phase.
     phase = rng.uniform(-0.12, 0.12)
     trajectory = world_senses.Trajectory(rng, attributes, phase)
     frames, geometry = world_senses.look(rng, cfg, attributes, trajectory)

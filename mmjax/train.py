@@ -356,8 +356,8 @@ class _NonfiniteGuard:
         if self._cfg.nan_policy == "stop":
             raise UserError(
                 f"Not finite: {text}. The records of this batch are listed in {path}; the "
-                "parameters are those before it, in the last checkpoint. Lower the learning rate, clip "
-                "gradients, or set --config.nan_policy=skip to leave such steps out."
+                "parameters are those before it, in the last checkpoint. Lower the learning rate, "
+                "clip gradients, or set --config.nan_policy=skip to leave such steps out."
             )
         if self._count > self._cfg.nan_limit:
             raise UserError(

@@ -66,7 +66,8 @@ class Pretrain:
             for modality in pair:
                 if modality not in facts.spec:
                     raise UserError(
-                        f"config.loss.weights: {name} needs {modality}, which config.data does not load."
+                        f"config.loss.weights: {name} needs {modality}, "
+                        "which config.data does not load."
                     )
         self.predict = {"features": self._features}
 

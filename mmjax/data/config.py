@@ -22,6 +22,7 @@ class DataConfig:
         several.
       split: of all of them.
       weights: shares of several; () is equal shares.
+      limit: train on this many examples of each source, evenly spread over it; 0 is all.
       corrupt: 'fail' at a record that cannot be used, or 'skip' it: in training the next record
         takes its place, in evaluation it gets mask 0; counted, logged, limited.
       max_corrupt: with 'skip', so many records are too many.
@@ -35,6 +36,7 @@ class DataConfig:
     train: str | tuple[str, ...] = "world"
     split: str = "train"
     weights: tuple[float, ...] = ()
+    limit: int = 0
     corrupt: str = "fail"
     max_corrupt: int = 100
     check_crc: bool = True
@@ -52,6 +54,8 @@ class DataConfig:
             raise unknown("data.corrupt", self.corrupt, ("fail", "skip"))
         if self.read not in ("pread", "tf"):
             raise unknown("data.read", self.read, ("pread", "tf"))
+        if self.limit < 0:
+            raise UserError(f"data.limit must be at least 0 (all), not {self.limit}.")
         if not any((self.video, self.audio, self.text, self.touch)):
             raise UserError(
                 "The section data asks for no modality: set data.video, audio, text or touch."

@@ -215,6 +215,8 @@ class StreamTrainData(_Stream):
 
     def __init__(self, cfg: DataConfig, *, spec: str, seed: int, **hosts: int):
         super().__init__(cfg, spec=spec, split=cfg.split, train=True, **hosts)
+        if cfg.limit:
+            raise UserError(f"data.limit={cfg.limit}: {spec} is a stream; limit it in the factory.")
         self._seed = seed
 
     def iterate(self, first_step: int = 0) -> Iterator[dict[str, np.ndarray]]:

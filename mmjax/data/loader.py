@@ -305,8 +305,10 @@ class TrainData(_Data):
 
     def __init__(self, cfg: DataConfig, opened: Sequence[Source], **kwargs):
         super().__init__(cfg, opened, train=True, **kwargs)
-        sizes = [source.num_examples for source in opened]
-        self._order = Order(sizes, weights=cfg.weights or None, seed=self.seed)
+        self._sizes = [source.num_examples for source in opened]
+        self._used = [min(size, cfg.limit or size) for size in self._sizes]
+        self.num_examples = sum(self._used)
+        self._order = Order(self._used, weights=cfg.weights or None, seed=self.seed)
 
     def iterate(self, first_step: int = 0) -> Iterator[Batch]:
         """This host's rows of the batches of steps `first_step`, `first_step` + 1, …"""
@@ -317,7 +319,7 @@ class TrainData(_Data):
     def batch_ids(self, step: int) -> dict[str, np.ndarray]:
         """int64 [global batch] each: `position`, `source`, `record` of the rows of a step."""
         positions = step * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
-        source, record = self._order(positions)
+        source, record = self._records(positions)
         return {
             "position": positions.numpy(),
             "source": source.numpy(),
@@ -335,8 +337,16 @@ class TrainData(_Data):
             process_index=self.process_index,
             process_count=self.process_count,
         )
-        source, record = self._order(positions)
+        source, record = self._records(positions)
         return {"position": positions, "source": source, "record": record}
+
+    def _records(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Source and record of each position; `limit` takes records at even distances."""
+        source, number = self._order(positions)
+        if self._used == self._sizes:
+            return source, number
+        size, used = tf.constant(self._sizes, tf.int64), tf.constant(self._used, tf.int64)
+        return source, number * tf.gather(size, source) // tf.gather(used, source)
 
 
 class EvalData(_Data):

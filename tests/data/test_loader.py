@@ -147,6 +147,15 @@ def test_evaluation_has_labels_without_a_section_for_them(folder):
     assert np.array_equal(batch["label"], batch["example_id"] % 5) and data.num_classes == 5
 
 
+def test_a_limit_takes_records_at_even_distances(folder):
+    data = make(folder, batch_size=7, limit=7)
+    assert data.num_examples == 7
+    first, second = (np.sort(batch["example_id"]) for batch in batches(data, number=2))
+    assert first.tolist() == second.tolist() == [23 * n // 7 for n in range(7)]
+    assert np.array_equal(np.sort(data.batch_ids(1)["record"]), first)
+    assert make(folder, batch_size=7, limit=100).num_examples == 23
+
+
 # Bad records.
 
 
@@ -273,6 +282,7 @@ def test_too_many_corrupt_records_end_the_run(tmp_path):
         (dict(weights=(1, 2)), "must be 1 positive numbers"),
         (dict(corrupt="ignore"), "Unknown data.corrupt"),
         (dict(read="mmap"), "Unknown data.read"),
+        (dict(limit=-1), r"data\.limit must be at least 0"),
         (dict(label=dict(num_classes=2)), r"not in \[0, 2\)"),
     ],
 )

@@ -9,6 +9,7 @@ weights: the difference is what pretraining is worth. Under a minute on two CPU 
 """
 
 from mmjax import config
+from mmjax.configs.pretrain import demo as pretraining
 
 
 def get_config(arg: str = ""):
@@ -28,7 +29,10 @@ def get_config(arg: str = ""):
         video=dict(num_frames=4 if smoke else 8, size=32, scale_jitter=False, flip=False),
         label=dict(),
     )
-    cfg.model = dict(name="classifier", backbone="vit_tiny")
+    tower = pretraining.get_config(arg).model.video  # of the same form, or it could not be loaded
+    cfg.model = dict(
+        name="classifier", backbone={"name": "vit_tiny", **config.plain(tower)}, scan_unroll=0
+    )
     cfg.loss = dict(label_smoothing=0.1)
     cfg.optimizer = dict(
         name="adamw",

@@ -130,7 +130,6 @@ def from_source(
         f"extra/{k}": v for k, v in tree.flatten(state["extra"]).items()
     }
     values, report = match(target, leaves, names=names)
-    logging.info("Parameters from %s:\n%s", where, report)
     alone = report.missing + report.unexpected
     allowed = tree.first_match(allow, alone, what="config.init_allow", every_pattern=False)
     wrong = [path for path in alone if allowed[path] is None]
@@ -142,6 +141,7 @@ def from_source(
             f"config.init_allow: {culprits}. Allow them, rename with config.init_map, or change "
             "the model's config."
         )
+    logging.info("Parameters from %s:\n%s", where, report)
 
     def put(prefix: str, part: dict) -> dict:
         return tree.map_named(

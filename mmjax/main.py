@@ -92,6 +92,14 @@ def _dispatch(overrides: list[str]) -> None:
     train.train(cfg, model_dir, max_hours=_MAX_HOURS.value, profile=_PROFILE.value)
 
 
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"{error}\nPass --help for the flags.", file=sys.stderr)
+        sys.exit(2)
+
+
 def main() -> None:
     """The command; exits with 2 after an error that the user can put right."""
     argv, overrides = config.split_arguments(sys.argv)
@@ -106,7 +114,7 @@ def main() -> None:
             logging.error("%s", error)
             sys.exit(2)
 
-    app.run(run, argv=argv)
+    app.run(run, argv=argv, flags_parser=_parse_flags)
 
 
 if __name__ == "__main__":

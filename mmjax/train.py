@@ -197,14 +197,10 @@ def train(
         checkpoint.Checkpoints, cfg.checkpoint, "checkpoint", given=["run_dir", "read_only"]
     )
     saved = checkpoint.Checkpoints(run.path, **keep)
-    if primary:
-        changed = run.write_start(cfg, program.plan(full=True), str(mesh))
-        for line in changed:
-            logging.warning("config changed since the last start: %s", line)
     logging.info("Run directory: %s", run.path)
     logging.info(
-        "%d examples, %d a step. The train state:\n%s",
-        data.num_examples,
+        "%s examples, %d a step. The train state:\n%s",
+        data.num_examples or "A stream of",
         cfg.batch_size,
         program.plan(),
     )
@@ -223,8 +219,10 @@ def train(
                 run.path / "metrics.jsonl",
             )
             return {}
-        if primary:
+        if primary:  # only now: a start that fails, or is not needed, leaves the run as it was
             run.clear_complete()
+            for line in run.write_start(cfg, program.plan(full=True), str(mesh)):
+                logging.warning("config changed since the last start: %s", line)
         writer = stack.enter_context(
             writers.MetricWriter(
                 run.path,
@@ -361,8 +359,9 @@ class _NonfiniteGuard:
             )
         if self._count > self._cfg.nan_limit:
             raise UserError(
-                f"Not finite for the {self._count}th time ({text}), more than "
-                f"config.nan_limit={self._cfg.nan_limit}. See {path}."
+                f"{self._count} steps were not finite, more than config.nan_limit="
+                f"{self._cfg.nan_limit}; the last: {text}. The records of its batch are listed in "
+                f"{path}. Lower the learning rate or clip gradients."
             )
         logging.warning("Not finite, step left out (%d so far): %s", self._count, text)
         return False

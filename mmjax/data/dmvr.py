@@ -135,8 +135,7 @@ class Factory:
 
 
 class _Stream:
-    """What training and evaluation share. `pipeline`, `batch_ids` and `num_examples` do not exist
-    for a stream.
+    """What training and evaluation share. There is no `pipeline`: the factory is one.
 
     Attributes:
       info: what the options say; a factory says nothing.
@@ -211,7 +210,13 @@ class _Stream:
 
 
 class StreamTrainData(_Stream):
-    """Endless training batches of a factory; see `mmjax.data.loader.TrainData`."""
+    """Endless training batches of a factory; see `mmjax.data.loader.TrainData`.
+
+    Attributes:
+      num_examples: None: a stream does not say its length.
+    """
+
+    num_examples = None
 
     def __init__(self, cfg: DataConfig, *, spec: str, seed: int, **hosts: int):
         super().__init__(cfg, spec=spec, split=cfg.split, train=True, **hosts)
@@ -231,6 +236,10 @@ class StreamTrainData(_Stream):
                 np.arange(self.batch_size, dtype=np.int32) + step * self.batch_size
             )
             yield {k: v[self._first : self._first + self.rows] for k, v in fields.items()}
+
+    def batch_ids(self, step: int) -> dict[str, np.ndarray]:
+        """int64 [global batch] `position`: the rows' places in the stream."""
+        return {"position": np.arange(self.batch_size) + step * self.batch_size}
 
 
 class StreamEvalData(_Stream):

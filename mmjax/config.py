@@ -142,6 +142,9 @@ def find_recipe(task: str, name: str) -> pathlib.Path:
         if (CONFIGS / name).is_file():
             return CONFIGS / name
         raise UserError(f"--config={name}: no such file.")
+    tasks = [p.name for p in CONFIGS.iterdir() if p.is_dir() and not p.name.startswith("_")]
+    if task not in tasks:
+        raise unknown("--task", task, tasks)
     names = [p.stem for p in (CONFIGS / task).glob("*.py") if not p.stem.startswith("_")]
     folder, _, stem = name.rpartition("/")
     path = CONFIGS / (folder or task) / f"{stem}.py"

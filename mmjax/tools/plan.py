@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from mmjax import config, sharding, train
 from mmjax.data.config import parse_config
+from mmjax.errors import UserError
 from mmjax.monitor import report
 from mmjax.tasks import DataFacts
 
@@ -59,6 +60,8 @@ def plan(cfg: Any, *, data: int, fsdp: int = 1, tensor: int = 1, full: bool = Fa
       UserError: what would stop the run itself: a batch that does not divide, a rule that cannot
       be.
     """
+    if min(data, fsdp, tensor) < 1:
+        raise UserError(f"A mesh of {data} × {fsdp} × {tensor} devices: its sizes are at least 1.")
     mesh = AbstractMesh(
         (data, fsdp, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * len(sharding.AXES)
     )

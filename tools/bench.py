@@ -339,8 +339,8 @@ def _run_loop(cfg: Any, open_train_data: Callable) -> dict[str, float]:
 def _start_seconds(options: argparse.Namespace) -> dict[str, float]:
     """From the start of `python -m mmjax.main` to its first logged step.
 
-    `cold` begins with an empty compilation cache, `warm` with what `cold` left there. A dataset that
-    is built on first use exists by now.
+    `cold` begins with an empty compilation cache, `warm` with what `cold` left there. A dataset
+    that is built on first use exists by now.
     """
     with tempfile.TemporaryDirectory() as folder:
         cache = pathlib.Path(os.environ.get("MMJAX_CACHE") or pathlib.Path.home() / ".cache/mmjax")

@@ -346,7 +346,7 @@ class _NonfiniteGuard:
         record = {
             "step": step,
             "metrics": {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()},
-            "batch_ids": np.asarray(self._data.batch_ids(step)).tolist(),
+            "batch_ids": {k: v.tolist() for k, v in self._data.batch_ids(step).items()},
         }
         if distributed.is_primary():
             path.write_text(json.dumps(record))

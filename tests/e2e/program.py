@@ -17,6 +17,21 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
+STEPS = 6
+# The demo, with all that draws random numbers; tests that share it share its compilation.
+RECIPE = (
+    "--config=demo:smoke",
+    f"--config.total_steps={STEPS}",
+    "--config.checkpoint={'every': 2, 'keep': 9}",
+    "--config.ema_decay=0.9",
+    "--config.model.dropout_rate=0.2",
+    "--config.model.video.keep_tokens=0.5",
+    "--config.augment.audio_noise=0.01",
+    "--config.data.video.crop=inception",
+    "--config.evals={}",
+    "--config.tensorboard=False",
+)
+
 _PRELOAD = ["mmjax.main", "mmjax.train", "mmjax.evaluate", "mmjax.tasks.pretrain"]
 _PRELOAD += ["mmjax.tasks.finetune", "tests.e2e.program"]
 

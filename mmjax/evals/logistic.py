@@ -213,5 +213,10 @@ def fit(
         kind=kind,
         max_iterations=max_iterations,
     )
+    if not np.isfinite(gradient):
+        raise FloatingPointError(
+            f"Logistic regression on {x.shape} features has a gradient of {gradient}: features or "
+            "targets are not finite, or too large for float32."
+        )
     theta = np.asarray(theta)
     return Solution(theta[:-1], theta[-1], int(iterations), float(gradient))

@@ -232,7 +232,7 @@ class _Data:
             except StopIteration:
                 return
             except tf.errors.OpError as error:
-                raise self._culprit(ids_of(number)) or error from error
+                raise self._culprit(ids_of, number) or error from error
             if self.cfg.corrupt == "skip" and batch["_attempt"].any():
                 self._count_skipped(batch["_attempt"], ids_of(number))
             yield self._finished(batch)
@@ -260,8 +260,12 @@ class _Data:
             return f"{source.where(item['record'])}: {reason}"
         return None
 
-    def _culprit(self, ids: Features) -> UserError | None:
-        for row in zip(*(ids[key].tolist() for key in _IDS), strict=True):
+    def _culprit(self, ids_of: Callable[[int], Features], number: int) -> UserError | None:
+        """What is wrong with a record of batch `number`, or one that is read along with it."""
+        count = 1 + math.ceil((self._records_per_read() - 1) / self.rows)
+        batches = [ids_of(number + ahead) for ahead in range(count)]
+        ids = {key: np.concatenate([batch[key] for batch in batches]).tolist() for key in _IDS}
+        for row in zip(*ids.values(), strict=True):
             if problem := self._problem(dict(zip(_IDS, row, strict=True))):
                 return UserError(
                     f"{problem} (`mmjax validate` checks a whole dataset; data.corrupt='skip' "

@@ -207,6 +207,14 @@ def test_a_wrong_crc_is_named(tmp_path):
         batches(make(folder, batch_size=9))
 
 
+def test_a_wrong_crc_is_named_when_it_is_read_before_its_batch(tmp_path):
+    folder = toy.build(tmp_path, 9, shards=1)
+    _flip_byte(folder, 4)
+    for data in (make(folder, batch_size=1), evaluated(folder, batch_size=1)):
+        with pytest.raises(UserError, match="record 4: the CRC of the payload"):
+            list(itertools.islice(data.iterate(), 9))
+
+
 def test_a_truncated_shard_is_named(tmp_path):
     folder = toy.build(tmp_path, 9, shards=1)
     path = os.path.join(folder, "train-00000-of-00001.tfrecord")

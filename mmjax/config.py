@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import pathlib
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -103,10 +104,13 @@ def _check_type(name: str, value: Any, default: Any) -> None:
 def keywords(
     function: Callable[..., Any], section: Mapping, where: str, *, given: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """A section as keyword arguments of `function`; unknown keys raise, named `where.key`.
+    """A section as keyword arguments of `function`; what it cannot take raises, named `where.key`.
 
     Args:
       given: arguments that the caller gives itself, and that a section may not.
+
+    Raises:
+      UserError: an unknown key, or a value that is not the number, flag or text of the annotation.
     """
     section = plain(section)
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -115,6 +119,13 @@ def keywords(
     for key in section:
         if key not in known:
             raise unknown("config key", f"{where}.{key}", [f"{where}.{name}" for name in known])
+    hints = typing.get_type_hints(function)
+    for key, value in section.items():
+        hint = hints.get(key)
+        options = typing.get_args(hint) or (hint,)
+        expected = next((kind for kind in options if kind in (bool, int, float, str)), None)
+        if expected and not (value is None and type(None) in options):
+            _check_type(f"config.{where}.{key}", value, expected())
     return dict(section)
 
 

@@ -423,7 +423,7 @@ def _multiply_updates(
 def _pairs(cfg: Mapping[str, Any], key: str) -> list[tuple[str, float]]:
     """(pattern, number) pairs of a section."""
     pairs = cfg.get(key, ())
-    for pair in pairs:
+    for pair in pairs if isinstance(pairs, list | tuple) else [pairs]:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
             raise UserError(
                 f"optimizer.{key} must be pairs like (('^video/', 0.1),), not {pairs!r}: "

@@ -111,7 +111,7 @@ class PatchTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         for name, numbers in (("patch_size", patch_size), ("buckets", buckets)):
-            if len(numbers) != len(axes):
+            if not isinstance(numbers, Sequence) or len(numbers) != len(axes):
                 raise UserError(f"{name}={numbers} must have a number for each of {tuple(axes)}.")
         if not 0 < keep_tokens <= 1:
             raise UserError(f"keep_tokens must be in (0, 1], not {keep_tokens}.")

@@ -97,6 +97,12 @@ class EncoderConfig:
         ):
             if getattr(self, kind) not in valid:
                 raise unknown(kind, getattr(self, kind), valid)
+        for kind in ("dtype", "param_dtype"):
+            try:
+                jnp.dtype(getattr(self, kind))
+            except TypeError:
+                valid = ("float32", "bfloat16", "float16")
+                raise unknown(kind, getattr(self, kind), valid) from None
         for kind in ("num_layers", "width", "num_heads", "head_dim", "mlp_dim"):
             if getattr(self, kind) < 1:
                 raise UserError(f"{kind} must be at least 1, not {getattr(self, kind)}.")

@@ -18,7 +18,7 @@ from mmjax.losses import contrastive
 from mmjax.models import vatt
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts
-from mmjax.tasks.inputs import Inputs, flatten_views
+from mmjax.tasks.inputs import MODALITIES, Inputs, flatten_views
 
 _LOSSES = {
     "asymmetric_nce": contrastive.asymmetric_nce,
@@ -46,6 +46,12 @@ class Pretrain:
             model = _fit_vocabulary(model, facts.vocab_size)
         self.model = ModelDef(vatt.make_model(**model))
         self.dtype = model.get("dtype", "float32")
+        for modality in MODALITIES:
+            if modality in facts.spec and modality not in self.model.module.modalities:
+                raise UserError(
+                    f"config.data loads {modality}, for which config.model has no tower: set "
+                    f"config.data.{modality}=None."
+                )
         self._inputs = Inputs.from_config(cfg.augment, facts)
 
         loss = config.plain(cfg.loss)

@@ -267,7 +267,7 @@ def add_audio(
             raise UserError(
                 f"data.audio.sample_rate={options.sample_rate:g}, but {info.name} has "
                 f"{info.sample_rate:g} Hz. Build the "
-                "dataset with this rate (`mmjax build --sample_rate`), or change the option."
+                "dataset with this rate (`mmjax build --sample-rate`), or change the option."
             )
     for key in schema.WAVEFORM:
         pipeline.sequence(key, tf.float32)

@@ -7,8 +7,8 @@ import pytest
 
 from mmjax.data import dataset, loader, records, schema, sources
 from tests.e2e import program
+from tests.e2e.program import SMALL
 
-SHORT = ("--config=demo:smoke", "--config.evals={}", "--config.tensorboard=False")
 WORLD = "world:tiny"
 
 
@@ -34,7 +34,7 @@ def silent_texts(tmp_path_factory):
 
 def test_microbatches_and_devices_do_not_change_the_losses(command, tmp_path):
     """Of a contrastive loss with batch statistics in its head."""
-    three = (*SHORT, "--config.total_steps=3", "--config.model.dropout_rate=0.0")
+    three = (*SMALL, "--config.total_steps=3", "--config.model.dropout_rate=0.0")
     three += ("--config.model.video.keep_tokens=1.0", "--config.model.audio.keep_tokens=1.0")
     command(tmp_path, *three, "--model_dir=plain").check()
     command(tmp_path, *three, "--model_dir=micro", "--config.accumulate_steps=2").check()
@@ -58,7 +58,7 @@ def test_a_mixture_whose_second_part_has_no_captions(silent_texts, command, tmp_
         assert np.array_equal(batch["text_mask"][:, 0], batch["source"] == 0)
     assert {0, 1} == set(np.concatenate([batch["source"] for batch in batches]).tolist())
     train = f"--config.data.train={(WORLD, silent_texts)}"
-    done = command(tmp_path, *SHORT, "--model_dir=run", train).check()
+    done = command(tmp_path, *SMALL, "--model_dir=run", train).check()
     assert "80 examples, 8 a step" in done.log
     for line in program.metrics_of(tmp_path / "run"):
         assert line["train/nonfinite"] == 0
@@ -68,7 +68,7 @@ def test_a_mixture_whose_second_part_has_no_captions(silent_texts, command, tmp_
 
 def test_waveforms_instead_of_spectrograms(command, tmp_path):
     tower = "--config.model.audio={'name': 'wat_tiny', 'num_layers': 1}"
-    command(tmp_path, *SHORT, "--model_dir=run", tower, "--config.augment={}").check()
+    command(tmp_path, *SMALL, "--model_dir=run", tower, "--config.augment={}").check()
     assert "audio/patch/kernel" in (tmp_path / "run" / "parameters.txt").read_text()
     assert np.isfinite(list(program.curve(tmp_path / "run").values())).all()
 
@@ -87,7 +87,9 @@ def test_finetuning_on_a_dmvr_factory(command, tmp_path):
     done = command(
         tmp_path,
         "--task=finetune",
-        *SHORT,
+        "--config=demo:smoke",
+        "--config.model.backbone.num_layers=1",
+        "--config.evals={}",
         "--config.data.train=dmvr:tests.e2e.factory:Clips",
         "--config.data.limit=0",
         "--config.data.label={'num_classes': 4}",

@@ -41,6 +41,24 @@ def list_steps(run_dir: str | os.PathLike) -> list[int]:
     )
 
 
+def find(source: str | os.PathLike) -> tuple[pathlib.Path, int]:
+    """Run directory and step of `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`.
+
+    Raises:
+      UserError: there is no such checkpoint; those that are there are named.
+    """
+    path, wanted = pathlib.Path(source), None
+    if path.name.isdigit() and path.parent.name == FOLDER:
+        path, wanted = path.parent.parent, int(path.name)
+    steps = list_steps(path)
+    if not steps or (wanted is not None and wanted not in steps):
+        there = f"it has the steps {steps}" if steps else "there is no complete checkpoint in it"
+        raise UserError(
+            f"{source}: not a run directory (or one of its steps, <run>/{FOLDER}/<step>): {there}."
+        )
+    return path, steps[-1] if wanted is None else wanted
+
+
 class Checkpoints:
     """The checkpoints of one run.
 

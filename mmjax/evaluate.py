@@ -57,6 +57,11 @@ def run_all(
     return results
 
 
+def failures(results: Mapping[str, float]) -> list[str]:
+    """The evaluators that failed, by the metrics of `run_all`."""
+    return [name.removesuffix(f"/{FAILED}") for name in results if name.endswith(f"/{FAILED}")]
+
+
 def run_due(
     evaluators: Sequence[Evaluator], state: Mapping[str, Any], step: int, *, final: bool
 ) -> dict[str, float]:
@@ -264,7 +269,7 @@ def run_job(
     with distributed.StopSignal() as stop:
         pause = _pause(stop)
         if override_checkpoint:
-            run_dir, step = _find(override_checkpoint)
+            run_dir, step = checkpoint.find(override_checkpoint)
             run = RunDir(run_dir, create=False)
         else:
             run = _wait_for_run(model_dir, pause, needs_config=cfg is None)
@@ -311,7 +316,7 @@ def _evaluate_one(
         raise UserError(f"The checkpoint of step {step} in {run_dir} was just deleted.")
     results = run_all(evaluators, state, step)
     write(step, results)
-    return int(any(name.endswith(f"/{FAILED}") for name in results))
+    return int(bool(failures(results)))
 
 
 def _pause(stop: distributed.StopSignal) -> Callable[[], bool]:
@@ -342,22 +347,6 @@ def _wait_for_run(
         )
         if pause():
             return None
-
-
-def _find(source: str) -> tuple[pathlib.Path, int]:
-    """Run directory and step of `<run>` or `<run>/checkpoints/<step>`."""
-    path = pathlib.Path(source)
-    wanted = None
-    if path.name.isdigit() and path.parent.name == checkpoint.FOLDER:
-        path, wanted = path.parent.parent, int(path.name)
-    steps = checkpoint.list_steps(path)
-    if not steps or (wanted is not None and wanted not in steps):
-        there = f"it has the steps {steps}" if steps else "there is no complete checkpoint in it"
-        raise UserError(
-            f"--override_checkpoint={source}: not a run directory (or one of its steps, "
-            f"<run>/{checkpoint.FOLDER}/<step>): {there}."
-        )
-    return path, steps[-1] if wanted is None else wanted
 
 
 def _mesh(cfg: Any) -> jax.sharding.Mesh:

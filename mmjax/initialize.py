@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,18 +49,7 @@ def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
     Raises:
       UserError: there is no checkpoint.
     """
-    path = pathlib.Path(source)
-    step = None
-    if path.name.isdigit() and path.parent.name == checkpoint.FOLDER:
-        path, step = path.parent.parent, int(path.name)
-    steps = checkpoint.list_steps(path)
-    if not steps or (step is not None and step not in steps):
-        there = f"it has steps {steps}" if steps else "there is no checkpoint in it"
-        raise UserError(
-            f"{source}: not a run directory (or one of its steps, "
-            f"<run>/{checkpoint.FOLDER}/<step>): {there}."
-        )
-    step = steps[-1] if step is None else step
+    path, step = checkpoint.find(source)
     saved = checkpoint.Checkpoints(path, read_only=True)
     parts = {p.split("/")[0] for p in saved.shapes(step)}
     read = saved.read(step, [p for p in ("params", "ema", "extra") if p in parts])

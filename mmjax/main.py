@@ -85,11 +85,16 @@ def _dispatch(overrides: list[str]) -> None:
     cfg = config.load(_TASK.value, _CONFIG.value, overrides)
     if cfg.compilation_cache:
         _enable_compilation_cache()
-    from mmjax import train
-
     if _OVERRIDE_CHECKPOINT.value:
         cfg.init_from = _OVERRIDE_CHECKPOINT.value
-    train.train(cfg, model_dir, max_hours=_MAX_HOURS.value, profile=_PROFILE.value)
+    from mmjax import (
+        evaluate,
+        train,
+    )  # after the config: what is wrong there need not wait for them
+
+    results = train.train(cfg, model_dir, max_hours=_MAX_HOURS.value, profile=_PROFILE.value)
+    if evaluate.failures(results):
+        sys.exit(1)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -176,7 +176,7 @@ def train(
     mesh = sharding.make_mesh(
         **config.keywords(sharding.make_mesh, cfg.mesh, "mesh", given=["devices"])
     )
-    window = profiler.parse_window(profile)
+    window = profiler.parse_window(profile, total_steps=cfg.total_steps)
 
     # ---- data, model, state: everything that can be wrong is wrong before the first compilation
     run = RunDir(model_dir)
@@ -250,10 +250,8 @@ def train(
             """Reads a finished step's metrics, a step late, so that the device never waits."""
             if pending is None:
                 return
-            number, metrics = (
-                pending[0],
-                {k: float(v) for k, v in jax.device_get(pending[1]).items()},
-            )
+            number = pending[0]
+            metrics = {name: float(value) for name, value in jax.device_get(pending[1]).items()}
             if guard.accepts(number, metrics):
                 for name, value in metrics.items():
                     window_metrics[name].append(value)
@@ -264,7 +262,7 @@ def train(
         while step < cfg.total_steps:
             with meter.data():
                 batch = sharding.make_global(next(batches), mesh)
-            tracer.at(step)
+            tracer.at(step, state)
             with meter.step():
                 state, metrics = program.step(state, batch)
                 settle(pending)
@@ -303,6 +301,10 @@ def train(
                     if step < cfg.total_steps:
                         logging.info("%s", evals.format_results(done, title=f"Step {step}"))
                 results.update(done)
+        if first == cfg.total_steps:  # it was stopped after its last step, before it was judged
+            results = evaluate.run_due(evaluators, state, step, final=True)
+            if primary:
+                writer.scalars(step, results)
 
         # ---- the end
         saved.wait()

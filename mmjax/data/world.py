@@ -117,7 +117,7 @@ class WorldConfig:
 
 
 WORLDS = {
-    "demo": (WorldConfig(), {"train": 2000, "test": 200}),
+    "demo": (WorldConfig(), {"train": 3000, "test": 200}),
     "tiny": (WorldConfig(num_frames=4), {"train": 64, "test": 32}),
 }
 

@@ -4,8 +4,7 @@
     python -m mmjax.main --task=finetune --model_dir=runs/finetune-scratch
 
 The first starts from the video tower that `--task=pretrain` trained (run it before), the second
-from random
-weights: the difference is what pretraining is worth. Under a minute on two CPU cores.
+from random weights: the difference is what pretraining is worth. Under a minute on two CPU cores.
 """
 
 from mmjax import config

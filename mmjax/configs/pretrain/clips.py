@@ -31,22 +31,29 @@ def get_config(arg: str = ""):
         name="tx_fac",
         size="tiny",
         video=dict(patch_size=(2, 16, 16), buckets=(4, 4, 4)),
-        audio=dict(patch_size=256, buckets=100),
+        # Log-mel spectrograms: the waveform tower needs far more sound than one disk of films has.
+        audio=dict(name="spt_tiny", num_layers=3, patch_size=(5, 16), buckets=(15, 4)),
         head=dict(name="fac", fine=256, coarse=256),
-        dropout_rate=0.1,
+        dropout_rate=0.0,
         scan_unroll=0,
     )
     if arg != "text":
         cfg.model.text = None
-    cfg.augment = dict(color_jitter=0.8, audio_noise=0.01)
+    cfg.augment = dict(
+        color_jitter=0.8,
+        audio_noise=0.01,
+        spectrogram=dict(num_bins=64),
+        spec_augment=dict(time_width=8, frequency_width=8),
+    )
     weights = dict(video_audio=1.0, video_text=1.0) if arg == "text" else dict(video_audio=1.0)
     cfg.loss = dict(name="asymmetric_nce", weights=weights, double_positive=False)
     cfg.optimizer = dict(
         name="adamw",
+        b2=0.98,
         weight_decay=0.05,
         weight_decay_exclude=("bias$", "scale$", "positions/", "agg_token$"),
         clip_norm=1.0,
-        schedule=dict(name="cosine", base=5e-4, warmup_steps=100),
+        schedule=dict(name="cosine", base=1e-3, warmup_steps=100),
     )
     cfg.evals = dict(
         retrieval_audio=dict(

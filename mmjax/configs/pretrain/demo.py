@@ -2,10 +2,10 @@
 
     python -m mmjax.main --task=pretrain
 
-A tiny tx_fac (video, waveform and text transformers, FAC head, asymmetric NCE) learns from 2,000
-short scenes and is judged on 200 scenes whose combinations of shape, colour, size, texture and
-motion it has never met. Takes two to three minutes on two CPU cores. See docs/pretrain.md for what
-to expect.
+A tiny tx_fac (video, spectrogram and text transformers, FAC head, asymmetric NCE) learns from 3,000
+short scenes and is judged on 200 scenes whose combinations of shape, colour, size and motion it has
+never met. Two to three minutes on two CPU cores. Expect a text-to-video R@1 of about 0.4 and an
+audio-to-video R@1 of about 0.3 (chance: 0.005); see docs/pretrain.md.
 """
 
 from mmjax import config
@@ -17,9 +17,9 @@ def get_config(arg: str = ""):
     cfg.task = "pretrain"
     smoke = arg == "smoke"
     cfg.batch_size = 8 if smoke else 64
-    cfg.total_steps = 2 if smoke else 900
+    cfg.total_steps = 2 if smoke else 500
     cfg.log_every = 1 if smoke else 25
-    cfg.checkpoint.every = 1 if smoke else 300
+    cfg.checkpoint.every = 1 if smoke else 250
     cfg.data = dict(
         train="world:tiny" if smoke else "world",
         split="train",
@@ -30,7 +30,7 @@ def get_config(arg: str = ""):
     cfg.model = dict(
         name="tx_fac",
         size="tiny",
-        video=dict(num_layers=3),
+        video=dict(num_layers=2, keep_tokens=1.0),
         audio=dict(name="spt_tiny", num_layers=2, patch_size=(4, 64), buckets=(10, 1)),
         text=dict(num_layers=2),
         head=dict(name="fac", fine=128, coarse=128),
@@ -41,6 +41,7 @@ def get_config(arg: str = ""):
     cfg.loss = dict(name="asymmetric_nce", weights=dict(video_text=1.0, video_audio=1.0))
     cfg.optimizer = dict(
         name="adamw",
+        b2=0.98,
         weight_decay=0.05,
         clip_norm=1.0,
         schedule=dict(name="cosine", base=1e-3, warmup_steps=1 if smoke else 50),

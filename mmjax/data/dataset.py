@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mmjax.data import records, schema
+from mmjax.data import records, references, schema
 from mmjax.errors import UserError, unknown
 
 FILE = "dataset.json"
@@ -133,8 +134,34 @@ class Split:
 
     def read(self, record: int, *, check_crc: bool = True) -> bytes:
         """The payload of a record; errors as in `records.read_record`. Thread safe."""
+        with self._borrowed(record, check_crc) as payload:
+            return bytes(payload)
+
+    def read_without(self, key: str, record: int, *, check_crc: bool = True) -> bytes:
+        """As `read`, with references in place of the values of the feature list `key`."""
+        file, offset, _ = (int(value) for value in self.index[record])
+        with self._borrowed(record, check_crc) as payload:
+            return references.shorten(payload, key, file=file, offset=offset)
+
+    def resolve(self, values: Sequence[bytes]) -> list[bytes]:
+        """What references of `read_without` refer to; other values as they are. Thread safe."""
+        found, opened = [], {}
+        try:
+            for value in values:
+                if reference := references.parse(value):
+                    file, offset, length = reference
+                    if file not in opened:
+                        opened[file] = os.open(self.files[file], os.O_RDONLY)
+                    value = os.pread(opened[file], length, offset)
+                found.append(value)
+        finally:
+            for descriptor in opened.values():
+                os.close(descriptor)
+        return found
+
+    def _borrowed(self, record: int, check_crc: bool):
         file, offset, length = (int(value) for value in self.index[record])
-        return records.read_record(
+        return records.borrowed_record(
             self.files[file],
             offset,
             length,

@@ -21,10 +21,18 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-from mmjax.data import dmvr, modalities, sources
+from mmjax.data import dmvr, modalities, schema, sources
 from mmjax.data.config import DataConfig, parse_config
 from mmjax.data.dataset import DatasetInfo
-from mmjax.data.pipeline import Features, Order, Pipeline, host_positions, pure_reader, reader
+from mmjax.data.pipeline import (
+    Features,
+    Order,
+    Pipeline,
+    host_positions,
+    pure_reader,
+    reader,
+    resolver,
+)
 from mmjax.data.sources import Source
 from mmjax.data.tokenizers import Tokenizer, make_tokenizer
 from mmjax.errors import UserError
@@ -79,6 +87,7 @@ class _Data:
         self.tokenizer = _tokenizer(cfg) if cfg.text else None
         self.num_classes = _num_classes(cfg.label, self.infos) if cfg.label else None
         self.pipeline = self._pipeline()
+        self._stock = self.pipeline.functions("parse", "sample")
         self._skipped: set[tuple[int, int]] = set()
 
     @property
@@ -126,6 +135,8 @@ class _Data:
     @functools.cached_property
     def _function(self):
         """`_example`, traced once for the stream, its types and single records."""
+        if self._without:
+            self.pipeline.resolve = resolver(self.sources)
         ids = {key: tf.TensorSpec([], tf.int64) for key in _IDS}
         function = tf.function(self._example, autograph=False)
         return function.get_concrete_function(ids, tf.TensorSpec([], tf.string))
@@ -138,7 +149,7 @@ class _Data:
     def _examples(self, ids: tf.data.Dataset) -> tf.data.Dataset:
         """Dataset of ids → dataset of examples, in the same order."""
         pure = self.cfg.read == "tf"
-        read = pure_reader(self.sources) if pure else reader(self.sources)
+        read = pure_reader(self.sources) if pure else reader(self.sources, without=self._without)
         several = dict(num_parallel_calls=self.threads, deterministic=True)
 
         if self.cfg.corrupt == "skip":
@@ -166,6 +177,16 @@ class _Data:
         else:
             records = ids.batch(together).map(fetched, **several).unbatch()
         return records.map(_as_is(lambda *record: self._function(*record)), **several)
+
+    @functools.cached_property
+    def _without(self) -> str | None:
+        """The feature list of which only what is sampled is read: the frames, if records are
+        large. Functions of the user's own may want all of it."""
+        own = self.pipeline.functions("parse", "sample") != self._stock
+        indexed = all(source.index is not None for source in self.sources)
+        if own or not indexed or self.cfg.read == "tf" or not self.cfg.video:
+            return None
+        return schema.FRAMES[0] if self._records_per_read() == 1 else None
 
     def _records_per_read(self) -> int:
         """About a megabyte: small records share the cost of a call, large ones are read in "

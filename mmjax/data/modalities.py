@@ -189,7 +189,7 @@ def add_video(
             start = images.window_starts(length, options.num_frames * stride, options.num_clips)
         index = tf.reshape(images.looped(start, options.num_frames, stride, length), [number])
         return features | {
-            "_frames": tf.gather(frames, index),
+            "_frames": pipeline.resolve(features["_source"], tf.gather(frames, index)),
             "_first_frame": start,
             "_num_frames": length,
         }

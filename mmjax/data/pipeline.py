@@ -50,12 +50,17 @@ class Pipeline:
     The parse phase begins with the function 'record', which reads everything asked for with
     `context` and `sequence` from the serialized record `_serialized` into `_context/KEY` and
     `_sequence/KEY`.
+
+    Attributes:
+      resolve: a function (source [], values [n]) → values [n], which 'video' of the sample phase
+        calls with the pictures it has chosen: see `resolver`.
     """
 
     def __init__(self):
         self._phases: dict[str, dict[str, Function]] = {phase: {} for phase in PHASES}
         self._context: dict[str, tf.io.RaggedFeature] = {}
         self._sequence: dict[str, tf.io.RaggedFeature] = {}
+        self.resolve: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = lambda source, values: values
         self.add("parse", "record", self._parse_record)
 
     def context(self, key: str, dtype: tf.DType) -> None:
@@ -94,6 +99,10 @@ class Pipeline:
     def names(self) -> dict[str, tuple[str, ...]]:
         """The names of the functions of each phase, in order."""
         return {phase: tuple(functions) for phase, functions in self._phases.items()}
+
+    def functions(self, *phases: str) -> list[Function]:
+        """The functions of some phases, in order."""
+        return [function for phase in phases for function in self._phases[phase].values()]
 
     def example(self, features: Features) -> Features:
         """The first four phases: `_serialized`, `_seed` and what the caller adds → one example."""
@@ -202,17 +211,21 @@ def host_positions(step: tf.Tensor, *, batch_size: int, process_index: int, proc
     return step * batch_size + process_index * rows + tf.range(rows, dtype=tf.int64)
 
 
-def reader(sources: Sequence) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def reader(
+    sources: Sequence, *, without: str | None = None
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """A function (source [n], record [n]) → serialized records, string [n].
 
-    It makes one call into Python, which reads with `os.pread` and checks CRCs: the fastest way
+    It makes one call into Python, which reads with `os.preadv` and checks CRCs: the fastest way
     where files are local. The call itself costs as much as reading a small record, hence the
-    vectors.
+    vectors. The values of the feature list `without` become references, for `resolver`.
     """
 
     def fetch(numbers, records):
         found = [
-            sources[number].fetch(record)
+            sources[number].fetch_without(without, record)
+            if without
+            else sources[number].fetch(record)
             for number, record in zip(numbers.tolist(), records.tolist(), strict=True)
         ]
         return np.array(found, object)
@@ -222,6 +235,19 @@ def reader(sources: Sequence) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         return tf.ensure_shape(serialized, number.shape)
 
     return fetched
+
+
+def resolver(sources: Sequence) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """A function (source [], values [n]) → what references refer to; string [n]."""
+
+    def resolve(number, values):
+        return np.array(sources[int(number)].resolve(values.tolist()), object)
+
+    def resolved(number, values):
+        found = tf.numpy_function(resolve, [number, values], tf.string, stateful=False)
+        return tf.ensure_shape(found, values.shape)
+
+    return resolved
 
 
 def pure_reader(sources: Sequence) -> Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]:

@@ -8,6 +8,7 @@ the headers alone, without reading the payloads.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -161,22 +162,43 @@ def read_record(
     Raises:
       CorruptRecord: the file ends too early, or the CRC is wrong.
     """
-    descriptor = os.open(shard, os.O_RDONLY)
+    with borrowed_record(shard, offset, length, check_crc=check_crc, record=record) as payload:
+        return bytes(payload)
+
+
+_buffers: list[np.ndarray] = []  # fresh memory would cost more than reading from a cached file
+
+
+@contextlib.contextmanager
+def borrowed_record(
+    shard: str | os.PathLike, offset: int, length: int, *, check_crc: bool = True, record: int = -1
+) -> Iterator[memoryview]:
+    """As `read_record`, without a copy: within the context, in memory that is then used again."""
+    size = length + FOOTER
     try:
-        data = os.pread(descriptor, length + FOOTER, offset)
+        buffer = _buffers.pop()
+    except IndexError:
+        buffer = np.empty(0, np.uint8)
+    if len(buffer) < size:
+        buffer = np.empty(size + size // 4, np.uint8)
+    try:
+        descriptor = os.open(shard, os.O_RDONLY)
+        try:
+            found = os.preadv(descriptor, [buffer[:size]], offset)
+        finally:
+            os.close(descriptor)
+        path = os.fspath(shard)
+        if found != size:
+            problem = f"the file ends {size - found} bytes too early (truncated)."
+            raise CorruptRecord(path, record, problem)
+        payload = buffer[:length]
+        if check_crc:
+            (crc,) = struct.unpack_from("<I", buffer, length)
+            if crc != masked_crc(payload):
+                raise CorruptRecord(path, record, _bad_crc("payload", offset))
+        yield memoryview(payload)
     finally:
-        os.close(descriptor)
-    path = os.fspath(shard)
-    if len(data) != length + FOOTER:
-        raise CorruptRecord(
-            path,
-            record,
-            f"the file ends {length + FOOTER - len(data)} bytes too early (truncated).",
-        )
-    payload = data[:length]
-    if check_crc and struct.unpack_from("<I", data, length)[0] != masked_crc(payload):
-        raise CorruptRecord(path, record, _bad_crc("payload", offset))
-    return payload
+        _buffers.append(buffer)
 
 
 def iterate(shard: str | os.PathLike, *, check_crc: bool = True) -> Iterator[bytes]:
@@ -198,7 +220,7 @@ def verify(shard: str | os.PathLike) -> list[CorruptRecord]:
     return problems + ([tail] if tail else [])
 
 
-def masked_crc(data: bytes) -> int:
+def masked_crc(data: bytes | np.ndarray) -> int:
     """TFRecord's checksum: CRC32C rotated right by 15 bits, plus 0xa282ead8."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

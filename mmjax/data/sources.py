@@ -67,6 +67,14 @@ class FolderSource:
     def fetch(self, record: int) -> bytes:
         return self._split.read(record, check_crc=self._check_crc)
 
+    def fetch_without(self, key: str, record: int) -> bytes:
+        """As `fetch`, with references in place of the values of a feature list."""
+        return self._split.read_without(key, record, check_crc=self._check_crc)
+
+    def resolve(self, values: list[bytes]) -> list[bytes]:
+        """What references of `fetch_without` refer to; other values as they are."""
+        return self._split.resolve(values)
+
     def where(self, record: int) -> str:
         file = int(self.index[record, 0])
         return f"{self.files[file]}, record {record - int(self._split.first[file])}"

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mmjax.data import loader, schema
 from mmjax.errors import UserError
@@ -68,6 +69,51 @@ def test_ways_of_reading_threads_and_policies_do_not_change_batches(folder):
     for changes in (dict(read="tf"), dict(threads=1), dict(corrupt="skip")):
         got = batches(make(folder, **changes), number=3)
         assert all(toy.same(a, b) for a, b in zip(want, got, strict=True)), changes
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Treats the toy records as large ones, of which only the chosen frames are read."""
+    monkeypatch.setattr(loader._Data, "_records_per_read", lambda data: 1)
+
+
+def test_reading_chosen_frames_only_does_not_change_batches(folder, tmp_path, large):
+    cases = [
+        (folder, {}),
+        (folder, dict(corrupt="skip")),
+        (folder, dict(video=dict(num_frames=30, size=16))),  # goes round
+        (toy.build(tmp_path, 6, payload=_without_frames), {}),
+    ]
+    for where, changes in cases:
+        data, plain = make(where, **changes), make(where, **changes)
+        assert data._without == schema.FRAMES[0]
+        plain._without = None
+        for a, b in zip(batches(data, number=3), batches(plain, number=3), strict=True):
+            assert toy.same(a, b), changes
+    data, plain = (evaluated(folder, video=dict(num_frames=4, size=16)) for _ in range(2))
+    plain._without = None
+    assert all(toy.same(a, b) for a, b in zip(data.iterate(), plain.iterate(), strict=True))
+
+
+def _without_frames(number):
+    return schema.encode(toy.example(number, frames=toy.example(number).frames * (number % 2)))
+
+
+def test_own_functions_of_the_first_phases_find_all_frames(folder, large):
+    data = make(folder)
+    seen = lambda f: f | {"bytes": tf.strings.length(f["_frames"])}  # noqa: E731
+    data.pipeline.add("parse", "lengths", seen)
+    (batch,) = batches(data)
+    for record, lengths in zip(batch["example_id"], batch["bytes"], strict=True):
+        assert lengths.tolist() == [len(frame) for frame in toy.example(record).frames]
+
+
+def test_bad_input_is_named_when_only_chosen_frames_are_read(tmp_path, large):
+    folder = toy.build(tmp_path, 9, shards=1)
+    _flip_byte(folder, 4)
+    with pytest.raises(UserError, match="record 4: the CRC of the payload"):
+        batches(make(folder, batch_size=9))
+    assert 4 not in batches(make(folder, batch_size=8, corrupt="skip"))[0]["example_id"]
 
 
 def test_hosts_together_have_the_global_batch(folder):

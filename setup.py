@@ -28,6 +28,7 @@ setup(
         'tensorflow>=2.21; platform_machine != "x86_64" or sys_platform == "darwin"',
         "tensorboardX>=2.6.4",
         "tensorflow-datasets>=4.9.9",
+        "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so
         "tokenizers>=0.22",
         "tqdm>=4.67",
     ],

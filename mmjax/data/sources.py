@@ -230,6 +230,11 @@ def open_source(spec: str, *, split: str, check_crc: bool = True) -> Source:
     Raises:
       UserError: what is wrong with the specification, or with the dataset.
     """
+    if not spec:
+        raise UserError(
+            "config.data.train is empty: this recipe is for a dataset of yours. Give its folder, "
+            "--config.data.train=FOLDER; `mmjax build` makes one."
+        )
     kind, colon, rest = spec.partition(":")
     if colon and kind == "images":
         return ImageFolderSource(rest, split=split)

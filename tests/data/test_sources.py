@@ -152,3 +152,8 @@ def test_pictures_of_other_formats_become_png():
     PIL.Image.new("RGB", (5, 4), (1, 2, 3)).save(out, "BMP")
     (frame,) = frames(sources._image_example(out.getvalue(), None, "", "x.bmp"))
     assert (frame == [1, 2, 3]).all() and frame.shape == (4, 5, 3)
+
+
+def test_a_recipe_for_own_data_without_data():
+    with pytest.raises(UserError, match="config.data.train is empty.*mmjax build"):
+        sources.open_source("", split="train")

@@ -28,6 +28,11 @@ def normalize_video(video: jax.Array, *, zero_centered: bool = True) -> jax.Arra
     return video * (2.0 / 255.0) - 1.0 if zero_centered else video * (1.0 / 255.0)
 
 
+def flip_video(video: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Mirrors left and right the clips [..., T, H, W, 3] for which `wanted` [...] is True."""
+    return jnp.where(wanted[..., None, None, None, None], video[..., ::-1, :], video)
+
+
 def color_jitter(
     key: jax.Array,
     video: jax.Array,

@@ -33,6 +33,13 @@ def test_normalize_video():
         preprocess.normalize_video(frames.astype(np.float32))
 
 
+def test_flip_video_mirrors_the_clips_that_are_marked():
+    video = clips(4)
+    got = preprocess.flip_video(video, np.array([True, False, False, True]))
+    for clip, before, flipped in zip(got, video, (1, 0, 0, 1), strict=True):
+        np.testing.assert_array_equal(clip, np.flip(before, 2) if flipped else before)
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.6, 1.4])
 def test_saturation_is_that_of_hsv(factor):
     hsv = matplotlib.colors.rgb_to_hsv(clips())

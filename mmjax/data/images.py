@@ -203,16 +203,20 @@ def inception_window(
     return tf.concat([begin[:2], extent[:2]], 0)
 
 
-def random_flip(frames: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Mirrors left and right, the whole clip or nothing, with probability one half."""
-    flip = tf.random.stateless_uniform([], seed) < 0.5
+def drawn_flip(seed: tf.Tensor) -> tf.Tensor:
+    """bool []: True with probability one half."""
+    return tf.random.stateless_uniform([], seed) < 0.5
+
+
+def flip(frames: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
+    """Mirrors left and right, the whole clip, if `wanted`."""
 
     def mirrored():  # TensorFlow reverses rows of pixels four times faster in three dimensions
         shape = tf.shape(frames)
         rows = tf.reshape(frames, [-1, shape[2], 3])
         return tf.reshape(tf.reverse(rows, [1]), shape)
 
-    return tf.ensure_shape(tf.cond(flip, mirrored, lambda: frames), frames.shape)
+    return tf.ensure_shape(tf.cond(wanted, mirrored, lambda: frames), frames.shape)
 
 
 def window_starts(length: tf.Tensor, span: int, number: int) -> tf.Tensor:

@@ -44,6 +44,8 @@ class Video:
         window alone.
       area, aspect: of Inception crops: ranges of the share of the frame and of width / height.
       flip: mirror every other clip (training).
+      flip_on: 'device', where it costs nothing: the batch says in `video_flip` which clips, and
+        `mmjax.tasks.inputs` mirrors them; or 'host'.
       dct: 'fast' or 'accurate' decoding.
       num_clips: clips of a test example, spread over its length.
       multi_crop: three crops of each test clip along the longer side instead of one in the middle.
@@ -60,6 +62,7 @@ class Video:
     area: tuple[float, ...] = (0.08, 1.0)
     aspect: tuple[float, ...] = (0.5, 2.0)
     flip: bool = True
+    flip_on: str = "device"
     dct: str = "fast"
     num_clips: int = 1
     multi_crop: bool = False
@@ -68,6 +71,8 @@ class Video:
         _positive("video", self, "num_frames", "stride", "size", "num_clips")
         if self.crop not in ("vgg", "inception"):
             raise unknown("data.video.crop", self.crop, ("vgg", "inception"))
+        if self.flip_on not in ("device", "host"):
+            raise unknown("data.video.flip_on", self.flip_on, ("device", "host"))
         if self.dct not in ("fast", "accurate"):
             raise unknown("data.video.dct", self.dct, ("fast", "accurate"))
         if self.min_resize and self.min_resize < self.size:
@@ -163,7 +168,8 @@ class Touch:
 def add_video(
     pipeline: Pipeline, options: Video, *, infos: Sequence[DatasetInfo], train: bool
 ) -> None:
-    """Adds `video` uint8 [T, H, W, 3] ([V, T, H, W, 3] for tests) and `video_mask` [].
+    """Adds `video` uint8 [T, H, W, 3] ([V, T, H, W, 3] for tests), `video_mask` [], and in training
+    with `flip` on the device `video_flip` bool [].
 
     Functions: parse 'video'; sample 'video' and in training 'crop'; decode 'video'; preprocess
     'resize' and 'flip', for tests 'views'. Between them: `_frames` (encoded), `_first_frame`,
@@ -229,9 +235,10 @@ def add_video(
         return features | {"video": tf.ensure_shape(video, [number, options.size, options.size, 3])}
 
     def flip(features: Features) -> Features:
-        return features | {
-            "video": images.random_flip(features["video"], seed_of(features, "flip"))
-        }
+        drawn = images.drawn_flip(seed_of(features, "flip"))
+        if options.flip_on == "device":
+            return features | {"video_flip": drawn}
+        return features | {"video": images.flip(features["video"], drawn)}
 
     def views(features: Features) -> Features:
         video = images.resize_shortest(features["video"], options.size)
@@ -316,13 +323,10 @@ def add_audio(
                 first = tf.cast(features["_first_frame"], tf.float64)
                 synced = tf.cast(tf.round(first * samples_per_frame(features, length)), tf.int32)
                 start = tf.where(features["video_mask"] > 0, synced, start)
-            window = tf.cond(
-                start + span <= length,
-                lambda: waveform[start : start + span : options.stride],
-                lambda: tf.gather(
-                    waveform, images.looped(start, options.num_samples, options.stride, length)
-                ),
-            )
+            # As `images.looped` and `gather`, which take a microsecond for 100 samples.
+            start %= length
+            again = tf.tile(waveform, [(start + span - 1) // length + 1])
+            window = again[start : start + span : options.stride]
             window = tf.ensure_shape(window, [options.num_samples])
         if any(disguised):
             window = tf.where(tf.constant(disguised)[source], _int32_repaired(window), window)

@@ -64,6 +64,8 @@ class Inputs:
         for name in ("video", "touch"):
             if name in inputs:
                 frames = inputs[name]
+                if name == "video" and "video_flip" in batch:
+                    frames = preprocess.flip_video(frames, batch["video_flip"])
                 if train and self._color_jitter and name == "video":
                     frames = preprocess.color_jitter(
                         keys[0],

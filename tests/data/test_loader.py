@@ -3,6 +3,7 @@
 import itertools
 import os
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -364,6 +365,21 @@ def test_functions_of_a_phase_can_be_changed(folder):
     data.pipeline.add("preprocess", "dark", lambda f: f | {"video": f["video"] // 2})
     (batch,) = batches(data)
     assert batch["video"].max() <= 127 and "dark" in data.pipeline.names()["preprocess"]
+
+
+def test_host_and_device_mirror_the_same_clips(folder):
+    from mmjax.tasks.inputs import Inputs
+
+    def frames(where):
+        data = make(folder, batch_size=23, video=dict(num_frames=4, size=16, flip_on=where))
+        (batch,) = batches(data)
+        inputs = Inputs()(batch, jax.random.key(0), train=True)
+        return batch, np.asarray(inputs["video"])
+
+    (batch, device), (plain, host) = frames("device"), frames("host")
+    assert 5 < batch["video_flip"].sum() < 18 and "video_flip" not in plain
+    assert np.array_equal(device, host)
+    assert not np.array_equal(batch["video"], plain["video"])
 
 
 def test_image_folders_train_too(tmp_path):

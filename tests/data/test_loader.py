@@ -367,16 +367,20 @@ def test_functions_of_a_phase_can_be_changed(folder):
     assert batch["video"].max() <= 127 and "dark" in data.pipeline.names()["preprocess"]
 
 
-def test_host_and_device_mirror_the_same_clips(folder):
+def test_host_and_device_mirror_the_same_clips(tmp_path):
     from mmjax.tasks.inputs import Inputs
 
-    def frames(where):
+    ramp = np.tile(np.arange(0, 240, 6, dtype=np.uint8)[None, :, None], (32, 1, 3))
+    frames = [schema.encode_jpeg(ramp)] * 4
+    folder = toy.build(tmp_path, payload=lambda n: schema.encode(toy.example(n, frames=frames)))
+
+    def mirrored(where):
         data = make(folder, batch_size=23, video=dict(num_frames=4, size=16, flip_on=where))
         (batch,) = batches(data)
         inputs = Inputs()(batch, jax.random.key(0), train=True)
         return batch, np.asarray(inputs["video"])
 
-    (batch, device), (plain, host) = frames("device"), frames("host")
+    (batch, device), (plain, host) = mirrored("device"), mirrored("host")
     assert set(batch["video_flip"]) == {True, False} and "video_flip" not in plain
     assert np.array_equal(device, host)
     assert not np.array_equal(batch["video"], plain["video"])

@@ -17,9 +17,9 @@ def get_config(arg: str = ""):
     cfg.task = "finetune"
     smoke = arg == "smoke"
     cfg.batch_size = 8 if smoke else 32
-    cfg.total_steps = 2 if smoke else 150
+    cfg.total_steps = 2 if smoke else 200
     cfg.log_every = 1 if smoke else 25
-    cfg.checkpoint.every = 1 if smoke else 150
+    cfg.checkpoint.every = 1 if smoke else 200
     world = "world:tiny" if smoke else "world"
     cfg.data = dict(
         train=world,
@@ -30,7 +30,10 @@ def get_config(arg: str = ""):
     )
     tower = pretraining.get_config(arg).model.video  # of the same form, or it could not be loaded
     cfg.model = dict(
-        name="classifier", backbone={"name": "vit_tiny", **config.plain(tower)}, scan_unroll=0
+        name="classifier",
+        backbone={"name": "vit_tiny", **config.plain(tower)},
+        dropout_rate=0.1,
+        scan_unroll=0,
     )
     cfg.loss = dict(label_smoothing=0.1)
     cfg.optimizer = dict(

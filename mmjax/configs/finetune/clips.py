@@ -1,0 +1,35 @@
+"""Fine-tuning on your own labelled clips, from a run of the pretraining recipe of the same name.
+
+    python -m mmjax.main --task=finetune --config=clips --config.data.train=data/my_clips \\
+        --override_checkpoint=runs/pretrain-clips
+
+Without --override_checkpoint the tower starts from random weights.
+"""
+
+from mmjax import config
+from mmjax.configs.pretrain import clips as pretraining
+
+
+def get_config(arg: str = ""):
+    """`arg` is not used."""
+    cfg = config.base()
+    cfg.task = "finetune"
+    cfg.batch_size = 32
+    cfg.total_steps = 300
+    cfg.log_every = 20
+    cfg.checkpoint = dict(every=100, keep=2)
+    source = config.plain(pretraining.get_config())
+    cfg.data = dict(train="", split="train", video=source["data"]["video"], label=dict())
+    tower = {"name": "vit_tiny", **source["model"]["video"]}  # of the same form, or it cannot load
+    cfg.model = dict(name="classifier", backbone=tower, scan_unroll=0)
+    cfg.loss = dict(label_smoothing=0.1)
+    cfg.optimizer = dict(
+        name="adamw",
+        weight_decay=0.05,
+        clip_norm=1.0,
+        lr_multipliers=((r"^video/", 0.3),),
+        schedule=dict(name="cosine", base=1e-3, warmup_steps=30),
+    )
+    cfg.init_allow = ("^(audio|text|touch|head)/", "^extra/", "^classifier/")
+    cfg.evals = dict(test=dict(type="classification", batch_size=32))
+    return cfg

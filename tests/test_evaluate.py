@@ -224,12 +224,12 @@ def test_another_architecture_is_named(saved_run, mesh):
 
 def test_finding_one_checkpoint(saved_run):
     path = saved_run.path
-    assert evaluate._find(str(path)) == (path, 2)
-    assert evaluate._find(str(path / "checkpoints" / "1")) == (path, 1)
+    assert checkpoint.find(str(path)) == (path, 2)
+    assert checkpoint.find(str(path / "checkpoints" / "1")) == (path, 1)
     with pytest.raises(UserError, match=r"it has the steps \[1, 2\]"):
-        evaluate._find(str(path / "checkpoints" / "7"))
+        checkpoint.find(str(path / "checkpoints" / "7"))
     with pytest.raises(UserError, match="no complete checkpoint"):
-        evaluate._find(str(path / "elsewhere"))
+        checkpoint.find(str(path / "elsewhere"))
 
 
 def test_a_mesh_that_does_not_fit_gives_way_to_the_devices_there_are():

@@ -128,11 +128,12 @@ def test_the_newest_checkpoint_or_the_one_asked_for(run):
 
 def test_a_source_without_checkpoints(run, tmp_path):
     path, _ = run
-    with pytest.raises(UserError, match=f"{tmp_path}: not a run directory.*no checkpoint in it"):
+    nothing = "not a run directory.*no complete checkpoint in it"
+    with pytest.raises(UserError, match=f"{tmp_path}: {nothing}"):
         initialize.load_params(str(tmp_path))
-    with pytest.raises(UserError, match=r"it has steps \[1, 2\]"):
+    with pytest.raises(UserError, match=r"it has the steps \[1, 2\]"):
         initialize.load_params(str(path / "checkpoints" / "7"))
-    with pytest.raises(UserError, match="no checkpoint in it"):
+    with pytest.raises(UserError, match=nothing):
         initialize.load_params(str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
 

@@ -308,9 +308,8 @@ def train(
 
         # ---- the end
         saved.wait()
-        corrupt = getattr(data, "corrupt", 0)
-        if corrupt:
-            logging.warning("%d corrupt records were left out of training.", corrupt)
+        if data.corrupt:
+            logging.warning("%d corrupt records were left out of training.", data.corrupt)
         if reason:
             logging.info(
                 "Stopped by %s at step %d; saved. The same command goes on from there.",

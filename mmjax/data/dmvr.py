@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from mmjax.data.config import DataConfig
 from mmjax.data.dataset import DatasetInfo
+from mmjax.data.pipeline import rows_of_host
 from mmjax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -158,12 +159,7 @@ class _Stream:
         process_index: int,
         process_count: int,
     ):
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(
-                f"batch_size={batch_size} must be a positive multiple of the number of hosts "
-                f"({process_count})."
-            )
-        self.batch_size, self.rows = batch_size, batch_size // process_count
+        self.batch_size, self.rows = batch_size, rows_of_host(batch_size, process_count)
         self._first, self._train = process_index * self.rows, train
         self.num_classes = (cfg.label.num_classes or None) if cfg.label else None
         self._wanted = {n for n in ("video", "audio", "text", "label") if getattr(cfg, n)}

@@ -32,6 +32,7 @@ from mmjax.data.pipeline import (
     pure_reader,
     reader,
     resolver,
+    rows_of_host,
 )
 from mmjax.data.sources import Source
 from mmjax.data.tokenizers import Tokenizer, make_tokenizer
@@ -72,14 +73,9 @@ class _Data:
         process_index: int,
         process_count: int,
     ):
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(
-                f"batch_size={batch_size} must be a positive multiple of the number of hosts "
-                f"({process_count})."
-            )
         self.cfg, self.train, self.seed, self.batch_size = cfg, train, seed, batch_size
         self.process_index, self.process_count = process_index, process_count
-        self.rows = batch_size // process_count
+        self.rows = rows_of_host(batch_size, process_count)
         self.sources = opened
         self.infos = [source.info for source in opened]
         self.info: DatasetInfo = self.infos[0]

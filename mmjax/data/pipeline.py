@@ -205,6 +205,20 @@ def _permuted(index: tf.Tensor, size: tf.Tensor, *key: tf.Tensor | int) -> tf.Te
     )
 
 
+def rows_of_host(batch_size: int, process_count: int) -> int:
+    """Rows of a global batch that each host makes.
+
+    Raises:
+      UserError: the batch does not split evenly over the hosts.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch_size={batch_size} must be a positive multiple of the number of hosts "
+            f"({process_count})."
+        )
+    return batch_size // process_count
+
+
 def host_positions(step: tf.Tensor, *, batch_size: int, process_index: int, process_count: int):
     """int64 [batch_size / process_count]: positions of a host's rows of the batch of `step`."""
     rows = batch_size // process_count

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,9 @@ class DatasetInfo:
     Attributes:
       name: how people call it.
       description: a sentence.
-      splits: by name.
+      splits: by name as in the names of the shards: 'train1+test2' holds the records that are both
+        in the split train1 and in the split test2, so that a record lies on disk once however
+        many splits it is in.
       modalities: which of `schema.MODALITIES` the examples have.
       num_classes: labels are in [0, num_classes).
       class_names: by class number.
@@ -73,6 +76,20 @@ class DatasetInfo:
     vocabulary: str = ""
     statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def stored(self, split: str) -> list[str]:
+        """The names in `splits` whose records make up a split, by alphabet; [] if there is none."""
+        return sorted(name for name in self.splits if split in (name, *split_members(name)))
+
+    def split_sizes(self) -> dict[str, int]:
+        """{split: number of examples}; 'train1+test2' counts in both; train2 comes before test1."""
+        sizes: dict[str, int] = {}
+        for name, split in self.splits.items():
+            for member in split_members(name):
+                sizes[member] = sizes.get(member, 0) + split.num_examples
+        kinds = list(dict.fromkeys(name.rstrip(string.digits) for name in sizes))
+        order = sorted(sizes, key=lambda name: (kinds.index(name.rstrip(string.digits)), name))
+        return {name: sizes[name] for name in order}
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `dataset.json`, atomically."""
@@ -205,7 +222,8 @@ class DatasetFolder:
         """The records of a split.
 
         Args:
-          name: a split; also DMVR's `name@N`, which demands N shards.
+          name: a split: the shards of that name and, in alphabetical order, of all names that
+            mention it between '+'. Also DMVR's `name@N`, which demands N shards.
 
         Raises:
           UserError: no such split (the message lists what there is), a missing or surplus
@@ -218,9 +236,10 @@ class DatasetFolder:
 
     def _load(self, name: str) -> Split:
         base, _, wanted = name.partition("@")
-        available = self._shards if self._shards is not None else self.info.splits
-        if base not in available or (wanted and not wanted.isdigit()):
-            there_is = ", ".join(f"{s} ({len(self._files(s))} shards)" for s in available)
+        stored = self.info.stored(base)
+        if not stored or (wanted and not wanted.isdigit()):
+            names = self.info.split_sizes()
+            there_is = ", ".join(f"{s} ({len(self._files(s))} shards)" for s in names)
             raise UserError(
                 f"{self.path} has no shards for the split {name!r}. It has: {there_is}."
             )
@@ -242,11 +261,11 @@ class DatasetFolder:
             raise UserError(
                 f"{self.path}: the split {base!r} is empty: its {len(files)} shards hold no record."
             )
-        if self._shards is None and len(rows) != self.info.splits[base].num_examples:
+        promised = sum(self.info.splits[name].num_examples for name in stored)
+        if self._shards is None and len(rows) != promised:
             raise UserError(
-                f"{self.path}: {FILE} promises {self.info.splits[base].num_examples} examples "
-                f"in {base!r}, the shards hold {len(rows)}. If the shards are right, run `mmjax "
-                f"index {self.path}`."
+                f"{self.path}: {FILE} promises {promised} examples in {base!r}, the shards hold "
+                f"{len(rows)}. If the shards are right, run `mmjax index {self.path}`."
             )
         numbers = np.repeat(np.arange(len(files), dtype=np.int64), counts)
         return Split(
@@ -257,8 +276,8 @@ class DatasetFolder:
         )
 
     def _files(self, split: str) -> list[str]:
-        shards = self.info.splits[split].shards if self._shards is None else self._shards[split]
-        return [os.path.join(self.path, shard) for shard in shards]
+        names = self.info.stored(split)
+        return [os.path.join(self.path, s) for name in names for s in self.info.splits[name].shards]
 
     def _infer(self) -> DatasetInfo:
         """Info from the shards alone; the first record there is speaks for all."""
@@ -334,6 +353,12 @@ def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
     return result
 
 
+def split_members(name: str) -> list[str]:
+    """The splits that shards of this name belong to: 'train1+test2' to train1 and test2."""
+    folder, slash, names = name.rpartition("/")
+    return [f"{folder}{slash}{member}" for member in names.split("+")]
+
+
 def shard_name(split: str, shard: int, num_shards: int) -> str:
     """The file name of a shard as this library writes it."""
     return f"{split}-{shard:05d}-of-{num_shards:05d}.tfrecord"
@@ -341,5 +366,9 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
 
 def describe(info: DatasetInfo) -> str:
     """One line for logs."""
-    splits = ", ".join(f"{name} {split.num_examples}" for name, split in info.splits.items())
+    sizes = info.split_sizes()
+    splits = ", ".join(f"{name} {count}" for name, count in sizes.items())
+    total = sum(split.num_examples for split in info.splits.values())
+    if total < sum(sizes.values()):
+        splits += f" ({total} in all)"
     return f"{info.name}: {splits} examples of {', '.join(info.modalities) or 'nothing known'}"

@@ -1,6 +1,7 @@
 """Builds a dataset from media files: `mmjax build`.
 
-The clips of the table go, in its order, into shards of a fixed number of clips. A shard is built by
+The clips of the table go, in its order, into shards of a fixed number of clips, those of each split
+(or combination of splits, such as train1+test2) into shards of their own. A shard is built by
 one process from first to last, so its bytes depend on the table, the options and the files alone;
 who builds it does not matter: local processes, the jobs of an array, or the workers of a Beam
 runner.
@@ -374,7 +375,7 @@ def _write_vocabulary(path: str, plan: Plan, bad: Sequence[dict[str, Any]]) -> i
 
     unusable = {(row["row"], row["start"]) for row in bad}
     clips = [clip for clip in plan.clips if (clip.row, clip.start) not in unusable]
-    train = [clip for clip in clips if clip.split == "train"] or clips
+    train = [clip for clip in clips if "train" in dataset.split_members(clip.split)] or clips
     captions = [caption for clip in train for caption in clip.captions]
     if captions:
         words = tokenizers.build_word_vocab(captions, size=plan.options.vocab_size)

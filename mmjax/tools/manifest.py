@@ -32,7 +32,7 @@ class Clip:
       start, end: seconds; None = the start and the end of the file.
       captions: the best first.
       labels: class names, or class numbers as text.
-      split: its name.
+      split: its name, or several joined by '+'.
       row: line of the table (the first is 1), for messages.
     """
 
@@ -60,11 +60,14 @@ def read_table(path: str, *, separator: str = "|", split: str = "train") -> list
     if not os.path.exists(path):
         raise UserError(f"There is no table {path}.")
     clips = []
+    spelled: dict[frozenset[str], str] = {}  # a+b and b+a are one group of shards
     for number, row in _rows(path):
         try:
-            clips.append(_clip(row, number, separator, split))
+            clip = _clip(row, number, separator, split)
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}") from error
+        name = spelled.setdefault(frozenset(clip.split.split("+")), clip.split)
+        clips.append(clip if name == clip.split else dataclasses.replace(clip, split=name))
     if not clips:
         raise UserError(f"{path} has no rows.")
     return clips
@@ -236,6 +239,11 @@ def check_split(name: str) -> str:
     return name
 
 
+def check_splits(names: str) -> str:
+    """Several splits joined by '+', each of them once; ValueError as `check_split`."""
+    return "+".join(dict.fromkeys(check_split(name.strip()) for name in names.split("+")))
+
+
 def _rows(path: str) -> Iterable[tuple[int, list[tuple[str, object]]]]:
     """(line number, [(column, cell)]); a column may come twice."""
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -301,7 +309,7 @@ def _clip(row: list[tuple[str, object]], number: int, separator: str, split: str
         end=end,
         captions=tuple(fields.get("caption", ())),
         labels=tuple(fields.get("label", ())),
-        split=check_split(fields["split"][0]) if fields.get("split") else split,
+        split=check_splits((fields.get("split") or [split])[0]),
         row=number,
     )
 

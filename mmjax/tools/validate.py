@@ -29,14 +29,14 @@ ERRORS = {
     "int32": "integer PCM whose bytes are read as floats",
     "waveform": "a waveform that is empty, not finite or beyond [-1, 1]",
     "length": "picture and sound of different length",
-    "leak": "the same content in two splits",
+    "leak": "the same content in two splits that should share none",
 }
 WARNINGS = {
     "silence": "no sound above -60 dB",
     "constant": "a film without any change",
     "blank": "pictures of one colour",
     "repeated": "more than half of the frames repeat the one before",
-    "duplicate": "the same content twice in a split",
+    "duplicate": "the same content in two records",
     "caption": "no caption, while others have one",
     "unlabelled": "no label, while others have one",
     "missing": "no picture or no sound, while others have them",
@@ -90,7 +90,8 @@ def validate(
     Args:
       path: its folder.
       splits: which ones; empty = all.
-      max_records: look at this many records of each split, evenly spread; None = at all.
+      max_records: look at this many records of each split, or of each combination of splits that
+        the shards name, evenly spread; None = at all.
       workers: threads.
       progress: show a bar.
 
@@ -99,13 +100,15 @@ def validate(
     """
     folder = dataset.DatasetFolder(path)
     for split in splits:
-        if split not in folder.info.splits:
+        if not folder.info.stored(split):
             raise UserError(
-                f"{path} has no split {split!r}. It has: {', '.join(folder.info.splits)}."
+                f"{path} has no split {split!r}. It has: {', '.join(folder.info.split_sizes())}."
             )
     result, work = Result(), []
-    for split in splits or folder.info.splits:
+    chosen = {name: None for split in splits for name in folder.info.stored(split)}
+    for split in chosen or folder.info.splits:
         work += list(_chunks(folder, split, max_records, result))
+    together = _together(folder.info)
     seen: dict[bytes, tuple[str, str, int]] = {}
     with tqdm(
         total=sum(len(rows) for *_, rows in work), desc="records", disable=not progress
@@ -116,7 +119,9 @@ def validate(
                 result.add(finding)
             for record, filename, digest in digests:
                 if digest is not None:
-                    _note_duplicate(result, seen, digest, split, shard, record, filename)
+                    _note_duplicate(
+                        result, seen, digest, split, shard, record, filename, together=together
+                    )
             bar.update(len(digests))
     return result
 
@@ -317,14 +322,22 @@ def _digest(example: schema.Example) -> bytes | None:
     return digest.digest()
 
 
-def _note_duplicate(result, seen, digest, split, shard, record, filename) -> None:
+def _together(info: dataset.DatasetInfo) -> set[tuple[str, str]]:
+    """Pairs of splits that share records on purpose, as the train1 and the test2 of folds do."""
+    members = [dataset.split_members(name) for name in info.splits]
+    return {pair for names in members for pair in itertools.product(names, repeat=2)}
+
+
+def _note_duplicate(result, seen, digest, split, shard, record, filename, *, together) -> None:
     if digest not in seen:
         seen[digest] = split, shard, record
         return
     first_split, first_shard, first_record = seen[digest]
+    members = dataset.split_members(first_split), dataset.split_members(split)
+    leak = any(pair not in together for pair in itertools.product(*members))
     result.add(
         Finding(
-            kind="duplicate" if split == first_split else "leak",
+            kind="leak" if leak else "duplicate",
             split=split,
             shard=shard,
             record=record,

@@ -93,6 +93,33 @@ def test_a_table_of_all_kinds_becomes_a_dataset(media, tmp_path):
     assert {"flash", "stripes"} <= set(words) and "tone" not in words  # of the split test
 
 
+def test_a_clip_in_several_splits_is_stored_once(media, tmp_path, capsys):
+    splits = ["train1+test2", "train1+train2", "test1+train2", "train2+train1", "test2+train1", "x"]
+    rows = [["b.mkv", k / 2, k / 2 + 0.5, split] for k, split in enumerate(splits)]
+    table = write_table(media, [["path", "start", "end", "split"], *rows])
+    out = tmp_path / "ds"
+    assert run("--csv", table, "--out", out, *SMALL, "--clips-per-shard", "1") == 0
+    said = capsys.readouterr().out
+    assert "ds: train1 4, train2 3, test1 1, test2 2, x 1 (6 in all) examples" in said
+    assert len(list(out.glob("train1+test2-0000?-of-00002.tfrecord"))) == 2
+    assert len(list(out.glob("train1+train2-0000?-of-00002.tfrecord"))) == 2
+    wanted = {
+        "train1": [0, 4, 1, 3],  # the shards of train1+test2 come before those of train1+train2
+        "train2": [2, 1, 3],
+        "test1": [2],
+        "test2": [0, 4],
+        "x": [5],
+    }
+    for split, clips in wanted.items():
+        assert [clip.start_us / 5e5 for clip in read(out, split)] == clips
+    (out / "dataset.json").unlink()  # from the names of the shards alone
+    for split, clips in wanted.items():
+        assert [clip.start_us / 5e5 for clip in read(out, split)] == clips
+    table = write_table(media, [["path", "split"], ["b.mkv", "train1++test"]])
+    assert run("--csv", table, "--out", tmp_path / "bad") == 2
+    assert "line 2: the split ''" in capsys.readouterr().err
+
+
 def test_bytes_depend_on_neither_workers_nor_parts(media, tmp_path):
     rows = [[f, k / 2, k / 2 + 1] for f in ("a.mp4", "b.mkv") for k in range(6)]
     table = write_table(media, [["path", "start", "end"], *rows])

@@ -10,6 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from mmjax.data import dataset, records, schema
+from mmjax.errors import UserError
 from mmjax.tools import cli, validate
 
 
@@ -118,6 +119,36 @@ def test_duplicates_within_a_split_and_leaks_between_splits(tmp_path):
         "the same as train-00000-of-00001.tfrecord:0",
         "the same as train-00000-of-00001.tfrecord:1",
     }
+
+
+def test_folds_leak_only_where_a_split_meets_its_own_test(tmp_path):
+    same, folds = good(0), {}
+    contents = {
+        "train1+test2": [same, good(1), good(2)],
+        "test1+train2": [good(3)],
+        "train1+train2": [good(4)],
+    }
+    for split, examples in contents.items():
+        name = dataset.shard_name(split, 0, 1)
+        records.write_shard(tmp_path / name, [schema.encode(e) for e in examples])
+        folds[split] = dataset.SplitInfo(num_examples=len(examples), shards=[name])
+    dataset.DatasetInfo(name="folds", splits=folds, num_classes=3).save(tmp_path)
+    assert not validate.validate(str(tmp_path), progress=False).counts
+    chosen = validate.validate(str(tmp_path), splits=["train1", "test2"], progress=False)
+    assert chosen.records == 4  # nothing twice
+    with pytest.raises(UserError, match="no split 'test3'. It has: train1, train2, test1, test2"):
+        validate.validate(str(tmp_path), splits=["test3"], progress=False)
+
+    def put_again(split):
+        shard = tmp_path / folds[split].shards[0]
+        records.write_shard(shard, [*map(schema.encode, [*contents[split], same])])
+        result = validate.validate(str(tmp_path), progress=False)
+        records.write_shard(shard, [*map(schema.encode, contents[split])])
+        return dict(result.counts)
+
+    assert put_again("test1+train2") == {"leak": 1}  # `same` is in train1, this one in test1
+    assert put_again("train1+train2") == {"leak": 1}  # `same` is in test2, this one in train2
+    assert put_again("train1+test2") == {"duplicate": 1}
 
 
 def test_damaged_and_truncated_shards(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""One transformer over patches, for video, waveforms, spectrograms and images.
+"""Transformers over tokens with positions; over patches of video, waveforms and spectrograms.
 
 Source: VATT (Akbari et al. 2021), sections 3.1–3.3, and its published code.
 """
@@ -6,7 +6,7 @@ Source: VATT (Akbari et al. 2021), sections 3.1–3.3, and its published code.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -71,7 +71,96 @@ class PatchEmbedding(nnx.Module):
         return patches.astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)
 
 
-class PatchTransformer(nnx.Module):
+class TokenTransformer(nnx.Module):
+    """Tokens + positions → AGG token in front → encoder; `embed` of a subclass makes the tokens.
+
+    Args:
+      encoder: options of the encoder.
+      axes: {name: rows} of the tables of positions.
+      post_projection: width of a dense layer with GELU after the encoder; 0 for none.
+      swap_axes: see `Positions`.
+      own_encoder: False for a tower whose tokens go through an encoder that it shares with others:
+        the caller runs `embed`, that encoder, and `finish`.
+      rngs: for initialisation.
+    """
+
+    # Options that a kind of tower decides, unless its own constructor takes them.
+    FIXED = ("axes", "swap_axes", "own_encoder")
+
+    def __init__(
+        self,
+        *,
+        encoder: EncoderConfig,
+        axes: Mapping[str, int],
+        post_projection: int = 0,
+        swap_axes: bool = False,
+        own_encoder: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        width = encoder.width
+        self.cfg = encoder
+        self.out_features = post_projection or width
+        self.positions = Positions(
+            width=width,
+            axes=axes,
+            epsilon=encoder.epsilon,
+            param_dtype=encoder.param_dtype,
+            swap_axes=swap_axes,
+            rngs=rngs,
+        )
+        self.agg_token = nnx.Param(token_init(width)(rngs.params(), (width,), encoder.param_dtype))
+        if own_encoder:
+            self.encoder = Encoder(encoder, rngs=rngs)
+        if post_projection:
+            self.post_projection = encoder.linear(width, post_projection, use_bias=True, rngs=rngs)
+
+    def __call__(
+        self, x: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Encodes a batch.
+
+        Args:
+          x: what `embed` takes.
+          key: randomness of dropout and DropToken; None turns both off (evaluation).
+
+        Returns:
+          The AGG token, float32 [N, out_features], and all others [N, tokens, out_features] (in
+          training those that DropToken kept, in its order).
+        """
+        embed_key, encoder_key = split_key(key, 2)
+        tokens, key_mask = self.embed(x, key=embed_key)
+        return self.finish(self.encoder(tokens, key_mask=key_mask, key=encoder_key))
+
+    def embed(
+        self, x: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Tokens [N, 1 + tokens, width] for the encoder, and a mask [N, 1 + tokens] of them."""
+        raise NotImplementedError
+
+    def finish(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What a call returns, from the encoder's tokens."""
+        if hasattr(self, "post_projection"):
+            tokens = gelu(self.post_projection(tokens))
+        return tokens[:, 0].astype(jnp.float32), tokens[:, 1:]
+
+    def _place(
+        self, tokens: jax.Array, positions: jax.Array, key: jax.Array | None
+    ) -> jax.Array:  # [N, T, D], [T, D] or [N, T, D] → [N, 1 + T, D]
+        """Adds positions to tokens, and the AGG token, which has none, in front."""
+        tokens = dropout(tokens + positions.astype(tokens.dtype), self.cfg.dropout_rate, key)
+        agg = self.agg_token[...].astype(tokens.dtype)
+        agg = jnp.broadcast_to(agg, (len(tokens), 1, self.cfg.width))
+        return jnp.concatenate([agg, tokens], axis=1)
+
+    def _encoder_flops(self, num_tokens: int) -> float:
+        """Operations from the encoder on, the AGG token included."""
+        total = self.cfg.flops(num_tokens + 1)
+        if hasattr(self, "post_projection"):
+            total += 2.0 * (num_tokens + 1) * self.cfg.width * self.out_features
+        return total
+
+
+class PatchTransformer(TokenTransformer):
     """Patches → embeddings + positions → DropToken (training) → AGG token in front → encoder.
 
     Args:
@@ -86,14 +175,11 @@ class PatchTransformer(nnx.Module):
         VATT does.
       pre_projection: a dense layer with GELU between patches and positions (VATT's
         modality-agnostic checkpoints).
-      post_projection: width of a dense layer with GELU after the encoder (the same checkpoints:
-        1024); 0 for none.
-      swap_axes: see `Positions`.
       rngs: for initialisation.
+      **options: of `TokenTransformer`.
     """
 
-    # Options that a kind of tower decides, unless its own constructor takes them.
-    FIXED = ("axes", "channels", "swap_axes")
+    FIXED = (*TokenTransformer.FIXED, "channels")
 
     def __init__(
         self,
@@ -106,60 +192,39 @@ class PatchTransformer(nnx.Module):
         keep_tokens: float = 1.0,
         drop_per_example: bool = False,
         pre_projection: bool = False,
-        post_projection: int = 0,
-        swap_axes: bool = False,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         for name, numbers in (("patch_size", patch_size), ("buckets", buckets)):
             if not isinstance(numbers, Sequence) or len(numbers) != len(axes):
                 raise UserError(f"{name}={numbers} must have a number for each of {tuple(axes)}.")
         if not 0 < keep_tokens <= 1:
             raise UserError(f"keep_tokens must be in (0, 1], not {keep_tokens}.")
-        width = encoder.width
-        self.cfg = encoder
         self.patch_size = tuple(patch_size)
         self.channels = channels
         self.keep_tokens = keep_tokens
         self.drop_per_example = drop_per_example
-        self.out_features = post_projection or width
         self.patch = PatchEmbedding(
             encoder, patch_size=patch_size, channels=max(channels, 1), rngs=rngs
         )
         if pre_projection:
-            self.pre_projection = encoder.linear(width, width, use_bias=True, rngs=rngs)
-        self.positions = Positions(
-            width=width,
-            axes=dict(zip(axes, buckets, strict=True)),
-            epsilon=encoder.epsilon,
-            param_dtype=encoder.param_dtype,
-            swap_axes=swap_axes,
-            rngs=rngs,
+            self.pre_projection = encoder.linear(
+                encoder.width, encoder.width, use_bias=True, rngs=rngs
+            )
+        super().__init__(
+            encoder=encoder, axes=dict(zip(axes, buckets, strict=True)), rngs=rngs, **options
         )
-        self.agg_token = nnx.Param(token_init(width)(rngs.params(), (width,), encoder.param_dtype))
-        self.encoder = Encoder(encoder, rngs=rngs)
-        if post_projection:
-            self.post_projection = encoder.linear(width, post_projection, use_bias=True, rngs=rngs)
 
-    def __call__(
-        self, x: jax.Array, *, key: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Encodes a batch.
-
-        Args:
-          x: float [N, *sizes, channels], or [N, *sizes] when `channels` is 0.
-          key: randomness of dropout and DropToken; None turns both off (evaluation).
-
-        Returns:
-          The AGG token, float32 [N, out_features], and all others [N, tokens, out_features] (in
-          training those that DropToken kept, in its order).
-        """
+    def embed(self, x: jax.Array, *, key: jax.Array | None = None) -> tuple[jax.Array, None]:
+        """Tokens [N, 1 + tokens, width] of x, float [N, *sizes, channels], or [N, *sizes] when
+        `channels` is 0; no mask."""
         if not self.channels:
             x = x[..., None]
         if x.shape[-1] != max(self.channels, 1):
             raise UserError(
                 f"An input of shape {x.shape[1:]} has {x.shape[-1]} channels, not {self.channels}."
             )
-        drop_key, position_key, encoder_key = split_key(key, 3)
+        drop_key, position_key = split_key(key, 2)
         patches = extract_patches(x, self.patch_size)
         positions = self.positions(patches.shape[1:-1])  # [P, D]
         patches = patches.reshape(x.shape[0], -1, patches.shape[-1])  # [N, P, patch]
@@ -173,30 +238,18 @@ class PatchTransformer(nnx.Module):
         tokens = self.patch(patches)  # [N, P, D]
         if hasattr(self, "pre_projection"):
             tokens = gelu(self.pre_projection(tokens))
-        tokens = tokens + positions.astype(tokens.dtype)
-        tokens = dropout(tokens, self.cfg.dropout_rate, position_key)
-        agg = jnp.broadcast_to(
-            self.agg_token[...].astype(tokens.dtype), (len(x), 1, self.cfg.width)
-        )
-        tokens = self.encoder(jnp.concatenate([agg, tokens], axis=1), key=encoder_key)
-        if hasattr(self, "post_projection"):
-            tokens = gelu(self.post_projection(tokens))
-        return tokens[:, 0].astype(jnp.float32), tokens[:, 1:]
+        return self._place(tokens, positions, position_key), None
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
         """Forward operations for one input of this shape; `train` counts DropToken."""
-        cfg = self.cfg
         sizes = shape[:-1] if self.channels else shape
         num_tokens = math.prod(grid_of(sizes, self.patch_size))
         if train:
             num_tokens = kept_tokens(num_tokens, self.keep_tokens)
         patch = math.prod(self.patch_size) * max(self.channels, 1)
         if hasattr(self, "pre_projection"):
-            patch += cfg.width
-        total = 2.0 * num_tokens * patch * cfg.width + self.encoder.flops(num_tokens + 1)
-        if hasattr(self, "post_projection"):
-            total += 2.0 * (num_tokens + 1) * cfg.width * self.out_features
-        return total
+            patch += self.cfg.width
+        return 2.0 * num_tokens * patch * self.cfg.width + self._encoder_flops(num_tokens)
 
     @property
     def input_ndim(self) -> int:

@@ -1,9 +1,8 @@
-"""Text towers: `t5_*` encoders over word embeddings, and a linear one.
+"""Text towers: `t5_*` and `bert_*` encoders over word embeddings, and a linear one.
 
 Sources: T5 (Raffel et al. 2020) for relative positions and RMS norms; VATT (Akbari et al. 2021,
-  published
-code) for the AGG token in front of the words, the projection of embeddings and the mixture of
-norms.
+published code) for the AGG token in front of the words, the projection of embeddings and the
+mixture of norms.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax.models.patches import SIZES
+from mmjax.models.patches import SIZES, TokenTransformer
 from mmjax.models.transformer import Encoder, EncoderConfig, dropout, gelu, split_key, token_init
 
 
@@ -103,7 +102,7 @@ class T5Text(nnx.Module):
         agg = jnp.broadcast_to(
             self.agg_token[...].astype(cfg.dtype), (len(ids), 1, words.shape[-1])
         )
-        key_mask = jnp.pad(ids != 0, ((0, 0), (1, 0)), constant_values=True)
+        key_mask = _with_agg(ids != 0)
         tokens = gelu(self.pre_projection(jnp.concatenate([agg, words], axis=1)))
         tokens = dropout(tokens, cfg.dropout_rate, input_key)
         buckets = relative_buckets(
@@ -119,7 +118,77 @@ class T5Text(nnx.Module):
         del train  # no token is dropped
         num_tokens = shape[0] + 1
         projection = 2.0 * num_tokens * self.agg_token.shape[0] * self.cfg.width
-        return projection + self.encoder.flops(num_tokens)
+        return projection + self.cfg.flops(num_tokens)
+
+
+class BertText(TokenTransformer):
+    """Words → embeddings → projection with GELU + positions → AGG token in front → encoder.
+
+    `word_embedding` is frozen in VATT, as in `T5Text`.
+
+    Args:
+      encoder: options of the encoder.
+      vocab_size: rows of the table of words; id 0 is padding.
+      embedding_dim: width of the table.
+      buckets: rows of the table of positions; texts of another length resample it.
+      projection_bias: give the projection of the embeddings a bias, as VATT's unified model does.
+      outer_agg: another learned token in front of the embeddings, besides the one that is pooled:
+        what VATT's published bert_small has by inheriting T5's options.
+      rngs: for initialisation.
+      **options: of `TokenTransformer`.
+    """
+
+    input_ndim = 1
+
+    def __init__(
+        self,
+        *,
+        encoder: EncoderConfig,
+        vocab_size: int = 65536,
+        embedding_dim: int = 300,
+        buckets: int = 16,
+        projection_bias: bool = False,
+        outer_agg: bool = False,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        self.vocab_size = vocab_size
+        dtype = encoder.param_dtype
+        self.word_embedding = nnx.Param(_uniform(rngs.params(), (vocab_size, embedding_dim), dtype))
+        if outer_agg:
+            self.outer_agg_token = nnx.Param(
+                token_init(embedding_dim)(rngs.params(), (embedding_dim,), dtype)
+            )
+        self.pre_projection = encoder.linear(
+            embedding_dim, encoder.width, use_bias=projection_bias, rngs=rngs
+        )
+        super().__init__(encoder=encoder, axes={"temporal": buckets}, rngs=rngs, **options)
+
+    def embed(self, x: jax.Array, *, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Tokens [N, 1 + W, width] and their mask for ids x, int [N, W] (0 is padding)."""
+        words = jnp.take(self.word_embedding[...], x, axis=0).astype(self.cfg.dtype)  # [N, W, E]
+        seen = x != 0
+        if hasattr(self, "outer_agg_token"):
+            outer = self.outer_agg_token[...].astype(words.dtype)
+            outer = jnp.broadcast_to(outer, (len(x), 1, words.shape[-1]))
+            words = jnp.concatenate([outer, words], axis=1)
+            seen = _with_agg(seen)
+        tokens = gelu(self.pre_projection(words))
+        tokens = self._place(tokens, self.positions(tokens.shape[1:2]), key)
+        return tokens, _with_agg(seen)
+
+    def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
+        """Forward operations for ids of this shape, (W,)."""
+        del train  # no token is dropped
+        num_tokens = shape[0] + hasattr(self, "outer_agg_token")
+        embedding_dim = self.word_embedding.shape[1]
+        projection = 2.0 * num_tokens * embedding_dim * self.cfg.width
+        return projection + self._encoder_flops(num_tokens)
+
+
+def _with_agg(seen: jax.Array) -> jax.Array:
+    """A mask of words [N, W] with the token in front, which is always seen."""
+    return jnp.pad(seen, ((0, 0), (1, 0)), constant_values=True)
 
 
 class LinearText(nnx.Module):
@@ -190,5 +259,11 @@ T5_CONFIGS: dict[str, dict[str, Any]] = {
     "t5_tiny": dict(_T5, **{**SIZES["tiny"], "num_layers": 2}, vocab_size=2048, embedding_dim=128),
     "t5_small": dict(_T5, width=512, mlp_dim=2048, num_layers=6, num_heads=8),
     "t5_base": dict(_T5, **SIZES["base"]),
+}
+# VATT's published bert_small is T5's by mistake: outer_agg=True, pre_norm=False repeat it.
+BERT_CONFIGS: dict[str, dict[str, Any]] = {
+    "bert_tiny": dict(**SIZES["tiny"], vocab_size=2048, embedding_dim=128),
+    "bert_small": dict(width=512, mlp_dim=2048, num_layers=6, num_heads=8),
+    "bert_base": dict(**SIZES["base"]),
 }
 LINEAR_CONFIGS: dict[str, dict[str, Any]] = {"linear": {}}

@@ -1,18 +1,19 @@
 """The transformer encoder that every tower runs: attention, feed-forward, stacked blocks.
 
 Sources: Vaswani et al. 2017; the pre-norm form, erf GELU and places of dropout of VATT (Akbari et
-  al.
-2021, published code); T5's variants (RMS norms, unscaled attention, position bias) by options.
+al. 2021, published code); T5's variants (RMS norms, unscaled attention, position bias) by options.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mmjax.errors import UserError, choose, unknown
@@ -129,6 +130,17 @@ class EncoderConfig:
             return nnx.RMSNorm(self.width, rngs=rngs, **options)
         return nnx.LayerNorm(self.width, use_fast_variance=False, rngs=rngs, **options)
 
+    def flops(self, num_tokens: int) -> float:
+        """Floating-point operations of one forward pass over one sequence (2 per multiply-add).
+
+        Counts matrix products alone; norms, softmax and activations are left out, as is customary.
+        """
+        inner = self.num_heads * self.head_dim
+        parameters = 4 * self.width * inner
+        parameters += (3 if self.activation == "geglu" else 2) * self.width * self.mlp_dim
+        scores = 2 * num_tokens * inner
+        return 2.0 * self.num_layers * num_tokens * (parameters + scores)
+
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes a `rate` of the elements and scales up the rest; nothing without a key or rate."""
@@ -214,22 +226,28 @@ class Attention(nnx.Module):
         self.value = cfg.linear(cfg.width, inner, use_bias=cfg.use_bias, rngs=rngs)
         self.out = cfg.linear(inner, cfg.width, use_bias=cfg.use_bias, rngs=rngs)
 
-    def __call__(self, x, *, bias=None, mask=None, key=None):  # [B, T, D]
+    def __call__(self, x, *, segments, masks, bias=None, key=None):  # [B, T, D]
         cfg = self.cfg
         rate = cfg.attention_dropout_rate
         heads = (*x.shape[:2], cfg.num_heads, cfg.head_dim)
-        y = attend(
-            self.query(x).reshape(heads),
-            self.key(x).reshape(heads),
-            self.value(x).reshape(heads),
-            scale=cfg.head_dim**-0.5 if cfg.scale_attention else 1.0,
-            bias=bias,
-            mask=mask,
-            dropout_rate=cfg.dropout_rate if rate is None else rate,
-            dropout_key=key,
-            impl=cfg.attention_impl,
-        )
-        return self.out(y.reshape(*x.shape[:2], -1))
+        projected = [layer(x).reshape(heads) for layer in (self.query, self.key, self.value)]
+        start, outputs = 0, []
+        keys = [key] if len(segments) == 1 else split_key(key, len(segments))
+        for (count, length), segment_key, mask in zip(segments, keys, masks, strict=True):
+            end = start + count * length
+            sequences = (len(x) * count, length, *heads[2:])
+            y = attend(
+                *(tokens[:, start:end].reshape(sequences) for tokens in projected),
+                scale=cfg.head_dim**-0.5 if cfg.scale_attention else 1.0,
+                bias=bias,
+                mask=mask,
+                dropout_rate=cfg.dropout_rate if rate is None else rate,
+                dropout_key=segment_key,
+                impl=cfg.attention_impl,
+            )
+            outputs.append(y.reshape(len(x), end - start, -1))
+            start = end
+        return self.out(jnp.concatenate(outputs, axis=1))
 
 
 class FeedForward(nnx.Module):
@@ -260,15 +278,21 @@ class Block(nnx.Module):
         self.mlp_norm = cfg.norm(cfg.mlp_norm, rngs=rngs)
         self.mlp = FeedForward(cfg, rngs=rngs)
 
-    def __call__(self, x, *, bias=None, mask=None, key=None):  # [B, T, D]
+    def __call__(self, x, *, segments, masks, bias=None, key=None):  # [B, T, D]
         rate, pre_norm = self.cfg.dropout_rate, self.cfg.pre_norm
         keys = split_key(key, 4)
         y = self.attention_norm(x) if pre_norm else x
-        x = x + dropout(self.attention(y, bias=bias, mask=mask, key=keys[0]), rate, keys[1])
+        y = self.attention(y, segments=segments, bias=bias, masks=masks, key=keys[0])
+        x = x + dropout(y, rate, keys[1])
         x = x if pre_norm else self.attention_norm(x)
         y = self.mlp_norm(x) if pre_norm else x
         x = x + dropout(self.mlp(y, key=keys[2]), rate, keys[3])
         return x if pre_norm else self.mlp_norm(x)
+
+
+def _of_keys(mask: jax.Array | None) -> jax.Array | None:
+    """A mask of keys [B, S] as one of scores [B, 1, 1, S]."""
+    return None if mask is None else mask[:, None, None, :]
 
 
 class Encoder(nnx.Module):
@@ -301,8 +325,46 @@ class Encoder(nnx.Module):
         Returns:
           [B, T, width] in the compute dtype.
         """
+        return self._run(x, [(1, x.shape[1])], bias=bias, masks=[_of_keys(key_mask)], key=key)
+
+    def together(
+        self,
+        sequences: Sequence[jax.Array],
+        *,
+        key_masks: Sequence[jax.Array | None],
+        key: jax.Array | None = None,
+    ) -> list[jax.Array]:
+        """Encodes batches of sequences of several lengths, each token within its own sequence.
+
+        All tokens go through each dense layer in one matrix product, and only attention is
+        computed for each batch on its own: rows of the product are tokens, whosever they are. Their
+        numbers of sequences must have a large common divisor, as B video clips and 5 B captions
+        have: row b of the product's batch holds the b-th share of each.
+
+        Args:
+          sequences: [N_m, T_m, width].
+          key_masks: bool [N_m, T_m] or None, as `key_mask` of `__call__`.
+          key: randomness of dropout; None for none (evaluation).
+
+        Returns:
+          As many [N_m, T_m, width] in the compute dtype.
+        """
+        rows = math.gcd(*(len(x) for x in sequences))
+        segments = [(len(x) // rows, x.shape[1]) for x in sequences]
+        packed = [x.reshape(rows, -1, x.shape[-1]).astype(self.cfg.dtype) for x in sequences]
+        encoded = self._run(
+            jnp.concatenate(packed, axis=1),
+            segments,
+            masks=[_of_keys(mask) for mask in key_masks],
+            key=key,
+        )
+        ends = np.cumsum([count * length for count, length in segments])
+        parts = jnp.split(encoded, ends[:-1], axis=1)
+        return [part.reshape(x.shape) for part, x in zip(parts, sequences, strict=True)]
+
+    def _run(self, x, segments, *, masks, bias=None, key=None):  # [B, T, D]
+        """Blocks and final norm; `segments` are (sequences in a row, their length), in order."""
         cfg = self.cfg
-        mask = None if key_mask is None else key_mask[:, None, None, :]
         if not (cfg.dropout_rate or cfg.attention_dropout_rate):
             key = None
         layer_key, final_key = split_key(key, 2)
@@ -310,7 +372,7 @@ class Encoder(nnx.Module):
 
         def body(x, layer):
             block, block_key = layer
-            return block(x, bias=bias, mask=mask, key=block_key), None
+            return block(x, segments=segments, bias=bias, masks=masks, key=block_key), None
 
         if cfg.remat != "none":
             policy = choose("remat", cfg.remat, REMAT_POLICIES)
@@ -321,15 +383,3 @@ class Encoder(nnx.Module):
         if cfg.pre_norm:
             x = dropout(self.final_norm(x), cfg.dropout_rate, final_key)
         return x
-
-    def flops(self, num_tokens: int) -> float:
-        """Floating-point operations of one forward pass over one sequence (2 per multiply-add).
-
-        Counts matrix products alone; norms, softmax and activations are left out, as is customary.
-        """
-        cfg = self.cfg
-        inner = cfg.num_heads * cfg.head_dim
-        parameters = 4 * cfg.width * inner
-        parameters += (3 if cfg.activation == "geglu" else 2) * cfg.width * cfg.mlp_dim
-        scores = 2 * num_tokens * inner
-        return 2.0 * cfg.num_layers * num_tokens * (parameters + scores)

@@ -6,8 +6,6 @@ Video, Audio and Text", and its published code.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,112 +14,59 @@ import jax
 from flax import nnx
 
 from mmjax.errors import UserError, choose, unknown
-from mmjax.models import audio, text, video
 from mmjax.models.heads import HEADS
-from mmjax.models.patches import PatchTransformer
-from mmjax.models.transformer import EncoderConfig, dropout, split_key
+from mmjax.models.patches import SIZES as ENCODERS
+from mmjax.models.towers import (
+    ENCODER_OPTIONS,
+    TOWERS,
+    Spec,
+    Towers,
+    as_dict,
+    keyword_options,
+)
+from mmjax.models.transformer import dropout
 
-Spec = str | Mapping[str, Any]
-
-# name → (modality, class, options)
-TOWERS: dict[str, tuple[str, type, dict[str, Any]]] = {
-    **{n: ("video", video.VideoTransformer, c) for n, c in video.CONFIGS.items()},
-    **{n: ("audio", audio.WaveformTransformer, c) for n, c in audio.WAVEFORM_CONFIGS.items()},
-    **{n: ("audio", audio.SpectrogramTransformer, c) for n, c in audio.SPECTROGRAM_CONFIGS.items()},
-    **{n: ("text", text.T5Text, c) for n, c in text.T5_CONFIGS.items()},
-    **{n: ("text", text.LinearText, c) for n, c in text.LINEAR_CONFIGS.items()},
-}
 # Published sizes of tx_fac: the first letter is the video tower's, then audio's, then text's.
-SIZES: dict[str, dict[str, str]] = {
+TX_SIZES: dict[str, dict[str, str]] = {
     "tiny": dict(video="vit_tiny", audio="wat_tiny", text="t5_tiny"),
     "bbs": dict(video="vit_base", audio="wat_base", text="t5_small"),
     "mbs": dict(video="vit_medium", audio="wat_base", text="t5_small"),
     "lbs": dict(video="vit_large", audio="wat_base", text="t5_small"),
 }
-_ENCODER_OPTIONS = tuple(field.name for field in dataclasses.fields(EncoderConfig))
+# mmv_fac by its video tower: I3D as in VATT's code, TSM ResNets as in the MMV paper.
+MMV_SIZES: dict[str, dict[str, str]] = {
+    "tiny": dict(video="i3d_tiny", audio="resnet2d_tiny", text="linear"),
+    "i3d": dict(video="i3d", audio="resnet2d_50", text="linear"),
+    "tsm": dict(video="tsm_50", audio="resnet2d_50", text="linear"),
+    "tsm_x2": dict(video="tsm_50x2", audio="resnet2d_50", text="linear"),
+}
+UT_SIZES = ("tiny", "base", "medium", "large")
+# What `Classifier` takes: the towers for video and audio, and one modality of a unified model.
+BACKBONES = (
+    *(name for name, (modality, *_) in TOWERS.items() if modality != "text"),
+    *(f"ut_{size}" for size in UT_SIZES),
+)
 
 
-def _keywords(function: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [
-        p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("rngs", "encoder")
-    ]
-
-
-def _tower_options(tower: type) -> list[str]:
-    """Every option a tower takes, those of its encoder and of the class it builds on among them."""
-    names = set(_keywords(tower.__init__))
-    if issubclass(tower, PatchTransformer):
-        names.update(set(_keywords(PatchTransformer.__init__)) - set(tower.FIXED))
-    if "encoder" in inspect.signature(tower.__init__).parameters:
-        names.update(_ENCODER_OPTIONS)
-    return sorted(names)
-
-
-def build_tower(spec: Spec, *, rngs: nnx.Rngs, **shared: Any) -> nnx.Module:
-    """A tower by name, with options changed.
+class Multimodal(Towers):
+    """Towers, and a head that projects their pooled features: what is pretrained.
 
     Args:
-      spec: a name in `TOWERS`, or a dict of `name` and options that go before the named ones'.
-      rngs: for initialisation.
-      **shared: options for all towers of a model; those that a tower does not have are left out.
-
-    Raises:
-      UserError: an unknown name or option.
-    """
-    own = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = own.pop("name", None)
-    _, tower, defaults = choose("tower", name, TOWERS)
-    valid = _tower_options(tower)
-    for key in own:
-        if key not in valid:
-            raise unknown(f"option of {name}:", key, valid)
-    shared = {key: value for key, value in shared.items() if key in valid}
-    options = {**defaults, **shared, **own}
-    if "encoder" in inspect.signature(tower.__init__).parameters:
-        encoder = {key: options.pop(key) for key in _ENCODER_OPTIONS if key in options}
-        options["encoder"] = EncoderConfig(**encoder)
-    return tower(rngs=rngs, **options)
-
-
-def _flops(tower: nnx.Module, shape: Sequence[int], train: bool) -> float:
-    """Forward operations of a tower; axes in front of its input's (views, captions) multiply."""
-    lead = len(shape) - tower.input_ndim
-    if lead < 0:
-        raise UserError(
-            f"A tower got an input of shape {tuple(shape)}; it has {tower.input_ndim} axes."
-        )
-    return math.prod(shape[:lead]) * tower.flops(shape[lead:], train=train)
-
-
-class TxFac(nnx.Module):
-    """A tower for each modality and a head that projects their pooled features.
-
-    Each tower is an attribute, and so the first part of its parameters' paths, under its modality's
-    name.
-
-    Args:
-      towers: {modality: spec of `build_tower`}.
       head: 'fac', 'joint', or a dict of `name` and options.
       rngs: for initialisation.
-      **shared: options for all towers (dtype, remat, dropout_rate, …).
+      **towers: arguments of `Towers`.
     """
 
-    def __init__(
-        self, *, towers: Mapping[str, Spec], head: Spec = "fac", rngs: nnx.Rngs, **shared: Any
-    ):
-        self.modalities = tuple(towers)
-        widths = {}
-        for modality, spec in towers.items():
-            tower = build_tower(spec, rngs=rngs, **shared)
-            setattr(self, modality, tower)
-            widths[modality] = tower.out_features
-        options = {"name": head} if isinstance(head, str) else dict(head)
+    def __init__(self, *, head: Spec = "fac", rngs: nnx.Rngs, **towers: Any):
+        super().__init__(rngs=rngs, **towers)
+        options = as_dict(head)
         name = options.pop("name", "fac")
         cls = choose("head", name, HEADS)
+        valid = sorted(keyword_options(cls.__init__) - {"widths"})
         for key in options:
-            if key not in (valid := [k for k in _keywords(cls.__init__) if k != "widths"]):
+            if key not in valid:
                 raise unknown(f"option of the head {name}:", key, valid)
+        widths = {modality: getattr(self, modality).out_features for modality in self.modalities}
         self.head = cls(widths=widths, rngs=rngs, **options)
 
     def encode(
@@ -146,21 +91,9 @@ class TxFac(nnx.Module):
           {modality: float32 [N_m, D_m]}; with `tokens`, a pair of that and {modality: [N_m, tokens,
           D_m]}.
         """
-        for modality in inputs:
-            if modality not in self.modalities:
-                raise unknown("modality", modality, self.modalities)
         if train and key is None:
             raise TypeError("encode(train=True) needs a key.")
-        keys = dict(
-            zip(
-                self.modalities,
-                split_key(key if train else None, len(self.modalities)),
-                strict=True,
-            )
-        )
-        pooled, rest = {}, {}
-        for modality, x in inputs.items():
-            pooled[modality], rest[modality] = getattr(self, modality)(x, key=keys[modality])
+        pooled, rest = self.run(inputs, key if train else None)
         return (pooled, rest) if tokens else pooled
 
     def project(
@@ -179,22 +112,24 @@ class TxFac(nnx.Module):
         """
         total = 0.0
         for modality, shape in shapes.items():
-            tower = getattr(self, modality)
-            lead = math.prod(shape[: len(shape) - tower.input_ndim])
-            total += _flops(tower, shape, train) + lead * self.head.flops(modality)
+            operations, count = self.tower_flops(modality, shape, train=train)
+            total += operations + count * self.head.flops(modality)
         return 3 * total if train else total
 
 
-class Classifier(nnx.Module):
+class Classifier(Towers):
     """A tower, dropout and a dense layer, for fine-tuning.
 
-    The tower's parameters have the same paths as in `TxFac` (`video/…`), so a pretrained one loads
-    by name.
+    The tower's parameters have the same paths as in `Multimodal` (`video/…`, for `ut_*` also
+    `encoder/…`), so a pretrained one loads by name.
 
     Args:
-      backbone: spec of `build_tower`.
+      backbone: spec of `build_tower`; or 'ut_base', 'ut_medium' or 'ut_large', one modality of a
+        unified model, as a dict with `modality` ('video' by default) and options of its encoder and
+        of that modality's tower.
       num_classes: outputs.
-      dropout_rate: before the dense layer; None is VATT's: 0.5 for video, 0 for others.
+      dropout_rate: before the dense layer; None is VATT's: 0.5 for video, 0 for others, 0.2 for
+        `ut_*`.
       rare_bias: start the bias at -ln(num_classes - 1), so that each sigmoid starts at 1 /
         num_classes (many labels, few true); None is VATT's: for audio alone.
       rngs: for initialisation.
@@ -213,12 +148,24 @@ class Classifier(nnx.Module):
     ):
         if num_classes < 2:
             raise UserError(f"num_classes must be at least 2, not {num_classes}.")
-        name = backbone if isinstance(backbone, str) else backbone.get("name")
-        self.modality = choose("tower", name, TOWERS)[0]
-        tower = build_tower(backbone, rngs=rngs, **shared)
-        setattr(self, self.modality, tower)
+        spec = as_dict(backbone)
+        name = spec.get("name")
+        if name not in BACKBONES:
+            raise unknown("backbone", name, BACKBONES)
+        unified = name.startswith("ut_")
+        if unified:
+            modality = spec.pop("modality", "video")
+            size = spec.pop("name").removeprefix("ut_")
+            options = {key: spec.pop(key) for key in ENCODER_OPTIONS if key in spec}
+            parts = _unified(size, {modality: spec}, **{**shared, **options})
+            super().__init__(rngs=rngs, **parts)
+        else:
+            super().__init__(towers={TOWERS[name][0]: spec}, rngs=rngs, **shared)
+        (self.modality,) = self.modalities
+        tower = getattr(self, self.modality)
         is_video, is_audio = self.modality == "video", self.modality == "audio"
-        self.dropout_rate = (0.5 if is_video else 0.0) if dropout_rate is None else dropout_rate
+        published = 0.2 if unified else 0.5 if is_video else 0.0
+        self.dropout_rate = published if dropout_rate is None else dropout_rate
         start = (
             -math.log(num_classes - 1) if (is_audio if rare_bias is None else rare_bias) else 0.0
         )
@@ -243,7 +190,8 @@ class Classifier(nnx.Module):
             raise TypeError("encode(train=True) needs a key.")
         if self.modality not in inputs:
             raise UserError(f"The backbone needs {self.modality}; the batch has {sorted(inputs)}.")
-        return getattr(self, self.modality)(inputs[self.modality], key=key if train else None)[0]
+        pooled, _ = self.run({self.modality: inputs[self.modality]}, key if train else None)
+        return pooled[self.modality]
 
     def classify(
         self, pooled: jax.Array, *, key: jax.Array | None = None, train: bool = False
@@ -253,11 +201,23 @@ class Classifier(nnx.Module):
 
     def flops(self, shapes: Mapping[str, Sequence[int]], *, train: bool = False) -> float:
         """Operations for one example, as `TxFac.flops`; other modalities are ignored."""
-        shape, tower = shapes[self.modality], getattr(self, self.modality)
-        lead = math.prod(shape[: len(shape) - tower.input_ndim])
-        dense = 2.0 * self.classifier.in_features * self.classifier.out_features
-        total = _flops(tower, shape, train) + lead * dense
+        total, count = self.tower_flops(self.modality, shapes[self.modality], train=train)
+        total += count * 2.0 * self.classifier.in_features * self.classifier.out_features
         return 3 * total if train else total
+
+
+def _changed(towers: Mapping[str, Spec], changes: Mapping[str, Spec | None]) -> dict[str, Spec]:
+    """Towers with changes: another's name, options, None to leave one out, '' for none."""
+    result: dict[str, Spec] = dict(towers)
+    for modality, change in changes.items():
+        if change is None:
+            del result[modality]
+        elif isinstance(change, str):
+            own = as_dict(towers[modality])
+            result[modality] = own | {"name": change} if change else own
+        else:
+            result[modality] = as_dict(towers[modality]) | change
+    return result
 
 
 def tx_fac(
@@ -268,26 +228,87 @@ def tx_fac(
     text: Spec | None = "",
     head: Spec = "fac",
     **shared: Any,
-) -> Callable[[nnx.Rngs], TxFac]:
-    """A constructor of `TxFac` from a published size and changes to it.
+) -> Callable[[nnx.Rngs], Multimodal]:
+    """A constructor of VATT's modality-specific model from a published size and changes to it.
 
     Args:
-      size: a key of `SIZES`.
+      size: a key of `TX_SIZES`.
       video, audio, text: the name of another tower, a dict of options to change (with `name`: of
         another tower), None to leave the modality out, '' for the size's own.
-      head: see `TxFac`.
+      head: see `Multimodal`.
       **shared: options for all towers, e.g. dtype, remat, dropout_rate, scan_unroll.
     """
-    towers: dict[str, Spec] = dict(choose("size of tx_fac", size, SIZES))
-    for modality, spec in dict(video=video, audio=audio, text=text).items():
-        if spec is None:
-            del towers[modality]
-        elif isinstance(spec, str):
-            towers[modality] = spec or towers[modality]
-        else:
-            towers[modality] = {"name": towers[modality], **spec}
-    _check_shared(shared)
-    return lambda rngs: TxFac(towers=towers, head=head, rngs=rngs, **shared)
+    towers = choose("size of tx_fac", size, TX_SIZES)
+    towers = _changed(towers, dict(video=video, audio=audio, text=text))
+    return lambda rngs: Multimodal(towers=towers, head=head, rngs=rngs, **shared)
+
+
+def mmv_fac(
+    *,
+    size: str = "i3d",
+    video: Spec | None = "",
+    audio: Spec | None = "",
+    text: Spec | None = "",
+    head: Spec = "fac",
+    **shared: Any,
+) -> Callable[[nnx.Rngs], Multimodal]:
+    """A constructor of MMV, convolutional towers on video and spectrograms, linear text.
+
+    Args:
+      size: a key of `MMV_SIZES`; others as for `tx_fac`.
+    """
+    towers = choose("size of mmv_fac", size, MMV_SIZES)
+    towers = _changed(towers, dict(video=video, audio=audio, text=text))
+    return lambda rngs: Multimodal(towers=towers, head=head, rngs=rngs, **shared)
+
+
+def _unified(
+    size: str,
+    changes: Mapping[str, Spec | None],
+    *,
+    post_projection: int | None = None,
+    **encoder: Any,
+) -> dict[str, Any]:
+    """Arguments of `Towers`: the modalities of `changes` around one encoder of this size."""
+    choose("size of ut", size, dict.fromkeys(UT_SIZES))
+    named = "tiny" if size == "tiny" else "base"  # patches and tables; the encoder is `size`'s
+    width = post_projection or (128 if size == "tiny" else 1024)
+    towers: dict[str, Spec] = {
+        "video": dict(name=f"vit_{named}", pre_projection=True),
+        "audio": dict(name=f"wat_{named}", pre_projection=True),
+        "text": dict(name=f"bert_{named}", projection_bias=True),
+    }
+    for modality in changes:
+        choose("modality of ut", modality, towers)
+    towers = {m: dict(towers[m], post_projection=width) for m in changes}
+    for key in encoder:
+        if key not in ENCODER_OPTIONS:
+            raise unknown("config key model", key, [*ENCODER_OPTIONS, "size", "post_projection"])
+    return dict(towers=_changed(towers, changes), encoder={**ENCODERS[size], **encoder})
+
+
+def ut_fac(
+    *,
+    size: str = "medium",
+    video: Spec | None = "",
+    audio: Spec | None = "",
+    text: Spec | None = "",
+    head: Spec = "fac",
+    **shared: Any,
+) -> Callable[[nnx.Rngs], Multimodal]:
+    """A constructor of VATT's modality-agnostic model: one encoder for the tokens of all
+    modalities.
+
+    Args:
+      size: 'base', 'medium', 'large'; 'tiny' is ours.
+      video, audio, text: options of a modality's patches, positions and DropToken, None to leave it
+        out; `name` takes another tower's (spt_base: spectrograms).
+      head: see `Multimodal`.
+      **shared: options of the encoder, and `post_projection`, the width of the pooled features
+        (1024).
+    """
+    parts = _unified(size, dict(video=video, audio=audio, text=text), **shared)
+    return lambda rngs: Multimodal(head=head, rngs=rngs, **parts)
 
 
 def classifier(
@@ -299,7 +320,6 @@ def classifier(
     **shared: Any,
 ) -> Callable[[nnx.Rngs], Classifier]:
     """A constructor of `Classifier`; `dropout_rate` is before its dense layer, not the tower's."""
-    _check_shared(shared)
     return lambda rngs: Classifier(
         backbone=backbone,
         num_classes=num_classes,
@@ -310,13 +330,7 @@ def classifier(
     )
 
 
-MODELS = {"tx_fac": tx_fac, "classifier": classifier}
-
-
-def _check_shared(shared: Mapping[str, Any]) -> None:
-    for key in shared:
-        if key not in _ENCODER_OPTIONS:
-            raise unknown("config key model", key, [*_ENCODER_OPTIONS, "size", "video"])
+MODELS = {"tx_fac": tx_fac, "ut_fac": ut_fac, "mmv_fac": mmv_fac, "classifier": classifier}
 
 
 def make_model(name: str = "tx_fac", **options: Any) -> Callable[[nnx.Rngs], nnx.Module]:

@@ -9,7 +9,7 @@ from flax import nnx
 from mmjax.models import patches
 from mmjax.models.patches import extract_patches
 from mmjax.models.text import relative_buckets
-from mmjax.models.vatt import build_tower
+from mmjax.models.towers import build_tower
 
 SMALL = dict(width=16, num_heads=2, head_dim=8, mlp_dim=16, num_layers=1, dropout_rate=0.0)
 

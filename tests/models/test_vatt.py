@@ -9,8 +9,9 @@ from flax import nnx
 from mmjax import tree
 from mmjax.errors import UserError
 from mmjax.models import patches
-from mmjax.models.heads import JointHead
-from mmjax.models.vatt import build_tower, make_model
+from mmjax.models.heads import FACHead, JointHead
+from mmjax.models.towers import build_tower
+from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
 from tests.models.vatt_fixture import REFERENCE, inputs, relative, tiny
 
@@ -98,6 +99,8 @@ def _count(model):
         (dict(name="vit_medium", pre_projection=True, post_projection=1024), 156_442_624),
         (dict(name="wat_base", pre_projection=True, post_projection=1024), 87_457_024),
         (dict(name="wat_medium", pre_projection=True, post_projection=1024), 154_619_904),
+        ("i3d", 12_301_824),
+        ("resnet2d_50", 23_554_880),
     ],
 )
 def test_towers_have_as_many_parameters_as_vatts(spec, expected):
@@ -105,10 +108,42 @@ def test_towers_have_as_many_parameters_as_vatts(spec, expected):
 
 
 @pytest.mark.parametrize(
-    "size, expected", [("bbs", 213_540_652), ("mbs", 280_569_132), ("lbs", 431_723_820)]
+    "name, size, expected",
+    [
+        ("tx_fac", "bbs", 213_540_652),
+        ("tx_fac", "mbs", 280_569_132),
+        ("tx_fac", "lbs", 431_723_820),
+        ("ut_fac", "base", 113_628_928),
+        ("ut_fac", "medium", 182_653_696),
+        ("ut_fac", "large", 333_808_384),
+    ],
 )
-def test_models_have_as_many_parameters_as_vatts(size, expected):
-    assert _count(ModelDef(make_model("tx_fac", size=size))) == expected
+def test_models_have_as_many_parameters_as_vatts(name, size, expected):
+    assert _count(ModelDef(make_model(name, size=size))) == expected
+
+
+@pytest.mark.parametrize("video, expected", [(768, 1_316_608), (1024, 1_447_680)])
+def test_the_head_has_as_many_parameters_as_vatts(video, expected):
+    widths = dict(video=video, audio=768, text=512)
+    assert _count(ModelDef(lambda rngs: FACHead(widths=widths, rngs=rngs))) == expected
+
+
+@pytest.mark.parametrize(
+    "layers, width, mlp, name", [(6, 512, 2048, "bert_small"), (12, 768, 3072, "bert_base")]
+)
+def test_bert_has_the_parameters_of_its_layers(layers, width, mlp, name):
+    block = 4 * (width + 1) * width + 2 * width * mlp + mlp + width + 4 * width
+    tokens = 65_536 * 300 + 300 * width + 16 * width + 2 * width + width
+    expected = tokens + layers * block + 2 * width
+    assert _count(ModelDef(lambda rngs: build_tower(name, rngs=rngs))) == expected
+
+
+def test_mmv_is_its_towers_words_and_head():
+    linear = 65_536 * 300 + 300 * 2048 + 2048
+    head = 1024 * 512 + 512 * 512 + 2 * 512 * 4 + 512 * 256 + 256 * 4
+    head += 2048 * 512 + 512 + 2048 * 256 + 256
+    expected = 12_301_824 + 23_554_880 + linear + head
+    assert _count(ModelDef(make_model("mmv_fac"))) == expected
 
 
 def test_modalities_can_be_left_out_and_any_set_takes_the_joint_head():

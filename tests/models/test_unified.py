@@ -1,0 +1,223 @@
+"""One encoder for several modalities, and BERT's words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy import special
+
+from mmjax import tree
+from mmjax.errors import UserError
+from mmjax.models.positions import resize_table
+from mmjax.models.towers import build_tower
+from mmjax.models.vatt import make_model
+from mmjax.state import ModelDef
+
+SMALL = dict(width=16, num_heads=2, head_dim=8, mlp_dim=24, num_layers=2)
+
+
+def _unified(**options):
+    model = ModelDef(
+        make_model(
+            "ut_fac",
+            size="tiny",
+            text=dict(vocab_size=20, embedding_dim=6),
+            head=dict(name="fac", fine=8, coarse=8),
+            post_projection=12,
+            **{**SMALL, "dropout_rate": 0.0, **options},
+        )
+    )
+    return model, *jax.jit(model.init)(jax.random.key(0))
+
+
+def _inputs(clips=2, captions=6):
+    draw = np.random.default_rng(0)
+    text = draw.integers(1, 20, (captions, 5))
+    text[1, 2:] = 0
+    return dict(
+        video=draw.normal(size=(clips, 8, 16, 16, 3)).astype(np.float32),
+        audio=draw.normal(size=(clips, 1280)).astype(np.float32),
+        text=text,
+    )
+
+
+def _numpy_encoder(p, tokens, mask, layers, heads):
+    """The pre-norm encoder in float64, one sequence [T, D]; mask [T]."""
+
+    def norm(p, x):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+    for i in range(layers):
+        q = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i], np.float64), p["layers"])
+        dense = lambda q, x: x @ q["kernel"] + q["bias"]  # noqa: E731
+        y = norm(q["attention_norm"], tokens)
+        out = []
+        for columns in np.split(np.arange(q["attention"]["query"]["bias"].size), heads):
+            query, key, value = (
+                dense(q["attention"][n], y)[:, columns] for n in ("query", "key", "value")
+            )
+            scores = np.where(mask, query @ key.T / np.sqrt(len(columns)), -np.inf)
+            out.append(special.softmax(scores, axis=-1) @ value)
+        tokens = tokens + dense(q["attention"]["out"], np.concatenate(out, axis=-1))
+        y = dense(q["mlp"]["up"], norm(q["mlp_norm"], tokens))
+        tokens = tokens + dense(q["mlp"]["down"], y * special.ndtr(y))
+    return norm(jax.tree.map(np.asarray, p["final_norm"]), tokens)
+
+
+def _gelu_dense(p, x):
+    y = x @ np.asarray(p["kernel"], np.float64) + np.asarray(p.get("bias", 0.0))
+    return y * special.ndtr(y)
+
+
+def test_every_modality_gets_what_the_encoder_gives_it_alone():
+    model, params, extra = _unified()
+    x = _inputs()
+    run = jax.jit(lambda x: model.bind(params, extra).encode(x, tokens=True))
+    together, tokens = run(x)
+    for modality in x:
+        alone, own = run({modality: x[modality]})
+        np.testing.assert_allclose(together[modality], alone[modality], atol=1e-5)
+        np.testing.assert_allclose(tokens[modality], own[modality], atol=1e-5)
+    assert {k: v.shape for k, v in together.items()} == dict(
+        video=(2, 12), audio=(2, 12), text=(6, 12)
+    )
+
+
+def test_batches_without_a_common_size_are_fine():
+    model, params, extra = _unified()
+    run = jax.jit(lambda x: model.bind(params, extra).encode(x))
+    odd, even = _inputs(clips=2, captions=3), _inputs(clips=2, captions=6)
+    odd["text"] = even["text"][:3]
+    np.testing.assert_allclose(run(odd)["text"], run(even)["text"][:3], atol=1e-5)
+
+
+def test_words_and_sound_equal_plain_numpy():
+    model, params, extra = _unified()
+    params = jax.tree.map(
+        lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape) * 0.3, params
+    )
+    x = _inputs()
+    pooled = jax.jit(lambda: model.bind(params, extra).encode(x))()
+    for modality in ("audio", "text"):
+        p = params[modality]
+        for row in (0, 1):
+            one = x[modality][row]
+            if modality == "text":
+                raw, mask = np.asarray(p["word_embedding"], np.float64)[one], one != 0
+                tokens = _gelu_dense(p["pre_projection"], raw)
+            else:
+                patches = one.reshape(-1, 128) @ np.asarray(p["patch"]["kernel"]).reshape(128, -1)
+                tokens = _gelu_dense(p["pre_projection"], patches + p["patch"]["bias"])
+                mask = np.ones(len(tokens), bool)
+            table = np.asarray(p["positions"]["temporal"], np.float64)
+            if len(table) != len(tokens):  # the tables' lengths are others: resampled
+                table = resize_table(table, len(tokens))
+            table = table - table.mean(-1, keepdims=True)
+            table = table / np.sqrt((table**2).mean(-1, keepdims=True) + 1e-6)
+            tokens = (
+                tokens + table * p["positions"]["norm"]["scale"] + p["positions"]["norm"]["bias"]
+            )
+            tokens = np.concatenate([np.asarray(p["agg_token"])[None], tokens])
+            mask = np.concatenate([[True], mask])
+            encoded = _numpy_encoder(params["encoder"], tokens, mask, layers=2, heads=2)
+            expected = _gelu_dense(p["post_projection"], encoded[0])
+            np.testing.assert_allclose(pooled[modality][row], expected, rtol=2e-4, atol=2e-4)
+
+
+def test_the_shared_encoder_gets_gradients_from_every_modality():
+    model, params, extra = _unified(dropout_rate=0.1)
+    x = _inputs()
+
+    def loss(params, modalities):
+        module = model.bind(params, extra)
+        chosen = {m: x[m] for m in modalities}
+        pooled = module.encode(chosen, key=jax.random.key(1), train=True)
+        return sum(jnp.sum(v**2) for v in pooled.values())
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    for modality in x:
+        grads = tree.flatten(gradient(params, (modality,)))
+        shared = grads["encoder/layers/mlp/up/kernel"]
+        assert np.abs(shared).max() > 1e-6, modality
+        others = [p for p in grads if p.split("/")[0] in set(x) - {modality}]
+        assert others and all(not np.any(grads[p]) for p in others)
+
+
+def test_a_unified_classifier_has_the_paths_of_pretraining():
+    pretrained = tree.flatten(ModelDef(make_model("ut_fac", size="tiny")).params)
+    for modality in ("video", "audio"):
+        model = ModelDef(
+            make_model(
+                "classifier", backbone=dict(name="ut_tiny", modality=modality), num_classes=3
+            )
+        )
+        own = tree.flatten(model.params)
+        new = {"classifier/kernel", "classifier/bias"}
+        assert set(own) - set(pretrained) == new and any(p.startswith("encoder/") for p in own)
+        assert all(own[p].shape == pretrained[p].shape for p in set(own) - new)
+        assert model.module.modality == modality and model.module.dropout_rate == 0.2
+
+
+def test_a_unified_classifier_is_the_tower_with_both_projections():
+    """What VATT fine-tunes as vit_* with pre_projection and post_projection."""
+    shared = dict(num_classes=3, dropout_rate=0.0)
+    options = dict(SMALL, dropout_rate=0.0)
+    unified = ModelDef(
+        make_model(
+            "classifier", backbone=dict(name="ut_tiny", **options, post_projection=12), **shared
+        )
+    )
+    tower = dict(name="vit_tiny", **options, pre_projection=True, post_projection=12)
+    single = ModelDef(make_model("classifier", backbone=tower, **shared))
+    params, extra = jax.jit(unified.init)(jax.random.key(0))
+    moved = dict(params, video=dict(params["video"], encoder=params["encoder"]))
+    del moved["encoder"]
+    x = {"video": _inputs()["video"]}
+    expected = jax.jit(lambda: unified.bind(params, extra).encode(x))()
+    actual = jax.jit(lambda: single.bind(moved, extra).encode(x))()
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_bert_ignores_padding_and_knows_word_order():
+    def build(**options):
+        spec = dict(name="bert_tiny", vocab_size=20, embedding_dim=8, buckets=5, **SMALL, **options)
+        return jax.jit(lambda: build_tower(dict(spec, dropout_rate=0.0), rngs=nnx.Rngs(0)))()
+
+    call = jax.jit(lambda tower, ids: tower(ids))
+    ids = np.array([[3, 4, 5, 0, 0], [3, 4, 9, 0, 0], [5, 4, 3, 0, 0]])
+    tower = build()
+    pooled, tokens = call(tower, ids)
+    assert tokens.shape == (3, 5, 16)
+    tower.word_embedding[...] = tower.word_embedding[...].at[0].set(7.0)
+    np.testing.assert_allclose(call(tower, ids)[0], pooled, atol=1e-5)
+    assert np.abs(pooled[0] - pooled[1]).max() > 1e-4
+    assert np.abs(pooled[0] - pooled[2]).max() > 1e-4
+    outer = build(outer_agg=True, pre_norm=False)
+    pooled, tokens = call(outer, ids)
+    assert tokens.shape == (3, 6, 16) and np.isfinite(pooled).all()
+    assert outer.flops((5,)) > tower.flops((5,))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(video=dict(width=8)), "config.model.width"),
+        (dict(video=dict(patch_sizes=(4, 8, 8))), "patch_size"),
+        (dict(text="t5_tiny"), "cannot share"),
+        (dict(size="huge"), "medium"),
+        (dict(num_layer=3), "num_layers"),
+    ],
+)
+def test_wrong_options_of_a_unified_model_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        ModelDef(make_model("ut_fac", **{"size": "tiny", **options}))
+
+
+def test_the_joint_head_aligns_audio_and_text():
+    model = ModelDef(make_model("ut_fac", size="tiny", head="joint", **SMALL))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+    pooled = {m: np.ones((3, 128), np.float32) for m in ("video", "audio", "text")}
+    out = model.bind(params, extra).project(pooled)
+    assert {"audio/text", "text/audio"} <= set(out)

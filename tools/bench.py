@@ -376,8 +376,8 @@ def _start_seconds(options: argparse.Namespace) -> dict[str, float]:
 
 def bench_eval(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Examples per second of feature extraction, and the time of fitting a linear probe on them."""
+    from mmjax.evals.classifiers import fit_logistic
     from mmjax.evals.features import FeatureStore
-    from mmjax.evals.linear_probe import Probe
 
     bare = Bare(cfg)
     store = FeatureStore(task=bare.program.task, data_cfg=config.plain(cfg.data), mesh=bare.mesh)
@@ -397,7 +397,7 @@ def bench_eval(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
         rows.append({"examples_per_second": len(features) / features.seconds})
         x, labels = features.labelled(modality)
         began = time.perf_counter()
-        Probe(x, labels, num_classes=int(labels.max()) + 1)
+        fit_logistic(x, labels, num_classes=int(labels.max()) + 1)
         rows[-1]["probe_seconds"] = time.perf_counter() - began
     return medians(rows) | {
         "examples": len(features),

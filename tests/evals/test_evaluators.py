@@ -55,6 +55,17 @@ def test_retrieval_equals_sorting_the_whole_matrix(bench, clips, monkeypatch, bl
     assert found["r/text_to_video/mean_rank"] != found["r/text_to_video_cosine/mean_rank"]
 
 
+def test_one_window_is_normalised_too(bench, clips):
+    clips["video/text"] = clips["video/text"][:, :1] * np.geomspace(1, 50, 37)[:, None, None]
+    found = bench({"test": clips}).run(
+        r=dict(type="retrieval", aggregate=("embd", "cosine"), batch_size=8)
+    )
+    similarity = unit(clips["text/video"][:, 0]) @ unit(clips["video/text"][:, 0]).T
+    for name in ("text_to_video", "text_to_video_cosine"):
+        rank = pytest.approx(ranks_by_sorting(similarity).mean())
+        assert found[f"r/{name}/mean_rank"] == rank
+
+
 def test_all_captions_are_queries_and_targets(bench, clips):
     clips["text_mask"][5, 1] = 0  # clip 5 has one caption only
     clips["text_mask"][7] = 0  # clip 7 has none
@@ -230,6 +241,56 @@ def test_linear_probe_averages_the_splits_of_a_dataset(bench):
     assert parts[0] * 55 == pytest.approx(round(parts[0] * 55))
     assert found["p/video/top1"] > 0.8 and found["p/video/top1_chance"] == pytest.approx(1 / 6)
     assert found["p/video/top5"] >= found["p/video/top1"]
+
+
+@pytest.mark.parametrize(
+    "options", [dict(classifier="svm"), dict(classifier="vatt", epochs=100), dict(seed=1)]
+)
+def test_the_protocols_of_the_linear_probe(bench, options):
+    """Several pairs of splits, one training window, four test windows, no whole batches."""
+    rng = np.random.default_rng(0)
+    centres = 2 * rng.normal(size=(7, 10))
+    splits = {name: labelled(rng, 70, centres) for name in ("train1", "test1", "train2", "test2")}
+    for name in ("train1", "train2"):
+        splits[name]["video"] = splits[name]["video"][:, :1]
+    splits["train2"]["label"][:3] = -1
+    found = bench(splits, num_classes=7).run(
+        p=dict(
+            type="linear_probe",
+            train_split=("train1", "train2"),
+            split=("test1", "test2"),
+            batch_size=16,
+            **options,
+        )
+    )
+    names = ["top1", "top5", "mean_class_top1", "train_top1", "train_top5"]
+    for name in names:
+        parts = [found[f"p/video/split{i}/{name}"] for i in (1, 2)]
+        assert found[f"p/video/{name}"] == pytest.approx(np.mean(parts))
+        assert found[f"p/video/{name}"] > 0.8
+    assert ("p/video/loss" in found) == (options.get("classifier") != "svm")
+    assert ("p/video/C" in found) == (options.get("classifier") != "vatt")
+    assert found["p/video/top5_chance"] == pytest.approx(5 / 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(classifier="svm", average="logits"), "option of classifier='svm': 'average'"),
+        (dict(classifier="svm", epochs=3), "classifier='svm': 'epochs'.*Valid: seed, standardize"),
+        (dict(classifier="vatt", strengths=(1.0,)), "'vatt': 'strengths'.*Valid: epochs, seed"),
+        (dict(epochs=3), "option of classifier='logistic': 'epochs'"),
+        (dict(classifier="smv"), "Did you mean 'svm'"),
+        (dict(strengths=()), "strengths=.*must be positive numbers"),
+        (dict(classifier="svm", validation=1.0), "validation=1.0 must be within 0 and 1"),
+        (dict(average="mean"), "average='mean' must be"),
+        (dict(classifier="vatt", epochs=0), "epochs=0 must be positive"),
+        (dict(train_split=("a", "b")), "2 train_split but 1 split"),
+    ],
+)
+def test_options_that_are_not_the_classifiers(bench, options, message):
+    with pytest.raises(UserError, match=message):
+        bench({}).make(p=dict(type="linear_probe", **options))
 
 
 def test_classification_of_all_examples(bench):

@@ -3,7 +3,6 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from mmjax.evals import logistic
-from mmjax.evals.linear_probe import Probe, validation_part
 
 
 @pytest.fixture(scope="module")
@@ -71,56 +70,17 @@ def test_a_warm_start_needs_no_iterations(data):
     assert first.iterations > 3 and again.iterations == 0
 
 
-def test_validation_part_is_a_share_of_each_class():
-    labels = np.repeat(np.arange(4), [50, 50, 10, 100])
-    chosen = validation_part(labels, 0.2, seed=0)
-    np.testing.assert_array_equal(np.bincount(labels[chosen]), [10, 10, 2, 20])
-    assert (chosen == validation_part(labels, 0.2, seed=0)).all()
-    assert (chosen != validation_part(labels, 0.2, seed=1)).any()
-    assert validation_part(np.zeros((50, 3)), 0.1, seed=0).sum() == 5
-
-
-def test_probe_refits_on_everything_with_the_chosen_strength(data):
-    x, labels = data
-    probe = Probe(x[:, None], labels, num_classes=5, strengths=(1e-4, 1e-2, 1.0), validation=0.3)
-    standard = (x - x.mean(0)) / x.std(0)
-    held_out = validation_part(labels, 0.3, seed=0)
-    accuracy = {}
-    for strength in (1e-4, 1e-2, 1.0):
-        theirs = LogisticRegression(C=strength, tol=1e-8, max_iter=5000)
-        theirs.fit(standard[~held_out], labels[~held_out])
-        accuracy[strength] = theirs.score(standard[held_out], labels[held_out])
-    assert accuracy[probe.strength] == max(accuracy.values())
-    theirs = LogisticRegression(C=probe.strength, tol=1e-8, max_iter=5000).fit(standard, labels)
-    scores = probe.scores(x[:, None], "logits")
-    np.testing.assert_allclose(
-        scores - scores.mean(1, keepdims=True), theirs.decision_function(standard), atol=5e-3
-    )
-
-
-def test_views_are_averaged_as_asked(data):
-    x, labels = data
-    probe = Probe(x[:, None], labels, num_classes=5, strengths=(0.1,))
-    views = np.stack([x, x[::-1]], axis=1)  # [N, 2, D]
-    each = np.stack([probe.scores(views[:, [v]], "logits") for v in range(2)], axis=1)
-    np.testing.assert_allclose(probe.scores(views, "logits"), each.mean(1), atol=1e-5)
-    probs = np.exp(each) / np.exp(each).sum(-1, keepdims=True)
-    np.testing.assert_allclose(
-        np.exp(probe.scores(views, "probabilities")), probs.mean(1), rtol=1e-4
-    )
-    many = np.stack([labels == 0, labels == 1], axis=1).astype(np.float32)
-    probe = Probe(x[:, None], many, num_classes=2, strengths=(0.1,))
-    each = np.stack([probe.scores(views[:, [v]], "logits") for v in range(2)], axis=1)
-    found = probe.scores(views, "probabilities")
-    np.testing.assert_allclose(
-        1 / (1 + np.exp(-found)), (1 / (1 + np.exp(-each))).mean(1), rtol=1e-4
-    )
-
-
-def test_two_equal_training_views_are_one(data):
-    x, labels = data
-    one = Probe(x[:, None], labels, num_classes=5, strengths=(0.1,))
-    two = Probe(np.stack([x, x], axis=1), labels, num_classes=5, strengths=(0.1,))
-    np.testing.assert_allclose(
-        one.scores(x[:, None], "logits"), two.scores(x[:, None], "logits"), atol=1e-3
-    )
+def test_correlated_features_converge():
+    """As encoders give them: deviations along the axes from 1 to 1/300, turned; a weak penalty."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(24, 24)))[0]
+    x = (rng.normal(size=(400, 24)) * np.geomspace(1, 1 / 300, 24)) @ turn
+    logits = x @ turn.T @ (rng.normal(size=(24, 4)) / np.geomspace(1, 1 / 300, 24)[:, None])
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+    x = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
+    found = logistic.fit(x, np.eye(4)[labels], strength=100.0)
+    theirs = LogisticRegression(C=100.0, tol=1e-10, max_iter=500, solver="newton-cholesky")
+    theirs.fit(x.astype(np.float64), labels)
+    best = objective(theirs.coef_.T, theirs.intercept_, x, labels, 100.0)
+    assert objective(found.kernel, found.bias, x, labels, 100.0) == pytest.approx(best, rel=1e-6)
+    assert found.gradient <= 1e-6 and found.iterations < 150

@@ -187,11 +187,6 @@ def log_mel(
     return (mel - smallest) / jnp.where(spread > 0, spread, 1.0)
 
 
-def num_log_mel_frames(num_samples: int, *, sample_rate: int, step: float = 0.02134) -> int:
-    """How many frames `log_mel` makes of so many samples."""
-    return -(-num_samples // int(step * sample_rate))
-
-
 def mel_matrix(
     *, num_bins: int, num_frequencies: int, sample_rate: int, low: float, high: float
 ) -> np.ndarray:

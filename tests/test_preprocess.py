@@ -178,13 +178,39 @@ def test_log_mel_against_scipy(sample_rate):
     np.testing.assert_allclose(got, stretched, atol=1e-4)
 
 
-def test_log_mel_of_vatt_has_150_frames_of_80_bins():
+def test_log_mel_of_vatt():
+    """3.2 s at 48 kHz: 150 frames of 80 bins, from windows of 2048 samples, 1024 apart."""
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    # Noise in every band: the rest of a pure tone's spectrum is float32's rounding.
+    waveform = 0.2 * random.normal(size=(2, 153_600)).astype(np.float32)
+    waveform[0] += tone(440, 48_000, 3.2)
+    spectrum = tf.signal.stft(waveform, 2048, 1024, pad_end=True)
+    matrix = tf.signal.linear_to_mel_weight_matrix(80, 1025, 48_000, 80.0, 7600.0)
+    mel = np.log(1 + 10_000 * np.abs(spectrum) @ matrix.numpy())
+    assert mel.shape == (2, 150, 80)
+    got = preprocess.log_mel(waveform, sample_rate=48_000, normalize=False)
+    np.testing.assert_allclose(got, mel, atol=2e-3)
+    low, high = mel.min((1, 2), keepdims=True), mel.max((1, 2), keepdims=True)
+    got = preprocess.log_mel(waveform, sample_rate=48_000)
+    np.testing.assert_allclose(got, (mel - low) / (high - low), atol=2e-4)
+
+
+def test_log_mel_takes_any_leading_dimensions():
     shape = jax.eval_shape(
         lambda x: preprocess.log_mel(x, sample_rate=48_000),
         jax.ShapeDtypeStruct((2, 3, 153_600), jnp.float32),
     )
     assert shape.shape == (2, 3, 150, 80)
-    assert preprocess.num_log_mel_frames(153_600, sample_rate=48_000) == 150
+
+
+def test_log_mel_has_finite_gradients():
+    waveforms = np.stack([tone(440, 16_000), np.zeros(8_000)])
+    waveforms[0, 4_000:] = 0  # silent frames beside others
+    mean = jax.jit(jax.grad(lambda x: preprocess.log_mel(x, sample_rate=16_000).mean()))
+    gradient = np.asarray(mean(waveforms.astype(np.float32)))
+    assert np.isfinite(gradient).all() and np.abs(gradient[0]).max() > 0
 
 
 def test_log_mel_stretches_each_example_on_its_own():

@@ -37,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _add_import(commands) -> None:
+    from mmjax.tools.importers import command
+
+    command.add(commands)
+
+
 def _add_build(commands) -> None:
     p = commands.add_parser(
         "build",
@@ -123,7 +129,7 @@ def _build(args) -> int:
         rows = manifest.read_image_folder(args.images, split=args.split)
     else:
         raise UserError("Give --csv FILE or --images FOLDER (or --finalize).")
-    part, parts = _part(args.shard)
+    part, parts = manifest.parse_part(args.shard, option="--shard")
     workers = args.workers or _cores()
     plan = build.prepare(
         args.out,
@@ -328,18 +334,6 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-def _part(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 0, 1
-    try:
-        part, parts = map(int, text.split("/"))
-    except ValueError:
-        part, parts = -1, 0
-    if not 0 <= part < parts:
-        raise UserError(f"--shard {text}: write I/N with 0 ≤ I < N, for example 0/8.")
-    return part, parts
-
-
 def _fractions(text: str | None) -> tuple[tuple[str, float], ...]:
     from mmjax.tools import manifest
 
@@ -354,6 +348,7 @@ def _lines(path: str) -> list[str]:
 
 
 COMMANDS = [
+    _add_import,
     _add_build,
     _add_validate,
     _add_preview,

@@ -202,6 +202,19 @@ def parse_fractions(text: str) -> list[tuple[str, float]]:
     return fractions
 
 
+def parse_part(text: str | None, *, option: str) -> tuple[int, int]:
+    """'3/8' as (3, 8), None as (0, 1); UserError names the option if it is anything else."""
+    if text is None:
+        return 0, 1
+    try:
+        part, parts = map(int, text.split("/"))
+    except ValueError:
+        part, parts = -1, 0
+    if not 0 <= part < parts:
+        raise UserError(f"{option} {text}: write I/N with 0 ≤ I < N, for example 0/8.")
+    return part, parts
+
+
 def class_numbers(clips: Iterable[Clip], names: Sequence[str] | None = None) -> dict[str, int]:
     """The number of each class by its name; empty if the labels are class numbers themselves.
 

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from mmjax import distributed, tree
+from mmjax.convert import tf2
 from mmjax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -47,6 +48,12 @@ def find(source: str | os.PathLike) -> tuple[pathlib.Path, int]:
     Raises:
       UserError: there is no such checkpoint; those that are there are named.
     """
+    if prefix := tf2.find(source):
+        raise UserError(
+            f"{source} is a TensorFlow checkpoint. A training takes it as it is "
+            "(--override_checkpoint, config.init_from); for anything else make a run directory of "
+            f"it: mmjax convert {prefix} --out RUN"
+        )
     path, wanted = pathlib.Path(source), None
     if path.name.isdigit() and path.parent.name == FOLDER:
         path, wanted = path.parent.parent, int(path.name)

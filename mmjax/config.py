@@ -32,7 +32,7 @@ _DEFAULTS: dict[str, Any] = dict(
     clip_shards=0,  # >0: clip the gradient of each of so many parts of a batch (VATT fine-tuning)
     nan_policy="stop",  # or 'skip': leave such a step out, counted, up to `nan_limit`
     nan_limit=10,
-    init_from="",  # a run directory (or one of its steps) whose parameters start this run
+    init_from="",  # whose parameters start this run: a run directory, a TF2 checkpoint, or several
     init_allow=(),  # patterns of parameter paths that `init_from` need not have
     init_map=(),  # (pattern, replacement) pairs that rename the source's paths
     resume_from="",  # a run directory whose whole state starts this run
@@ -50,6 +50,7 @@ _SECTIONS = ("data", "model", "loss", "augment", "optimizer", "evals", "wandb")
 def base() -> ml_collections.ConfigDict:
     """A config with every key every task shares, at its default, and empty sections to fill."""
     cfg = ml_collections.ConfigDict(_DEFAULTS)
+    cfg.init_from = ml_collections.FieldReference("", field_type=object)  # text or a tuple of texts
     for section in _SECTIONS:
         cfg[section] = ml_collections.ConfigDict()
     return cfg
@@ -58,7 +59,10 @@ def base() -> ml_collections.ConfigDict:
 def check(cfg: ml_collections.ConfigDict) -> None:
     """Checks names, types and ranges of top-level keys, before anything is built."""
     for key, value in cfg.items():
-        if key in _DEFAULTS:
+        if key == "init_from" and isinstance(value, tuple | list):
+            for source in value:
+                _check_type("config.init_from", source, "")
+        elif key in _DEFAULTS:
             _check_type(f"config.{key}", value, _DEFAULTS[key])
         elif key in _SECTIONS:
             _check_type(f"config.{key}", value, {})

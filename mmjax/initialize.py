@@ -12,11 +12,15 @@ import numpy as np
 from absl import logging
 
 from mmjax import checkpoint, tree
+from mmjax.convert import tf2, vatt, words
 from mmjax.errors import UserError
 from mmjax.models.positions import resize_table
 
 # Tables whose rows are positions along one axis; another length is met by interpolation.
 _POSITIONS = re.compile(r"positions/(temporal|vertical|horizontal|spectral)(/embedding)?$")
+# Arrays whose shape the labels decide; of another shape they may start fresh.
+_OF_LABELS = re.compile(r"^classifier/")
+WORDS = "text/word_embedding"
 
 
 @dataclasses.dataclass
@@ -40,15 +44,20 @@ class Report:
 
 
 def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
-    """`({path: array}, words for the log)` of a run directory or one of its steps.
+    """`({path: array}, words for the log)` of one source.
 
     Args:
-      source: `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`. Where a moving average
-        of the parameters is stored, it is what is read.
+      source: `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`, where a moving average
+        of the parameters is what is read if there is one; a TensorFlow checkpoint of VATT, by its
+        prefix (`…/ckpt-500000`); or a file of word embeddings (.npz, .npy, .pkl).
 
     Raises:
-      UserError: there is no checkpoint.
+      UserError: it is none of these, or cannot be read.
     """
+    if words.is_words(source):
+        return {WORDS: words.load(source)}, f"the word embeddings {source}"
+    if prefix := tf2.find(source):
+        return vatt.load(prefix)
     path, step = checkpoint.find(source)
     saved = checkpoint.Checkpoints(path, read_only=True)
     parts = {p.split("/")[0] for p in saved.shapes(step)}
@@ -83,6 +92,7 @@ def match(
         if name in renamed:
             raise UserError(f"config.init_map: {path} and another path both become {name}.")
         renamed[name] = source[path]
+    renamed = _share_encoder(renamed, target)
     report, values = Report(), {}
     for path, leaf in target.items():
         value = renamed.get(path)
@@ -100,24 +110,78 @@ def match(
     return values, report
 
 
+def _share_encoder(
+    source: Mapping[str, np.ndarray], target: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """The source with its one encoder for all modalities as that of each tower of the target.
+
+    The towers that take it have the layers that a modality of a unified model has for itself.
+
+    Raises:
+      UserError: the target has no such tower.
+    """
+    shared = {path for path in source if path.startswith("encoder/")}
+    if not shared or any(path.startswith("encoder/") for path in target):
+        return dict(source)
+    towers = sorted({path.split("/")[0] for path in target if "/encoder/" in path})
+    fitting = [
+        tower
+        for tower in towers
+        if {f"{tower}/{layer}_projection/kernel" for layer in ("pre", "post")} <= set(target)
+    ]
+    if towers and not fitting:
+        tower = "video" if "video" in towers else towers[0]
+        at = "backbone" if "classifier/kernel" in target else tower
+        path = f"{tower}/post_projection/kernel"
+        width = source[path].shape[1] if path in source else 1024
+        raise UserError(
+            "These parameters are of a unified model: one encoder for all modalities, between two "
+            f"projections. A single tower takes them if it has both: set config.model.{at}."
+            f"pre_projection=True and config.model.{at}.post_projection={width}, and its size as "
+            "there. config.model.name=ut_fac, or the backbone ut_*, takes them as they are."
+        )
+    rest = {path: value for path, value in source.items() if path not in shared}
+    return rest | {f"{tower}/{path}": source[path] for tower in fitting for path in shared}
+
+
 def from_source(
-    state: dict, source: str, *, allow: Sequence[str] = (), names: Sequence[tuple[str, str]] = ()
+    state: dict,
+    source: str | Sequence[str],
+    *,
+    allow: Sequence[str] = (),
+    names: Sequence[tuple[str, str]] = (),
 ) -> dict:
     """The fresh `state` with the parameters (and statistics) that `source` has for it.
 
     Args:
+      source: see `load_params`; of several, each fills what those before it lack. Word embeddings
+        alone leave everything else fresh.
       allow: patterns of paths that may be on one side only: missing in the source (a new
-        classifier) or unused here (the towers of other modalities).
+        classifier) or unused here (the towers of other modalities). A classifier for other labels
+        may also have another shape.
 
     Raises:
       UserError: a leaf is on one side only and not allowed to be, or of another shape, or nothing
         fits.
     """
-    leaves, where = load_params(source)
+    sources = (source,) if isinstance(source, str) else tuple(source)
+    leaves: dict[str, np.ndarray] = {}
+    described = []
+    for each in sources:
+        arrays, what = load_params(each)
+        leaves = arrays | leaves
+        described.append(what)
+    where = " and ".join(described)
+    if all(map(words.is_words, sources)):
+        allow = (f"^(?!{WORDS}$)",)
     target = tree.flatten(state["params"]) | {
         f"extra/{k}": v for k, v in tree.flatten(state["extra"]).items()
     }
     values, report = match(target, leaves, names=names)
+    of_labels = [line for line in report.mismatched if _OF_LABELS.search(line)]
+    new = tree.first_match(allow, of_labels, what="config.init_allow", every_pattern=False)
+    report.mismatched = [line for line in report.mismatched if new.get(line) is None]
+    report.missing += [line for line in of_labels if new[line] is not None]
     alone = report.missing + report.unexpected
     allowed = tree.first_match(allow, alone, what="config.init_allow", every_pattern=False)
     wrong = [path for path in alone if allowed[path] is None]

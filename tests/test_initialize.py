@@ -9,6 +9,10 @@ from mmjax import initialize, tree
 from mmjax.checkpoint import Checkpoints
 from mmjax.errors import UserError
 from mmjax.models import positions
+from mmjax.models.vatt import make_model
+from mmjax.state import ModelDef
+from mmjax.tools import cli
+from tests.convert import published
 
 LEFT, RIGHT, HEAD = "left/mlp/wi/kernel", "right/mlp/wi/kernel", "head/mlp/wo/kernel"
 
@@ -208,3 +212,196 @@ def test_a_source_of_which_nothing_fits(run):
             str(run[0]),
             allow=["^(left|right|head|backbone)"],
         )
+
+
+# ---- from VATT's checkpoints as they are
+
+TOWER = dict(name="vit_base", width=16, num_layers=2, num_heads=2, head_dim=8, mlp_dim=32)
+VIT = TOWER | dict(patch_size=(2, 4, 4), buckets=(2, 2, 2))
+FINETUNING = ("^(audio|text|head)/", "^extra/", "^classifier/")
+
+
+def classifier(backbone, num_classes=4):
+    """The fresh state of one."""
+    model = ModelDef(make_model("classifier", backbone=backbone, num_classes=num_classes))
+    params, extra = model.init(jax.random.key(0))
+    return {"params": params, "extra": extra}
+
+
+@pytest.fixture(scope="module")
+def vatt(tmp_path_factory):
+    """{name: (prefix, arrays)}."""
+    out = {}
+    for name in ("tx_fac", "ut_fac", "finetuned"):
+        arrays = published.values(getattr(published, name)())
+        folder = tmp_path_factory.mktemp(name)
+        out[name] = published.write(folder, arrays, adam=name == "finetuned"), arrays
+    return out
+
+
+def place(tower):
+    return f"{published.ROOT}_base_layer/{tower}"
+
+
+def test_a_tensorflow_checkpoint_gives_what_its_conversion_gives(vatt, tmp_path):
+    prefix, _ = vatt["tx_fac"]
+    assert cli.main(["convert", prefix, "--out", str(tmp_path / "run")]) == 0
+    converted, _ = initialize.load_params(str(tmp_path / "run"))
+    direct, words = initialize.load_params(prefix)
+    assert words == f"step 500000, the TensorFlow checkpoint {prefix}"
+    assert set(direct) == set(converted)
+    assert all(np.array_equal(direct[path], converted[path]) for path in direct)
+
+
+def test_finetuning_from_a_tensorflow_checkpoint_at_another_size(vatt):
+    prefix, arrays = vatt["tx_fac"]
+    fresh = classifier(VIT | dict(buckets=(3, 2, 5)))
+    params = tree.flatten(initialize.from_source(fresh, prefix, allow=FINETUNING)["params"])
+    base = place("vid_backbone/_base/")
+    lookup = base + "pos_embedding_lookup/{}_position_embeddings/embeddings"
+    for axis, length in {"temporal": 3, "vertical": 2, "horizontal": 5}.items():
+        wanted = positions.resize_table(arrays[lookup.format(axis)], length)
+        np.testing.assert_array_equal(params[f"video/positions/{axis}"], wanted)
+    np.testing.assert_array_equal(
+        params["video/encoder/layers/mlp/up/kernel"],
+        [arrays[f"{base}tx/layers/{i}/feed_forward/mlp/wi/kernel"] for i in range(2)],
+    )
+    np.testing.assert_array_equal(
+        params["classifier/kernel"], fresh["params"]["classifier"]["kernel"]
+    )
+
+
+PROJECTIONS = dict(pre_projection=True, post_projection=20)
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_a_single_tower_takes_the_encoder_of_a_unified_model(vatt, modality):
+    prefix, arrays = vatt["ut_fac"]
+    audio = TOWER | dict(name="wat_base", patch_size=16, buckets=5)
+    tower = (VIT if modality == "video" else audio) | PROJECTIONS
+    allow = ("^(video|audio|text|head)/".replace(f"{modality}|", "").replace(f"|{modality}", ""),)
+    state = initialize.from_source(classifier(tower), prefix, allow=(*allow, *FINETUNING[1:]))
+    params = tree.flatten(state["params"])
+    base = place("unified_backbone/unified_transformer/")
+    np.testing.assert_array_equal(
+        params[f"{modality}/encoder/layers/attention/out/bias"],
+        [arrays[f"{base}tx/layers/{i}/mha/o/bias"] for i in range(2)],
+    )
+    for ours, theirs in {
+        "post_projection/kernel": f"post_proj/{modality}/kernel",
+        "patch/bias": f"raw_to_embeddings/{modality}/bias",
+        "agg_token": f"{modality[:3]}_agg_embedding",
+    }.items():
+        np.testing.assert_array_equal(params[f"{modality}/{ours}"], arrays[base + theirs])
+
+
+def test_a_unified_backbone_takes_it_as_it_is(vatt):
+    prefix, arrays = vatt["ut_fac"]
+    options = {key: value for key, value in VIT.items() if key != "name"}
+    state = classifier(dict(name="ut_medium", post_projection=20, **options))
+    params = tree.flatten(initialize.from_source(state, prefix, allow=FINETUNING)["params"])
+    gamma = place("unified_backbone/unified_transformer/tx/final_layer_norm/gamma")
+    np.testing.assert_array_equal(params["encoder/final_norm/scale"], arrays[gamma])
+
+
+def test_a_tower_without_projections_does_not_take_it(vatt):
+    prefix, _ = vatt["ut_fac"]
+    with pytest.raises(UserError) as error:
+        initialize.from_source(classifier(VIT), prefix, allow=[".*"])
+    message = str(error.value)
+    assert "config.model.backbone.pre_projection=True" in message
+    assert "config.model.backbone.post_projection=20" in message
+    target = shapes(video__encoder__w=(2,), audio__encoder__w=(2,))
+    with pytest.raises(UserError, match="config.model.video.pre_projection=True"):
+        initialize.match(target, arrays(encoder__w=(2,)))
+
+
+def test_from_a_finetuned_one_to_other_classes(vatt):
+    prefix, arrays = vatt["finetuned"]
+    kernel = arrays[published.ROOT + "_ops/cls/kernel"]
+    state = initialize.from_source(classifier(VIT, 5), prefix)
+    np.testing.assert_array_equal(state["params"]["classifier"]["kernel"], kernel)
+    with pytest.raises(UserError, match=r"classifier/kernel \(16, 5\) ≠ \(16, 4\)"):
+        initialize.from_source(classifier(VIT, 4), prefix)
+    fresh = classifier(VIT, 4)
+    params = initialize.from_source(fresh, prefix, allow=FINETUNING)["params"]
+    np.testing.assert_array_equal(
+        params["classifier"]["kernel"], fresh["params"]["classifier"]["kernel"]
+    )
+    bias = arrays[published.ROOT + "_base/voxel_to_patch/bias"]
+    np.testing.assert_array_equal(params["video"]["patch"]["bias"], bias)
+
+
+def test_keys_that_are_not_known_must_be_allowed(tmp_path):
+    mask = published.ROOT + "_base/mask_embedding"
+    prefix = published.write(tmp_path, published.values(published.finetuned() | {mask: (16,)}))
+    with pytest.raises(UserError, match=f"Not allowed by config.init_allow: {mask}"):
+        initialize.from_source(classifier(VIT, 5), prefix)
+    initialize.from_source(classifier(VIT, 5), prefix, allow=["mask_embedding$"])
+
+
+def test_a_layer_that_is_missing(tmp_path):
+    query = published.ROOT + "_base/tx/layers/0/mha/q/kernel"
+    shapes_ = {key: shape for key, shape in published.finetuned().items() if key != query}
+    prefix = published.write(tmp_path, published.values(shapes_))
+    with pytest.raises(UserError, match=f"{query}: missing"):
+        initialize.from_source(classifier(VIT, 5), prefix, allow=[".*"])
+
+
+# ---- several sources, and words
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """`(file, table)` of word embeddings for 50 words."""
+    table = np.random.default_rng(1).normal(size=(50, 10)).astype(np.float32)
+    path = tmp_path_factory.mktemp("words") / "words.npz"
+    np.savez(path, word_embeddings=table)
+    return str(path), table
+
+
+def pretraining(vocab_size=50):
+    """The fresh state of a small tx_fac."""
+    size = {key: value for key, value in TOWER.items() if key != "name"}
+    model = ModelDef(
+        make_model(
+            "tx_fac",
+            video=VIT,
+            audio=dict(name="wat_base", patch_size=16, buckets=5, **size),
+            text=dict(name="t5_small", vocab_size=vocab_size, embedding_dim=10, **size),
+        )
+    )
+    params, extra = model.init(jax.random.key(0))
+    return {"params": params, "extra": extra}
+
+
+def test_words_alone_leave_the_rest_fresh(words):
+    path, table = words
+    fresh = pretraining()
+    state = initialize.from_source(fresh, path)
+    before, after = tree.flatten(fresh), tree.flatten(state)
+    changed = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert changed == ["params/text/word_embedding"]
+    np.testing.assert_array_equal(state["params"]["text"]["word_embedding"], table)
+    with pytest.raises(UserError, match=r"word_embedding \(50, 10\) ≠ \(60, 10\)"):
+        initialize.from_source(pretraining(60), path)
+    with pytest.raises(UserError, match="Not allowed by config.init_allow: text/word_embedding"):
+        initialize.from_source(classifier(VIT), path)
+
+
+def test_later_sources_fill_what_earlier_ones_lack(vatt, words):
+    path, table = words
+    finetuned, arrays = vatt["finetuned"]
+    rest = ("^(audio|text/(?!word)|head|classifier)", "^extra/")
+    agg = arrays[published.ROOT + "_base/agg_embedding"]
+    for sources in ((finetuned, path), (path, finetuned)):
+        params = initialize.from_source(pretraining(), sources, allow=rest)["params"]
+        np.testing.assert_array_equal(params["text"]["word_embedding"], table)
+        np.testing.assert_array_equal(params["video"]["agg_token"], agg)
+    other = vatt["tx_fac"][1][place("vid_backbone/_base/agg_embedding")]
+    for sources, wanted in (
+        ((finetuned, vatt["tx_fac"][0]), agg),
+        ((vatt["tx_fac"][0], finetuned), other),
+    ):
+        state = initialize.from_source(classifier(VIT, 5), sources, allow=FINETUNING)
+        np.testing.assert_array_equal(state["params"]["video"]["agg_token"], wanted)

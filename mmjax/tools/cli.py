@@ -303,6 +303,59 @@ def _plan(args) -> int:
     return 0
 
 
+def _add_convert(commands) -> None:
+    p = commands.add_parser(
+        "convert",
+        help="turn published weights into a run directory",
+        description="Reads a TensorFlow checkpoint of VATT (pretrained or fine-tuned) and writes a "
+        "run directory that any task can start from, with a report of every name. A pickle of word "
+        "embeddings becomes an .npz; it is never executed.",
+    )
+    p.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="prefix (…/ckpt-500000), its .index, its folder; or a .pkl of word embeddings",
+    )
+    p.add_argument("--out", metavar="PATH", help="the run directory, or the .npz")
+    p.add_argument("--inspect", action="store_true", help="only say what SOURCE is and holds")
+    p.add_argument("--json", action="store_true", help="with --inspect: as JSON")
+    p.add_argument(
+        "--head-dim",
+        type=int,
+        metavar="N",
+        help="features of an attention head (what T5's table tells, else 64)",
+    )
+    p.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="keys that may be missing, unknown or of another shape (repeatable)",
+    )
+    p.add_argument("--vocab", metavar="FILE", help="check that word embeddings are as many")
+    p.set_defaults(run=_convert)
+
+
+def _convert(args) -> int:
+    from mmjax.convert import words
+    from mmjax.tools import convert
+
+    if not args.out and not args.inspect:
+        raise UserError("Give --out PATH, or --inspect.")
+    if words.is_words(args.source):
+        return convert.convert_words(
+            args.source, out=args.out, inspect=args.inspect, vocab=args.vocab
+        )
+    return convert.convert_checkpoint(
+        args.source,
+        out=args.out,
+        inspect=args.inspect,
+        as_json=args.json,
+        head_dim=args.head_dim,
+        allow=args.allow,
+    )
+
+
 def _finish(bad: list[dict], plan, args) -> int:
     """Prints what has been built; the exit status."""
     from mmjax.data import dataset
@@ -355,6 +408,7 @@ COMMANDS = [
     _add_index,
     _add_vocab,
     _add_plan,
+    _add_convert,
 ]  # functions that add a command to the parser; its `run` gets the arguments
 
 if __name__ == "__main__":

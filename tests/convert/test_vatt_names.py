@@ -2,15 +2,17 @@ import numpy as np
 import pytest
 
 from mmjax import tree
-from mmjax.convert.vatt_names import FINETUNE, fill, key_of, keys_of
+from mmjax.convert.vatt_names import TX_FAC, fill, key_of, keys_of, layout_of, path_of
 from mmjax.errors import UserError
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
+from tests.convert import published
 
-# Words of VATT's published checkpoints: one path of each kind.
 PREFIX = "model/layer_with_weights-0/"
 VIDEO = "_base_layer/vid_backbone/_base/"
 AUDIO = "_base_layer/aud_backbone/_base/"
+UNIFIED = "_base_layer/unified_backbone/unified_transformer/"
+# One path of each kind of tx_fac.
 KNOWN = {
     "video/patch/kernel": VIDEO + "voxel_to_patch/kernel",
     "video/agg_token": VIDEO + "agg_embedding",
@@ -26,15 +28,59 @@ KNOWN = {
     "head/video_fine_norm/var": "_head_layer/_bridge_heads/0/hid_to_va/bn/moving_variance",
     "head/text_coarse/bias": "_head_layer/_bridge_heads/0/txt_to_vat/bias",
 }
+# {layout: {key: (path, layer)}}.
+OTHERS = {
+    "ut_fac": {
+        UNIFIED + "tx/layers/1/mha/q/kernel": ("encoder/layers/attention/query/kernel", 1),
+        UNIFIED + "aud_agg_embedding": ("audio/agg_token", None),
+        UNIFIED + "raw_to_embeddings/text/embeddings": ("text/word_embedding", None),
+        UNIFIED + "post_proj/video/bias": ("video/post_projection/bias", None),
+    },
+    "finetuned": {
+        "_base/voxel_to_patch/bias": ("video/patch/bias", None),
+        "_ops/cls/kernel": ("classifier/kernel", None),
+    },
+    "mmv_fac": {
+        VIDEO + "conv3d_2c_3x3/bn/moving_mean": ("video/conv_2c/norm/mean", None),
+        VIDEO + "mixed_4e/unit3d_b2_1/conv3d/kernel": ("video/mixed_4e/b2b/conv/kernel", None),
+        AUDIO + "block_groups/3/layers/0/projection_layers/1/bn/gamma": (
+            "audio/groups/3/0/shortcut/norm/scale",
+            None,
+        ),
+        AUDIO + "block_groups/0/layers/1/conv_relu_dropblock_layers/6/conv2d/kernel": (
+            "audio/groups/0/1/expand/conv/kernel",
+            None,
+        ),
+    },
+}
 
 
 def test_known_keys():
     assert {path: key_of(path).removeprefix(PREFIX) for path in KNOWN} == KNOWN
-    assert key_of("audio/positions/spectral", audio="spt").endswith(
-        "spectoral_position_embeddings/embeddings"
-    )
-    assert key_of("video/patch/bias", parts=FINETUNE) == PREFIX + "_base/voxel_to_patch/bias"
-    assert key_of("classifier/kernel", parts=FINETUNE) == PREFIX + "_ops/cls/kernel"
+    for path, key in KNOWN.items():
+        layer = 7 if "{i}" in key else None
+        assert path_of(PREFIX + key.replace("{i}", "7")) == (path, layer)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_known_keys_of_other_models(name):
+    keys = getattr(published, name)()
+    layout = layout_of(keys)
+    for key, (path, layer) in OTHERS[name].items():
+        assert PREFIX + key in keys
+        assert path_of(PREFIX + key, layout) == (path, layer)
+
+
+def test_the_layout_follows_from_the_keys():
+    assert set(layout_of(published.tx_fac())) == set(TX_FAC)
+    kinds = {
+        "mmv_fac": ["i3d", "resnet2d", "linear", "fac"],
+        "ut_fac": ["unified", "fac"],
+        "finetuned": ["vit", "classifier"],
+    }
+    for name, wanted in kinds.items():
+        assert [part.kind for part in layout_of(getattr(published, name)())] == wanted
+    assert layout_of(["model/dense/kernel", "save_counter"]) == ()
 
 
 def test_every_array_of_tx_fac_has_its_own_keys():
@@ -57,3 +103,4 @@ def test_paths_that_vatt_does_not_have_are_named():
         key_of("touch/patch/kernel")
     with pytest.raises(UserError, match="video/encoder/layers/mlp/gate/kernel"):
         key_of("video/encoder/layers/mlp/gate/kernel")
+    assert path_of(PREFIX + VIDEO + "mask_embedding") is None

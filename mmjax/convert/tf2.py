@@ -1,0 +1,100 @@
+"""TensorFlow 2 checkpoints on disk: which files they are, their keys, their arrays."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mmjax.errors import UserError
+
+SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+def find(source: str | os.PathLike) -> str | None:
+    """The prefix (`…/ckpt-500000`) of the checkpoint that `source` names; None if it names none.
+
+    Args:
+      source: a prefix, one of its files (`.index`, `.data-…`), or the folder with TensorFlow's file
+        `checkpoint`, of which the newest is taken. TensorFlow is not loaded.
+
+    Raises:
+      UserError: some of the checkpoint's files are there and others are not.
+    """
+    path = pathlib.Path(source)
+    if path.is_dir():
+        listing = path / "checkpoint"
+        newest = re.search(
+            r'^model_checkpoint_path: "(.*)"',
+            listing.read_text(errors="replace") if listing.is_file() else "",
+            re.MULTILINE,
+        )
+        if not newest:
+            return None
+        # Where it was written is where it says; the files may have moved, together.
+        path = path / pathlib.PurePath(newest[1]).name
+    prefix = re.sub(r"(\.index|\.data-\d+-of-\d+)$", "", str(path))
+    index = pathlib.Path(f"{prefix}.index")
+    data = list(index.parent.glob(f"{_escape(index.stem)}.data-*-of-*"))
+    if not index.is_file() and not data:
+        return None
+    if not index.is_file() or not data:
+        missing = f"{prefix}.index" if data else f"{prefix}.data-00000-of-00001"
+        raise UserError(
+            f"{source} is a TensorFlow checkpoint without its file {missing}; copy it there."
+        )
+    return prefix
+
+
+def _escape(name: str) -> str:
+    return re.sub(r"([\[\]*?])", r"[\1]", name)
+
+
+class Reader:
+    """The arrays of a checkpoint, by key without `SUFFIX`.
+
+    Args:
+      prefix: from `find`.
+
+    Attributes:
+      shapes: {key: (shape, name of the dtype)}.
+
+    Raises:
+      UserError: the index is damaged.
+    """
+
+    def __init__(self, prefix: str):
+        import tensorflow as tf
+
+        self.prefix = prefix
+        self._errors = (tf.errors.OpError, IndexError, RuntimeError, ValueError)
+        self._reader = self._call(lambda: tf.train.load_checkpoint(prefix))
+        shapes = self._call(self._reader.get_variable_to_shape_map)
+        dtypes = self._reader.get_variable_to_dtype_map()
+        self._names = {name.removesuffix(SUFFIX): name for name in sorted(shapes)}
+        self.shapes = {
+            key: (tuple(shapes[name]), dtypes[name].name) for key, name in self._names.items()
+        }
+
+    def read(self, key: str) -> np.ndarray:
+        """One array.
+
+        Raises:
+          UserError: the data are damaged.
+        """
+        return np.asarray(self._call(lambda: self._reader.get_tensor(self._names[key])))
+
+    def _call(self, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except self._errors as error:
+            why = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            raise UserError(
+                f"The TensorFlow checkpoint {self.prefix} cannot be read: {why}. A file may be "
+                "damaged or cut short; copy it again."
+            ) from error

@@ -1,0 +1,89 @@
+"""Tables of word embeddings from files, VATT's pickles among them, which are never executed."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import pickle
+from typing import Any
+
+import numpy as np
+
+from mmjax.errors import UserError
+
+SUFFIXES = (".pkl", ".pickle", ".npz", ".npy")
+KEY = "word_embeddings"
+
+
+def is_words(source: str | os.PathLike) -> bool:
+    """Whether a file is one of word embeddings, by its name."""
+    return pathlib.Path(source).suffix in SUFFIXES
+
+
+def load(source: str | os.PathLike) -> np.ndarray:
+    """The table, float32 [words, features].
+
+    Args:
+      source: .npy; .npz with the array `word_embeddings`; or a pickle of a dict with that key, as
+        VATT's, written by any version of Python and NumPy. Of a pickle only plain arrays are made:
+        one that names anything else is refused before it could run.
+
+    Raises:
+      UserError: there is no such file, or it holds something else.
+    """
+    path = pathlib.Path(source)
+    if not path.is_file():
+        raise UserError(f"{source}: there is no such file.")
+    try:
+        with open(path, "rb") as file:
+            if path.suffix in (".npz", ".npy"):
+                content = np.load(file, allow_pickle=False)
+                content = content if isinstance(content, np.ndarray) else dict(content)
+            else:
+                content = _ArraysOnly(file, encoding="latin1").load()
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
+        raise UserError(f"{source} cannot be read: {type(error).__name__}: {error}.") from error
+    if isinstance(content, dict):
+        names = {k.decode() if isinstance(k, bytes) else str(k): v for k, v in content.items()}
+        if KEY not in names:
+            raise UserError(f"{source} has no {KEY!r}, only {sorted(names)}.")
+        content = names[KEY]
+    table = content if isinstance(content, np.ndarray) else np.asarray(None)
+    if table.ndim != 2 or table.dtype.kind != "f":
+        raise UserError(
+            f"{source}: word embeddings are floating point [words, features], not {table.dtype} "
+            f"{table.shape}."
+        )
+    return np.asarray(table, np.float32)
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """What Python 3 writes for bytes into pickles that Python 2 can read."""
+    if encoding != "latin1":
+        raise UserError(f"refused: it encodes text as {encoding!r}.")
+    return text.encode(encoding)
+
+
+# Everything a pickled array of numbers names, under the modules of NumPy 1 and 2.
+_RECONSTRUCT = np.zeros(1).__reduce__()[0]
+_FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _encode,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _RECONSTRUCT for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _FROM_BUFFER for core in ("core", "_core")},
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise UserError(
+                f"refused: the pickle names {module}.{name}, which is no part of an array of "
+                "numbers; loading it could run code. Save the table with numpy.savez(…, "
+                f"{KEY}=table) where you trust the file."
+            )
+        return _ALLOWED[module, name]

@@ -14,7 +14,7 @@ from mmjax.losses import classification
 from mmjax.models import vatt
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts
-from mmjax.tasks.inputs import Inputs, flatten_views
+from mmjax.tasks.inputs import Inputs
 
 
 class Finetune:
@@ -107,11 +107,14 @@ class Finetune:
         return jax.nn.one_hot(label, self._num_classes, dtype=jnp.float32)
 
     def _pooled(self, module, batch) -> jax.Array:
-        """[B, V, D]."""
-        flat, views = flatten_views({self.modality: batch[self.modality]})
-        inputs = self._inputs(flat, None, train=False)
-        pooled = module.encode(inputs, key=None, train=False)
-        return pooled.reshape(-1, views[self.modality], pooled.shape[-1])
+        """[B, V, D], one view after the other: VATT's twelve at once would need 200 GB."""
+
+        def pool(view):
+            inputs = self._inputs({self.modality: view}, None, train=False)
+            return module.encode(inputs, key=None, train=False)
+
+        views = jnp.moveaxis(batch[self.modality], 1, 0)
+        return jnp.moveaxis(jax.lax.map(pool, views), 0, 1)
 
     def _logits(self, params, extra, batch) -> dict[str, jax.Array]:
         """[B, C]: logits averaged over views, before any softmax or sigmoid, as in VATT."""

@@ -1,0 +1,56 @@
+"""Random weights for convolutional towers, and their units written with TensorFlow's operations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+
+from mmjax import tree
+
+
+def random_arrays(model, seed=0):
+    """Params and extra of a ModelDef: every scale, bias and statistic away from its start."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path.rsplit("/", 1)[-1]
+        if name == "kernel":
+            return rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+        if name in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape)
+        return rng.normal(0, 0.3, leaf.shape)
+
+    def arrays(leaves):
+        return tree.map_named(lambda path, leaf: jnp.asarray(draw(path, leaf), leaf.dtype), leaves)
+
+    return arrays(model.params), arrays(model.extra)
+
+
+class TensorFlowUnits:
+    """Units by path, with the weights of `random_arrays`, by formula and in TensorFlow's layout."""
+
+    def __init__(self, params, extra):
+        leaves = {**tree.flatten(params), **tree.flatten(extra)}
+        self.leaves = {path: np.asarray(leaf) for path, leaf in leaves.items()}
+
+    def __call__(self, path, x, *, stride=1, padding="SAME", relu=True):
+        kernel = self.leaves[f"{path}/conv/kernel"]
+        convolve = tf.nn.conv3d if kernel.ndim == 5 else tf.nn.conv2d
+        y = convolve(x, kernel, [1, *[stride] * (kernel.ndim - 2), 1], padding)
+        mean, var, scale, bias = (
+            self.leaves[f"{path}/norm/{name}"] for name in ("mean", "var", "scale", "bias")
+        )
+        y = (y - mean) / tf.sqrt(var + 1e-5) * scale + bias
+        return tf.nn.relu(y) if relu else y
+
+
+def count(model):
+    """Parameters and BatchNorm statistics of a ModelDef."""
+    return sum(leaf.size for leaf in jax.tree.leaves((model.params, model.extra)))
+
+
+def xla_flops(model, shape):
+    """What XLA counts for the forward pass over one input, before it optimises."""
+    x = jax.ShapeDtypeStruct((1, *shape), "float32")
+    forward = jax.jit(lambda params, extra, x: model.bind(params, extra)(x)[0])
+    return forward.lower(model.params, model.extra, x).cost_analysis()["flops"]

@@ -261,6 +261,7 @@ def _rows(path: str) -> Iterable[tuple[int, list[tuple[str, object]]]]:
     """(line number, [(column, cell)]); a column may come twice."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         if path.endswith((".jsonl", ".ndjson")):
+            checked: set[tuple[str, ...]] = set()
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
@@ -268,7 +269,10 @@ def _rows(path: str) -> Iterable[tuple[int, list[tuple[str, object]]]]:
                         cells = list(row.items())
                     except (ValueError, AttributeError) as error:
                         raise UserError(f"{path}, line {number}: not a JSON object.") from error
-                    _check_columns(path, [column for column, _ in cells])
+                    columns = tuple(row)
+                    if columns not in checked:
+                        _check_columns(path, columns)
+                        checked.add(columns)
                     yield number, cells
             return
         reader = csv.reader(file, delimiter="\t" if path.endswith(".tsv") else ",")

@@ -93,7 +93,7 @@ UCF101 = Importer(
     read=_read_ucf101,
     num_classes=101,
     loose=True,
-    build="--fps 25 --size 256",
+    build="--fps 25 --size 256 --no-audio",
 )
 
 HMDB51 = Importer(
@@ -104,7 +104,7 @@ HMDB51 = Importer(
     read=_read_hmdb51,
     num_classes=51,
     loose=True,
-    build="--fps 25 --size 256",
+    build="--fps 25 --size 256 --no-audio",
 )
 
 ESC50 = Importer(

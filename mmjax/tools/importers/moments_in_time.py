@@ -42,5 +42,5 @@ MOMENTS_IN_TIME = Importer(
     names="as in the CSVs, below training/CLASS and validation/CLASS",
     read=_read,
     num_classes=339,
-    build="--fps 25 --size 256",
+    build="--fps 25 --size 256 --no-audio",
 )

@@ -121,7 +121,7 @@ def _kinetics(classes: int) -> Importer:
         read=_read_kinetics,
         add_options=_kinetics_options,
         num_classes=classes,
-        build="--fps 25 --size 256",
+        build="--fps 25 --size 256 --no-audio",
     )
 
 

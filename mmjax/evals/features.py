@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from mmjax import sharding
+from mmjax import distributed, sharding
 from mmjax import step as step_lib
 from mmjax.errors import UserError, choose, unknown
 
@@ -256,7 +256,7 @@ class FeatureStore:
         """Host copies of each batch's results; the device is one batch ahead of the copies."""
         function, params = self._function(request.predict), step_lib.evaluation_params(state)
         ahead = None
-        for batch in data.iterate():
+        for batch in _batches(data, request):
             batch = sharding.make_global(batch, self._mesh)
             outputs, fields = function(params, state["extra"], batch)
             if ahead is not None:
@@ -320,6 +320,29 @@ class FeatureStore:
                 f"{request}: {filled} examples came, {different} different ones, of {total}."
             )
         return total
+
+
+def _batches(data: Any, request: Request) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of this process, on which the others wait, whatever happens.
+
+    Raises:
+      UserError: the data of another process failed. This and an error of the own data come after
+        the last batch, where no process waits for another: all go on with the same next thing.
+    """
+    if jax.process_count() == 1:
+        yield from data.iterate()
+        return
+    failure, made = None, 0
+    try:
+        for batch in data.iterate():
+            yield batch
+            made += 1
+    except Exception as error:  # noqa: BLE001 - raised below
+        failure = error
+    for _ in range(made, -(-data.num_examples // request.batch_size)):
+        yield {name: np.zeros(rows.shape, rows.dtype) for name, rows in data.spec.items()}
+    if distributed.any_process(failure is not None):
+        raise failure or UserError(f"{request}: the data of another process failed, see its log.")
 
 
 def _tuples(value: Any) -> Any:

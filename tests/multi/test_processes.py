@@ -13,6 +13,7 @@ import pytest
 from mmjax import distributed, tree
 from mmjax.checkpoint import Checkpoints
 from mmjax.errors import UserError
+from tests.multi import evaluation
 
 WORKER = pathlib.Path(__file__).parent / "worker.py"
 
@@ -72,6 +73,11 @@ def alone():
 def test_two_processes_are_one(together, alone):
     for name in MESHES:  # one test, so that workers do not start a job each
         compare(together / name, *alone)
+    want = evaluation.results(fakes.one_device())
+    for index in range(2):
+        found = json.loads((together / f"evaluation-{index}.json").read_text())
+        assert found.pop("broken/failed") == 1  # on both, and then they go on together
+        assert found == pytest.approx(want, abs=1e-4)
 
 
 def compare(directory, trainer, losses, half, end):

@@ -2,7 +2,8 @@
 
     python worker.py DIRECTORY 'JSON of {name: {mesh, preset}}'
 
-Writes what it saw to DIRECTORY/<name>/process-<i>.json.
+Writes what it saw to DIRECTORY/<name>/process-<i>.json, and what evaluators gave to
+DIRECTORY/evaluation-<i>.json.
 """
 
 import json
@@ -17,6 +18,8 @@ from mmjax.checkpoint import Checkpoints
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import fakes  # noqa: E402
+
+from tests.multi import evaluation  # noqa: E402
 
 STEPS, SAVED_AT = 4, 2
 
@@ -59,3 +62,6 @@ if __name__ == "__main__":
     distributed.initialize()
     for name, options in json.loads(sys.argv[2]).items():
         train(pathlib.Path(sys.argv[1], name), options)
+    results = evaluation.results(sharding.make_mesh(), broken=True)
+    path = pathlib.Path(sys.argv[1], f"evaluation-{jax.process_index()}.json")
+    path.write_text(json.dumps(results))

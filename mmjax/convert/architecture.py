@@ -100,7 +100,6 @@ def _encoder(shapes: Mapping, at: str, head_dim: int) -> dict[str, Any]:
         head_dim=head_dim,
         mlp_dim=shapes[f"{at}/layers/mlp/up/kernel"][2],
         use_bias=f"{at}/layers/attention/query/bias" in shapes,
-        pre_norm=f"{at}/final_norm/scale" in shapes,
     )
 
 
@@ -164,6 +163,7 @@ def _bert(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
         **_words(shapes),
         buckets=shapes["text/positions/temporal"][0],
         outer_agg="text/outer_agg_token" in shapes,
+        pre_norm="text/encoder/final_norm/scale" in shapes,  # VATT's bert_small has none
     )
 
 
@@ -214,7 +214,7 @@ def make_config(contents: Contents, *, head_dim: int | None = None) -> ml_collec
         recipe, towers = f"pretrain.{model['name']}", model
     cfg = importlib.import_module(f"mmjax.configs.{recipe}").get_config()
     cfg.model = model
-    cfg.total_steps = max(contents.step, 1)
+    cfg.total_steps = max(cfg.total_steps, contents.step)
     video, audio, text = (towers.get(m) or {} for m in ("video", "audio", "text"))
     folded = 2 if video.get("channels") == 24 else 1  # blocks of 2 × 2 × 2 pixels
     if "patch_size" in video:

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 
 from mmjax import checkpoint, config, rundir, tree
-from mmjax.convert import architecture, tf2, vatt, vatt_names
+from mmjax.convert import architecture, slots, tf2, vatt, vatt_names
 from mmjax.errors import UserError
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
@@ -42,6 +42,8 @@ class Plan:
       model: that model.
       problems: {key or path: what is wrong}, all there are.
       fresh: our paths that cannot be filled.
+      optimizer: shapes of the optimizer state of `cfg`.
+      slots: {path in it: the keys it is made of}; empty if the checkpoint does not have them all.
     """
 
     prefix: str
@@ -51,6 +53,8 @@ class Plan:
     model: ModelDef
     problems: dict[str, str]
     fresh: list[str]
+    optimizer: Any
+    slots: dict[str, vatt.Leaf]
 
 
 def plan(prefix: str, *, head_dim: int | None = None) -> Plan:
@@ -81,7 +85,9 @@ def plan(prefix: str, *, head_dim: int | None = None) -> Plan:
     for path, leaf in contents.leaves.items():
         if path not in target:
             problems |= dict.fromkeys(leaf.keys, f"makes {path}, which the model does not have")
-    return Plan(prefix, reader, contents, cfg, model, problems, fresh)
+    optimizer = slots.abstract(cfg, model.params)
+    found = slots.find(contents, reader.shapes, optimizer) or {}
+    return Plan(prefix, reader, contents, cfg, model, problems, fresh, optimizer, found)
 
 
 def _target(model: ModelDef) -> dict[str, tuple[int, ...]]:
@@ -151,6 +157,10 @@ def _write(plan: Plan, folder: pathlib.Path) -> None:
         "params": tree.map_named(value, params),
         "extra": tree.map_named(value, extra),
     }
+    if plan.slots:
+        state["opt"] = slots.fill(
+            plan.optimizer, plan.slots, lambda leaf: vatt.read_leaf(plan.reader, leaf), step
+        )
     saved = checkpoint.Checkpoints(folder)
     saved.save(step, state, {"step": step, "examples": 0})
     saved.close()
@@ -172,14 +182,21 @@ def _write(plan: Plan, folder: pathlib.Path) -> None:
 
 def rows(plan: Plan) -> list[dict[str, Any]]:
     """For each key: `key`, `shape`, `dtype`, `becomes`: our path (with the layer), or a class."""
-    becomes = dict(plan.contents.leftovers)
-    for path, leaf in plan.contents.leaves.items():
+    becomes = _leftovers(plan)
+    leaves = plan.contents.leaves | {f"opt/{path}": leaf for path, leaf in plan.slots.items()}
+    for path, leaf in leaves.items():
         for layer, key in enumerate(leaf.keys):
             becomes[key] = f"{path}[{layer}]" if leaf.stacked else path
     return [
         {"key": key, "shape": shape, "dtype": dtype, "becomes": becomes[key]}
         for key, (shape, dtype) in plan.reader.shapes.items()
     ]
+
+
+def _leftovers(plan: Plan) -> dict[str, str]:
+    """{key: class} of the keys that nothing is made of."""
+    used = {key for leaf in plan.slots.values() for key in leaf.keys}
+    return {key: what for key, what in plan.contents.leftovers.items() if key not in used}
 
 
 def summary(plan: Plan) -> dict[str, Any]:
@@ -193,7 +210,8 @@ def summary(plan: Plan) -> dict[str, Any]:
         "parameters": sum(sizes.values()) - statistics,
         "statistics": statistics,
         "arrays": len(sizes) - len(plan.fresh),
-        "leftovers": dict(collections.Counter(plan.contents.leftovers.values())),
+        "optimizer": len(plan.slots),
+        "leftovers": dict(collections.Counter(_leftovers(plan).values())),
         "inferred": [kind for kind in plan.contents.kinds.values() if kind not in _SEEN],
         "problems": plan.problems,
     }
@@ -213,6 +231,11 @@ def report(plan: Plan, *, arrays: bool = True) -> str:
         f"{facts['parameters']:,} parameters and {facts['statistics']:,} statistics of BatchNorm "
         f"in {facts['arrays']} arrays"
     )
+    if plan.slots:
+        lines.append(
+            f"{facts['optimizer']} arrays of the optimizer {plan.cfg.optimizer.name}: the training "
+            "can go on"
+        )
     if facts["inferred"]:
         lines.append(
             f"The names of {', '.join(facts['inferred'])} follow from the published classes; no "

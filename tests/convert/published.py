@@ -255,7 +255,10 @@ def values(shapes):
 
 @functools.cache
 def _fake_adam():
-    """An optimizer as far as a checkpoint sees it: counters, and two slots for each variable."""
+    """An optimizer as far as a checkpoint sees it: counters, and two slots for each variable.
+
+    A slot `m` is twice its variable, `v` three times.
+    """
     import tensorflow as tf
 
     class Adam(tf.Module):
@@ -265,8 +268,8 @@ def _fake_adam():
             self.beta_1 = tf.Variable(0.9)
             self._slots = {}
             for variable in variables:
-                for slot in self.get_slot_names():
-                    self._slots[id(variable), slot] = tf.Variable(tf.zeros_like(variable))
+                for slot, factor in {"m": 2, "v": 3}.items():
+                    self._slots[id(variable), slot] = tf.Variable(factor * variable)
 
         def get_slot_names(self):
             return ["m", "v"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmjax import checkpoint, config, evaluate, initialize, tree
+from mmjax.convert import slots
 from mmjax.errors import UserError
 from mmjax.models.vatt import make_model
 from mmjax.rundir import RunDir
@@ -87,8 +88,14 @@ def patch_tower(arrays, place, patch, axes, **options):
     return lambda x: numpy_vatt.patch_tower(w, patch, axes, x, **options)
 
 
-def test_tx_fac(tmp_path):
-    run, arrays = convert(tmp_path, published.tx_fac(), adam=True)
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """`(run directory, arrays)` of a tx_fac with the state of its optimizer."""
+    return convert(tmp_path_factory.mktemp("tx_fac"), published.tx_fac(), adam=True)
+
+
+def test_tx_fac(pretrained):
+    run, arrays = pretrained
     text = numpy_vatt.weights(arrays, published.TEXT)
     video = patch_tower(
         arrays, published.VIDEO, "voxel_to_patch", numpy_vatt.SPACE_TIME, heads=2, layers=2
@@ -111,17 +118,19 @@ def test_tx_fac(tmp_path):
     assert RunDir(run, create=False).complete_step() == 500_000
 
 
-def test_the_report_has_every_key_and_every_array(tmp_path):
-    shapes = published.tx_fac()
-    run, _ = convert(tmp_path, shapes, adam=True)
+def test_the_report_has_every_key_and_every_array(pretrained):
+    run, shapes = pretrained[0], published.tx_fac()
     report = (run / "conversion.txt").read_text()
     keys, arrays = report.split("Every array and what it is made of:")
     rows = {
         line.split("← ")[1]: line.split("←")[0].split() for line in keys.splitlines() if "←" in line
     }
     for key, shape in shapes.items():
-        slots = [f"{key}/.OPTIMIZER_SLOT/optimizer/{slot}" for slot in "mv"]
-        assert all(rows.pop(slot)[:2] == ["optimizer", "slot"] for slot in slots)
+        # Slots of what is not trained are of no use.
+        idle = key.endswith(("embedding/embeddings", "moving_mean", "moving_variance"))
+        for slot in ("m", "v"):
+            row = rows.pop(f"{key}/.OPTIMIZER_SLOT/optimizer/{slot}")
+            assert row[:2] == ["optimizer", "slot"] if idle else row[0].startswith("opt/0/0/"), key
         row = rows.pop(key)
         assert " ".join(row[-len(shape) :]) == str(shape), key
     layer = "video/encoder/layers/attention/query/kernel"
@@ -136,6 +145,36 @@ def test_the_report_has_every_key_and_every_array(tmp_path):
     wanted = [f"params/{path}" for path in tree.flatten(params)]
     assert sorted(listed) == sorted(wanted + [f"extra/{path}" for path in tree.flatten(extra)])
     assert f"  params/{layer} (2, 16, 16) ← 2 keys" in arrays
+
+
+def test_the_optimizer_state_is_taken_over(pretrained):
+    run, arrays = pretrained
+    model, _, _ = load(run)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        slots.abstract(RunDir(run, create=False).read_config(), model.params),
+    )
+    saved = checkpoint.Checkpoints(run, read_only=True)
+    state, _ = saved.restore(500_000, {"opt": abstract})
+    leaves = {path.rsplit("0/", 1)[-1]: v for path, v in tree.flatten(state["opt"]).items()}
+    assert leaves.pop("count") == 500_000
+    trained = set(tree.flatten(model.params)) - {"text/word_embedding"}
+    moments = {path for path in leaves if path != "1/count"}
+    assert moments == {f"{slot}/{path}" for slot in ("mu", "nu") for path in trained}
+    wi = published.ROOT + published.VIDEO + "tx/layers/{}/feed_forward/mlp/wi/kernel"
+    for slot, factor in {"mu": 2, "nu": 3}.items():
+        np.testing.assert_array_equal(
+            leaves[f"{slot}/video/encoder/layers/mlp/up/kernel"],
+            [factor * arrays[wi.format(i)] for i in range(2)],
+        )
+
+
+def test_a_state_that_is_not_whole_is_left(tmp_path):
+    run, _ = convert(tmp_path, published.finetuned(), "--head-dim", "8", adam=True)
+    assert "optimizer slot" in (run / "conversion.txt").read_text()  # Adam's, where SGD trained
+    parts = {path.split("/")[0] for path in checkpoint.Checkpoints(run).shapes(500_000)}
+    assert parts == {"step", "params"}
 
 
 def test_ut_fac(tmp_path):
@@ -205,7 +244,7 @@ def test_a_finetuned_video_classifier(tmp_path, projections):
     close(actual, pooled)
     close(logits, numpy_vatt.dense(numpy_vatt.weights(arrays, "_ops/"), "cls", pooled))
     cfg = RunDir(run, create=False).read_config()
-    assert cfg.task == "finetune" and cfg.model.num_classes == 5 and cfg.total_steps == 90_000
+    assert cfg.task == "finetune" and cfg.model.num_classes == 5 and cfg.total_steps >= 90_000
 
 
 def test_a_finetuned_spectrogram_classifier(tmp_path):

@@ -14,7 +14,12 @@ from mmjax.tasks import DataFacts, make_task
 VIDEO = dict(num_frames=4, size=32, scale_jitter=False, flip=False)
 VIEWS = {
     # Four clips, and three crops of each.
-    "video": (dict(video=VIDEO), "world:tiny,num_frames=14,train=8,test=21", dict(multi_crop=True), 12),
+    "video": (
+        dict(video=VIDEO),
+        "world:tiny,num_frames=14,train=8,test=21",
+        dict(multi_crop=True),
+        12,
+    ),
     # Four windows of sound; five labels for each.
     "audio": (dict(audio=dict(num_samples=1600)), "world:tiny,label=all,train=8,test=21", {}, 4),
 }

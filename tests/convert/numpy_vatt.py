@@ -55,16 +55,24 @@ def attention(w, name, x, heads, *, bias=True, scaled=True, added=0.0):
     return dense(w, f"{name}/o", np.concatenate(out, -1), bias)
 
 
-def encoder(w, x, heads, layers, *, bias=True, padding=0.0):
-    """VATT's pre-norm encoder over one example."""
+def encoder(w, x, heads, layers, *, bias=True, padding=0.0, pre_norm=True):
+    """VATT's encoder over one example; norms are before each part, or behind each sum."""
+
+    def residual(norm, part, x):
+        return x + part(layer_norm(w, norm, x)) if pre_norm else layer_norm(w, norm, x + part(x))
+
     for i in range(layers):
         at = f"tx/layers/{i}"
-        y = layer_norm(w, f"{at}/layer_norm", x)
-        x = x + attention(w, f"{at}/mha", y, heads, bias=bias, added=padding)
-        y = layer_norm(w, f"{at}/feed_forward/layer_norm", x)
-        y = gelu(dense(w, f"{at}/feed_forward/mlp/wi", y, bias))
-        x = x + dense(w, f"{at}/feed_forward/mlp/wo", y, bias)
-    return layer_norm(w, "tx/final_layer_norm", x)
+
+        def attend(y, name=f"{at}/mha"):
+            return attention(w, name, y, heads, bias=bias, added=padding)
+
+        def feed(y, name=f"{at}/feed_forward/mlp"):
+            return dense(w, f"{name}/wo", gelu(dense(w, f"{name}/wi", y, bias)), bias)
+
+        x = residual(f"{at}/layer_norm", attend, x)
+        x = residual(f"{at}/feed_forward/layer_norm", feed, x)
+    return layer_norm(w, "tx/final_layer_norm", x) if pre_norm else x
 
 
 def patches(w, name, x):
@@ -132,14 +140,17 @@ def t5(w, ids, heads, layers):
     return rms_norm(w, "base_lm/final_layer_norm", x)
 
 
-def bert(w, ids, heads, layers):
-    """[AGG, words…] for one sentence."""
-    x = gelu(dense(w, "pre_proj", w("embedding/embeddings")[ids], bias=False))
+def bert(w, ids, heads, layers, *, small=False):
+    """[AGG, words…] for one sentence; bert_small has another AGG among the words."""
+    words = w("embedding/embeddings")[ids]
+    if small:
+        words, ids = np.concatenate([w("agg_embedding")[None], words]), np.concatenate([[1], ids])
+    x = gelu(dense(w, "pre_proj", words, bias=False))
     inner = below(w, "base_lm/")
     x = x + positions(inner, [len(ids)], ["temporal"])
     x = np.concatenate([inner("agg_embedding")[None], x])
     padding = np.where(np.concatenate([[1], ids]) != 0, 0, -1e9)
-    return encoder(inner, x, heads, layers, padding=padding)
+    return encoder(inner, x, heads, layers, padding=padding, pre_norm=not small)
 
 
 def unified(w, modality, x, heads, layers):

@@ -84,6 +84,12 @@ base_lm/pos_embedding_lookup/temporal_position_embeddings/embeddings  6 d
 base_lm/pos_embedding_lookup/layernorm/{{gamma,beta}}  d
 {_ENCODER.replace("tx/", "base_lm/tx/")}
 """
+# Two AGG tokens, and norms behind each sum: none at the end.
+BERT_SMALL = "\n".join(
+    line.replace("embeddings  6 d", "embeddings  7 d")
+    for line in f"agg_embedding  e\n{BERT}".splitlines()
+    if "final_layer_norm" not in line
+)
 LINEAR = """
 embedding/embeddings   50 e
 base_lm/conv1d/kernel  1 e t
@@ -147,7 +153,7 @@ SIZES = dict(d=16, i=16, f=32, t=24, j=16, e=10, p=20, L=2)
 
 def tx_fac(text=T5, **sizes):
     video, audio = SIZES | sizes, SIZES | dict(d=24, i=24, L=1)
-    width = video["d"] if text is BERT else 24
+    width = 24 if text is T5 else video["d"]
     return {
         **expand(VIT, VIDEO, **video),
         **expand(WAT, AUDIO, **audio),

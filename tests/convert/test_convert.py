@@ -193,11 +193,13 @@ def test_ut_fac(tmp_path):
     assert RunDir(run, create=False).read_config().data.text.max_words == 6
 
 
-def test_bert(tmp_path):
-    run, arrays = convert(tmp_path, published.tx_fac(published.BERT), "--head-dim", "8")
+@pytest.mark.parametrize("small", [False, True])
+def test_bert(tmp_path, small):
+    table = published.BERT_SMALL if small else published.BERT
+    run, arrays = convert(tmp_path, published.tx_fac(table), "--head-dim", "8")
     w = numpy_vatt.weights(arrays, published.TEXT)
-    pooled, tokens, _ = run_model(run, {"text": IDS, "video": VIDEO, "audio": AUDIO})
-    one, all_ = each(lambda ids: numpy_vatt.bert(w, ids, heads=2, layers=2), IDS)
+    one, all_ = each(lambda ids: numpy_vatt.bert(w, ids, heads=2, layers=2, small=small), IDS)
+    pooled, tokens, _ = run_model(run, {"text": IDS})
     close(pooled["text"], one)
     close(tokens["text"], all_)
     assert "bert follow from the published classes" in (run / "conversion.txt").read_text()

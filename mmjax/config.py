@@ -46,6 +46,19 @@ _DEFAULTS: dict[str, Any] = dict(
 )
 _SECTIONS = ("data", "model", "loss", "augment", "optimizer", "evals", "wandb")
 
+# What `--model_arch` may name: VATT's architectures, and the recipe of each for a task.
+ARCHITECTURES: dict[str, dict[str, str]] = {
+    "pretrain": {"tx_fac": "tx_fac", "ut_fac": "ut_fac", "mmv_fac": "mmv_fac"},
+    "finetune": {
+        **{f"vit_{size}": "video" for size in ("base", "medium", "large", "xlarge")},
+        **{f"ut_{size}": "video" for size in ("base", "medium", "large")},
+        **dict.fromkeys(("i3d", "tsm_50", "tsm_50x2"), "video"),
+        **{f"wat_{size}": "audio" for size in ("base", "medium", "large")},
+        **{f"spt_{size}": "audio" for size in ("base", "medium", "large")},
+        **dict.fromkeys(("resnet2d_50", "resnet2d_101"), "audio"),
+    },
+}
+
 
 def base() -> ml_collections.ConfigDict:
     """A config with every key every task shares, at its default, and empty sections to fill."""
@@ -166,6 +179,53 @@ def find_recipe(task: str, name: str) -> pathlib.Path:
     if not path.is_file():
         raise unknown(f"recipe for --task={task}", name, names)
     return path
+
+
+def choose_recipe(task: str, recipe: str | None, architecture: str | None) -> str:
+    """The recipe, with its argument, that `--config` and `--model_arch` name together.
+
+    Args:
+      task: whose recipe.
+      recipe: `--config`, or None for the architecture's own, without one: 'demo'.
+      architecture: `--model_arch`, in any case of letters, or None. It is the recipe's argument.
+
+    Raises:
+      UserError: an architecture that is none, or is for another task, or a recipe that has an
+        argument already.
+    """
+    if architecture is None:
+        return recipe or "demo"
+    name, valid = architecture.lower(), ARCHITECTURES.get(task, {})
+    if name not in valid:
+        others = [other for other, names in ARCHITECTURES.items() if name in names]
+        if others:
+            raise UserError(
+                f"--model_arch={name} is for --task={others[0]}, not {task}, which takes: "
+                f"{', '.join(valid) or 'no --model_arch'}."
+            )
+        raise unknown(f"--model_arch for --task={task}:", name, valid)
+    recipe = recipe or valid[name]
+    if recipe.partition(":")[0] == name:  # it is of this architecture whatever its argument
+        return recipe
+    if ":" in recipe:
+        raise UserError(
+            f"--config={recipe} and --model_arch={name} both say which variant of the recipe is "
+            "meant: give one of them."
+        )
+    return f"{recipe}:{name}"
+
+
+def variants(arg: str, *allowed: str) -> set[str]:
+    """The words of a recipe's argument, which stand between commas.
+
+    Raises:
+      UserError: a word that is not allowed.
+    """
+    words = {word for word in arg.split(",") if word}
+    for word in sorted(words):
+        if word not in allowed:
+            raise unknown("argument of the recipe:", word, allowed)
+    return words
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -13,15 +13,28 @@ from mmjax import config
 from mmjax.errors import UserError
 from mmjax.tasks import TASKS
 
-_TASK = flags.DEFINE_enum("task", "pretrain", sorted(TASKS), "What is learned.")
+_TASK = flags.DEFINE_enum(
+    "task", "pretrain", sorted(TASKS), "What is learned.", case_sensitive=False
+)
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train, or evaluate checkpoints beside a trainer."
 )
 _CONFIG = flags.DEFINE_string(
-    "config", "demo", "A recipe's name or .py file; --config.key=value overrides any of its values."
+    "config",
+    None,
+    "A recipe's name or .py file, with :ARG for its argument; --config.key=value overrides any of "
+    "its values. Default: demo, or that of --model_arch.",
+)
+_MODEL_ARCH = flags.DEFINE_string(
+    "model_arch",
+    None,
+    "VATT's name of an architecture (tx_fac, ut_fac, mmv_fac; vit_base, wat_base, ut_medium, …): "
+    "takes its published recipe, or is the argument of --config.",
 )
 _MODEL_DIR = flags.DEFINE_string(
-    "model_dir", None, "The run directory. Default: runs/<task>-<recipe> where you are."
+    "model_dir",
+    None,
+    "The run directory. Default: runs/<task>-<recipe>[-<its argument>] where you are.",
 )
 _OVERRIDE_CHECKPOINT = flags.DEFINE_string(
     "override_checkpoint",
@@ -68,21 +81,23 @@ def _dispatch(overrides: list[str]) -> None:
     from mmjax import distributed
 
     distributed.initialize()
-    recipe = pathlib.Path(_CONFIG.value.partition(":")[0]).stem
-    model_dir = _MODEL_DIR.value or os.path.join("runs", f"{_TASK.value}-{recipe}")
+    recipe = config.choose_recipe(_TASK.value, _CONFIG.value, _MODEL_ARCH.value)
+    name, _, arg = recipe.partition(":")
+    words = [_TASK.value, pathlib.Path(name).stem, *filter(None, arg.split(","))]
+    model_dir = _MODEL_DIR.value or os.path.join("runs", "-".join(words))
     if _MODE.value == "eval":
         from mmjax import evaluate
 
         _enable_compilation_cache()
-        own = flags.FLAGS["config"].present
+        own = _CONFIG.value or _MODEL_ARCH.value
         status = evaluate.run_job(
-            config.load(_TASK.value, _CONFIG.value) if own else None,
+            config.load(_TASK.value, recipe) if own else None,
             model_dir,
             overrides=overrides,
             override_checkpoint=_OVERRIDE_CHECKPOINT.value,
         )
         sys.exit(status)
-    cfg = config.load(_TASK.value, _CONFIG.value, overrides)
+    cfg = config.load(_TASK.value, recipe, overrides)
     if cfg.compilation_cache:
         _enable_compilation_cache()
     if _OVERRIDE_CHECKPOINT.value:

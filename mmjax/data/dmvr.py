@@ -142,6 +142,7 @@ class _Stream:
       info: what the options say; a factory says nothing.
       tokenizer: None: the factory's own is used.
       num_classes: what the options say.
+      sample_rate: what the options say.
       corrupt: 0.
     """
 
@@ -169,6 +170,7 @@ class _Stream:
             modalities=tuple(sorted(self._wanted)),
             num_classes=self.num_classes or 0,
         )
+        self.sample_rate = cfg.audio.rate(0) if cfg.audio else None
         self._views = {}
         if cfg.video:
             self._views["video"] = (cfg.video.views, cfg.video.num_frames)

@@ -56,6 +56,7 @@ class _Data:
     Attributes:
       pipeline: phases of named functions; change them before the first call of `iterate`.
       info: of the first source; `infos` of all.
+      sample_rate: of the windows of sound in Hz; None without sound.
       tokenizer: or None without text.
       num_classes: or None without labels.
       num_examples: records of all sources together.
@@ -79,6 +80,7 @@ class _Data:
         self.sources = opened
         self.infos = [source.info for source in opened]
         self.info: DatasetInfo = self.infos[0]
+        self.sample_rate = cfg.audio.rate(self.info.sample_rate) if cfg.audio else None
         self.num_examples = sum(source.num_examples for source in opened)
         self.tokenizer = _tokenizer(cfg) if cfg.text else None
         self.num_classes = _num_classes(cfg.label, self.infos) if cfg.label else None

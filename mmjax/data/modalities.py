@@ -113,6 +113,10 @@ class Audio:
     def __post_init__(self):
         _positive("audio", self, "num_samples", "stride", "num_clips")
 
+    def rate(self, stored: float) -> float:
+        """Samples a second of the windows, from that of the dataset (0: not known)."""
+        return (stored or self.sample_rate) / self.stride
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text:

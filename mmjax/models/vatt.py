@@ -35,7 +35,7 @@ TX_SIZES: dict[str, dict[str, str]] = {
 }
 # mmv_fac by its video tower: I3D as in VATT's code, TSM ResNets as in the MMV paper.
 MMV_SIZES: dict[str, dict[str, str]] = {
-    "tiny": dict(video="i3d_tiny", audio="resnet2d_tiny", text="linear"),
+    "tiny": dict(video="tsm_tiny", audio="resnet2d_tiny", text="linear"),
     "i3d": dict(video="i3d", audio="resnet2d_50", text="linear"),
     "tsm": dict(video="tsm_50", audio="resnet2d_50", text="linear"),
     "tsm_x2": dict(video="tsm_50x2", audio="resnet2d_50", text="linear"),

@@ -42,13 +42,13 @@ class DataFacts:
       spec: {field: abstract array} of a global training batch.
       vocab_size: of the tokenizer; None without text.
       num_classes: of the labels; None without labels.
-      sample_rate: of the waveform in Hz; None without audio.
+      sample_rate: of the windows of sound in Hz, after their stride; None without audio.
     """
 
     spec: Mapping[str, jax.ShapeDtypeStruct]
     vocab_size: int | None = None
     num_classes: int | None = None
-    sample_rate: int | None = None
+    sample_rate: float | None = None
 
     @classmethod
     def of(cls, data: Any) -> DataFacts:
@@ -60,7 +60,7 @@ class DataFacts:
             },
             vocab_size=data.tokenizer.vocab_size if data.tokenizer is not None else None,
             num_classes=data.num_classes,
-            sample_rate=data.info.sample_rate,
+            sample_rate=data.sample_rate,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +20,12 @@ class Inputs:
     Args:
       zero_centered: frames in [-1, 1] (VATT), else [0, 1].
       color_jitter: probability that a training clip's colours are jittered.
+      repeat_frames: show each frame so often, for pictures before towers that take clips (VATT: 4).
+      space_to_depth: fold blocks of 2 × 2 × 2 pixels into 24 channels (`channels=24` of a tower).
       audio_noise: standard deviation of the noise on training waveforms, relative to each one's
-      peak.
+        peak.
+      audio_mixup: (α, β) of the Beta distribution by which each training waveform is mixed with
+        another of the batch, whatever else its example holds (VATT: 10, 2); None is off.
       spectrogram: keywords of `mmjax.preprocess.log_mel` (seconds, bins); None keeps waveforms.
       spec_augment: keywords of `mmjax.preprocess.spec_augment`; needs `spectrogram`.
       sample_rate: of the waveforms, Hz.
@@ -32,22 +36,34 @@ class Inputs:
         *,
         zero_centered: bool = True,
         color_jitter: float = 0.0,
+        repeat_frames: int = 1,
+        space_to_depth: bool = False,
         audio_noise: float = 0.0,
+        audio_mixup: Sequence[float] | None = None,
         spectrogram: Mapping[str, Any] | None = None,
         spec_augment: Mapping[str, Any] | None = None,
-        sample_rate: int | None = None,
+        sample_rate: float | None = None,
     ):
         if spec_augment is not None and spectrogram is None:
             raise UserError("config.augment.spec_augment needs config.augment.spectrogram.")
+        if repeat_frames < 1:
+            raise UserError(f"config.augment.repeat_frames={repeat_frames} must be at least 1.")
+        if audio_mixup is not None and (len(audio_mixup) != 2 or min(audio_mixup) <= 0):
+            raise UserError(
+                f"config.augment.audio_mixup={audio_mixup} must be two numbers above 0, or None."
+            )
         self._zero_centered = zero_centered
         self._color_jitter = color_jitter
+        self._repeat_frames = repeat_frames
+        self._space_to_depth = space_to_depth
         self._audio_noise = audio_noise
+        self._audio_mixup = audio_mixup
         self._sample_rate = sample_rate
         self._spectrogram = spectrogram and config.keywords(
             preprocess.log_mel, spectrogram, "augment.spectrogram", given=["waveform"]
         )
         self._spec_augment = spec_augment and config.keywords(
-            preprocess.spec_augment, spec_augment, "augment.spec_augment", given=["key", "spec"]
+            preprocess.spec_augment, spec_augment, "augment.spec_augment", given=["key", "spectrogram"]
         )
 
     @classmethod
@@ -60,27 +76,22 @@ class Inputs:
     ) -> dict[str, jax.Array]:
         """{modality: input} with the leading dimension of the batch; `key` only when training."""
         inputs = {name: batch[name] for name in MODALITIES if name in batch}
-        keys = jax.random.split(key, 3) if train else None
-        for name in ("video", "touch"):
-            if name in inputs:
-                frames = inputs[name]
-                if name == "video" and "video_flip" in batch:
-                    frames = preprocess.flip_video(frames, batch["video_flip"])
-                if train and self._color_jitter and name == "video":
-                    frames = preprocess.color_jitter(
-                        keys[0],
-                        preprocess.normalize_video(frames, zero_centered=False),
-                        probability=self._color_jitter,
-                    )
-                    inputs[name] = frames * 2.0 - 1.0 if self._zero_centered else frames
-                else:
-                    inputs[name] = preprocess.normalize_video(
-                        frames, zero_centered=self._zero_centered
-                    )
+        keys = jax.random.split(key, 4) if train else None
+        if "touch" in inputs:
+            inputs["touch"] = preprocess.normalize_video(
+                inputs["touch"], zero_centered=self._zero_centered
+            )
+        if "video" in inputs:
+            inputs["video"] = self._video(
+                inputs["video"], batch.get("video_flip"), keys[0] if train else None
+            )
         if "audio" in inputs:
             audio = inputs["audio"]
             if train and self._audio_noise:
                 audio = preprocess.audio_noise(keys[1], audio, self._audio_noise)
+            if train and self._audio_mixup is not None:
+                alpha, beta = self._audio_mixup
+                audio = preprocess.mixup(keys[3], audio, alpha=alpha, beta=beta)
             if self._spectrogram is not None:
                 audio = preprocess.log_mel(
                     audio, **{"sample_rate": self._sample_rate, **self._spectrogram}
@@ -89,6 +100,20 @@ class Inputs:
                     audio = preprocess.spec_augment(keys[2], audio, **self._spec_augment)
             inputs["audio"] = audio
         return inputs
+
+    def _video(self, frames: jax.Array, flip: jax.Array | None, key: jax.Array | None) -> jax.Array:
+        """What towers take of uint8 frames [N, T, H, W, 3]; augmented when there is a key."""
+        if flip is not None:
+            frames = preprocess.flip_video(frames, flip)
+        if key is not None and self._color_jitter:
+            frames = preprocess.normalize_video(frames, zero_centered=False)
+            frames = preprocess.color_jitter(key, frames, probability=self._color_jitter)
+            frames = frames * 2.0 - 1.0 if self._zero_centered else frames
+        else:
+            frames = preprocess.normalize_video(frames, zero_centered=self._zero_centered)
+        if self._repeat_frames > 1:
+            frames = frames.repeat(self._repeat_frames, axis=1)
+        return preprocess.space_to_depth(frames) if self._space_to_depth else frames
 
     def shapes(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
         """{modality: shape} of the inputs made of a batch of this spec."""

@@ -54,7 +54,7 @@ def pretrained(python, tmp_path_factory):
     folder = tmp_path_factory.mktemp("somewhere")
     done = python(folder, "--task=pretrain", "--config=demo:smoke")
     assert done.returncode == 0, done.stderr
-    path = folder / "runs" / "pretrain-demo"
+    path = folder / "runs" / "pretrain-demo-smoke"
     return Run(path, done.stdout, done.stderr, program.metrics_of(path))
 
 
@@ -64,5 +64,5 @@ def finetuned(command, pretrained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     source = f"--override_checkpoint={pretrained.path}"
     done = command(folder, "--task=finetune", "--config=demo:smoke", source).check()
-    path = folder / "runs" / "finetune-demo"
+    path = folder / "runs" / "finetune-demo-smoke"
     return Run(path, done.stdout, done.log, program.metrics_of(path))

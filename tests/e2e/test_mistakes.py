@@ -109,7 +109,7 @@ def test_a_source_that_does_not_fit(pretrained, command, tmp_path):
     assert re.search(r"Not allowed by config.init_allow: audio/", strict.log)
     gone = command(tmp_path, "--task=finetune", SMOKE, "--override_checkpoint=gone").check(2)
     assert "gone: not a run directory" in gone.log
-    assert not list_steps(tmp_path / "runs" / "finetune-demo")
+    assert not list_steps(tmp_path / "runs" / "finetune-demo-smoke")
 
 
 @pytest.fixture

@@ -1,47 +1,29 @@
-"""VATT's fine-tuning for audio events with several labels a clip (AudioSet), on your dataset.
+"""VATT's fine-tuning for audio events with several labels a clip, on your dataset.
 
-    python -m mmjax.main --task=finetune --config=audio:wat_base --model_dir=runs/audioset \\
-        --config.data.train=data/audioset --override_checkpoint=runs/bbs
+    python -m mmjax.main --task=finetune --model_arch=wat_base --model_dir=runs/my_sounds \\
+        --config.data.train=data/my_sounds --override_checkpoint=runs/bbs
 
-The argument is the tower: wat_base (default), wat_medium or wat_large. Sound stored at 48 kHz gives
-VATT's windows: 153,600 samples at 24 kHz, 6.4 seconds. The values are those of VATT's published
-code; its batch size is not published.
+The argument is the tower: wat_base (default), wat_medium or wat_large on waveforms; ut_base,
+ut_medium or ut_large for a run of ut_fac; spt_base, spt_medium, spt_large, resnet2d_50 or
+resnet2d_101 on log-mel spectrograms. Sound stored at 48 kHz gives VATT's windows: 153,600 samples,
+for waveforms every second one of 6.4 seconds, for spectrograms (150 × 80) all of 3.2. The values
+are those of VATT's published code; its batch size is not published. `audioset` is this recipe on
+AudioSet. With one label a clip, set `--config.data.label.multi_label=False`.
 """
 
-from mmjax import config
+from mmjax.configs.finetune import _vatt
 
 
 def get_config(arg: str = "wat_base"):
     """`arg`: an audio tower."""
-    cfg = config.base()
-    cfg.task = "finetune"
-    cfg.batch_size = 64
+    spectrogram = arg.startswith(("spt_", "resnet2d_"))
+    windows = dict(num_samples=153_600, stride=1 if spectrogram else 2)
+    data = dict(audio=windows, label=dict(multi_label=True))
+    cfg = _vatt.settings("audio", arg, data, dict(num_clips=4))
     cfg.total_steps = 50_000
-    cfg.log_every = 50
-    cfg.checkpoint = dict(every=5000, keep=3)
-    cfg.data = dict(
-        train="",
-        split="train",
-        audio=dict(num_samples=153_600, stride=2),
-        label=dict(multi_label=True),
-    )
-    cfg.model = dict(name="classifier", backbone=arg, dtype="bfloat16", remat="dots")
     cfg.augment = dict(mixup=5.0)
+    if spectrogram:
+        cfg.augment.spectrogram = dict(window=0.04267, step=0.02134, num_bins=80)
+        cfg.augment.spec_augment = dict(time_masks=1, frequency_masks=1)
     cfg.loss = dict(balance=True)
-    cfg.optimizer = dict(
-        name="keras_momentum",
-        momentum=0.9,
-        clip_norm=0.75,
-        clip_groups=((r"^classifier/", 0.0),),
-        schedule=dict(name="cosine", base=0.005, warmup_steps=2500),
-    )
-    cfg.init_allow = ("^(video|text|touch|head)/", "^extra/", "^classifier/")
-    cfg.evals = dict(
-        test=dict(
-            type="classification",
-            every=5000,
-            where="eval",
-            views=dict(audio=dict(num_clips=4)),
-        ),
-    )
     return cfg

@@ -5,17 +5,31 @@
 
 The first starts from the video tower that `--task=pretrain` trained (run it before), the second
 from random weights: the difference is what pretraining is worth. Under a minute on two CPU cores.
+`--config=demo:ut_fac` and `demo:mmv_fac` fine-tune what the pretraining demos of these names leave.
 """
 
 from mmjax import config
 from mmjax.configs.pretrain import demo as pretraining
 
+# The video tower of each model, of the same form, or it could not be loaded.
+_BACKBONES = dict(
+    tx_fac=lambda model: {"name": "vit_tiny", **model["video"], "scan_unroll": 0},
+    ut_fac=lambda model: {
+        "name": "ut_tiny",
+        **model["video"],
+        "num_layers": model["num_layers"],
+        "scan_unroll": 0,
+    },
+    mmv_fac=lambda model: {"name": "tsm_tiny"},
+)
+
 
 def get_config(arg: str = ""):
-    """`arg`: 'smoke' for two steps on the tiny world, which tests use."""
+    """`arg`: as of the pretraining demo."""
+    source = config.plain(pretraining.get_config(arg).model)
+    smoke = "smoke" in arg.split(",")
     cfg = config.base()
     cfg.task = "finetune"
-    smoke = arg == "smoke"
     cfg.batch_size = 8 if smoke else 32
     cfg.total_steps = 2 if smoke else 200
     cfg.log_every = 1 if smoke else 25
@@ -28,19 +42,15 @@ def get_config(arg: str = ""):
         video=dict(num_frames=4 if smoke else 8, size=32, scale_jitter=False, flip=False),
         label=dict(),
     )
-    tower = pretraining.get_config(arg).model.video  # of the same form, or it could not be loaded
     cfg.model = dict(
-        name="classifier",
-        backbone={"name": "vit_tiny", **config.plain(tower)},
-        dropout_rate=0.1,
-        scan_unroll=0,
+        name="classifier", backbone=_BACKBONES[source["name"]](source), dropout_rate=0.1
     )
     cfg.loss = dict(label_smoothing=0.1)
     cfg.optimizer = dict(
         name="adamw",
         weight_decay=0.05,
         clip_norm=1.0,
-        lr_multipliers=((r"^video/", 0.3),),
+        lr_multipliers=((r"^(video|encoder)/", 0.3),),
         schedule=dict(name="cosine", base=1e-3, warmup_steps=1 if smoke else 15),
     )
     # What a pretraining run has and this model has not, and the classifier, which is new.

@@ -1,54 +1,31 @@
-"""VATT's fine-tuning for video classification (Kinetics, Moments in Time, …), on your dataset.
+"""VATT's fine-tuning for video classification, on your dataset.
 
-    python -m mmjax.main --task=finetune --config=video:vit_medium --model_dir=runs/k400 \\
-        --config.data.train=data/k400 --override_checkpoint=runs/mbs
+    python -m mmjax.main --task=finetune --model_arch=vit_medium --model_dir=runs/my_videos \\
+        --config.data.train=data/my_videos --override_checkpoint=runs/mbs
 
-The argument is the tower: vit_base, vit_medium (default), vit_large or vit_xlarge. Videos stored at
-25 frames a second give VATT's clips: 32 frames at 12.5. The values are those of VATT's published
-code; its batch size is not published (the paper names 64).
+The argument is the tower: vit_base, vit_medium (default), vit_large or vit_xlarge; ut_base,
+ut_medium or ut_large for a run of ut_fac; i3d, tsm_50 or tsm_50x2 for one of mmv_fac. Videos stored
+at 25 frames a second give VATT's clips: 32 frames at 12.5. The values are those of VATT's published
+code; its batch size is not published (the paper names 64). `kinetics400`, `kinetics600`,
+`kinetics700`, `moments_in_time` and `imagenet` are this recipe on these datasets.
 """
 
-from mmjax import config
+from mmjax.configs.finetune import _vatt
 
 
 def get_config(arg: str = "vit_medium"):
     """`arg`: a video tower."""
-    cfg = config.base()
-    cfg.task = "finetune"
-    cfg.batch_size = 64
-    cfg.total_steps = 100_000
-    cfg.log_every = 50
-    cfg.checkpoint = dict(every=5000, keep=3)
-    cfg.data = dict(
-        train="",
-        split="train",
-        video=dict(
-            num_frames=32,
-            stride=2,
-            size=224,
-            crop="inception",
-            area=(0.08, 1.0),
-            aspect=(0.5, 2.0),
-        ),
-        label=dict(),
+    clips = dict(
+        num_frames=32,
+        stride=2,
+        size=224,
+        crop="inception",
+        area=(0.08, 1.0),
+        aspect=(0.5, 2.0),
     )
-    cfg.model = dict(name="classifier", backbone=arg, dtype="bfloat16", remat="dots")
+    views = dict(num_clips=4, multi_crop=True)
+    cfg = _vatt.settings("video", arg, dict(video=clips, label=dict()), views)
+    cfg.total_steps = 100_000
     cfg.augment = dict(color_jitter=0.8, mixup=0.0)
     cfg.loss = dict(label_smoothing=0.1)
-    cfg.optimizer = dict(
-        name="keras_momentum",
-        momentum=0.9,
-        clip_norm=0.75,
-        clip_groups=((r"^classifier/", 0.0),),
-        schedule=dict(name="cosine", base=0.005, warmup_steps=2500),
-    )
-    cfg.init_allow = ("^(audio|text|touch|head)/", "^extra/", "^classifier/")
-    cfg.evals = dict(
-        test=dict(
-            type="classification",
-            every=5000,
-            where="eval",
-            views=dict(video=dict(num_clips=4, multi_crop=True)),
-        ),
-    )
     return cfg

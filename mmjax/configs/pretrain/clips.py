@@ -13,6 +13,7 @@ from mmjax import config
 
 def get_config(arg: str = ""):
     """`arg`: 'text' to learn from captions too."""
+    config.variants(arg, "text")
     cfg = config.base()
     cfg.task = "pretrain"
     cfg.batch_size = 64

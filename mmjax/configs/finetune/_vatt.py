@@ -1,0 +1,36 @@
+"""What VATT's fine-tuning recipes share; see `video` and `audio`."""
+
+from mmjax import config
+
+
+def settings(modality: str, arg: str, data: dict, views: dict):
+    """The config around a tower: schedule, optimizer and evaluation as published.
+
+    Args:
+      modality: that is classified.
+      arg: the tower; `ut_*` is the unified model's for this modality.
+      data: sections of the config's `data`.
+      views: of the evaluation.
+    """
+    cfg = config.base()
+    cfg.task = "finetune"
+    cfg.batch_size = 64
+    cfg.log_every = 50
+    cfg.checkpoint = dict(every=5000, keep=3)
+    cfg.data = dict(train="", split="train", **data)
+    backbone = dict(name=arg, modality=modality) if arg.startswith("ut_") else arg
+    cfg.model = dict(name="classifier", backbone=backbone, dtype="bfloat16", remat="dots")
+    cfg.optimizer = dict(
+        name="keras_momentum",
+        momentum=0.9,
+        clip_norm=0.75,
+        clip_groups=((r"^classifier/", 0.0),),
+        schedule=dict(name="cosine", base=0.005, warmup_steps=2500),
+    )
+    # What a pretraining run has and this model has not, and the classifier, which is new.
+    others = "|".join(m for m in ("video", "audio", "text", "touch", "head") if m != modality)
+    cfg.init_allow = (rf"^(extra/)?({others})/", "^classifier/")
+    cfg.evals = dict(
+        test=dict(type="classification", every=5000, where="eval", views={modality: views}),
+    )
+    return cfg

@@ -1,0 +1,115 @@
+"""Every recipe builds, by shapes alone; `--model_arch` names the right one."""
+
+import math
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from mmjax import config, sharding, train
+from mmjax.errors import UserError
+from mmjax.tools.plan import facts_of_config
+
+RECIPES = sorted(
+    (path.parent.name, path.stem)
+    for path in config.CONFIGS.glob("*/*.py")
+    if not path.stem.startswith("_")
+)
+ARGUMENTS = {  # besides the default
+    ("pretrain", "demo"): ["ut_fac", "mmv_fac", "ut_fac,smoke"],
+    ("pretrain", "clips"): ["text"],
+    ("pretrain", "ut_fac"): ["large"],
+    ("finetune", "demo"): ["ut_fac"],
+    ("finetune", "video"): ["vit_xlarge", "i3d", "ut_base"],
+    ("finetune", "audio"): ["wat_large", "spt_base", "resnet2d_50"],
+    ("finetune", "imagenet"): ["ut_medium"],
+    ("finetune", "audioset"): ["ut_medium"],
+}
+CASES = [
+    (task, f"{name}:{argument}" if argument else name)
+    for task, name in RECIPES
+    for argument in ["", *ARGUMENTS.get((task, name), [])]
+]
+
+
+def program_of(task, name, *overrides):
+    cfg = config.load(task, name, overrides)
+    mesh = AbstractMesh((1, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    facts = facts_of_config(cfg, num_classes=10)
+    return train.build_program(cfg, facts, mesh), facts
+
+
+@pytest.mark.parametrize("task, name", CASES)
+def test_a_recipe_builds_its_model_and_optimizer(task, name):
+    program, facts = program_of(task, name)
+    # FLOPs of a step need every tower to take the inputs that the recipe makes.
+    assert program.task.flops(facts.spec) > 0
+    frozen = [path for path, is_frozen in program.frozen.items() if is_frozen]
+    published = task == "pretrain" and name.partition(":")[0] in ("tx_fac", "ut_fac", "mmv_fac")
+    assert frozen == (["text/word_embedding"] if published else [])
+
+
+@pytest.mark.parametrize("arch", config.ARCHITECTURES["finetune"])
+def test_an_architecture_is_the_backbone(arch):
+    cfg = config.load("finetune", config.choose_recipe("finetune", None, arch.upper()))
+    backbone = config.plain(cfg.model.backbone)
+    assert (backbone if isinstance(backbone, str) else backbone["name"]) == arch
+
+
+@pytest.mark.parametrize(
+    "task, recipe, arch, expected",
+    [
+        ("pretrain", None, None, "demo"),
+        ("pretrain", "clips:text", None, "clips:text"),
+        ("pretrain", None, "Tx_FAC", "tx_fac"),
+        ("pretrain", "tx_fac:bbs", "tx_fac", "tx_fac:bbs"),
+        ("pretrain", "demo", "ut_fac", "demo:ut_fac"),
+        ("finetune", None, "wat_base", "audio:wat_base"),
+        ("finetune", "kinetics600", "VIT_LARGE", "kinetics600:vit_large"),
+    ],
+)
+def test_an_architecture_names_a_recipe(task, recipe, arch, expected):
+    assert config.choose_recipe(task, recipe, arch) == expected
+
+
+@pytest.mark.parametrize(
+    "task, recipe, arch, words",
+    [
+        ("finetune", None, "ut_fac", "is for --task=pretrain, not finetune, which takes: vit_base"),
+        (
+            "pretrain",
+            None,
+            "vit_base",
+            "for --task=finetune, not pretrain, which takes: tx_fac, ut",
+        ),
+        ("pretrain", None, "tx_fax", "'tx_fax'. Did you mean 'tx_fac'"),
+        ("finetune", "video:vit_base", "vit_large", "give one of them"),
+    ],
+)
+def test_a_wrong_architecture_is_an_error_that_lists_the_right_ones(task, recipe, arch, words):
+    with pytest.raises(UserError, match=words):
+        config.choose_recipe(task, recipe, arch)
+
+
+@pytest.mark.parametrize("name", ["demo:smok", "demo:ut_fac,mmv_fac", "clips:txt", "tx_fac:b"])
+def test_a_wrong_argument_is_an_error(name):
+    with pytest.raises(UserError, match="argument|size"):
+        program_of("pretrain", name)
+
+
+def test_a_picture_becomes_the_patch_of_four_frames():
+    program, facts = program_of("finetune", "imagenet")
+    assert facts.spec["video"].shape == (64, 1, 224, 224, 3)
+    batch = {
+        "video": jax.ShapeDtypeStruct((2, 1, 1, 224, 224, 3), "uint8"),
+        "label": jax.ShapeDtypeStruct((2,), "int32"),
+    }
+    task = program.task
+    out = jax.eval_shape(task.predict["logits"], task.model.params, task.model.extra, batch)
+    assert out["logits"].shape == (2, 10)
+    tokens = jax.eval_shape(
+        lambda params, x: task.model.bind(params, task.model.extra).run({"video": x}, None)[1],
+        task.model.params,
+        jax.ShapeDtypeStruct((2, 4, 224, 224, 3), "float32"),
+    )
+    assert tokens["video"].shape == (2, math.prod((1, 14, 14)), 768)

@@ -47,7 +47,7 @@ def make_evaluators(
 
     Args:
       cfg: {name: dict(type=…, every=… or at='final', where='train' or 'eval', options of the
-        type)}.
+        type)}; None for one that is left out.
       task: its `predict` functions give features and logits.
       data_cfg: the `data` section of the config.
       mesh: the devices that share a batch.
@@ -58,7 +58,7 @@ def make_evaluators(
       UserError: an unknown type or key, with the nearest valid one, or a value that cannot be.
     """
     store = FeatureStore(task=task, data_cfg=data_cfg, mesh=mesh, make_eval_data=make_eval_data)
-    evaluators = [_make(name, section, store) for name, section in cfg.items()]
+    evaluators = [_make(name, section, store) for name, section in cfg.items() if section]
     return [e for e in evaluators if where is None or e.schedule.where == where]
 
 

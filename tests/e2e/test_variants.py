@@ -95,4 +95,6 @@ def test_finetuning_on_a_dmvr_factory(command, tmp_path):
         "--config.data.label={'num_classes': 4}",
     ).check()
     assert "A stream of examples, 8 a step" in done.log
-    assert np.isfinite(list(program.curve(tmp_path / "runs" / "finetune-demo-smoke").values())).all()
+    assert np.isfinite(
+        list(program.curve(tmp_path / "runs" / "finetune-demo-smoke").values())
+    ).all()

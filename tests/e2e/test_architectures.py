@@ -1,0 +1,67 @@
+"""ut_fac and mmv_fac as a user runs them: train, be stopped, go on, evaluate, fine-tune."""
+
+import functools
+import signal
+
+import numpy as np
+import pytest
+
+from tests.e2e import program
+from tests.e2e.test_resume import state_of
+
+STEPS = 3
+ONE_LAYER = {"ut_fac": ["--config.model.num_layers=1"], "mmv_fac": []}
+TUNED_LAYER = {"ut_fac": ["--config.model.backbone.num_layers=1"], "mmv_fac": []}
+
+
+@pytest.mark.parametrize("arch", ONE_LAYER)
+def test_from_pretraining_to_fine_tuning(arch, command, tmp_path):
+    pretrain = functools.partial(
+        command,
+        tmp_path,
+        "--task=pretrain",
+        f"--config=demo:{arch},smoke",
+        f"--config.total_steps={STEPS}",
+        "--config.tensorboard=False",
+        "--config.evals.probe=None",
+        *ONE_LAYER[arch],
+    )
+    whole = pretrain("--model_dir=whole").check()
+    assert "retrieval_text" in whole.stdout and "probe" not in whole.stdout
+    stopped = pretrain(
+        "--model_dir=run", before=functools.partial(program.signal_at, 1, signal.SIGTERM)
+    ).check()
+    assert "Stopped by SIGTERM at step 2; saved." in stopped.log
+    pretrain("--model_dir=run").check()
+    assert list(program.curve(tmp_path / "run")) == [1, 2, STEPS]
+    wanted, found = state_of(tmp_path / "whole", STEPS), state_of(tmp_path / "run", STEPS)
+    assert wanted.keys() == found.keys()
+    assert all(np.array_equal(wanted[path], found[path]) for path in wanted)
+
+    job = command(
+        tmp_path, "--task=pretrain", "--mode=eval", f"--override_checkpoint={tmp_path / 'run'}"
+    ).check()
+    inside, alone = (
+        {name: value for name, value in line.items() if "/R@" in name}
+        for line in (program.metrics_of(tmp_path / run)[-1] for run in ("whole", "run"))
+    )
+    assert f"Step {STEPS} of" in job.stdout and len(inside) == 12
+    assert alone == pytest.approx(inside, rel=1e-3)
+
+    tuned = command(
+        tmp_path,
+        "--task=finetune",
+        f"--config=demo:{arch},smoke",
+        "--model_dir=tuned",
+        f"--override_checkpoint={tmp_path / 'run'}",
+        *TUNED_LAYER[arch],
+    ).check()
+    assert "missing        2: classifier/bias, classifier/kernel" in tuned.log
+    assert "shape" in tuned.stdout
+    # The rate of the first step is 0: after it all but statistics is still the source's.
+    start = state_of(tmp_path / "tuned", 1)
+    tower = [path for path in start if path.startswith("['params']['video']")]
+    assert tower and all(np.array_equal(start[path], found[path]) for path in tower)
+    statistics = [path for path in start if path.startswith("['extra']['video']")]
+    assert bool(statistics) == (arch == "mmv_fac")
+    assert all(not np.array_equal(start[path], found[path]) for path in statistics)

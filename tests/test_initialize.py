@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax import initialize, tree
+from mmjax import config, initialize, tree
 from mmjax.checkpoint import Checkpoints
 from mmjax.errors import UserError
 from mmjax.models import positions
@@ -405,3 +405,15 @@ def test_later_sources_fill_what_earlier_ones_lack(vatt, words):
     ):
         state = initialize.from_source(classifier(VIT, 5), sources, allow=FINETUNING)
         np.testing.assert_array_equal(state["params"]["video"]["agg_token"], wanted)
+
+
+def test_a_config_takes_one_source_or_several():
+    cfg = config.base()
+    for value in ("runs/a", ("runs/a", "words.npz")):
+        cfg.init_from = value
+        config.check(cfg)
+        assert cfg.init_from == value
+    config.apply(cfg, ["--config.init_from=('b', 'c.npz')"])
+    assert config.from_json(config.to_json(cfg)).init_from == ("b", "c.npz")
+    with pytest.raises(UserError, match="config.init_from must be str, not 3"):
+        config.apply(cfg, ["--config.init_from=('a', 3)"])

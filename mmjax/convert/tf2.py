@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import pathlib
 import re
@@ -20,27 +21,19 @@ def find(source: str | os.PathLike) -> str | None:
     """The prefix (`…/ckpt-500000`) of the checkpoint that `source` names; None if it names none.
 
     Args:
-      source: a prefix, one of its files (`.index`, `.data-…`), or the folder with TensorFlow's file
-        `checkpoint`, of which the newest is taken. TensorFlow is not loaded.
+      source: a prefix, one of its files (`.index`, `.data-…`), or their folder: of several in it,
+        the newest by TensorFlow's file `checkpoint`. TensorFlow is not loaded.
 
     Raises:
       UserError: some of the checkpoint's files are there and others are not.
     """
     path = pathlib.Path(source)
     if path.is_dir():
-        listing = path / "checkpoint"
-        newest = re.search(
-            r'^model_checkpoint_path: "(.*)"',
-            listing.read_text(errors="replace") if listing.is_file() else "",
-            re.MULTILINE,
-        )
-        if not newest:
+        path = _in_folder(path)
+        if path is None:
             return None
-        # Where it was written is where it says; the files may have moved, together.
-        path = path / pathlib.PurePath(newest[1]).name
     prefix = re.sub(r"(\.index|\.data-\d+-of-\d+)$", "", str(path))
-    index = pathlib.Path(f"{prefix}.index")
-    data = list(index.parent.glob(f"{_escape(index.stem)}.data-*-of-*"))
+    index, data = pathlib.Path(f"{prefix}.index"), _data_of(prefix)
     if not index.is_file() and not data:
         return None
     if not index.is_file() or not data:
@@ -51,8 +44,21 @@ def find(source: str | os.PathLike) -> str | None:
     return prefix
 
 
-def _escape(name: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", name)
+def _in_folder(folder: pathlib.Path) -> pathlib.Path | None:
+    """The newest prefix by TensorFlow's listing, or the only one there is."""
+    listing = folder / "checkpoint"
+    text = listing.read_text(errors="replace") if listing.is_file() else ""
+    if newest := re.search(r'^model_checkpoint_path: "(.*)"', text, re.MULTILINE):
+        # Where it was written is where it says; the files may have moved, together.
+        return folder / pathlib.PurePath(newest[1]).name
+    prefixes = [path.with_suffix("") for path in folder.glob("*.index")]
+    prefixes = [prefix for prefix in prefixes if _data_of(prefix)]
+    return prefixes[0] if len(prefixes) == 1 else None
+
+
+def _data_of(prefix: str | os.PathLike) -> list[pathlib.Path]:
+    path = pathlib.Path(prefix)
+    return list(path.parent.glob(f"{glob.escape(path.name)}.data-*-of-*"))
 
 
 class Reader:

@@ -36,8 +36,8 @@ def convert_checkpoint(
     if prefix is None:
         raise UserError(
             f"{source}: no TensorFlow checkpoint. Give its prefix (…/ckpt-500000), its .index "
-            "file, or the folder with TensorFlow's file `checkpoint`; for word embeddings a "
-            f"{', '.join(words.SUFFIXES)} file."
+            "file, or the folder if it has one of them or TensorFlow's file `checkpoint`; for word "
+            f"embeddings a {', '.join(words.SUFFIXES)} file."
         )
     plan = run.plan(prefix, head_dim=head_dim)
     if inspect:

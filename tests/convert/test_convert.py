@@ -289,6 +289,8 @@ def test_all_ways_to_name_a_checkpoint(tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["model"]["backbone"]["width"] == 16 and facts["problems"] == {}
     assert len(facts["keys"]) == len(published.finetuned()) + 1
+    (tmp_path / "checkpoint").unlink()  # the only one in the folder
+    assert cli.main(["convert", str(tmp_path), "--inspect", "--head-dim", "8"]) == 0
     # The head size of published models, where nothing else is said.
     assert cli.main(["convert", prefix, "--inspect"]) == 2
     assert "--head-dim" in capsys.readouterr().err

@@ -163,18 +163,28 @@ def _decoding(frames: Any, windows: Any, data: Any) -> Iterator:
 
 
 class Bare:
-    """The program of a recipe with a state and one real batch on the devices."""
+    """The program of a recipe with a state and one batch on the devices.
 
-    def __init__(self, cfg: Any):
+    Args:
+      cfg: the recipe.
+      synthetic: a batch of noise of the recipe's shapes, for recipes whose dataset is not here.
+    """
+
+    def __init__(self, cfg: Any, *, synthetic: bool = False):
         import jax
 
         from mmjax import sharding, train
+        from mmjax.tools.plan import facts_of_config
 
         self._cfg = cfg
         self.mesh = sharding.make_mesh(**config.plain(cfg.mesh))
-        self.data, self.facts = train.open_train_data(cfg)
+        if synthetic:
+            self.facts = facts_of_config(cfg)
+            self.host_batch = _noise(self.facts.spec)
+        else:
+            self.data, self.facts = train.open_train_data(cfg)
+            self.host_batch = next(iter(self.data.iterate(0)))
         self.program = train.build_program(cfg, self.facts, self.mesh)
-        self.host_batch = next(iter(self.data.iterate(0)))
         with jax.set_mesh(self.mesh):
             self.state = self.program.init(jax.random.key(cfg.seed))
             self._batch = sharding.make_global(self.host_batch, self.mesh)
@@ -216,6 +226,24 @@ class Bare:
         return (time.perf_counter() - began) / calls
 
 
+def _noise(spec: Any) -> dict[str, Any]:
+    """A batch with every modality: any bytes, quiet noise, word 1 to 99, class 0, masks of 1."""
+    import numpy as np
+
+    draw, batch = np.random.default_rng(0), {}
+    for name, leaf in spec.items():
+        if leaf.dtype == np.uint8:
+            batch[name] = draw.integers(0, 256, leaf.shape, np.uint8)
+        elif name == "text":
+            batch[name] = draw.integers(1, 100, leaf.shape, np.int32)
+        elif name == "audio":
+            batch[name] = draw.normal(0, 0.1, leaf.shape).astype(np.float32)
+        else:
+            value = 0 if name == "label" else 1
+            batch[name] = np.full(leaf.shape, value, leaf.dtype)
+    return batch
+
+
 def bench_step(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Time, FLOP/s and MFU of the compiled step, and what compilation costs at several depths."""
     import jax
@@ -223,7 +251,7 @@ def bench_step(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
     from mmjax.monitor import flops
 
     jax.config.update("jax_enable_compilation_cache", False)
-    bare = Bare(cfg)
+    bare = Bare(cfg, synthetic=options.synthetic)
     dtype = bare.program.task.dtype
     rows = []
     for _ in range(options.repeats):
@@ -243,7 +271,8 @@ def bench_step(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
         "share_of_matmul": work / seconds / (figures["matmul_flops_per_second"] * bare.mesh.size),
         "compilation": bare.compiled[1],
         "compilation_by_depth": {
-            depth: Bare(_with_depth(cfg, depth)).compiled[1] for depth in options.depths
+            depth: Bare(_with_depth(cfg, depth), synthetic=options.synthetic).compiled[1]
+            for depth in options.depths
         },
     }
     return figures
@@ -252,6 +281,9 @@ def bench_step(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
 def _with_depth(cfg: Any, depth: int) -> Any:
     """The recipe with `depth` layers in every tower."""
     cfg = cfg.copy_and_resolve_references()
+    if cfg.model.name == "ut_fac":  # one encoder for all
+        cfg.model.num_layers = depth
+        return cfg
     towers = ("backbone",) if "backbone" in cfg.model else ("video", "audio", "text")
     for tower in towers:
         spec = config.plain(cfg.model.get(tower, {}))
@@ -430,6 +462,9 @@ def main(argv: Sequence[str]) -> None:
         nargs="*",
         default=(2, 6, 12, 24),
         help="step: compiled with so many layers",
+    )
+    parser.add_argument(
+        "--synthetic", action="store_true", help="step: a batch of noise; no dataset is opened"
     )
     parser.add_argument("--steps", type=int, default=60, help="loop: steps of a run")
     parser.add_argument("--starts", type=int, default=1, help="loop: cold and warm starts")

@@ -120,6 +120,9 @@ class Towers(nnx.Module):
       UserError: what `build_tower` raises, or a shared option that no tower has.
     """
 
+    # Keys of the config's section besides those of towers, for messages.
+    OPTIONS: tuple[str, ...] = ()
+
     def __init__(
         self,
         *,
@@ -139,7 +142,7 @@ class Towers(nnx.Module):
         valid = {o for spec in towers.values() for o in tower_options(as_dict(spec)["name"])}
         for key in shared:
             if key not in valid:
-                raise unknown("config key model", key, sorted(valid))
+                raise unknown("config key model", key, sorted(valid | set(self.OPTIONS)))
 
     def run(
         self, inputs: Mapping[str, jax.Array], key: jax.Array | None

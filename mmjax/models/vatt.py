@@ -57,6 +57,8 @@ class Multimodal(Towers):
       **towers: arguments of `Towers`.
     """
 
+    OPTIONS = ("size", "video", "audio", "text", "head")
+
     def __init__(self, *, head: Spec = "fac", rngs: nnx.Rngs, **towers: Any):
         super().__init__(rngs=rngs, **towers)
         options = as_dict(head)
@@ -135,6 +137,8 @@ class Classifier(Towers):
       rngs: for initialisation.
       **shared: options for the tower (dtype, remat, …).
     """
+
+    OPTIONS = ("backbone", "num_classes", "rare_bias")
 
     def __init__(
         self,
@@ -283,7 +287,9 @@ def _unified(
     towers = {m: dict(towers[m], post_projection=width) for m in changes}
     for key in encoder:
         if key not in ENCODER_OPTIONS:
-            raise unknown("config key model", key, [*ENCODER_OPTIONS, "size", "post_projection"])
+            raise unknown(
+                "config key model", key, [*ENCODER_OPTIONS, *Multimodal.OPTIONS, "post_projection"]
+            )
     return dict(towers=_changed(towers, changes), encoder={**ENCODERS[size], **encoder})
 
 

@@ -293,6 +293,7 @@ def _add_plan(commands) -> None:
     p.add_argument("--fsdp", type=int, default=1, help="size of the mesh axis (1)")
     p.add_argument("--tensor", type=int, default=1, help="size of the mesh axis (1)")
     p.add_argument("--full", action="store_true", help="list every parameter")
+    p.add_argument("--device", metavar="KIND", help="e.g. 'NVIDIA H100': the least time of a step")
     p.set_defaults(run=_plan)
 
 
@@ -302,7 +303,7 @@ def _plan(args) -> int:
 
     cfg = config.load(args.task, args.config, args.rest)
     sizes = dict(data=args.data, fsdp=args.fsdp, tensor=args.tensor)
-    print(plan.plan(cfg, **sizes, full=args.full))
+    print(plan.plan(cfg, **sizes, full=args.full, device=args.device))
     return 0
 
 

@@ -38,6 +38,35 @@ def test_copies_are_whole_on_every_device(capsys):
     assert mebibytes == on_one
 
 
+def test_what_the_backward_pass_keeps_and_the_least_time(capsys):
+    def figures(*overrides):
+        arguments = ["plan", "--config=tx_fac:bbs", "--data=256", "--device=TPU v3"]
+        assert cli.main([*arguments, *overrides]) == 0
+        table = capsys.readouterr().out
+        kept, unit = re.search(r"at most ([\d.]+) (\wiB) a device", table).groups()
+        seconds = re.search(r"6[12] TFLOP/s, a step takes ([\d.]+) s", table)[1]
+        flops = re.search(r"one step: ([\d.e+]+) float", table)[1]
+        size = float(kept) * {"MiB": 2**20, "GiB": 2**30}[unit]
+        return size, float(seconds), float(flops)
+
+    dots, seconds, flops = figures()
+    assert seconds == pytest.approx(flops / 256 / 61.5e12, rel=0.01)
+    full, *_ = figures("--config.model.remat=full")
+    # Of the 8 examples a device, in bfloat16: at least each block's input, for 'dots' also the
+    # queries, keys, values and hidden units (four times as wide).
+    video, audio = 12 * 785 * 768, 12 * 601 * 768
+    assert full > 8 * 2 * (video + audio)
+    assert dots > full + 8 * 2 * 7 * (video + audio)
+    # Without DropToken the towers see twice the patches.
+    more, _, work = figures(
+        "--config.model.video.keep_tokens=1.0", "--config.model.audio.keep_tokens=1.0"
+    )
+    assert more > 1.8 * dots and work > 2 * flops
+    # Two microbatches: half of it at a time.
+    half, *_ = figures("--config.accumulate_steps=2")
+    assert half == pytest.approx(dots / 2, rel=0.02)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -51,6 +80,7 @@ def test_copies_are_whole_on_every_device(capsys):
         (["--data=0"], r"0 × 1 × 1 devices"),
         (["--task=pretran"], r"'pretran'. Did you mean 'pretrain'"),
         (["--config.sharding=fdsp"], r"'fdsp'. Did you mean 'fsdp'"),
+        (["--device=abacus"], r"--device=abacus: its rate in float32 is not known"),
     ],
 )
 def test_mistakes_are_named(arguments, message, capsys):

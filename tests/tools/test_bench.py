@@ -71,6 +71,18 @@ def test_all_of_them(tmp_path, user_env):
         assert 0 <= loop[f"{kind}_data_share"] <= 1 and math.isfinite(ratio)
 
 
+def test_a_step_on_noise_needs_no_dataset(tmp_path, user_env):
+    run = bench(
+        user_env,
+        tmp_path / "recipe.py",
+        *("step", "--synthetic", "--config.data.train=no/such/folder"),
+        *("--seconds=0.02", "--repeats=1", "--depths"),
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    step = json.loads(run.stdout)["step"]
+    assert step["examples_per_second"] == pytest.approx(4 / step["step_seconds"])
+
+
 def test_an_unknown_override_is_named(tmp_path, user_env):
     run = bench(user_env, tmp_path / "recipe.py", "data", "--config.data.vidio.size=8")
     assert run.returncode == 2 and run.stdout == ""

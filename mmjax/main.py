@@ -39,7 +39,8 @@ _MODEL_DIR = flags.DEFINE_string(
 _OVERRIDE_CHECKPOINT = flags.DEFINE_string(
     "override_checkpoint",
     None,
-    "Train: start from the parameters of this run directory (or <run>/checkpoints/<step>). "
+    "Train: start from the parameters of this run directory (or <run>/checkpoints/<step>), or of "
+    "VATT's TensorFlow checkpoint (…/ckpt-500000). "
     "Eval: evaluate this checkpoint alone, then end.",
 )
 _MAX_HOURS = flags.DEFINE_float("max_hours", 0.0, "Save and end after so many hours (0: never).")

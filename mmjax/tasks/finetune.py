@@ -22,7 +22,8 @@ class Finetune:
 
     Other config sections: `augment` (of `mmjax.tasks.inputs.Inputs`, and `mixup`: the Beta
     parameter α, 0 is off) and `loss`: `label_smoothing` for single labels; `balance` for several
-    labels weighs an example by the inverse occurrence of its classes in the batch, as VATT does.
+    labels weighs an example by the inverse occurrence of its classes in the batch, as VATT does,
+    or in each of `groups` parts of it, as VATT does on so many replicas.
 
     The parameters of the tower have the paths they have in pretraining, so `init_from` a
     pretraining run directory needs no map; the recipes allow what is new (the classifier) and what
@@ -51,10 +52,10 @@ class Finetune:
                 f"config.model.backbone takes {self.modality}, which config.data does not load."
             )
 
-        def loss_keywords(*, label_smoothing: float = 0.0, balance: bool = True):
-            return label_smoothing, balance
+        def loss_keywords(*, label_smoothing: float = 0.0, balance: bool = True, groups: int = 1):
+            return label_smoothing, dict(balance=balance, groups=groups)
 
-        self._smoothing, self._balance = loss_keywords(
+        self._smoothing, self._weighing = loss_keywords(
             **config.keywords(loss_keywords, cfg.loss, "loss")
         )
         if self._smoothing and self._multi_label:
@@ -87,7 +88,7 @@ class Finetune:
         known = known.astype(jnp.float32)
         if self._multi_label:
             loss = classification.sigmoid_cross_entropy(
-                logits, targets, mask=known, balance=self._balance
+                logits, targets, mask=known, **self._weighing
             )
             metrics = {}
         else:

@@ -63,7 +63,10 @@ class Inputs:
             preprocess.log_mel, spectrogram, "augment.spectrogram", given=["waveform"]
         )
         self._spec_augment = spec_augment and config.keywords(
-            preprocess.spec_augment, spec_augment, "augment.spec_augment", given=["key", "spectrogram"]
+            preprocess.spec_augment,
+            spec_augment,
+            "augment.spec_augment",
+            given=["key", "spectrogram"],
         )
 
     @classmethod

@@ -98,3 +98,48 @@ def test_finetuning_on_a_dmvr_factory(command, tmp_path):
     assert np.isfinite(
         list(program.curve(tmp_path / "runs" / "finetune-demo-smoke").values())
     ).all()
+
+
+# VATT's recipes at the size of a test: everything else is as published.
+TINY = (
+    "--config.data.train=world:tiny",
+    "--config.batch_size=8",
+    "--config.total_steps=2",
+    "--config.log_every=1",
+    "--config.model.dtype=float32",
+    "--config.optimizer.schedule.warmup_steps=1",
+    "--config.evals.test.where=train",
+    "--config.evals.test.batch_size=8",
+)
+
+
+def test_finetuning_on_spectrograms_with_masked_stripes(command, tmp_path):
+    tower = {"name": "spt_tiny", "num_layers": 1, "patch_size": (4, 16), "buckets": (5, 5)}
+    done = command(
+        tmp_path,
+        "--task=finetune",
+        "--config=audio:spt_base",
+        *TINY,
+        f"--config.model.backbone={tower}",
+        "--config.data.audio.num_samples=3200",
+        "--config.data.label.multi_label=False",
+        "--model_dir=run",
+    ).check()
+    assert "augment" in (tmp_path / "run" / "config.json").read_text()
+    (final,) = [line for line in program.metrics_of(tmp_path / "run") if "test/top1" in line]
+    assert 0 <= final["test/top1"] <= 1 and "mean_class_top1" in done.stdout
+
+
+def test_finetuning_on_pictures(command, tmp_path):
+    tower = {"name": "vit_tiny", "num_layers": 1, "keep_tokens": 1.0}
+    done = command(
+        tmp_path,
+        "--task=finetune",
+        "--config=imagenet:vit_base",
+        *TINY,
+        f"--config.model.backbone={tower}",
+        "--config.data.video.size=16",
+        "--model_dir=run",
+    ).check()
+    (final,) = [line for line in program.metrics_of(tmp_path / "run") if "test/top1" in line]
+    assert 0 <= final["test/top1"] <= 1 and "mean_class_top1" in done.stdout

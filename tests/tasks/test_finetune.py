@@ -1,0 +1,52 @@
+"""The fine-tuning task apart from the loop."""
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax import config
+from mmjax.losses import classification
+from mmjax.tasks import DataFacts, make_task
+
+TOWER = dict(width=8, num_layers=1, num_heads=1, head_dim=8, mlp_dim=8, dropout_rate=0.0)
+
+
+def task_of(backbone, **loss):
+    cfg = config.base()
+    cfg.task = "finetune"
+    backbone = {**backbone, **TOWER, "keep_tokens": 1.0}
+    cfg.model = dict(name="classifier", backbone=backbone, dropout_rate=0.0)
+    cfg.loss = loss
+    spec = {
+        "audio": jax.ShapeDtypeStruct((6, 1280), np.float32),
+        "label": jax.ShapeDtypeStruct((6, 3), np.float32),
+    }
+    return make_task(cfg, DataFacts(spec=spec, num_classes=3, sample_rate=8000))
+
+
+BATCH = dict(
+    audio=np.random.default_rng(0).normal(size=(6, 1280)).astype(np.float32),
+    label=np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 0]], np.float32),
+)
+
+
+@pytest.mark.parametrize("loss", [dict(), dict(groups=2), dict(balance=False)])
+@pytest.mark.parametrize(
+    "backbone", [dict(name="wat_tiny"), dict(name="ut_tiny", modality="audio")]
+)
+def test_the_loss_is_the_weighed_cross_entropy_of_labelled_examples(backbone, loss):
+    task = task_of(backbone, **loss)
+    params, extra = jax.jit(task.init)(jax.random.key(0))
+
+    @jax.jit
+    def run(params, batch, key):
+        features, new_extra = task.encode(params, extra, batch, key)
+        value, _ = task.objective(params, new_extra, features, batch, key)
+        views = dict(batch, audio=batch["audio"][:, None])
+        return value, task.predict["logits"](params, extra, views)["logits"]
+
+    value, logits = run(params, BATCH, jax.random.key(1))
+    known = np.array([1, 1, 1, 1, 1, 0], np.float32)
+    expected = classification.sigmoid_cross_entropy(logits, BATCH["label"], mask=known, **loss)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert np.isfinite(value) and value > 0

@@ -143,13 +143,21 @@ def start_state(cfg: Any, program: Program, saved: checkpoint.Checkpoints) -> tu
             raise UserError(f"config.resume_from={cfg.resume_from}: no checkpoint there.")
         logging.info("Resumed from step %d of %s.", found[2], cfg.resume_from)
         return found[0], found[2]
-    state = program.init(jax.random.key(cfg.seed))
+    fresh = state = program.init(jax.random.key(cfg.seed))
     if cfg.init_from:
         state = initialize.from_source(
-            state,
+            fresh,
             cfg.init_from,
             allow=config.plain(cfg.init_allow),
             names=config.plain(cfg.init_map),
+        )
+    before, now = tree.flatten(fresh["params"]), tree.flatten(state["params"])
+    if random := [path for path in now if program.frozen[path] and now[path] is before[path]]:
+        logging.warning(
+            "Frozen at random values: %s. Nothing gave them others and training will not: name a "
+            "source in config.init_from (VATT's word vectors: docs/convert.md), or train them "
+            "(config.optimizer.frozen).",
+            ", ".join(random),
         )
     return state, 0
 

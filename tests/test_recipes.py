@@ -6,7 +6,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from mmjax import config, sharding, train
+from mmjax import config, evals, sharding, train
 from mmjax.errors import UserError
 from mmjax.tools.plan import facts_of_config
 
@@ -42,6 +42,14 @@ def program_of(task, name, *overrides):
 @pytest.mark.parametrize("task, name", CASES)
 def test_a_recipe_builds_its_model_and_optimizer(task, name):
     program, facts = program_of(task, name)
+    cfg = config.load(task, name)
+    made = evals.make_evaluators(
+        config.plain(cfg.evals),
+        task=program.task,
+        data_cfg=config.plain(cfg.data),
+        mesh=program.mesh,
+    )
+    assert [evaluator.name for evaluator in made] == list(cfg.evals)
     # FLOPs of a step need every tower to take the inputs that the recipe makes.
     assert program.task.flops(facts.spec) > 0
     frozen = [path for path, is_frozen in program.frozen.items() if is_frozen]
@@ -70,6 +78,35 @@ def test_an_architecture_is_the_backbone(arch):
 )
 def test_an_architecture_names_a_recipe(task, recipe, arch, expected):
     assert config.choose_recipe(task, recipe, arch) == expected
+
+
+@pytest.mark.parametrize(
+    "recipe, dropout",
+    [
+        ("kinetics400:vit_medium", 0.5),
+        ("kinetics400:ut_medium", 0.5),
+        ("audioset:wat_base", 0.0),
+        ("audioset:ut_medium", 0.0),
+    ],
+)
+def test_the_classifiers_dropout_is_that_of_the_published_rows(recipe, dropout):
+    program, _ = program_of("finetune", recipe)
+    assert program.task.model.module.dropout_rate == dropout
+
+
+@pytest.mark.parametrize(
+    "recipe, words",
+    [
+        ("kinetics400:wat_base", "wat_base is no tower for video. There are: vit_"),
+        ("audioset:vit_base", "vit_base is no tower for audio. There are: wat_"),
+        ("imagenet:i3d", "i3d takes no pictures"),
+        ("kinetics600:vit_bas", "'vit_bas'. Did you mean 'vit_base'"),
+        ("clips:vit_base", "argument of the recipe"),
+    ],
+)
+def test_a_tower_that_a_recipe_cannot_have_is_named(recipe, words):
+    with pytest.raises(UserError, match=words):
+        config.load("finetune", recipe)
 
 
 @pytest.mark.parametrize(

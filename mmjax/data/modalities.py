@@ -280,6 +280,13 @@ def add_audio(
                 f"{info.sample_rate:g} Hz. Build the "
                 "dataset with this rate (`mmjax build --sample-rate`), or change the option."
             )
+    rates = {info.name: info.sample_rate for info in infos if info.sample_rate}
+    if len(set(rates.values())) > 1:
+        found = ", ".join(f"{name} {rate:g} Hz" for name, rate in rates.items())
+        raise UserError(
+            f"Sources of one mixture have other sample rates: {found}. Build them with one "
+            "(`mmjax build --sample-rate`)."
+        )
     for key in schema.WAVEFORM:
         pipeline.sequence(key, tf.float32)
         pipeline.context(key, tf.float32)

@@ -43,13 +43,14 @@ def asymmetric_nce(
     examples.
 
     Args:
-      anchor: [B, D], for example videos.
+      anchor: [B, D], for example videos, or several of each example, [B, N, D].
       other: [B, L, D], candidates (captions), or [B, D].
       mask: [B], 1 where the example has `other`; an example without is neither a positive nor, as
         `other`, a negative. Its anchor is still a negative for others.
       candidate_mask: [B, L], 1 where a candidate exists; one that does not is neither positive nor
         negative.
-      anchor_mask: [B], 1 where the example has its anchor; without, it is no negative for others.
+      anchor_mask: [B] or [B, N], 1 where the anchor exists; one that does not is neither positive
+        nor negative.
       temperature: divides the similarities.
       double_positive: count c = b in both sums of the denominator, as VATT's published code does:
         the loss then cannot fall below log 2. False counts it once, the standard denominator.
@@ -172,7 +173,7 @@ def _prepare(anchor, other, mask, candidate_mask, anchor_mask):
     first_valid = jnp.ones(first.shape[:2], bool)
     second_valid = jnp.ones(second.shape[:2], bool)
     if anchor_mask is not None:
-        first_valid &= anchor_mask[:, None] > 0
+        first_valid &= anchor_mask.reshape(len(first), -1) > 0
     if mask is not None:
         second_valid &= mask[:, None] > 0
     if candidate_mask is not None:

@@ -189,7 +189,7 @@ class Classifier(Towers):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Pooled features, float32 [N, D], of its modality; arguments as of `TxFac.encode`."""
+        """Pooled features, float32 [N, D], of its modality; arguments as of `Multimodal.encode`."""
         if train and key is None:
             raise TypeError("encode(train=True) needs a key.")
         if self.modality not in inputs:
@@ -204,7 +204,7 @@ class Classifier(Towers):
         return self.classifier(dropout(pooled, self.dropout_rate, key if train else None))
 
     def flops(self, shapes: Mapping[str, Sequence[int]], *, train: bool = False) -> float:
-        """Operations for one example, as `TxFac.flops`; other modalities are ignored."""
+        """Operations for one example, as `Multimodal.flops`; other modalities are ignored."""
         total, count = self.tower_flops(self.modality, shapes[self.modality], train=train)
         total += count * 2.0 * self.classifier.in_features * self.classifier.out_features
         return 3 * total if train else total

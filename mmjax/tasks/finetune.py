@@ -1,4 +1,4 @@
-"""`--task=finetune`: a tower and a classifier on labelled video or audio (vit_*, wat_*, spt_*)."""
+"""`--task=finetune`: a tower and a classifier on labelled video, pictures or audio."""
 
 from __future__ import annotations
 

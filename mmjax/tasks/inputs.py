@@ -59,6 +59,12 @@ class Inputs:
         self._audio_noise = audio_noise
         self._audio_mixup = audio_mixup
         self._sample_rate = sample_rate
+        if spectrogram is not None and not (sample_rate or spectrogram.get("sample_rate")):
+            raise UserError(
+                "config.augment.spectrogram needs to know how many samples a second are stored, "
+                "and the dataset does not say: set config.data.audio.sample_rate, or sample_rate "
+                "in its dataset.json (`mmjax index FOLDER` makes one)."
+            )
         self._spectrogram = spectrogram and config.keywords(
             preprocess.log_mel, spectrogram, "augment.spectrogram", given=["waveform"]
         )

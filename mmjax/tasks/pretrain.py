@@ -67,7 +67,8 @@ class Pretrain:
             if pair not in compared:
                 pairs = ", ".join("_".join(p) for p in compared)
                 raise UserError(
-                    f"config.loss.weights: the head does not compare {name}. Pairs: {pairs}."
+                    f"config.loss.weights: the head does not compare {name}. Pairs: {pairs}. "
+                    "config.model.head=joint compares all."
                 )
             for modality in pair:
                 if modality not in facts.spec:
@@ -105,6 +106,7 @@ class Pretrain:
             total += weight * value
             metrics[f"loss_{anchor}_{other}"] = (value, jnp.float32(1))
             if (seen := masks.pop("anchor_mask")) is not None:
+                seen = seen.reshape(len(seen), -1).max(axis=1)
                 masks["mask"] = seen if masks["mask"] is None else seen * masks["mask"]
             metrics[f"top1_{anchor}_{other}"] = contrastive.batch_top1(
                 first, second, **masks, chunk_size=self._loss_keywords.get("chunk_size")
@@ -152,8 +154,6 @@ class Pretrain:
     def _masks(self, batch, anchor: str, other: str) -> dict[str, jax.Array | None]:
         """Which examples have the anchor, the other modality, and which of its candidates."""
         anchor_mask, mask = batch.get(f"{anchor}_mask"), batch.get(f"{other}_mask")
-        if anchor_mask is not None and anchor_mask.ndim == 2:
-            anchor_mask = anchor_mask.max(axis=1)
         candidates = mask if mask is not None and mask.ndim == 2 else None
         return {
             "anchor_mask": anchor_mask,

@@ -68,7 +68,11 @@ def test_a_mixture_whose_second_part_has_no_captions(silent_texts, command, tmp_
 
 def test_waveforms_instead_of_spectrograms(command, tmp_path):
     tower = "--config.model.audio={'name': 'wat_tiny', 'num_layers': 1}"
-    command(tmp_path, *SMALL, "--model_dir=run", tower, "--config.augment={}").check()
+    frozen = "--config.optimizer.frozen=('^text/word_embedding$',)"
+    done = command(
+        tmp_path, *SMALL, "--model_dir=run", tower, "--config.augment={}", frozen
+    ).check()
+    assert "Frozen at random values: text/word_embedding." in done.log
     assert "audio/patch/kernel" in (tmp_path / "run" / "parameters.txt").read_text()
     assert np.isfinite(list(program.curve(tmp_path / "run").values())).all()
 

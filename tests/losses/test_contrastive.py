@@ -272,3 +272,16 @@ def test_sizes_that_do_not_divide_are_named(embeddings):
         KINDS["asymmetric"](*embeddings, chunk_size=3)
     with pytest.raises(UserError, match="mask_groups=3 does not divide the batch of 8"):
         KINDS["asymmetric"](*embeddings, mask_groups=3)
+
+
+@pytest.mark.parametrize("loss", [contrastive.asymmetric_nce, contrastive.symmetric_nce])
+def test_anchors_that_do_not_exist_take_no_part(loss):
+    draw = np.random.default_rng(5)
+    texts, videos = draw.normal(size=(4, 3, 8)), draw.normal(size=(4, 8))
+    exists = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]])
+    value = loss(jnp.asarray(texts), jnp.asarray(videos), anchor_mask=jnp.asarray(exists))
+    texts[exists == 0] = 9 * draw.normal(size=(6, 8))
+    again = loss(jnp.asarray(texts), jnp.asarray(videos), anchor_mask=jnp.asarray(exists))
+    np.testing.assert_allclose(value, again, rtol=1e-6)
+    everything = loss(jnp.asarray(texts), jnp.asarray(videos))
+    assert abs(float(everything) - float(value)) > 1e-3

@@ -85,8 +85,12 @@ def test_the_sample_rate_of_a_loader_counts_its_stride():
         (dict(repeat_frames=0), "repeat_frames=0 must be at least 1"),
         (dict(audio_mixup=(1.0,)), "audio_mixup=.* two numbers"),
         (dict(spec_augment={}), "spec_augment needs config.augment.spectrogram"),
-        (dict(spectrogram=dict(bins=3)), "augment.spectrogram.bins"),
-        (dict(spectrogram={}, spec_augment=dict(spectrogram=1)), "augment.spec_augment.spectro"),
+        (dict(spectrogram={}), "the dataset does not say: set config.data.audio.sample_rate"),
+        (dict(spectrogram=dict(bins=3), sample_rate=8000), "augment.spectrogram.bins"),
+        (
+            dict(spectrogram={}, spec_augment=dict(spectrogram=1), sample_rate=8000),
+            "augment.spec_augment.spectro",
+        ),
     ],
 )
 def test_wrong_options_are_named(options, message):

@@ -1,6 +1,8 @@
 """What VATT's fine-tuning recipes share; see `video` and `audio`."""
 
 from mmjax import config
+from mmjax.errors import UserError, unknown
+from mmjax.models.vatt import BACKBONES, TOWERS
 
 
 def settings(modality: str, arg: str, data: dict, views: dict):
@@ -11,7 +13,15 @@ def settings(modality: str, arg: str, data: dict, views: dict):
       arg: the tower; `ut_*` is the unified model's for this modality.
       data: sections of the config's `data`.
       views: of the evaluation.
+
+    Raises:
+      UserError: `arg` is no tower for the modality.
     """
+    towers = [n for n in BACKBONES if n not in TOWERS or TOWERS[n][0] == modality]
+    if arg in BACKBONES and arg not in towers:
+        raise UserError(f"{arg} is no tower for {modality}. There are: {', '.join(towers)}.")
+    if arg not in towers:
+        raise unknown("argument of the recipe:", arg, towers)
     cfg = config.base()
     cfg.task = "finetune"
     cfg.batch_size = 64
@@ -19,7 +29,13 @@ def settings(modality: str, arg: str, data: dict, views: dict):
     cfg.checkpoint = dict(every=5000, keep=3)
     cfg.data = dict(train="", split="train", **data)
     backbone = dict(name=arg, modality=modality) if arg.startswith("ut_") else arg
-    cfg.model = dict(name="classifier", backbone=backbone, dtype="bfloat16", remat="dots")
+    cfg.model = dict(
+        name="classifier",
+        backbone=backbone,
+        dropout_rate=0.5 if modality == "video" else 0.0,  # for ut_* too, as published
+        dtype="bfloat16",
+        remat="dots",
+    )
     cfg.optimizer = dict(
         name="keras_momentum",
         momentum=0.9,

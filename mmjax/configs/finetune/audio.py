@@ -6,9 +6,10 @@
 The argument is the tower: wat_base (default), wat_medium or wat_large on waveforms; ut_base,
 ut_medium or ut_large for a run of ut_fac; spt_base, spt_medium, spt_large, resnet2d_50 or
 resnet2d_101 on log-mel spectrograms. Sound stored at 48 kHz gives VATT's windows: 153,600 samples,
-for waveforms every second one of 6.4 seconds, for spectrograms (150 × 80) all of 3.2. The values
-are those of VATT's published code; its batch size is not published. `audioset` is this recipe on
-AudioSet. With one label a clip, set `--config.data.label.multi_label=False`.
+every second one of 6.4 seconds. The values are those of VATT's published code; its batch size is
+not published. Spectrograms are ours, since that code cannot run on them: 3.2 seconds (150 × 80, the
+size its towers are made for), with SpecAugment. `audioset` is this recipe on AudioSet. With one
+label a clip, set `--config.data.label.multi_label=False`.
 """
 
 from mmjax.configs.finetune import _vatt
@@ -17,7 +18,7 @@ from mmjax.configs.finetune import _vatt
 def get_config(arg: str = "wat_base"):
     """`arg`: an audio tower."""
     spectrogram = arg.startswith(("spt_", "resnet2d_"))
-    windows = dict(num_samples=153_600, stride=1 if spectrogram else 2)
+    windows = dict(num_samples=153_600, sample_rate=48_000.0, stride=1 if spectrogram else 2)
     data = dict(audio=windows, label=dict(multi_label=True))
     cfg = _vatt.settings("audio", arg, data, dict(num_clips=4))
     cfg.total_steps = 50_000

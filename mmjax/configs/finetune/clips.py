@@ -11,7 +11,8 @@ from mmjax.configs.pretrain import clips as pretraining
 
 
 def get_config(arg: str = ""):
-    """`arg` is not used."""
+    """No argument."""
+    config.variants(arg)
     cfg = config.base()
     cfg.task = "finetune"
     cfg.batch_size = 32

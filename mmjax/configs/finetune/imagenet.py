@@ -11,10 +11,13 @@ docs/datasets.
 
 from mmjax import config
 from mmjax.configs.finetune import video
+from mmjax.errors import UserError
 
 
 def get_config(arg: str = "vit_base"):
     """`arg`: a vit_* or ut_* tower."""
+    if not arg.startswith(("vit_", "ut_")):
+        raise UserError(f"{arg} takes no pictures; the towers of this recipe are vit_* and ut_*.")
     cfg = video.get_config(arg)
     cfg.data.train = "data/imagenet"
     cfg.data.video.num_frames = 1

@@ -17,7 +17,7 @@ def settings(model: dict, *, sharding: str = "dp"):
         split="train",
         # 32 frames at 10 a second (fps: whatever rate they are stored at) and their 3.2 s of sound.
         video=dict(num_frames=32, fps=10.0, size=224, crop="vgg", scale_jitter=True),
-        audio=dict(num_samples=153_600),
+        audio=dict(num_samples=153_600, sample_rate=48_000.0),
         text=dict(candidates=5, max_words=16),
     )
     cfg.model = dict(model, dtype="bfloat16")
@@ -69,7 +69,7 @@ def evaluations() -> dict:
             target="video",
             split="test",
             aggregate=("embd", "cosine"),
-            views=dict(video=windows, audio=None),
+            views=dict(video=windows, audio=None, text=dict(candidates=1)),
             **when,
         )
 

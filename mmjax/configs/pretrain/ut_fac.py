@@ -1,10 +1,10 @@
 """VATT's modality-agnostic pretraining: one encoder for video, audio and text (ut_fac_medium).
 
     python -m mmjax.main --task=pretrain --model_arch=ut_fac --model_dir=runs/ut_medium \\
-        --config.data.train="('data/howto100m', 'data/audioset')"
+        --config.init_from=words.npz --config.data.text.vocab=howto100m_en.txt
 
-The argument is the size of the encoder: base, medium (default, the released one) or large.
-Otherwise as `tx_fac`.
+Data and word vectors as for `tx_fac`. The argument is the size of the encoder: base, medium
+(default, the released one) or large.
 """
 
 from mmjax.configs.pretrain import _vatt

@@ -227,10 +227,10 @@ def _found(
             summary.missing_clips += 1
             continue
         if check_repeats:
-            first = seen.setdefault((path, start, end), item.where)
-            if first is not item.where:
-                summary.repeated.append(f"{item.where} repeats {first}")
+            if (path, start, end) in seen:
+                summary.repeated.append(f"{item.where} repeats {seen[path, start, end]}")
                 continue
+            seen[path, start, end] = item.where
         summary.rows += 1
         summary.splits.update(item.split.split("+"))
         yield (

@@ -89,8 +89,8 @@ def make_plan(
       progress: show a bar.
 
     Raises:
-      UserError: none of the first files exists, a label is none of the classes, and what
-        `manifest` finds.
+      UserError: none of the first files exists, splits that are given would be mixed, a label is
+        none of the classes, and what `manifest` finds.
     """
     first = [clip.path for clip in clips[:50]]
     if not any(os.path.exists(os.path.join(media_root, path)) for path in first):
@@ -98,6 +98,12 @@ def make_plan(
             f"None of the first {len(first)} files of the table exists; line {clips[0].row} means "
             f"{os.path.join(media_root, first[0])}. Paths are relative to the table, or to "
             "--media-root."
+        )
+    splits = sorted({clip.split for clip in clips})
+    if (options.by_file or options.by_time) and len(splits) > 1:
+        raise UserError(
+            f"The splits are given already ({', '.join(splits)}); --split-by-file and "
+            "--split-by-time would mix them. Leave that option out, or build from what names none."
         )
     key = key_of(clips, options, class_names)
     if options.by_file:

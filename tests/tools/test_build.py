@@ -243,6 +243,16 @@ def test_a_folder_of_pictures(tmp_path):
     assert len(read(tmp_path / "ds", "test")) == 4
 
 
+def test_given_splits_are_not_mixed(media, tmp_path, capsys):
+    table = write_table(
+        media, [["path", "split"], ["d.png", "train"], ["c.wav", "test"]], "given.csv"
+    )
+    for option in ("--split-by-file", "--split-by-time"):
+        assert run("--csv", table, "--out", tmp_path / "ds", option, "train:0.5,test:0.5") == 2
+        assert "given already (test, train)" in capsys.readouterr().err
+    assert not (tmp_path / "ds").exists()
+
+
 def test_classes_are_the_file_the_names_or_the_numbers(tmp_path):
     def numbers(labels, names=None):
         clips = [manifest.Clip(path="f", labels=(label,)) for label in labels]

@@ -455,6 +455,7 @@ def make_train_data(
     opened = [
         sources.open_source(spec, split=cfg.split, check_crc=cfg.check_crc) for spec in cfg.specs
     ]
+    _check_present(cfg, [source.info for source in opened])
     return TrainData(cfg, opened, seed=seed, **hosts)
 
 
@@ -508,6 +509,23 @@ def make_eval_data(
     if cfg.label is None and source.info.num_classes:
         cfg = dataclasses.replace(cfg, label=modalities.Label(multi_label=source.info.multi_label))
     return EvalData(cfg, [source], max_examples=max_examples, **hosts)
+
+
+def _check_present(cfg: DataConfig, infos: Sequence[DatasetInfo]) -> None:
+    """Raises if no example has a modality that is asked for: training would see zeros only.
+
+    Only what `mmjax build` counted is sure; other datasets are known by their first record.
+    """
+    counts = [info.statistics.get("examples_with") for info in infos]
+    if not all(counts):
+        return
+    for name in schema.MODALITIES:
+        if getattr(cfg, name, None) and not any(count.get(name) for count in counts):
+            there = "; ".join(f"{i.name}: {', '.join(i.modalities)}" for i in infos)
+            raise UserError(
+                f"data.{name} is asked for, but no example has it ({there}). Set "
+                f"config.data.{name}=None, or train on another dataset."
+            )
 
 
 def _tokenizer(cfg: DataConfig) -> Tokenizer:

@@ -354,6 +354,16 @@ def test_nothing_asked_for_and_unknown_classes(folder, tmp_path):
         make(unknown)
 
 
+def test_a_modality_that_no_example_has_is_named(folder, tmp_path):
+    counted = dict(examples=2, examples_with=dict(video=2, text=1, label=2))
+    there = dict(modalities=("video", "text", "label"), statistics=counted)
+    silent = toy.build(tmp_path, 2, shards=1, **there)
+    with pytest.raises(UserError, match=r"data\.audio .*no example has it \(toy: video, text"):
+        make(silent)
+    assert "audio" not in make(silent, audio=None).spec
+    assert make((silent, folder)).spec  # another source has it
+
+
 def test_batch_must_divide_among_hosts(folder):
     with pytest.raises(UserError, match="batch_size=7 must be a positive multiple"):
         make(folder, batch_size=7, hosts=(0, 2))

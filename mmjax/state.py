@@ -1,7 +1,8 @@
 """The one adapter that knows Flax NNX: modules on one side, nested dicts of arrays on the other.
 
 Modules are built eagerly and used as pytrees in plain `jax.*` transforms; the trainer, checkpoints,
-sharding rules and converters see only the train state, a dict `{step, params, opt, ema, extra}`.
+sharding rules and converters see only the train state, a dict `{step, params, opt, ema, extra}`
+(`ema` is absent when no moving average is kept).
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ from flax import nnx
 
 nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
-
-# Where each part of the train state lives; `ema` is absent when no moving average is kept.
-STATE_KEYS = ("step", "params", "opt", "ema", "extra")
 
 
 class ModelDef:

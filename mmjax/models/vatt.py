@@ -224,46 +224,46 @@ def _changed(towers: Mapping[str, Spec], changes: Mapping[str, Spec | None]) -> 
     return result
 
 
-def tx_fac(
+def _separate(
+    towers: Mapping[str, Spec],
     *,
-    size: str = "mbs",
     video: Spec | None = "",
     audio: Spec | None = "",
     text: Spec | None = "",
     head: Spec = "fac",
     **shared: Any,
 ) -> Callable[[nnx.Rngs], Multimodal]:
-    """A constructor of VATT's modality-specific model from a published size and changes to it.
+    """A constructor of towers that have an encoder of their own each, from changes to named ones.
 
     Args:
-      size: a key of `TX_SIZES`.
+      towers: {modality: spec}.
       video, audio, text: the name of another tower, a dict of options to change (with `name`: of
-        another tower), None to leave the modality out, '' for the size's own.
+        another tower), None to leave the modality out, '' for that of `towers`.
       head: see `Multimodal`.
       **shared: options for all towers, e.g. dtype, remat, dropout_rate, scan_unroll.
     """
-    towers = choose("size of tx_fac", size, TX_SIZES)
     towers = _changed(towers, dict(video=video, audio=audio, text=text))
     return lambda rngs: Multimodal(towers=towers, head=head, rngs=rngs, **shared)
 
 
-def mmv_fac(
-    *,
-    size: str = "i3d",
-    video: Spec | None = "",
-    audio: Spec | None = "",
-    text: Spec | None = "",
-    head: Spec = "fac",
-    **shared: Any,
-) -> Callable[[nnx.Rngs], Multimodal]:
-    """A constructor of MMV, convolutional towers on video and spectrograms, linear text.
+def tx_fac(*, size: str = "mbs", **options: Any) -> Callable[[nnx.Rngs], Multimodal]:
+    """A constructor of VATT's modality-specific model.
 
     Args:
-      size: a key of `MMV_SIZES`; others as for `tx_fac`.
+      size: a key of `TX_SIZES`.
+      **options: of `_separate`.
     """
-    towers = choose("size of mmv_fac", size, MMV_SIZES)
-    towers = _changed(towers, dict(video=video, audio=audio, text=text))
-    return lambda rngs: Multimodal(towers=towers, head=head, rngs=rngs, **shared)
+    return _separate(choose("size of tx_fac", size, TX_SIZES), **options)
+
+
+def mmv_fac(*, size: str = "i3d", **options: Any) -> Callable[[nnx.Rngs], Multimodal]:
+    """A constructor of MMV: convolutional towers on video and spectrograms, linear text.
+
+    Args:
+      size: a key of `MMV_SIZES`.
+      **options: of `_separate`.
+    """
+    return _separate(choose("size of mmv_fac", size, MMV_SIZES), **options)
 
 
 def _unified(

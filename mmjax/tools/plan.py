@@ -52,7 +52,7 @@ def facts_of_config(cfg: Any, *, num_classes: int | None = None) -> DataFacts:
             for name, (shape, dtype) in shapes.items()
         },
         num_classes=classes,
-        sample_rate=data.audio.rate(48_000) if data.audio else None,
+        sample_rate=data.audio.rate(data.audio.sample_rate or 48_000) if data.audio else None,
     )
 
 

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from mmjax.tools import cli
+from mmjax import config
+from mmjax.tools import cli, plan
 
 SIZES = {"bbs": 213_540_652, "mbs": 280_569_132, "lbs": 431_723_820}
 
@@ -30,6 +31,14 @@ def test_published_sizes(size, capsys):
     word_table = 65_536 * 300  # frozen: without moments
     assert moments == pytest.approx(2 * (params - word_table), abs=4)
     assert "32 devices" in table and "batch: 2048 examples, 64 a device" in table
+
+
+def test_spectrograms_are_planned_at_the_rate_of_the_config():
+    overrides = ["--config.data.audio.sample_rate=16000"]
+    cfg = config.load("finetune", "audio:spt_tiny", overrides)
+    assert plan.facts_of_config(cfg).sample_rate == 16_000
+    cfg = config.load("finetune", "audio:wat_tiny", overrides)
+    assert plan.facts_of_config(cfg).sample_rate == 8000  # every second sample
 
 
 def test_copies_are_whole_on_every_device(capsys):

@@ -9,6 +9,7 @@ stands in `evaluated.jsonl`, so the job can be stopped and started at will.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -363,12 +364,9 @@ def _prepare(
     cfg: Any, run: RunDir, *, any_place: bool
 ) -> tuple[list[Evaluator], Callable[[int], dict | None]]:
     """Evaluators of a config, and a function from a step to what they need of its state."""
-    from mmjax.data import loader  # imports TensorFlow
-
     mesh = _mesh(cfg)
     data_cfg = config.plain(cfg.data)
-    facts = DataFacts.of(loader.make_train_data(data_cfg, batch_size=cfg.batch_size, seed=cfg.seed))
-    task = make_task(cfg, facts)
+    task = make_task(cfg, _facts(cfg))
     evaluators = make_evaluators(config.plain(cfg.evals), task=task, data_cfg=data_cfg, mesh=mesh)
     if not evaluators:
         raise UserError("config.evals is empty: there is nothing to evaluate.")
@@ -378,6 +376,29 @@ def _prepare(
     logging.info("Evaluators: %s.", ", ".join(e.name for e in chosen))
     params, extra = jax.eval_shape(task.init, jax.random.key(0))
     return chosen, lambda step: _restore(run, step, params, extra, cfg, mesh)
+
+
+def _facts(cfg: Any) -> DataFacts:
+    """What the task needs to know of its data: from the config if that says it, else from them.
+
+    A config without labels that names its vocabulary and the rate of its sound says it all. Then
+    the training data need not be here, as those of a converted checkpoint seldom are.
+    """
+    from mmjax.data import config as data_config  # these import TensorFlow
+    from mmjax.data import dmvr, loader
+    from mmjax.tools import plan
+
+    section = config.plain(cfg.data)
+    data = data_config.parse_config(section)
+    unsaid = (data.text and not data.text.vocab) or (data.audio and not data.audio.sample_rate)
+    if unsaid or data.label or any(map(dmvr.is_stream, data.specs)):
+        train_data = loader.make_train_data(section, batch_size=cfg.batch_size, seed=cfg.seed)
+        return DataFacts.of(train_data)
+    return dataclasses.replace(
+        plan.facts_of_config(cfg),
+        vocab_size=loader.open_tokenizer(data).vocab_size if data.text else None,
+        sample_rate=data.audio.rate(0) if data.audio else None,
+    )
 
 
 def _restore(

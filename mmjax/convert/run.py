@@ -20,8 +20,9 @@ import ml_collections
 import numpy as np
 
 from mmjax import checkpoint, config, rundir, tree
-from mmjax.convert import architecture, slots, tf2, vatt, vatt_names
+from mmjax.convert import architecture, slots, tf2, vatt, vatt_names, vocabulary
 from mmjax.errors import UserError
+from mmjax.initialize import WORDS
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
 
@@ -44,6 +45,7 @@ class Plan:
       fresh: our paths that cannot be filled.
       optimizer: shapes of the optimizer state of `cfg`.
       slots: {path in it: the keys it is made of}; empty if the checkpoint does not have them all.
+      vocabulary: that its table of words is of; None if it was not given, or there is no table.
     """
 
     prefix: str
@@ -55,21 +57,30 @@ class Plan:
     fresh: list[str]
     optimizer: Any
     slots: dict[str, vatt.Leaf]
+    vocabulary: vocabulary.Vocabulary | None
+
+    @property
+    def num_words(self) -> int | None:
+        """Rows of the table of words; None if there is none."""
+        return _num_words(self.contents)
 
 
-def plan(prefix: str, *, head_dim: int | None = None) -> Plan:
+def plan(prefix: str, *, head_dim: int | None = None, vocab: str | None = None) -> Plan:
     """Reads the names and shapes of a checkpoint and compares them with the model they tell of.
 
     Args:
       prefix: from `tf2.find`.
       head_dim: see `architecture.model_section`.
+      vocab: the file of words that the model was trained with, if it is known.
 
     Raises:
-      UserError: it cannot be read, is no checkpoint of VATT, or does not tell its model's sizes.
+      UserError: it cannot be read, is no checkpoint of VATT, or does not tell its model's sizes; or
+        `vocab` is not the vocabulary of its table.
     """
     reader = tf2.Reader(prefix)
     contents = vatt.contents_of(reader)
     cfg = architecture.make_config(contents, head_dim=head_dim)
+    words = vocabulary.check(vocab, rows=_num_words(contents)) if vocab else None
     model = ModelDef(make_model(**config.plain(cfg.model)))
     problems = dict(contents.problems)
     problems |= dict.fromkeys(contents.unknown(), "is no array of a model that mmjax knows")
@@ -87,7 +98,12 @@ def plan(prefix: str, *, head_dim: int | None = None) -> Plan:
             problems |= dict.fromkeys(leaf.keys, f"makes {path}, which the model does not have")
     optimizer = slots.abstract(cfg, model.params)
     found = slots.find(contents, reader.shapes, optimizer) or {}
-    return Plan(prefix, reader, contents, cfg, model, problems, fresh, optimizer, found)
+    return Plan(prefix, reader, contents, cfg, model, problems, fresh, optimizer, found, words)
+
+
+def _num_words(contents: vatt.Contents) -> int | None:
+    leaf = contents.leaves.get(WORDS)
+    return None if leaf is None else leaf.shape[0]
 
 
 def _target(model: ModelDef) -> dict[str, tuple[int, ...]]:
@@ -112,7 +128,7 @@ def check(plan: Plan, allow: Sequence[str] = ()) -> None:
 
 
 def convert(plan: Plan, out: str | os.PathLike, *, allow: Sequence[str] = ()) -> pathlib.Path:
-    """Writes the run directory: checkpoint, `config.json`, `run.json`, the report.
+    """Writes the run directory: checkpoint, `config.json`, `run.json`, the report, the vocabulary.
 
     It appears under its name when it is complete, or not at all.
 
@@ -132,7 +148,7 @@ def convert(plan: Plan, out: str | os.PathLike, *, allow: Sequence[str] = ()) ->
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        _write(plan, partial)
+        _write(plan, partial, out)
         partial.rename(out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error}.") from error
@@ -141,7 +157,8 @@ def convert(plan: Plan, out: str | os.PathLike, *, allow: Sequence[str] = ()) ->
     return out
 
 
-def _write(plan: Plan, folder: pathlib.Path) -> None:
+def _write(plan: Plan, folder: pathlib.Path, out: pathlib.Path) -> None:
+    """Writes into `folder`, which will be called `out`."""
     step = plan.contents.step
     params, extra = plan.model.params, plan.model.extra
     if plan.fresh:
@@ -171,7 +188,11 @@ def _write(plan: Plan, folder: pathlib.Path) -> None:
         "converted": time.strftime("%Y-%m-%d %H:%M:%S"),
         "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "numpy")},
     }
-    (folder / rundir.CONFIG).write_text(config.to_json(plan.cfg) + "\n")
+    cfg = plan.cfg.copy_and_resolve_references()
+    if plan.vocabulary is not None:
+        shutil.copyfile(plan.vocabulary.path, folder / vocabulary.FILE)
+        cfg.data.text.update(vocab=str(out / vocabulary.FILE), tokenizer=plan.vocabulary.tokenizer)
+    (folder / rundir.CONFIG).write_text(config.to_json(cfg) + "\n")
     (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     (folder / REPORT).write_text(report(plan) + "\n")
     rundir.RunDir(folder, create=False).write_complete(step)  # nobody trains here
@@ -211,6 +232,8 @@ def summary(plan: Plan) -> dict[str, Any]:
         "statistics": statistics,
         "arrays": len(sizes) - len(plan.fresh),
         "optimizer": len(plan.slots),
+        "words": plan.num_words,
+        "vocabulary": plan.vocabulary and dataclasses.asdict(plan.vocabulary),
         "leftovers": dict(collections.Counter(_leftovers(plan).values())),
         "inferred": [kind for kind in plan.contents.kinds.values() if kind not in _SEEN],
         "problems": plan.problems,
@@ -236,6 +259,8 @@ def report(plan: Plan, *, arrays: bool = True) -> str:
             f"{facts['optimizer']} arrays of the optimizer {plan.cfg.optimizer.name}: the training "
             "can go on"
         )
+    if plan.num_words is not None:
+        lines.append(vocabulary.describe(plan.vocabulary, rows=plan.num_words))
     if facts["inferred"]:
         lines.append(
             f"The names of {', '.join(facts['inferred'])} follow from the published classes; no "

@@ -82,7 +82,7 @@ class _Data:
         self.info: DatasetInfo = self.infos[0]
         self.sample_rate = cfg.audio.rate(self.info.sample_rate) if cfg.audio else None
         self.num_examples = sum(source.num_examples for source in opened)
-        self.tokenizer = _tokenizer(cfg) if cfg.text else None
+        self.tokenizer = open_tokenizer(cfg) if cfg.text else None
         self.num_classes = _num_classes(cfg.label, self.infos) if cfg.label else None
         self.pipeline = self._pipeline()
         self._stock = self.pipeline.functions("parse", "sample")
@@ -528,12 +528,26 @@ def _check_present(cfg: DataConfig, infos: Sequence[DatasetInfo]) -> None:
             )
 
 
-def _tokenizer(cfg: DataConfig) -> Tokenizer:
-    """The recipe's tokenizer. Its vocabulary is the training data's, whatever is evaluated on."""
+def open_tokenizer(cfg: DataConfig) -> Tokenizer:
+    """The tokenizer of `data.text`. Its vocabulary is `data.text.vocab`, or else the training
+    data's, whatever is evaluated on; the log names it.
+
+    Raises:
+      UserError: there is no vocabulary, or not one for this tokenizer.
+    """
     text, vocab = cfg.text, os.path.expanduser(cfg.text.vocab)
     if not vocab and text.tokenizer == "word":
         vocab = sources.vocabulary(cfg.specs[0], split=cfg.split)
-    return make_tokenizer(text.tokenizer, vocab=vocab, merges=text.merges, max_words=text.max_words)
+    tokenizer = make_tokenizer(
+        text.tokenizer, vocab=vocab, merges=text.merges, max_words=text.max_words
+    )
+    _name_vocabulary(text.tokenizer, vocab, tokenizer.vocab_size)
+    return tokenizer
+
+
+@functools.cache  # every dataset that is opened makes a tokenizer: once is enough
+def _name_vocabulary(name: str, vocab: str, size: int) -> None:
+    log.info("Vocabulary: %s, %d words, tokenizer %s.", vocab, size, name)
 
 
 def _num_classes(label: modalities.Label, infos: Sequence[DatasetInfo]) -> int:

@@ -336,7 +336,12 @@ def _add_convert(commands) -> None:
         metavar="PATTERN",
         help="keys that may be missing, unknown or of another shape (repeatable)",
     )
-    p.add_argument("--vocab", metavar="FILE", help="check that word embeddings are as many")
+    p.add_argument(
+        "--vocab",
+        metavar="FILE",
+        help="the words that SOURCE was trained with: checked against its table, and kept with the "
+        "run (VATT: misc/howto100m_en.txt)",
+    )
     p.set_defaults(run=_convert)
 
 
@@ -357,6 +362,7 @@ def _convert(args) -> int:
         as_json=args.json,
         head_dim=args.head_dim,
         allow=args.allow,
+        vocab=args.vocab,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmjax.convert import tf2, words
+from mmjax.convert import tf2, vocabulary, words
 from mmjax.errors import UserError
 
 
@@ -21,6 +21,7 @@ def convert_checkpoint(
     as_json: bool = False,
     head_dim: int | None = None,
     allow: Sequence[str] = (),
+    vocab: str | None = None,
 ) -> int:
     """Converts a TensorFlow checkpoint of VATT to a run directory, or describes it.
 
@@ -39,7 +40,7 @@ def convert_checkpoint(
             "file, or the folder if it has one of them or TensorFlow's file `checkpoint`; for word "
             f"embeddings a {', '.join(words.SUFFIXES)} file."
         )
-    plan = run.plan(prefix, head_dim=head_dim)
+    plan = run.plan(prefix, head_dim=head_dim, vocab=vocab)
     if inspect:
         if as_json:
             print(json.dumps({**run.summary(plan), "keys": run.rows(plan)}, indent=1))
@@ -53,6 +54,8 @@ def convert_checkpoint(
         f"parameters in {facts['arrays']} arrays. Every name is in {run.REPORT}.\n"
         f"Start from it with --override_checkpoint={out}"
     )
+    if plan.num_words is not None:
+        print(vocabulary.describe(plan.vocabulary, rows=plan.num_words))
     if plan.fresh:
         print(f"{len(plan.fresh)} arrays are fresh: {', '.join(plan.fresh[:8])}")
     return 0

@@ -386,7 +386,6 @@ def _facts(cfg: Any) -> DataFacts:
     """
     from mmjax.data import config as data_config  # these import TensorFlow
     from mmjax.data import dmvr, loader
-    from mmjax.tools import plan
 
     section = config.plain(cfg.data)
     data = data_config.parse_config(section)
@@ -395,7 +394,7 @@ def _facts(cfg: Any) -> DataFacts:
         train_data = loader.make_train_data(section, batch_size=cfg.batch_size, seed=cfg.seed)
         return DataFacts.of(train_data)
     return dataclasses.replace(
-        plan.facts_of_config(cfg),
+        DataFacts.of_config(cfg),
         vocab_size=loader.open_tokenizer(data).vocab_size if data.text else None,
         sample_rate=data.audio.rate(0) if data.audio else None,
     )

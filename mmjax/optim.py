@@ -219,7 +219,10 @@ def _half_cosine(step: jax.Array | int, duration: int) -> jax.Array:
 
 def _check_steps(name: str, value: int, total_steps: int) -> None:
     if value > total_steps:
-        raise UserError(f"{name}={value} is more than the {total_steps} steps of the schedule.")
+        raise UserError(
+            f"config.optimizer.schedule: {name}={value} is more than the {total_steps} steps of "
+            f"the run. Lower it (--config.optimizer.schedule.{name}=…) or raise config.total_steps."
+        )
 
 
 # --------------------------------------------------------------------------------------------------

@@ -332,6 +332,13 @@ def train(
             run.write_complete(step)
             table = evals.format_results(results, title="Final results") if results else ""
             report.print_final(table, run.path, seconds=time.monotonic() - began)
+            if cfg.evals and not evaluators:
+                logging.info(
+                    "Its evaluators are for a job of their own: python -m mmjax.main --task=%s "
+                    "--mode=eval --model_dir=%s",
+                    cfg.task,
+                    run.path,
+                )
         distributed.barrier("end")
         return results
 

@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from mmjax import config, evals, sharding, train
 from mmjax.errors import UserError
-from mmjax.tools.plan import facts_of_config
+from mmjax.tasks import DataFacts
 
 RECIPES = sorted(
     (path.parent.name, path.stem)
@@ -35,7 +35,7 @@ CASES = [
 def program_of(task, name, *overrides):
     cfg = config.load(task, name, overrides)
     mesh = AbstractMesh((1, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    facts = facts_of_config(cfg, num_classes=10)
+    facts = DataFacts.of_config(cfg, num_classes=10)
     return train.build_program(cfg, facts, mesh), facts
 
 

@@ -174,12 +174,12 @@ class Bare:
         import jax
 
         from mmjax import sharding, train
-        from mmjax.tools.plan import facts_of_config
+        from mmjax.tasks import DataFacts
 
         self._cfg = cfg
         self.mesh = sharding.make_mesh(**config.plain(cfg.mesh))
         if synthetic:
-            self.facts = facts_of_config(cfg)
+            self.facts = DataFacts.of_config(cfg)
             self.host_batch = _noise(self.facts.spec)
         else:
             self.data, self.facts = train.open_train_data(cfg)

@@ -22,7 +22,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
+from mmjax import config
 from mmjax.errors import choose
 
 # Where the class of each task is; imported when asked for.
@@ -61,6 +63,50 @@ class DataFacts:
             vocab_size=data.tokenizer.vocab_size if data.tokenizer is not None else None,
             num_classes=data.num_classes,
             sample_rate=data.sample_rate,
+        )
+
+    @classmethod
+    def of_config(cls, cfg: Any, *, num_classes: int | None = None) -> DataFacts:
+        """What a training batch will look like, by the config alone: no dataset is opened.
+
+        A vocabulary is taken to fill the model's own word table, sound without a rate to be of
+        48 kHz.
+
+        Args:
+          cfg: a recipe.
+          num_classes: of labels, if the config does not say.
+        """
+        from mmjax.data.config import parse_config  # imports TensorFlow
+
+        data, rows = parse_config(config.plain(cfg.data)), cfg.batch_size
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+        if data.video:
+            frames = (data.video.num_frames, data.video.size, data.video.size, 3)
+            shapes |= {"video": (frames, "uint8"), "video_mask": ((), "float32")}
+        if data.audio:
+            shapes |= {
+                "audio": ((data.audio.num_samples,), "float32"),
+                "audio_mask": ((), "float32"),
+            }
+        if data.text:
+            words = (data.text.candidates, data.text.max_words)
+            shapes |= {"text": (words, "int32"), "text_mask": (words[:1], "float32")}
+        if data.touch:
+            shapes |= {
+                "touch": ((data.touch.size, data.touch.size, 3), "uint8"),
+                "touch_mask": ((), "float32"),
+            }
+        classes = None
+        if data.label:
+            classes = data.label.num_classes or num_classes or 2
+            shapes["label"] = ((classes,), "float32") if data.label.multi_label else ((), "int32")
+        return cls(
+            spec={
+                name: jax.ShapeDtypeStruct((rows, *shape), np.dtype(dtype))
+                for name, (shape, dtype) in shapes.items()
+            },
+            num_classes=classes,
+            sample_rate=data.audio.rate(data.audio.sample_rate or 48_000) if data.audio else None,
         )
 
 

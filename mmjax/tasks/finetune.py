@@ -79,13 +79,16 @@ class Finetune:
         return {"pooled": pooled, "targets": targets}, self.model.extra_of(module)
 
     def objective(self, params, extra, features, batch, key):
-        """Cross entropy; examples without a label (−1, or no class at all) count nothing."""
+        """Cross entropy; examples without a label (−1, or no class at all) or without the modality
+        count nothing."""
         module = self.model.bind(params, extra)
         logits = module.classify(features["pooled"], key=jax.random.fold_in(key, 1), train=True)
         targets = jax.lax.stop_gradient(features["targets"])
         label = batch["label"]
         known = (label.max(axis=-1) > 0) if self._multi_label else (label >= 0)
         known = known.astype(jnp.float32)
+        if (present := batch.get(f"{self.modality}_mask")) is not None:
+            known *= present
         if self._multi_label:
             loss = classification.sigmoid_cross_entropy(
                 logits, targets, mask=known, **self._weighing

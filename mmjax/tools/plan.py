@@ -8,52 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from mmjax import config, sharding, train
-from mmjax.data.config import parse_config
 from mmjax.errors import UserError
 from mmjax.monitor import flops as flops_lib
 from mmjax.monitor import report
 from mmjax.tasks import DataFacts
-
-
-def facts_of_config(cfg: Any, *, num_classes: int | None = None) -> DataFacts:
-    """What a training batch will look like, by the config alone: no dataset is opened.
-
-    A vocabulary is taken to fill the model's own word table.
-    """
-    data, rows = parse_config(config.plain(cfg.data)), cfg.batch_size
-    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
-    if data.video:
-        frames = (data.video.num_frames, data.video.size, data.video.size, 3)
-        shapes |= {"video": (frames, "uint8"), "video_mask": ((), "float32")}
-    if data.audio:
-        shapes |= {
-            "audio": ((data.audio.num_samples,), "float32"),
-            "audio_mask": ((), "float32"),
-        }
-    if data.text:
-        words = (data.text.candidates, data.text.max_words)
-        shapes |= {"text": (words, "int32"), "text_mask": (words[:1], "float32")}
-    if data.touch:
-        shapes |= {
-            "touch": ((data.touch.size, data.touch.size, 3), "uint8"),
-            "touch_mask": ((), "float32"),
-        }
-    classes = None
-    if data.label:
-        classes = data.label.num_classes or num_classes or 2
-        shapes["label"] = ((classes,), "float32") if data.label.multi_label else ((), "int32")
-    return DataFacts(
-        spec={
-            name: jax.ShapeDtypeStruct((rows, *shape), np.dtype(dtype))
-            for name, (shape, dtype) in shapes.items()
-        },
-        num_classes=classes,
-        sample_rate=data.audio.rate(data.audio.sample_rate or 48_000) if data.audio else None,
-    )
 
 
 def kept_bytes(task: Any, spec: Mapping[str, jax.ShapeDtypeStruct], rows: int) -> float:
@@ -116,7 +77,7 @@ def plan(
     mesh = AbstractMesh(
         (data, fsdp, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * len(sharding.AXES)
     )
-    facts = facts_of_config(cfg)
+    facts = DataFacts.of_config(cfg)
     program = train.build_program(cfg, facts, mesh)
     rows = cfg.batch_size // (data * fsdp)
     batch = sum(math.prod(s.shape[1:]) * s.dtype.itemsize for s in facts.spec.values())

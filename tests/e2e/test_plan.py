@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mmjax import config
-from mmjax.tools import cli, plan
+from mmjax.tools import cli
 
 SIZES = {"bbs": 213_540_652, "mbs": 280_569_132, "lbs": 431_723_820}
 
@@ -36,9 +36,9 @@ def test_published_sizes(size, capsys):
 def test_spectrograms_are_planned_at_the_rate_of_the_config():
     overrides = ["--config.data.audio.sample_rate=16000"]
     cfg = config.load("finetune", "audio:spt_tiny", overrides)
-    assert plan.facts_of_config(cfg).sample_rate == 16_000
+    assert DataFacts.of_config(cfg).sample_rate == 16_000
     cfg = config.load("finetune", "audio:wat_tiny", overrides)
-    assert plan.facts_of_config(cfg).sample_rate == 8000  # every second sample
+    assert DataFacts.of_config(cfg).sample_rate == 8000  # every second sample
 
 
 def test_copies_are_whole_on_every_device(capsys):

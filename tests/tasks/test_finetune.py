@@ -49,4 +49,8 @@ def test_the_loss_is_the_weighed_cross_entropy_of_labelled_examples(backbone, lo
     known = np.array([1, 1, 1, 1, 1, 0], np.float32)
     expected = classification.sigmoid_cross_entropy(logits, BATCH["label"], mask=known, **loss)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+    silent = dict(BATCH, audio_mask=np.array([1, 0, 1, 1, 1, 1], np.float32))
+    known[1] = 0
+    expected = classification.sigmoid_cross_entropy(logits, BATCH["label"], mask=known, **loss)
+    np.testing.assert_allclose(run(params, silent, jax.random.key(1))[0], expected, rtol=1e-5)
     assert np.isfinite(value) and value > 0

@@ -58,7 +58,9 @@ def make_evaluators(
       UserError: an unknown type or key, with the nearest valid one, or a value that cannot be.
     """
     store = FeatureStore(task=task, data_cfg=data_cfg, mesh=mesh, make_eval_data=make_eval_data)
-    evaluators = [_make(name, section, store) for name, section in cfg.items() if section]
+    evaluators = [
+        _make(name, section, store) for name, section in cfg.items() if section is not None
+    ]
     return [e for e in evaluators if where is None or e.schedule.where == where]
 
 

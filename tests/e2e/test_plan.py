@@ -5,6 +5,7 @@ import re
 import pytest
 
 from mmjax import config
+from mmjax.tasks import DataFacts
 from mmjax.tools import cli
 
 SIZES = {"bbs": 213_540_652, "mbs": 280_569_132, "lbs": 431_723_820}

@@ -126,6 +126,7 @@ def test_finetuning_on_spectrograms_with_masked_stripes(command, tmp_path):
         *TINY,
         f"--config.model.backbone={tower}",
         "--config.data.audio.num_samples=3200",
+        "--config.data.audio.sample_rate=8000",
         "--config.data.label.multi_label=False",
         "--model_dir=run",
     ).check()

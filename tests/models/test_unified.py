@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import special
 
 from mmjax import tree
@@ -91,6 +92,20 @@ def test_batches_without_a_common_size_are_fine():
     odd, even = _inputs(clips=2, captions=3), _inputs(clips=2, captions=6)
     odd["text"] = even["text"][:3]
     np.testing.assert_allclose(run(odd)["text"], run(even)["text"][:3], atol=1e-5)
+
+
+def test_a_batch_over_eight_devices_gives_the_same():
+    model, params, extra = _unified()
+    x = _inputs(clips=8, captions=40)
+    run = jax.jit(lambda params, x: model.bind(params, extra).encode(x))
+    expected = run(params, x)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    over, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in ("data", None))
+    split = jax.device_put(x, over), jax.device_put(params, whole)
+    found = run(split[1], split[0])
+    for modality, value in expected.items():
+        assert found[modality].sharding.spec == PartitionSpec("data")
+        np.testing.assert_allclose(found[modality], value, atol=1e-5)
 
 
 def test_words_and_sound_equal_plain_numpy():

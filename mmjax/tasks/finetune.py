@@ -14,7 +14,7 @@ from mmjax.losses import classification
 from mmjax.models import vatt
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts
-from mmjax.tasks.inputs import Inputs
+from mmjax.tasks.inputs import Inputs, map_views
 
 
 class Finetune:
@@ -111,14 +111,13 @@ class Finetune:
         return jax.nn.one_hot(label, self._num_classes, dtype=jnp.float32)
 
     def _pooled(self, module, batch) -> jax.Array:
-        """[B, V, D], one view after the other: VATT's twelve at once would need 200 GB."""
+        """[B, V, D]."""
 
         def pool(view):
             inputs = self._inputs({self.modality: view}, None, train=False)
             return module.encode(inputs, key=None, train=False)
 
-        views = jnp.moveaxis(batch[self.modality], 1, 0)
-        return jnp.moveaxis(jax.lax.map(pool, views), 0, 1)
+        return map_views(pool, batch[self.modality])
 
     def _logits(self, params, extra, batch) -> dict[str, jax.Array]:
         """[B, C]: logits averaged over views, before any softmax or sigmoid, as in VATT."""

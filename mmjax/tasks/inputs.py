@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mmjax import config, preprocess
 from mmjax.errors import UserError
@@ -131,15 +132,10 @@ class Inputs:
         return {name: tuple(leaf.shape) for name, leaf in made.items()}
 
 
-def flatten_views(batch: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, int]]:
-    """An evaluation batch with its view axes folded into the batch: `(batch, {modality: views})`.
+def map_views(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """[B, V, …] → [B, V, D]: `function` on one view [B, …] of an evaluation batch after the other.
 
-    Word ids [B, L, W] stay as they are: their captions are their views.
+    All at once would take V times the memory: four windows of 64 clips at VATT's size, 40 GB for
+    the attention of one layer.
     """
-    flat, views = dict(batch), {}
-    for name in MODALITIES:
-        if name in batch:
-            views[name] = batch[name].shape[1]
-            if name != "text":
-                flat[name] = batch[name].reshape(-1, *batch[name].shape[2:])
-    return flat, views
+    return jnp.moveaxis(jax.lax.map(function, jnp.moveaxis(x, 1, 0)), 0, 1)

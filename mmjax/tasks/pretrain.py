@@ -18,7 +18,7 @@ from mmjax.losses import contrastive
 from mmjax.models import vatt
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts
-from mmjax.tasks.inputs import MODALITIES, Inputs, flatten_views
+from mmjax.tasks.inputs import MODALITIES, Inputs, map_views
 
 _LOSSES = {
     "asymmetric_nce": contrastive.asymmetric_nce,
@@ -163,17 +163,20 @@ class Pretrain:
 
     def _features(self, params, extra, batch) -> dict[str, jax.Array]:
         """Towers' and head's outputs: {'video': [B, V, D], 'video/text': [B, V, d], …}."""
-        flat, views = flatten_views(batch)
-        inputs = self._inputs(flat, None, train=False)
-        if "text" in inputs:
-            inputs["text"] = inputs["text"].reshape(-1, inputs["text"].shape[-1])
         module = self.model.bind(params, extra)
-        pooled = module.encode(inputs, key=None, train=False)
-        outputs = pooled | module.project(pooled, train=False)
-        return {
-            name: value.reshape(-1, views[name.split("/")[0]], value.shape[-1])
-            for name, value in outputs.items()
-        }
+
+        def pool(modality):
+            def one(view):
+                inputs = self._inputs({modality: view}, None, train=False)
+                return module.encode(inputs, key=None, train=False)[modality]
+
+            return map_views(one, batch[modality])
+
+        pooled = {modality: pool(modality) for modality in MODALITIES if modality in batch}
+        flat = {modality: x.reshape(-1, x.shape[-1]) for modality, x in pooled.items()}
+        for name, value in module.project(flat, train=False).items():
+            pooled[name] = value.reshape(*pooled[name.split("/")[0]].shape[:2], -1)
+        return pooled
 
 
 def _fit_vocabulary(model: dict, vocab_size: int) -> dict:

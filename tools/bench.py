@@ -2,6 +2,7 @@
 
     python -m tools.bench data                 the input pipeline against bare decoding
     python -m tools.bench step                 the compiled step; compilation at several depths
+    python -m tools.bench packed --config=demo:ut_fac    one encoder for all modalities at once
     python -m tools.bench loop                 what the loop adds; time to the first step
     python -m tools.bench eval                 feature extraction and the linear probe
     python -m tools.bench data step --task=pretrain --config=demo --config.batch_size=32
@@ -187,7 +188,7 @@ class Bare:
         self.program = train.build_program(cfg, self.facts, self.mesh)
         with jax.set_mesh(self.mesh):
             self.state = self.program.init(jax.random.key(cfg.seed))
-            self._batch = sharding.make_global(self.host_batch, self.mesh)
+            self.batch = sharding.make_global(self.host_batch, self.mesh)
 
     @functools.cached_property
     def compiled(self) -> tuple[Any, dict[str, float]]:
@@ -196,7 +197,7 @@ class Bare:
 
         with jax.set_mesh(self.mesh):
             began, cpu = time.perf_counter(), time.process_time()
-            lowered = self.program.step.lower(self.state, self._batch)
+            lowered = self.program.step.lower(self.state, self.batch)
             traced = time.perf_counter()
             step = lowered.compile()
         return step, {
@@ -210,7 +211,7 @@ class Bare:
         import jax
 
         def step() -> None:
-            self.state, metrics = compiled(self.state, self._batch)
+            self.state, metrics = compiled(self.state, self.batch)
             if jax.default_backend() == "cpu" or next(waits) % 8 == 7:
                 jax.block_until_ready(metrics)  # calls would run away from the clock
 
@@ -295,6 +296,51 @@ def _with_depth(cfg: Any, depth: int) -> Any:
     return cfg
 
 
+# ---- packed
+
+
+def bench_packed(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """The towers of ut_fac, forward and backward: all modalities through the shared encoder at
+    once, as in training, and one after the other."""
+    import jax
+    import jax.numpy as jnp
+
+    if cfg.model.get("name") != "ut_fac":
+        raise UserError("The bench 'packed' is for recipes of ut_fac, e.g. --config=demo:ut_fac.")
+    jax.config.update("jax_enable_compilation_cache", False)
+    bare = Bare(cfg, synthetic=options.synthetic)
+    task, extra = bare.program.task, bare.state["extra"]
+    modalities = task.model.module.modalities
+
+    def function(together: bool):
+        def loss(params, batch, key):
+            own = [{k: v for k, v in batch.items() if k.split("_")[0] == m} for m in modalities]
+            parts = [batch] if together else own
+            found = [task.encode(params, extra, part, key)[0] for part in parts]
+            return sum(jnp.sum(x**2) for features in found for x in features.values())
+
+        return jax.jit(jax.value_and_grad(loss))
+
+    arguments = (bare.state["params"], bare.batch, jax.random.key(0))
+    figures, calls, rows = {}, {}, []
+    with jax.set_mesh(bare.mesh):
+        for name in ("packed", "apart"):
+            lowered, began = function(name == "packed").lower(*arguments), time.perf_counter()
+            calls[name] = lowered.compile()
+            figures[f"{name}_compile_seconds"] = time.perf_counter() - began
+            jax.block_until_ready(calls[name](*arguments))
+        for _ in range(options.repeats):
+            row = {}
+            for name, call in calls.items():
+                number, seconds, _ = sustained(
+                    lambda call=call: jax.block_until_ready(call(*arguments)), options.seconds
+                )
+                row[f"{name}_seconds"] = seconds / number
+            rows.append(row)
+    figures |= medians(rows)
+    return figures | {"apart_over_packed": figures["apart_seconds"] / figures["packed_seconds"]}
+
+
 # ---- loop
 
 
@@ -347,11 +393,11 @@ class _SameBatch:
     corrupt = 0
 
     def __init__(self, bare: Bare):
-        self._batch, self.num_examples = bare.host_batch, bare.data.num_examples
+        self.batch, self.num_examples = bare.host_batch, bare.data.num_examples
         self.batch_ids = bare.data.batch_ids
 
     def iterate(self, first_step: int) -> Iterator:
-        return itertools.repeat(self._batch)
+        return itertools.repeat(self.batch)
 
 
 def _run_loop(cfg: Any, open_train_data: Callable) -> dict[str, float]:
@@ -440,7 +486,13 @@ def bench_eval(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 # ---- the command
 
-BENCHES = {"data": bench_data, "step": bench_step, "loop": bench_loop, "eval": bench_eval}
+BENCHES = {
+    "data": bench_data,
+    "step": bench_step,
+    "packed": bench_packed,
+    "loop": bench_loop,
+    "eval": bench_eval,
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -464,7 +516,7 @@ def main(argv: Sequence[str]) -> None:
         help="step: compiled with so many layers",
     )
     parser.add_argument(
-        "--synthetic", action="store_true", help="step: a batch of noise; no dataset is opened"
+        "--synthetic", action="store_true", help="step, packed: a batch of noise; no dataset"
     )
     parser.add_argument("--steps", type=int, default=60, help="loop: steps of a run")
     parser.add_argument("--starts", type=int, default=1, help="loop: cold and warm starts")

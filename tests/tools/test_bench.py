@@ -83,6 +83,29 @@ def test_a_step_on_noise_needs_no_dataset(tmp_path, user_env):
     assert step["examples_per_second"] == pytest.approx(4 / step["step_seconds"])
 
 
+def test_one_encoder_packed_and_apart(tmp_path, user_env):
+    def run(config):
+        arguments = ["--synthetic", f"--config={config}", "--repeats=1", "--seconds=0.01"]
+        return subprocess.run(
+            [sys.executable, "-m", "tools.bench", "packed", *arguments],
+            env=user_env(quick=True),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+
+    done = run("demo:ut_fac,smoke")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)["packed"]
+    ratio = found["apart_seconds"] / found["packed_seconds"]
+    assert (
+        found["apart_over_packed"] == pytest.approx(ratio) and found["packed_compile_seconds"] > 0
+    )
+    other = run("demo")
+    assert other.returncode == 2 and "--config=demo:ut_fac" in other.stderr
+
+
 def test_an_unknown_override_is_named(tmp_path, user_env):
     run = bench(user_env, tmp_path / "recipe.py", "data", "--config.data.vidio.size=8")
     assert run.returncode == 2 and run.stdout == ""

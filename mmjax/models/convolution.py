@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import Jaxpr, subjaxprs
 
-from mmjax.errors import UserError, choose, unknown
+from mmjax.errors import UserError, choose
 from mmjax.models import transformer
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -52,12 +52,7 @@ class ConvolutionConfig:
         if not self.width_multiplier > 0:
             raise UserError(f"width_multiplier must be above 0, not {self.width_multiplier}.")
         choose("remat", self.remat, REMAT_POLICIES)
-        for kind in ("dtype", "param_dtype"):
-            try:
-                jnp.dtype(getattr(self, kind))
-            except TypeError:
-                valid = ("float32", "bfloat16", "float16")
-                raise unknown(kind, getattr(self, kind), valid) from None
+        transformer.check_dtypes(self)
 
     def width(self, channels: int) -> int:
         """That many channels times the multiplier, rounded, at least 1."""

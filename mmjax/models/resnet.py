@@ -108,22 +108,41 @@ class ResNet(ConvolutionTower):
     """Bottleneck blocks over the last two axes of size; more axes before them are batch to it.
 
     Args:
-      cfg: options.
       channels: of the input; 0 when it has no such axis.
-      blocks: how many in each group; the channels double from a group to the next.
       shift: temporal shifts in all blocks; the input is then [N, T, H, W, channels].
+      blocks: how many bottleneck blocks in each group; the channels double from a group to the
+        next.
+      width_multiplier: factor of all channel counts (each rounded, at least 1); with `shift` at
+        least 1/8.
+      dtype: of computation; BatchNorm runs in float32.
+      param_dtype: of parameters.
+      remat: what the backward pass keeps, see `ConvolutionConfig`.
       rngs: for initialisation.
     """
+
+    # Options that a kind of tower decides, unless its own constructor takes them.
+    FIXED = ("channels", "shift")
 
     def __init__(
         self,
         *,
-        cfg: ConvolutionConfig,
         channels: int,
-        blocks: Sequence[int],
         shift: bool,
+        blocks: Sequence[int] = (3, 4, 6, 3),
+        width_multiplier: float = 1.0,
+        dtype: Any = "float32",
+        param_dtype: Any = "float32",
+        remat: str = "none",
         rngs: nnx.Rngs,
     ):
+        cfg = ConvolutionConfig(
+            width_multiplier=width_multiplier, dtype=dtype, param_dtype=param_dtype, remat=remat
+        )
+        if shift and cfg.width(64) < _SHIFT_SHARE:
+            raise UserError(
+                f"width_multiplier={width_multiplier} leaves the first block fewer than "
+                f"{_SHIFT_SHARE} channels, too few to shift; give at least 0.125."
+            )
         if not blocks or min(blocks) < 1:
             raise UserError(f"blocks must be numbers of at least 1, not {blocks}.")
         self.cfg = cfg
@@ -172,30 +191,14 @@ class ResNet2D(ResNet):
     TensorFlow's SAME. Any size will do.
 
     Args:
-      blocks: bottleneck blocks of each group.
-      width_multiplier: factor of all channel counts (each rounded, at least 1).
-      dtype: of computation; BatchNorm runs in float32.
-      param_dtype: of parameters.
-      remat: what the backward pass keeps, see `ConvolutionConfig`.
       rngs: for initialisation.
+      **options: of `ResNet`.
     """
 
     input_ndim = 2
 
-    def __init__(
-        self,
-        *,
-        blocks: Sequence[int] = (3, 4, 6, 3),
-        width_multiplier: float = 1.0,
-        dtype: Any = "float32",
-        param_dtype: Any = "float32",
-        remat: str = "none",
-        rngs: nnx.Rngs,
-    ):
-        cfg = ConvolutionConfig(
-            width_multiplier=width_multiplier, dtype=dtype, param_dtype=param_dtype, remat=remat
-        )
-        super().__init__(cfg=cfg, channels=0, blocks=blocks, shift=False, rngs=rngs)
+    def __init__(self, *, rngs: nnx.Rngs, **options: Any):
+        super().__init__(channels=0, shift=False, rngs=rngs, **options)
 
 
 class TemporalShiftResNet(ResNet):
@@ -208,37 +211,15 @@ class TemporalShiftResNet(ResNet):
     with do not fit, and VATT published neither code nor weights of it.
 
     Args:
-      blocks: bottleneck blocks of each group.
-      width_multiplier: factor of all channel counts (each rounded); at least 1/8.
       channels: of a frame.
-      dtype: of computation; BatchNorm runs in float32.
-      param_dtype: of parameters.
-      remat: what the backward pass keeps, see `ConvolutionConfig`.
       rngs: for initialisation.
+      **options: of `ResNet`.
     """
 
     input_ndim = 4
 
-    def __init__(
-        self,
-        *,
-        blocks: Sequence[int] = (3, 4, 6, 3),
-        width_multiplier: float = 1.0,
-        channels: int = 3,
-        dtype: Any = "float32",
-        param_dtype: Any = "float32",
-        remat: str = "none",
-        rngs: nnx.Rngs,
-    ):
-        cfg = ConvolutionConfig(
-            width_multiplier=width_multiplier, dtype=dtype, param_dtype=param_dtype, remat=remat
-        )
-        if cfg.width(64) < _SHIFT_SHARE:
-            raise UserError(
-                f"width_multiplier={width_multiplier} leaves the first block fewer than "
-                f"{_SHIFT_SHARE} channels, too few to shift; give at least 0.125."
-            )
-        super().__init__(cfg=cfg, channels=channels, blocks=blocks, shift=True, rngs=rngs)
+    def __init__(self, *, channels: int = 3, rngs: nnx.Rngs, **options: Any):
+        super().__init__(channels=channels, shift=True, rngs=rngs, **options)
 
 
 _TINY = dict(blocks=(2, 1, 1, 1), width_multiplier=0.125)

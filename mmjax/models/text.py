@@ -73,7 +73,6 @@ class T5Text(nnx.Module):
         self.cfg = encoder
         self.num_buckets = num_buckets
         self.max_distance = max_distance
-        self.vocab_size = vocab_size
         self.out_features = encoder.width
         dtype = encoder.param_dtype
         self.word_embedding = nnx.Param(_uniform(rngs.params(), (vocab_size, embedding_dim), dtype))
@@ -152,7 +151,6 @@ class BertText(TokenTransformer):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        self.vocab_size = vocab_size
         dtype = encoder.param_dtype
         self.word_embedding = nnx.Param(_uniform(rngs.params(), (vocab_size, embedding_dim), dtype))
         if outer_agg:
@@ -218,7 +216,6 @@ class LinearText(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.pool_padding = pool_padding
-        self.vocab_size = vocab_size
         self.out_features = width
         self.word_embedding = nnx.Param(
             _uniform(rngs.params(), (vocab_size, embedding_dim), param_dtype)

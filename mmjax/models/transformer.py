@@ -38,6 +38,16 @@ def token_init(width: int) -> Callable[..., jax.Array]:
     return nnx.initializers.truncated_normal(width**-0.5 / cut_at_two_sigma)
 
 
+def check_dtypes(options: Any) -> None:
+    """Raises UserError unless `dtype` and `param_dtype` of a tower's options are types."""
+    for kind in ("dtype", "param_dtype"):
+        try:
+            jnp.dtype(getattr(options, kind))
+        except TypeError:
+            valid = ("float32", "bfloat16", "float16")
+            raise unknown(kind, getattr(options, kind), valid) from None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Options of an encoder.
@@ -98,12 +108,7 @@ class EncoderConfig:
         ):
             if getattr(self, kind) not in valid:
                 raise unknown(kind, getattr(self, kind), valid)
-        for kind in ("dtype", "param_dtype"):
-            try:
-                jnp.dtype(getattr(self, kind))
-            except TypeError:
-                valid = ("float32", "bfloat16", "float16")
-                raise unknown(kind, getattr(self, kind), valid) from None
+        check_dtypes(self)
         for kind in ("num_layers", "width", "num_heads", "head_dim", "mlp_dim"):
             if getattr(self, kind) < 1:
                 raise UserError(f"{kind} must be at least 1, not {getattr(self, kind)}.")

@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 
@@ -20,6 +21,7 @@ from mmjax.errors import UserError
 CONFIG = "config.json"
 COMPLETE = "train_complete"
 LOCK = "trainer.lock"
+TIME = "%Y-%m-%d %H:%M:%S"  # in `run.json`
 
 
 class RunDir:
@@ -108,20 +110,20 @@ class RunDir:
         changed: list[str] = []
         if (self.path / CONFIG).is_file():
             changed = _differences(json.loads((self.path / CONFIG).read_text()), json.loads(text))
+        self._write(CONFIG, text)
+        self.write_record(devices=devices, started=time.strftime(TIME))
+        self._write("parameters.txt", parameters)
+        return changed
+
+    def write_record(self, **facts: Any) -> None:
+        """Writes `run.json`: the command and the versions that made the directory, and `facts`."""
         versions = {
             name: importlib.metadata.version(name)
             for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
         }
-        run = {
-            "command": sys.argv,
-            "versions": {"python": platform.python_version(), **versions},
-            "devices": devices,
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
-        self._write(CONFIG, text)
-        self._write("run.json", json.dumps(run, indent=2))
-        self._write("parameters.txt", parameters)
-        return changed
+        versions = {"python": platform.python_version(), **versions}
+        record = {"command": sys.argv, "versions": versions, **facts}
+        self._write("run.json", json.dumps(record, indent=2))
 
     def _write(self, name: str, text: str) -> None:
         partial = self.path / f".{name}.partial"

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import importlib.metadata
-import json
 import math
 import os
 import pathlib
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -181,21 +178,15 @@ def _write(plan: Plan, folder: pathlib.Path, out: pathlib.Path) -> None:
     saved = checkpoint.Checkpoints(folder)
     saved.save(step, state, {"step": step, "examples": 0})
     saved.close()
-    record = {
-        "command": sys.argv,
-        "source": plan.prefix,
-        "step": step,
-        "converted": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "numpy")},
-    }
     cfg = plan.cfg.copy_and_resolve_references()
     if plan.vocabulary is not None:
         shutil.copyfile(plan.vocabulary.path, folder / vocabulary.FILE)
         cfg.data.text.update(vocab=str(out / vocabulary.FILE), tokenizer=plan.vocabulary.tokenizer)
     (folder / rundir.CONFIG).write_text(config.to_json(cfg) + "\n")
-    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     (folder / REPORT).write_text(report(plan) + "\n")
-    rundir.RunDir(folder, create=False).write_complete(step)  # nobody trains here
+    run = rundir.RunDir(folder, create=False)
+    run.write_record(source=plan.prefix, step=step, converted=time.strftime(rundir.TIME))
+    run.write_complete(step)  # nobody trains here
 
 
 # -------------------------------------------------------------------------------------- the report

@@ -9,6 +9,7 @@ from typing import Any
 import ml_collections
 
 from mmjax import config
+from mmjax.configs.pretrain._vatt import SPECTROGRAM
 from mmjax.convert import vatt_names
 from mmjax.convert.vatt import Contents
 from mmjax.errors import UserError
@@ -16,7 +17,6 @@ from mmjax.models.patches import SIZES
 from mmjax.models.towers import TOWERS
 
 HEAD_DIM = 64  # of every published model
-_SPECTROGRAM = dict(window=0.04267, step=0.02134, num_bins=80)  # of VATT's loaders
 
 
 class _Shapes(dict):
@@ -227,7 +227,7 @@ def make_config(contents: Contents, *, head_dim: int | None = None) -> ml_collec
     if isinstance(audio.get("patch_size"), int):
         cfg.data.audio.num_samples = audio["patch_size"] * audio["buckets"]
     elif audio:
-        cfg.augment.spectrogram = _SPECTROGRAM
+        cfg.augment.spectrogram = SPECTROGRAM
     if "buckets" in text:
         cfg.data.text.max_words = text["buckets"]
     config.check(cfg)

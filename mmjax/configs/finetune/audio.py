@@ -13,6 +13,7 @@ label a clip, set `--config.data.label.multi_label=False`.
 """
 
 from mmjax.configs.finetune import _vatt
+from mmjax.configs.pretrain._vatt import SPECTROGRAM
 
 
 def get_config(arg: str = "wat_base"):
@@ -24,7 +25,7 @@ def get_config(arg: str = "wat_base"):
     cfg.total_steps = 50_000
     cfg.augment = dict(mixup=5.0)
     if spectrogram:
-        cfg.augment.spectrogram = dict(window=0.04267, step=0.02134, num_bins=80)
+        cfg.augment.spectrogram = SPECTROGRAM
         cfg.augment.spec_augment = dict(time_masks=1, frequency_masks=1)
     cfg.loss = dict(balance=True)
     return cfg

@@ -2,6 +2,9 @@
 
 from mmjax import config
 
+# Log-mel spectrograms of VATT's loaders: 150 × 80 of 153,600 samples at 48 kHz.
+SPECTROGRAM = dict(window=0.04267, step=0.02134, num_bins=80)
+
 
 def settings(model: dict, *, sharding: str = "dp"):
     """The config around a model: data, loss, optimizer and evaluations as published."""

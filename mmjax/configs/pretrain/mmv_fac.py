@@ -14,5 +14,5 @@ from mmjax.configs.pretrain import _vatt
 def get_config(arg: str = "i3d"):
     """`arg`: 'i3d', 'tsm' or 'tsm_x2'."""
     cfg = _vatt.settings(dict(name="mmv_fac", size=arg, remat="full"))
-    cfg.augment.spectrogram = dict(window=0.04267, step=0.02134, num_bins=80)
+    cfg.augment.spectrogram = _vatt.SPECTROGRAM
     return cfg

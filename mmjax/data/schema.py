@@ -31,7 +31,9 @@ END = ("clip/end/timestamp",)
 FILENAME = ("video/filename",)  # context: bytes
 FRAME_RATE = ("image/frame_rate",)  # context: float, Hz
 SAMPLE_RATE = ("WAVEFORM/feature/sample_rate",)  # context: float, Hz
+ROI = ("image/roi",)  # context: int64 [4] = (top, left, height, width), pixels of the frames
 TOUCH = ("touch/encoded",)  # feature list: one JPEG or PNG per touch image
+TOUCH_BACKGROUND = ("touch/background/encoded",)  # feature list: one JPEG or PNG, sensor untouched
 MASKS = ("image/mask/encoded",)  # feature list: PNG uint8 [H, W, 1], 0 = background
 DEPTH = ("image/depth/encoded",)  # feature list: PNG uint16 [H, W, 1], see `encode_depth`
 FLOW = ("image/flow/encoded",)  # feature list: PNG uint16 [H, W, 3], see `encode_flow`
@@ -64,7 +66,9 @@ class Example:
       filename: the source.
       frame_rate: frames per second of `frames`; 0 = not recorded.
       sample_rate: samples per second of `waveform`; 0 = not recorded.
+      roi: (top, left, height, width) in pixels of the frames: the part that matters, within them.
       touch: one JPEG or PNG per touch image.
+      touch_background: one JPEG or PNG of the same sensor when nothing touches it.
       masks: PNG uint8 [H, W, 1] per frame, object numbers, 0 = background.
       depth: PNG uint16 per frame (`encode_depth`).
       flow: PNG uint16 per frame (`encode_flow`), motion from this frame to the next.
@@ -80,7 +84,9 @@ class Example:
     filename: str = ""
     frame_rate: float = 0.0
     sample_rate: float = 0.0
+    roi: tuple[int, int, int, int] | None = None
     touch: list[bytes] = dataclasses.field(default_factory=list)
+    touch_background: list[bytes] = dataclasses.field(default_factory=list)
     masks: list[bytes] = dataclasses.field(default_factory=list)
     depth: list[bytes] = dataclasses.field(default_factory=list)
     flow: list[bytes] = dataclasses.field(default_factory=list)
@@ -96,8 +102,9 @@ def encode(example: Example) -> bytes:
     """The example as a serialized SequenceExample in DMVR's layout.
 
     Raises:
-      UserError: a frame that is not a JPEG, another picture that is neither JPEG nor PNG, or a
-        waveform that is not a finite one-dimensional floating-point array.
+      UserError: a frame that is not a JPEG, another picture that is neither JPEG nor PNG, a roi
+        that is no rectangle, or a waveform that is not a finite one-dimensional floating-point
+        array.
     """
     proto = tf.train.SequenceExample()
     context = proto.context.feature
@@ -106,6 +113,7 @@ def encode(example: Example) -> bytes:
     _put_images(lists, FRAMES[0], example.frames, (_JPEG,), example.filename)
     for (key, *_), images in (
         (TOUCH, example.touch),
+        (TOUCH_BACKGROUND, example.touch_background),
         (MASKS, example.masks),
         (DEPTH, example.depth),
         (FLOW, example.flow),
@@ -119,6 +127,8 @@ def encode(example: Example) -> bytes:
     _put_bytes(context, LABEL_TEXTS[0], [text.encode() for text in example.label_texts])
     if example.labels:
         context[LABELS[0]].int64_list.value.extend(int(label) for label in example.labels)
+    if roi := _checked_roi(example.roi, example.filename):
+        context[ROI[0]].int64_list.value.extend(roi)
     if example.filename:
         _put_bytes(context, FILENAME[0], [example.filename.encode()])
     context[START[0]].int64_list.value.append(int(example.start_us))
@@ -140,8 +150,8 @@ def decode(serialized: bytes, *, waveform_format: str = "float32") -> Example:
         (see `is_int32_waveform`); 'unchecked' for the floats as they are.
 
     Raises:
-      UserError: bytes that are no such message, or with 'float32' a waveform of that defective
-      kind.
+      UserError: bytes that are no such message, a roi that is no rectangle, or with 'float32' a
+        waveform of that defective kind.
     """
     try:
         proto = tf.train.SequenceExample.FromString(serialized)
@@ -161,7 +171,9 @@ def decode(serialized: bytes, *, waveform_format: str = "float32") -> Example:
         filename=next(iter(_get(proto, FILENAME, "bytes_list")), b"").decode(errors="replace"),
         frame_rate=next(iter(_get(proto, FRAME_RATE, "float_list")), 0.0),
         sample_rate=next(iter(_get(proto, SAMPLE_RATE, "float_list")), 0.0),
+        roi=_checked_roi(_get(proto, ROI, "int64_list")),
         touch=_get(proto, TOUCH, "bytes_list"),
+        touch_background=_get(proto, TOUCH_BACKGROUND, "bytes_list"),
         masks=_get(proto, MASKS, "bytes_list"),
         depth=_get(proto, DEPTH, "bytes_list"),
         flow=_get(proto, FLOW, "bytes_list"),
@@ -256,6 +268,19 @@ def _checked_waveform(waveform: np.ndarray, filename: str) -> np.ndarray:
     if not np.isfinite(waveform).all():
         raise UserError(f"The waveform{of} has samples that are NaN or infinite.")
     return np.ascontiguousarray(waveform, "<f4")
+
+
+def _checked_roi(values: Sequence[int] | None, filename: str = "") -> tuple[int, ...] | None:
+    """The roi as whole numbers; None without one."""
+    if values is None or len(values) == 0:
+        return None
+    roi = tuple(int(value) for value in values)
+    if len(roi) != 4 or min(roi) < 0 or 0 in roi[2:]:
+        raise UserError(
+            f"{ROI[0]}{' of ' + filename if filename else ''} is {list(roi)}; expected top, left, "
+            "height and width in pixels, within the picture and not empty."
+        )
+    return roi
 
 
 def _put_images(lists, key: str, images: Sequence[bytes], magic: tuple[bytes, ...], filename: str):

@@ -152,6 +152,37 @@ def test_encode_refuses_what_is_no_jpeg():
         schema.encode(schema.Example(frames=[jpeg(), b"GIF89a"], filename="x.mp4"))
 
 
+def test_touch_fields_lie_where_readers_look_for_them():
+    example = schema.Example(
+        frames=[jpeg()], touch=[jpeg(1)], touch_background=[jpeg(2)], roi=(1, 2, 5, 6)
+    )
+    context, lists = tf.io.parse_single_sequence_example(
+        schema.encode(example),
+        context_features={"image/roi": tf.io.FixedLenFeature([4], tf.int64)},
+        sequence_features={
+            "touch/encoded": tf.io.FixedLenSequenceFeature([], tf.string),
+            "touch/background/encoded": tf.io.FixedLenSequenceFeature([], tf.string),
+        },
+    )
+    assert context["image/roi"].numpy().tolist() == [1, 2, 5, 6]
+    assert lists["touch/encoded"].numpy().tolist() == [jpeg(1)]
+    assert lists["touch/background/encoded"].numpy().tolist() == [jpeg(2)]
+    again = schema.decode(schema.encode(example))
+    assert again == example
+    assert again.modalities == ("video", "touch")
+    assert schema.decode(schema.encode(schema.Example(frames=[jpeg()]))).roi is None
+
+
+@pytest.mark.parametrize("roi", [(1, 2, 3), (-1, 0, 4, 4), (0, 0, 0, 4)])
+def test_a_roi_is_a_rectangle_within_the_picture(roi):
+    with pytest.raises(UserError, match="image/roi of a.jpg.*top, left, height"):
+        schema.encode(schema.Example(frames=[jpeg()], roi=roi, filename="a.jpg"))
+    proto = tf.train.SequenceExample()
+    proto.context.feature["image/roi"].int64_list.value[:] = roi
+    with pytest.raises(UserError, match="image/roi"):
+        schema.decode(proto.SerializeToString())
+
+
 def test_decode_refuses_other_bytes():
     with pytest.raises(UserError, match="neither"):
         schema.decode(b"\xff" * 50)

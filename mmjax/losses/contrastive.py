@@ -10,6 +10,9 @@ Embeddings are L2-normalised here. Everything is computed in float32, whatever c
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -140,6 +143,107 @@ def info_nce(
     return _weighted_mean(0.5 * (rows + columns) - own, weights)
 
 
+def soft_nce(
+    first: jax.Array,
+    second: jax.Array,
+    *,
+    logit_scale: jax.Array | float,
+    mask: jax.Array | None = None,
+    target_temperature: float = 0.05,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """TVL's soft loss (Fu et al. 2024, arXiv 2402.13232): captions say who resembles whom.
+
+    Cross entropies, averaged over both directions, between the softmax of the scaled cosines of
+    `first` with `second` and the softmax of the cosines of `second` with itself, divided by
+    `target_temperature`. No gradient flows into these targets.
+
+    Args:
+      first: [B, D], for example touch.
+      second: [B, D], captions.
+      logit_scale, mask, chunk_size: as of `info_nce`.
+      target_temperature: of the targets; small ones leave the example itself alone.
+
+    Returns:
+      A float32 scalar, 0 when no example is valid.
+
+    Raises:
+      UserError: `chunk_size` does not divide B.
+    """
+    first, second, valid, _ = _prepare(first, second, mask, None, mask)
+    first, second, valid = first[:, 0], second[:, 0], valid[:, 0]
+    captions = jax.lax.stop_gradient(second)
+
+    def one_way(queries, keys):
+        def compare(block):
+            query, caption = block
+            scores = jnp.where(valid, _products(query, keys), _EXCLUDED)
+            likeness = _products(caption, captions) / target_temperature
+            targets = jax.nn.softmax(jnp.where(valid, likeness, _EXCLUDED), axis=1)
+            expected = jnp.sum(targets * jnp.where(valid, scores, 0.0), axis=1)
+            return jax.nn.logsumexp(scores, axis=1) - expected
+
+        blocks = _blocks((queries, captions), chunk_size)
+        if blocks is None:
+            return compare((queries, captions))
+        return jax.lax.map(jax.checkpoint(compare), blocks).reshape(-1)
+
+    losses = one_way(first * logit_scale, second) + one_way(second * logit_scale, first)
+    return _weighted_mean(0.5 * losses, _weights(valid[:, None], valid[:, None], 1))
+
+
+def sigmoid_loss(
+    first: jax.Array,
+    second: jax.Array,
+    *,
+    logit_scale: jax.Array | float,
+    logit_bias: jax.Array | float = 0.0,
+    mask: jax.Array | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Every pair of the batch as a yes-or-no question (SigLIP, Zhai et al. 2023, arXiv 2303.15343).
+
+    The sum over all pairs of -log sigmoid(± (scale · cosine + bias)), + for the pair of one
+    example, divided by the number of valid examples. Arguments, result and errors otherwise as of
+    `info_nce`.
+    """
+    first, second, valid, _ = _prepare(first, second, mask, None, mask)
+    first, second, valid = first[:, 0], second[:, 0], valid[:, 0]
+
+    def compare(block):
+        query, index, query_valid = block
+        logits = logit_scale * _products(query, second) + logit_bias
+        sign = jnp.where(index[:, None] == jnp.arange(len(second)), 1.0, -1.0)
+        losses = -jax.nn.log_sigmoid(sign * logits)
+        return jnp.sum(jnp.where(valid & query_valid[:, None], losses, 0.0), axis=1)
+
+    rows = (first, jnp.arange(len(first)), valid)
+    blocks = _blocks(rows, chunk_size)
+    found = compare(rows) if blocks is None else jax.lax.map(jax.checkpoint(compare), blocks)
+    return found.sum() / jnp.maximum(valid.sum(), 1)
+
+
+def clamped_scale(log_scale: jax.Array, maximum: float) -> jax.Array:
+    """exp(log_scale), at most `maximum` (0: no limit).
+
+    At the limit a gradient that would raise the scale is dropped and one that lowers it passes, so
+    that a learned scale stays there and can come back.
+    """
+    return jnp.exp(_clamp(log_scale, math.log(maximum)) if maximum else log_scale)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _clamp(x, limit):
+    return jnp.minimum(x, limit)
+
+
+_clamp.defvjp(
+    lambda x, limit: (jnp.minimum(x, limit), x),
+    # Descent subtracts the gradient: a positive one leads back below the limit.
+    lambda limit, x, g: (jnp.where((x < limit) | (g > 0), g, jnp.zeros_like(g)),),
+)
+
+
 def batch_top1(
     anchor: jax.Array,
     other: jax.Array,
@@ -191,6 +295,11 @@ def _similarity(first: jax.Array, second: jax.Array) -> jax.Array:
     """[K, N, B, L]."""
     # Accelerators multiply float32 in fewer bits by default: too few at 1 / 0.07.
     return jnp.einsum("knd,bld->knbl", first, second, precision=jax.lax.Precision.HIGHEST)
+
+
+def _products(first: jax.Array, second: jax.Array) -> jax.Array:
+    """[K, B] inner products of [K, D] and [B, D], as exact as `_similarity`."""
+    return jnp.matmul(first, second.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def _log_sums(

@@ -285,3 +285,90 @@ def test_anchors_that_do_not_exist_take_no_part(loss):
     np.testing.assert_allclose(value, again, rtol=1e-6)
     everything = loss(jnp.asarray(texts), jnp.asarray(videos))
     assert abs(float(everything) - float(value)) > 1e-3
+
+
+# The worked example of TVL's losses: four touches, four captions, a scale of 1 / 0.07.
+TOUCH = np.array([[1, 0.2, 0], [0.1, 1, 0.3], [0.3, 0.2, 1], [0.9, 0.1, 0.3]], np.float32)
+TEXT = np.array([[1, 0.1, 0.1], [0.2, 1, 0.1], [0.1, 0.3, 1], [0.95, 0.3, 0]], np.float32)
+SCALE = 1 / 0.07
+
+
+def test_tvl_losses_of_the_worked_example():
+    found = contrastive.info_nce(TOUCH, TEXT, logit_scale=SCALE)
+    np.testing.assert_allclose(found, 0.4526839, rtol=2e-6)
+    found = contrastive.soft_nce(TOUCH, TEXT, logit_scale=SCALE)
+    np.testing.assert_allclose(found, 0.3885876, rtol=2e-6)
+
+
+def soft_by_definition(first, second, scale, mask):
+    """Probabilities along each axis of the two matrices, float64, of the valid examples alone."""
+    keep = mask > 0
+    a, b = unit(first)[keep], unit(second)[keep]
+    likeness, scores = b @ b.T / 0.05, scale * a @ b.T
+
+    def softmax(x, axis):
+        e = np.exp(x - x.max(axis=axis, keepdims=True))
+        return e / e.sum(axis=axis, keepdims=True)
+
+    entropies = [
+        -(softmax(likeness, axis) * np.log(softmax(scores, axis))).sum() / keep.sum()
+        for axis in (0, 1)
+    ]
+    return np.mean(entropies)
+
+
+def sigmoid_by_definition(first, second, scale, bias, mask):
+    a, b = unit(first), unit(second)
+    valid = np.flatnonzero(mask)
+    total = 0.0
+    for i in valid:
+        for j in valid:
+            z = scale * a[i] @ b[j] + bias
+            total += np.log1p(np.exp(-z if i == j else z))
+    return total / len(valid)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_soft_and_sigmoid_losses_are_their_definitions(embeddings, chunk_size):
+    first, second = embeddings[0], embeddings[1][:, 0]
+    options = dict(logit_scale=5.0, mask=MASK, chunk_size=chunk_size)
+    found = contrastive.soft_nce(first, second, **options)
+    np.testing.assert_allclose(found, soft_by_definition(first, second, 5.0, MASK), rtol=1e-5)
+    found = contrastive.sigmoid_loss(first, second, logit_bias=-3.0, **options)
+    np.testing.assert_allclose(
+        found, sigmoid_by_definition(first, second, 5.0, -3.0, MASK), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("loss", [contrastive.soft_nce, contrastive.sigmoid_loss])
+def test_chunks_have_the_gradient_of_the_whole(embeddings, loss):
+    first, second = jnp.asarray(embeddings[0]), jnp.asarray(embeddings[1][:, 0])
+
+    def gradient(chunk_size):
+        function = lambda a, b: loss(a, b, logit_scale=5.0, mask=MASK, chunk_size=chunk_size)  # noqa: E731
+        return jax.grad(function, argnums=(0, 1))(first, second)
+
+    for whole, parts in zip(gradient(None), gradient(4), strict=True):
+        np.testing.assert_allclose(parts, whole, atol=1e-6)
+        assert np.all(np.asarray(whole)[MASK == 0] == 0)  # what does not count is not pulled
+
+
+def test_soft_targets_get_no_gradient():
+    eye = jnp.eye(3)
+    pulled = jax.grad(lambda text: contrastive.soft_nce(eye, text, logit_scale=0.0))(eye)
+    np.testing.assert_array_equal(pulled, 0)  # with scale 0 only the targets depend on the text
+
+
+def test_a_learned_scale_stays_at_its_limit_and_can_come_back():
+    limit = np.log(100.0)
+    scale, up = jax.value_and_grad(lambda x: -contrastive.clamped_scale(x, 100.0))(limit + 0.1)
+    np.testing.assert_allclose(scale, -100.0, rtol=1e-6)
+    assert up == 0
+    down = jax.grad(lambda x: contrastive.clamped_scale(x, 100.0))(limit + 0.1)
+    np.testing.assert_allclose(down, 100.0, rtol=1e-5)
+    np.testing.assert_allclose(
+        contrastive.clamped_scale(limit + 0.1, 0), 100 * np.exp(0.1), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        contrastive.clamped_scale(jnp.float32(2.0), 100.0), np.exp(2), rtol=1e-6
+    )

@@ -8,6 +8,7 @@ setup(
     description="Pretrain, fine-tune and evaluate multimodal encoders (video, audio, text, touch) in JAX",
     license="Apache-2.0",
     packages=find_packages(include=["mmjax", "mmjax.*"]),
+    package_data={"mmjax.data": ["tactile_synonyms.json"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.4",

@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import math
 import pathlib
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ _DEFAULTS: dict[str, Any] = dict(
     task="",  # the task this recipe is for; set by the recipe
     seed=0,
     total_steps=1000,
+    total_examples=0,  # >0: in place of total_steps, so many examples in batches of batch_size
     batch_size=8,  # global: over all devices and hosts
     accumulate_steps=1,  # microbatches per update; exact for contrastive losses
     ema_decay=0.0,  # 0 keeps no moving average
@@ -40,7 +42,7 @@ _DEFAULTS: dict[str, Any] = dict(
     mesh=dict(data=-1, fsdp=1, tensor=1),
     sharding="dp",
     sharding_rules=(),  # (pattern, axes) pairs that go before the preset's
-    checkpoint=dict(every=1000, keep=3, keep_every=0),
+    checkpoint=dict(every=1000, keep=3, keep_every=0, best="", best_of="max"),
     compilation_cache=True,  # under $MMJAX_CACHE, else ~/.cache/mmjax
     tensorboard=True,
 )
@@ -89,8 +91,8 @@ def check(cfg: ml_collections.ConfigDict) -> None:
             f"config.batch_size={cfg.batch_size} is not divisible by "
             f"config.accumulate_steps={cfg.accumulate_steps}."
         )
-    for key in ("clip_shards", "nan_limit"):
-        if cfg[key] < 0:
+    for key in ("clip_shards", "nan_limit", "total_examples"):
+        if cfg.get(key, 0) < 0:
             raise UserError(f"config.{key} must be at least 0, not {cfg[key]}.")
     if not 0 <= cfg.ema_decay < 1:
         raise UserError(f"config.ema_decay must be at least 0 and below 1, not {cfg.ema_decay}.")
@@ -261,10 +263,15 @@ def load(task: str, name: str, overrides: Sequence[str] = ()) -> ml_collections.
 
 
 def apply(cfg: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
-    """Sets what `--config.key=value` arguments say, and checks the whole."""
+    """Sets what `--config.key=value` arguments say and what follows from it; checks the whole.
+
+    A length given by examples becomes `total_steps`, with the last batch whole.
+    """
     for override in overrides:
         _apply(cfg, override)
     check(cfg)
+    if cfg.get("total_examples"):
+        cfg.total_steps = math.ceil(cfg.total_examples / cfg.batch_size)
 
 
 def _apply(cfg: ml_collections.ConfigDict, override: str) -> None:

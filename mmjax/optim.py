@@ -37,7 +37,7 @@ _COMMON = ("name", "schedule", "lr_multipliers", "clip_norm", "clip_groups", "we
 
 
 def make_optimizer(
-    cfg: Mapping[str, Any], params: Any, *, total_steps: int, clip: bool = True
+    cfg: Mapping[str, Any], params: Any, *, total_steps: int, batch_size: int, clip: bool = True
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer of a config section, and its schedule `step -> learning rate` (before factors).
 
@@ -49,6 +49,7 @@ def make_optimizer(
         matches it. `clip_norm`, `clip_groups`: see `make_clipping`.
       params: tree of arrays or shapes, whose paths the patterns are about.
       total_steps: of the run; where schedules end that do not say so.
+      batch_size: of the run, for what a schedule says by examples.
       clip: False leaves clipping to the caller, who clips parts of a batch with `make_clipping`.
 
     Raises:
@@ -65,7 +66,7 @@ def make_optimizer(
             "optimizer.schedule is missing: give for example dict(name='constant', base=1e-4). "
             f"Names: {', '.join(sorted(SCHEDULES))}."
         )
-    schedule = make_schedule(cfg["schedule"], total_steps=total_steps)
+    schedule = make_schedule(cfg["schedule"], total_steps=total_steps, batch_size=batch_size)
     paths = list(tree.flatten(params))
 
     exclude = cfg.get("weight_decay_exclude", ())
@@ -93,8 +94,14 @@ def make_optimizer(
 # Schedules. Each counts steps from 0: the first update is made with schedule(0).
 
 
-def make_schedule(cfg: Mapping[str, Any], *, total_steps: int) -> Schedule:
+def make_schedule(cfg: Mapping[str, Any], *, total_steps: int, batch_size: int) -> Schedule:
     """The schedule of a config section: `name` and the keywords of that function in `SCHEDULES`.
+
+    Any schedule takes besides, for recipes that hold whatever the batch is:
+
+      warmup_examples: in place of warmup_steps.
+      per_examples: the rates are for batches of so many examples; another batch scales them in
+        proportion (the linear rule of Goyal et al. 2017, with TVL's 256). 0: rates as they are.
 
     Raises:
       UserError: an unknown name or key, a missing one, or a value out of range.
@@ -106,7 +113,29 @@ def make_schedule(cfg: Mapping[str, Any], *, total_steps: int) -> Schedule:
     make = choose("optimizer.schedule", name, SCHEDULES)
     if _takes(make, "total_steps"):
         cfg.setdefault("total_steps", total_steps)
-    return make(**_keywords(make, cfg, what=f"optimizer.schedule key for {name!r}"))
+    if (examples := cfg.pop("warmup_examples", None)) is not None:
+        if "warmup_steps" in cfg or not _takes(make, "warmup_steps"):
+            raise UserError(
+                "optimizer.schedule.warmup_examples takes the place of warmup_steps: give one of "
+                f"them ({name!r} takes: {', '.join(inspect.signature(make).parameters)})."
+            )
+        cfg["warmup_steps"] = math.ceil(examples / batch_size)
+    if per_examples := cfg.pop("per_examples", 0):
+        if per_examples < 0:
+            raise UserError(
+                f"optimizer.schedule.per_examples={per_examples} must be at least 0 (off)."
+            )
+        factor = batch_size / per_examples
+        for key in _RATES & cfg.keys():
+            rates = cfg[key]
+            scaled = rates * factor if isinstance(rates, int | float) else None
+            cfg[key] = tuple(rate * factor for rate in rates) if scaled is None else scaled
+    return make(**_keywords(make, cfg, what=f"optimizer.schedule key for {name!r}", other=_SHARED))
+
+
+# Keywords of schedules that any of them takes, and those that are learning rates to scale.
+_SHARED = ("warmup_examples", "per_examples")
+_RATES = {"base", "levels"}
 
 
 def constant(*, base: float, warmup_steps: int = 0, warmup_from: float = 0.0) -> Schedule:

@@ -68,7 +68,11 @@ def build_program(cfg: Any, facts: DataFacts, mesh: jax.sharding.Mesh) -> Progra
     trainable, _ = step_lib.split_params(params, frozen)
     parts = cfg.clip_shards > 0  # the step clips parts of the batch; the optimizer must not again
     tx, schedule = optim.make_optimizer(
-        settings, trainable, total_steps=cfg.total_steps, clip=not parts
+        settings,
+        trainable,
+        total_steps=cfg.total_steps,
+        batch_size=cfg.batch_size,
+        clip=not parts,
     )
 
     def init(key):

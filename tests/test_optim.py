@@ -9,6 +9,7 @@ from mmjax import optim, tree
 from mmjax.errors import UserError
 
 STEPS = 8
+BATCH = 512
 CONSTANT = dict(name="constant", base=0.1)
 # A rate that differs from step to step, 0 first.
 CHANGING = dict(name="cosine", base=0.1, warmup_steps=3)
@@ -29,7 +30,7 @@ def gradients(step):
 def run(cfg, steps=STEPS):
     """{path: float64 array} after training with the optimizer of `cfg`."""
     params = parameters()
-    tx, _ = optim.make_optimizer(cfg, params, total_steps=STEPS)
+    tx, _ = optim.make_optimizer(cfg, params, total_steps=STEPS, batch_size=BATCH)
     state = tx.init(params)
     update = jax.jit(tx.update)
     for step in range(steps):
@@ -204,7 +205,7 @@ def test_clipping_comes_before_the_rule_and_can_be_left_to_the_caller():
     params = parameters()
     sizes = []
     for clip in (True, False):
-        tx, _ = optim.make_optimizer(cfg, params, total_steps=STEPS, clip=clip)
+        tx, _ = optim.make_optimizer(cfg, params, total_steps=STEPS, batch_size=BATCH, clip=clip)
         updates, _ = tx.update(gradients(0), tx.init(params), params)
         sizes.append(norm(jax.tree.leaves(updates)))
     np.testing.assert_allclose(sizes, [0.1 * 0.5, 0.1 * norm(jax.tree.leaves(gradients(0)))], 1e-6)
@@ -223,7 +224,7 @@ def test_leaves_that_are_absent_have_no_slots_and_do_not_count_in_the_norm(tmp_p
         clip_norm=0.5,
     )
     params = without_head(parameters())
-    tx, _ = optim.make_optimizer(cfg, params, total_steps=STEPS)
+    tx, _ = optim.make_optimizer(cfg, params, total_steps=STEPS, batch_size=BATCH)
     state = jax.jit(tx.init)(params)
     names = list(tree.flatten(state))
     assert sum("video/kernel" in name for name in names) == 2  # two moments
@@ -249,7 +250,7 @@ def test_leaves_that_are_absent_have_no_slots_and_do_not_count_in_the_norm(tmp_p
 
 
 def values(steps, total_steps=100, **cfg):
-    schedule = optim.make_schedule(cfg, total_steps=total_steps)
+    schedule = optim.make_schedule(cfg, total_steps=total_steps, batch_size=BATCH)
     traced = jax.jit(jax.vmap(schedule))(jnp.asarray(steps))
     assert traced.dtype == jnp.float32
     np.testing.assert_allclose(traced, [schedule(step) for step in steps], rtol=1e-6)
@@ -296,6 +297,20 @@ def test_rsqrt():
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+def test_rates_and_warmup_that_follow_the_batch():
+    """TVL's recipe: 3e-4 per 256 examples, 10 of 200 epochs of warm-up, at a batch of 512."""
+    epoch = 100  # steps
+    cfg = dict(
+        name="cosine", base=3e-4, per_examples=256, warmup_examples=10 * epoch * BATCH, end=1e-6
+    )
+    got = values([0, 500, 1000, 10_500, 20_000], total_steps=200 * epoch, **cfg)
+    middle = (6e-4 + 1e-6) / 2
+    np.testing.assert_allclose(got, [0, 3e-4, 6e-4, middle, 1e-6], rtol=1e-5, atol=1e-10)
+    cfg = dict(name="stepwise_cosine", levels=(1.0, 0.5), boundaries=(2, 50), per_examples=1024)
+    got = values([1, 2, 50], **cfg)
+    np.testing.assert_allclose(got, [0.25, 0.5, 0.25], rtol=1e-6)
+
+
 # Mistakes.
 
 GOOD = dict(name="adamw", schedule=CONSTANT)
@@ -334,6 +349,21 @@ GOOD = dict(name="adamw", schedule=CONSTANT)
             GOOD | dict(schedule=dict(name="stepwise_cosine", levels=(1, 2), boundaries=(5, 9))),
             "not exceed the 8 steps",
         ),
+        (
+            GOOD
+            | dict(schedule=dict(name="cosine", base=1.0, warmup_steps=1, warmup_examples=512)),
+            "takes the place of warmup_steps: give one",
+        ),
+        (
+            GOOD
+            | dict(
+                schedule=dict(
+                    name="stepwise_cosine", levels=(1,), boundaries=(1,), warmup_examples=512
+                )
+            ),
+            "'stepwise_cosine' takes: levels, boundaries",
+        ),
+        (GOOD | dict(schedule=CONSTANT | dict(per_examples=-1)), "per_examples=-1 must be"),
         (GOOD | dict(weight_decay_exclude=("scale$",)), "'scale$' matches nothing"),
         (
             dict(name="adam", schedule=CONSTANT, weight_decay_exclude=("bias$",)),
@@ -347,5 +377,5 @@ GOOD = dict(name="adamw", schedule=CONSTANT)
 )
 def test_mistakes_are_named(cfg, message):
     with pytest.raises(UserError) as error:
-        optim.make_optimizer(cfg, parameters(), total_steps=STEPS)
+        optim.make_optimizer(cfg, parameters(), total_steps=STEPS, batch_size=BATCH)
     assert message in str(error.value)

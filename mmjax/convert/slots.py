@@ -24,7 +24,9 @@ def abstract(cfg: ml_collections.ConfigDict, params: dict) -> dict:
         settings.pop("frozen", ()), list(tree.flatten(params)), what="config.optimizer.frozen"
     )
     trainable, _ = step.split_params(params, {path: n is not None for path, n in frozen.items()})
-    tx, _ = optim.make_optimizer(settings, trainable, total_steps=cfg.total_steps)
+    tx, _ = optim.make_optimizer(
+        settings, trainable, total_steps=cfg.total_steps, batch_size=cfg.batch_size
+    )
     return jax.eval_shape(tx.init, trainable)
 
 

@@ -6,7 +6,7 @@ Source: VATT (Akbari et al. 2021), sections 3.1–3.3, and its published code.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,20 +55,39 @@ class PatchEmbedding(nnx.Module):
     """A linear map of each patch: a convolution whose stride is its kernel, as one matrix product.
 
     The kernel has the shape of that convolution's, [*patch_size, channels, width].
+
+    Args:
+      cfg: width and dtypes.
+      patch_size: along each axis of the input.
+      channels: of the input.
+      use_bias: add one.
+      kernel_init: initialiser of the kernel.
+      bias_init: initialiser of the bias.
+      rngs: for initialisation.
     """
 
     def __init__(
-        self, cfg: EncoderConfig, *, patch_size: Sequence[int], channels: int, rngs: nnx.Rngs
+        self,
+        cfg: EncoderConfig,
+        *,
+        patch_size: Sequence[int],
+        channels: int,
+        use_bias: bool = True,
+        kernel_init: Callable[..., jax.Array] = glorot_uniform,
+        bias_init: Callable[..., jax.Array] = nnx.initializers.zeros,
+        rngs: nnx.Rngs,
     ):
         self.dtype = cfg.dtype
         shape = (*patch_size, channels, cfg.width)
-        self.kernel = nnx.Param(glorot_uniform(rngs.params(), shape, cfg.param_dtype))
-        self.bias = nnx.Param(jnp.zeros((cfg.width,), cfg.param_dtype))
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, cfg.param_dtype))
+        if use_bias:
+            self.bias = nnx.Param(bias_init(rngs.params(), (cfg.width,), cfg.param_dtype))
 
     def __call__(self, patches: jax.Array) -> jax.Array:  # [..., patch]
         kernel = self.kernel[...]
         kernel = kernel.reshape(-1, kernel.shape[-1]).astype(self.dtype)
-        return patches.astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)
+        embedded = patches.astype(self.dtype) @ kernel
+        return embedded + self.bias[...].astype(self.dtype) if hasattr(self, "bias") else embedded
 
 
 class TokenTransformer(nnx.Module):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
 from mmjax.errors import UserError, choose, unknown
-from mmjax.models import audio, i3d, resnet, text, video
+from mmjax.models import audio, clip, i3d, resnet, text, video, vit
 from mmjax.models.transformer import Encoder, EncoderConfig, split_key
 
 Spec = str | Mapping[str, Any]
@@ -28,7 +28,11 @@ TOWERS: dict[str, tuple[str, type, dict[str, Any]]] = {
     **{n: ("text", text.T5Text, c) for n, c in text.T5_CONFIGS.items()},
     **{n: ("text", text.BertText, c) for n, c in text.BERT_CONFIGS.items()},
     **{n: ("text", text.LinearText, c) for n, c in text.LINEAR_CONFIGS.items()},
+    **{n: ("text", clip.ClipText, c) for n, c in clip.CONFIGS.items()},
+    **{n: ("image", vit.ImageTransformer, c) for n, c in vit.CLIP_CONFIGS.items()},
+    **{n: ("touch", vit.ImageTransformer, c) for n, c in vit.TOUCH_CONFIGS.items()},
 }
+MODALITIES = tuple(dict.fromkeys(modality for modality, *_ in TOWERS.values()))
 ENCODER_OPTIONS = tuple(field.name for field in dataclasses.fields(EncoderConfig))
 
 
@@ -145,13 +149,18 @@ class Towers(nnx.Module):
                 raise unknown("config key model", key, sorted(valid | set(self.OPTIONS)))
 
     def run(
-        self, inputs: Mapping[str, jax.Array], key: jax.Array | None
+        self,
+        inputs: Mapping[str, jax.Array],
+        key: jax.Array | None,
+        *,
+        frozen: Collection[str] = (),
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Pooled features {modality: float32 [N_m, D_m]} and tokens {modality: [N_m, …, D_m]}.
 
         Args:
           inputs: {modality: array [N_m, …]}.
           key: randomness of dropout and DropToken; None for evaluation.
+          frozen: modalities whose own towers run as in evaluation whatever the key.
 
         Raises:
           UserError: a modality without a tower.
@@ -161,6 +170,7 @@ class Towers(nnx.Module):
                 raise unknown("modality", modality, self.modalities)
         each = split_key(key, len(self.modalities) + 1)
         keys = dict(zip((*self.modalities, "encoder"), each, strict=True))
+        keys |= dict.fromkeys(frozen)
         if not hasattr(self, "encoder"):
             outputs = [getattr(self, m)(x, key=keys[m]) for m, x in inputs.items()]
         else:

@@ -1,7 +1,9 @@
 """The transformer encoder that every tower runs: attention, feed-forward, stacked blocks.
 
 Sources: Vaswani et al. 2017; the pre-norm form, erf GELU and places of dropout of VATT (Akbari et
-al. 2021, published code); T5's variants (RMS norms, unscaled attention, position bias) by options.
+al. 2021, published code); T5's variants (RMS norms, unscaled attention, position bias), CLIP's
+(causal attention, quick GELU; Radford et al. 2021) and stochastic depth (Huang et al. 2016) by
+options.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from flax import nnx
 from mmjax.errors import UserError, choose, unknown
 
 ATTENTION_IMPLS = ("auto", "xla", "cudnn")
-ACTIVATIONS = ("relu", "gelu", "swish", "geglu")
+ACTIVATIONS = ("relu", "gelu", "quick_gelu", "swish", "geglu")
 NORMS = ("layer", "rms")
+KERNEL_INITS = ("glorot", "timm", "clip")
 # What the backward pass keeps of a layer: everything, nothing but its input, or the results of its
 # matrix products with parameters (attention scores and activations are computed again).
 REMAT_POLICIES: dict[str, Any] = {
@@ -36,6 +39,15 @@ def token_init(width: int) -> Callable[..., jax.Array]:
     """Initializer of a learned token [width]: a truncated normal with a true std of width^-1/2."""
     cut_at_two_sigma = 0.87962566103423978  # std of a unit normal cut at ±2
     return nnx.initializers.truncated_normal(width**-0.5 / cut_at_two_sigma)
+
+
+def fan_in_uniform(fan_in: int) -> Callable[..., jax.Array]:
+    """Initializer uniform in ±fan_in^-1/2, torch's default of dense layers and convolutions."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return init
 
 
 def check_dtypes(options: Any) -> None:
@@ -58,15 +70,21 @@ class EncoderConfig:
       num_heads: attention heads.
       head_dim: features of a head; num_heads · head_dim need not equal `width`.
       mlp_dim: hidden units of the feed-forward part.
-      activation: 'relu', 'gelu' (erf form), 'swish', or 'geglu' (gated GELU).
+      activation: 'relu', 'gelu' (erf form), 'quick_gelu' (x · sigmoid(1.702 x), OpenAI's CLIP),
+        'swish', or 'geglu' (gated GELU).
       use_bias: biases in attention and feed-forward.
       pre_norm: normalise before each part and once at the end; False: after each residual sum.
-      attention_norm, mlp_norm, final_norm: 'layer' (mean, variance, scale, bias) or 'rms' (scale).
+      attention_norm, mlp_norm, final_norm: 'layer' (mean, variance, scale, bias) or 'rms' (scale);
+        `final_norm` may be 'none'.
       epsilon: of the norms.
       scale_attention: divide scores by sqrt(head_dim); T5 does not.
       dropout_rate: on tokens and hidden units.
       attention_dropout_rate: on attention weights; None is `dropout_rate`. Only 0 lets cuDNN
         attend.
+      drop_path_rate: stochastic depth: an example skips the parts of the last layer with this
+        probability, those of the first never, of others in proportion to their depth.
+      kernel_init: of dense layers: 'glorot' (uniform), 'timm' (normal of std 0.02), 'clip' (normal;
+        its std depends on the width, in what is added to the residual also on the depth).
       attention_impl: 'xla', 'cudnn', or 'auto' (cuDNN where it can: GPU, half precision, no
         dropout).
       dtype: of computation; norms and softmax run in float32 whatever it is.
@@ -91,6 +109,8 @@ class EncoderConfig:
     scale_attention: bool = True
     dropout_rate: float = 0.1
     attention_dropout_rate: float | None = None
+    drop_path_rate: float = 0.0
+    kernel_init: str = "glorot"
     attention_impl: str = "auto"
     dtype: Any = "float32"
     param_dtype: Any = "float32"
@@ -102,7 +122,8 @@ class EncoderConfig:
             ("activation", ACTIVATIONS),
             ("attention_norm", NORMS),
             ("mlp_norm", NORMS),
-            ("final_norm", NORMS),
+            ("final_norm", (*NORMS, "none")),
+            ("kernel_init", KERNEL_INITS),
             ("attention_impl", ATTENTION_IMPLS),
             ("remat", tuple(REMAT_POLICIES)),
         ):
@@ -112,17 +133,33 @@ class EncoderConfig:
         for kind in ("num_layers", "width", "num_heads", "head_dim", "mlp_dim"):
             if getattr(self, kind) < 1:
                 raise UserError(f"{kind} must be at least 1, not {getattr(self, kind)}.")
-        for kind in ("dropout_rate", "attention_dropout_rate"):
+        for kind in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
             if not 0 <= (getattr(self, kind) or 0) < 1:
                 raise UserError(f"{kind} must be in [0, 1), not {getattr(self, kind)}.")
 
-    def linear(self, fan_in: int, fan_out: int, *, use_bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
-        """A dense layer with this encoder's dtypes and Glorot-uniform kernel."""
+    def linear(
+        self,
+        fan_in: int,
+        fan_out: int,
+        *,
+        use_bias: bool,
+        clip_std: float | None = None,
+        rngs: nnx.Rngs,
+    ) -> nnx.Linear:
+        """A dense layer with this encoder's dtypes and kind of kernel.
+
+        `clip_std` is the std with `kernel_init='clip'`; None is width^-1/2.
+        """
+        init = {
+            "glorot": glorot_uniform,
+            "timm": nnx.initializers.normal(0.02),
+            "clip": nnx.initializers.normal(clip_std or self.width**-0.5),
+        }[self.kernel_init]
         return nnx.Linear(
             fan_in,
             fan_out,
             use_bias=use_bias,
-            kernel_init=glorot_uniform,
+            kernel_init=init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=rngs,
@@ -134,6 +171,11 @@ class EncoderConfig:
         if kind == "rms":
             return nnx.RMSNorm(self.width, rngs=rngs, **options)
         return nnx.LayerNorm(self.width, use_fast_variance=False, rngs=rngs, **options)
+
+    @property
+    def residual_std(self) -> float:
+        """`clip_std` of the layers whose results are added to the residual."""
+        return (2 * self.width * self.num_layers) ** -0.5
 
     def flops(self, num_tokens: int) -> float:
         """Floating-point operations of one forward pass over one sequence (2 per multiply-add).
@@ -155,6 +197,25 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
+def drop_path(
+    x: jax.Array,
+    rate: jax.Array | float,
+    key: jax.Array | None,
+    *,
+    segments: Sequence[tuple[int, int]],
+) -> jax.Array:
+    """Zeroes a `rate` of the sequences in rows [B, T, D] and scales up the rest; nothing without a
+    key. `segments` are (sequences in a row, their length), in order."""
+    if key is None:
+        return x
+    counts, lengths = zip(*segments, strict=True)
+    keep = jax.random.bernoulli(key, 1 - rate, (len(x), sum(counts)))
+    parts = jnp.split(keep, np.cumsum(counts)[:-1], axis=1)
+    spread = [jnp.repeat(part, n, axis=1) for part, n in zip(parts, lengths, strict=True)]
+    keep = jnp.concatenate(spread, axis=1)[..., None]  # [B, T, 1]
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
 def split_key(key: jax.Array | None, count: int):
     """`count` keys, or as many Nones: modules take None for 'no randomness'."""
     return [None] * count if key is None else jax.random.split(key, count)
@@ -165,6 +226,11 @@ def gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x σ(1.702 x), what OpenAI trained its CLIP models with for GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def attend(
     query: jax.Array,
     key: jax.Array,
@@ -173,6 +239,7 @@ def attend(
     scale: float,
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
+    causal: bool = False,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     impl: str = "auto",
@@ -186,6 +253,7 @@ def attend(
       scale: factor of the scores.
       bias: added to the scaled scores; broadcasts to [B, H, T, S].
       mask: True where a key may be seen; broadcasts to [B, H, T, S].
+      causal: a query sees no keys behind it, besides what `mask` says.
       dropout_rate: on attention weights, when `dropout_key` is given.
       dropout_key: randomness of that dropout.
       impl: 'xla', 'cudnn' or 'auto'.
@@ -207,12 +275,22 @@ def attend(
         if bias is not None:
             bias = bias.astype(query.dtype)
         return jax.nn.dot_product_attention(
-            query, key, value, bias=bias, mask=mask, scale=scale, implementation="cudnn"
+            query,
+            key,
+            value,
+            bias=bias,
+            mask=mask,
+            is_causal=causal,
+            scale=scale,
+            implementation="cudnn",
         )
     scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
     scores = scores * scale
     if bias is not None:
         scores = scores + bias
+    if causal:
+        seen = np.tri(query.shape[1], key.shape[1], dtype=bool)
+        mask = seen if mask is None else mask & seen
     if mask is not None:
         scores = jnp.where(mask, scores, -1e9)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
@@ -229,9 +307,11 @@ class Attention(nnx.Module):
         self.query = cfg.linear(cfg.width, inner, use_bias=cfg.use_bias, rngs=rngs)
         self.key = cfg.linear(cfg.width, inner, use_bias=cfg.use_bias, rngs=rngs)
         self.value = cfg.linear(cfg.width, inner, use_bias=cfg.use_bias, rngs=rngs)
-        self.out = cfg.linear(inner, cfg.width, use_bias=cfg.use_bias, rngs=rngs)
+        self.out = cfg.linear(
+            inner, cfg.width, use_bias=cfg.use_bias, clip_std=cfg.residual_std, rngs=rngs
+        )
 
-    def __call__(self, x, *, segments, masks, bias=None, key=None):  # [B, T, D]
+    def __call__(self, x, *, segments, masks, causal, bias=None, key=None):  # [B, T, D]
         cfg = self.cfg
         rate = cfg.attention_dropout_rate
         heads = (*x.shape[:2], cfg.num_heads, cfg.head_dim)
@@ -246,6 +326,7 @@ class Attention(nnx.Module):
                 scale=cfg.head_dim**-0.5 if cfg.scale_attention else 1.0,
                 bias=bias,
                 mask=mask,
+                causal=causal,
                 dropout_rate=cfg.dropout_rate if rate is None else rate,
                 dropout_key=segment_key,
                 impl=cfg.attention_impl,
@@ -260,13 +341,17 @@ class FeedForward(nnx.Module):
 
     def __init__(self, cfg: EncoderConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
-        self.up = cfg.linear(cfg.width, cfg.mlp_dim, use_bias=cfg.use_bias, rngs=rngs)
+        options = dict(use_bias=cfg.use_bias, rngs=rngs)
+        inner_std = (2 * cfg.width) ** -0.5
+        self.up = cfg.linear(cfg.width, cfg.mlp_dim, clip_std=inner_std, **options)
         if cfg.activation == "geglu":
-            self.gate = cfg.linear(cfg.width, cfg.mlp_dim, use_bias=cfg.use_bias, rngs=rngs)
-        self.down = cfg.linear(cfg.mlp_dim, cfg.width, use_bias=cfg.use_bias, rngs=rngs)
+            self.gate = cfg.linear(cfg.width, cfg.mlp_dim, clip_std=inner_std, **options)
+        self.down = cfg.linear(cfg.mlp_dim, cfg.width, clip_std=cfg.residual_std, **options)
 
     def __call__(self, x, *, key=None):
-        activation = {"relu": jax.nn.relu, "swish": jax.nn.silu}.get(self.cfg.activation, gelu)
+        activation = {"relu": jax.nn.relu, "swish": jax.nn.silu, "quick_gelu": quick_gelu}.get(
+            self.cfg.activation, gelu
+        )
         hidden = activation(self.up(x))
         if self.cfg.activation == "geglu":
             hidden = hidden * self.gate(x)
@@ -283,15 +368,22 @@ class Block(nnx.Module):
         self.mlp_norm = cfg.norm(cfg.mlp_norm, rngs=rngs)
         self.mlp = FeedForward(cfg, rngs=rngs)
 
-    def __call__(self, x, *, segments, masks, bias=None, key=None):  # [B, T, D]
+    def __call__(
+        self, x, *, segments, masks, causal, bias=None, skip_rate=None, key=None
+    ):  # [B, T, D]
         rate, pre_norm = self.cfg.dropout_rate, self.cfg.pre_norm
-        keys = split_key(key, 4)
+        keys = split_key(key, 4 if skip_rate is None else 6)
+
+        def part(y, key, skip_key):
+            y = dropout(y, rate, key)
+            return y if skip_rate is None else drop_path(y, skip_rate, skip_key, segments=segments)
+
         y = self.attention_norm(x) if pre_norm else x
-        y = self.attention(y, segments=segments, bias=bias, masks=masks, key=keys[0])
-        x = x + dropout(y, rate, keys[1])
+        y = self.attention(y, segments=segments, bias=bias, masks=masks, causal=causal, key=keys[0])
+        x = x + part(y, keys[1], keys[-2])
         x = x if pre_norm else self.attention_norm(x)
         y = self.mlp_norm(x) if pre_norm else x
-        x = x + dropout(self.mlp(y, key=keys[2]), rate, keys[3])
+        x = x + part(self.mlp(y, key=keys[2]), keys[3], keys[-1])
         return x if pre_norm else self.mlp_norm(x)
 
 
@@ -308,7 +400,7 @@ class Encoder(nnx.Module):
         self.layers = jax.vmap(lambda key: Block(cfg, rngs=nnx.Rngs(key)))(
             jax.random.split(rngs.params(), cfg.num_layers)
         )
-        if cfg.pre_norm:
+        if cfg.pre_norm and cfg.final_norm != "none":
             self.final_norm = cfg.norm(cfg.final_norm, rngs=rngs)
 
     def __call__(
@@ -317,6 +409,7 @@ class Encoder(nnx.Module):
         *,
         bias: jax.Array | None = None,
         key_mask: jax.Array | None = None,
+        causal: bool = False,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Encodes tokens.
@@ -325,12 +418,15 @@ class Encoder(nnx.Module):
           x: [B, T, width].
           bias: added to the scores of every layer; broadcasts to [B, heads, T, T].
           key_mask: bool [B, T], False for padding that no token may attend to.
-          key: randomness of dropout; None for none (evaluation).
+          causal: no token attends to those behind it.
+          key: randomness of dropout and stochastic depth; None for none (evaluation).
 
         Returns:
           [B, T, width] in the compute dtype.
         """
-        return self._run(x, [(1, x.shape[1])], bias=bias, masks=[_of_keys(key_mask)], key=key)
+        return self._run(
+            x, [(1, x.shape[1])], bias=bias, masks=[_of_keys(key_mask)], causal=causal, key=key
+        )
 
     def together(
         self,
@@ -349,7 +445,7 @@ class Encoder(nnx.Module):
         Args:
           sequences: [N_m, T_m, width].
           key_masks: bool [N_m, T_m] or None, as `key_mask` of `__call__`.
-          key: randomness of dropout; None for none (evaluation).
+          key: randomness of dropout and stochastic depth; None for none (evaluation).
 
         Returns:
           As many [N_m, T_m, width] in the compute dtype.
@@ -367,24 +463,32 @@ class Encoder(nnx.Module):
         parts = jnp.split(encoded, ends[:-1], axis=1)
         return [part.reshape(x.shape) for part, x in zip(parts, sequences, strict=True)]
 
-    def _run(self, x, segments, *, masks, bias=None, key=None):  # [B, T, D]
+    def _run(self, x, segments, *, masks, bias=None, causal=False, key=None):  # [B, T, D]
         """Blocks and final norm; `segments` are (sequences in a row, their length), in order."""
         cfg = self.cfg
-        if not (cfg.dropout_rate or cfg.attention_dropout_rate):
+        if not (cfg.dropout_rate or cfg.attention_dropout_rate or cfg.drop_path_rate):
             key = None
         layer_key, final_key = split_key(key, 2)
         keys = None if key is None else jax.random.split(layer_key, cfg.num_layers)
 
+        skip_rates = None
+        if key is not None and cfg.drop_path_rate:
+            skip_rates = jnp.linspace(0, cfg.drop_path_rate, cfg.num_layers)
+        options = dict(segments=segments, bias=bias, masks=masks, causal=causal)
+
         def body(x, layer):
-            block, block_key = layer
-            return block(x, segments=segments, bias=bias, masks=masks, key=block_key), None
+            block, block_key, skip_rate = layer
+            return block(x, skip_rate=skip_rate, key=block_key, **options), None
 
         if cfg.remat != "none":
             policy = choose("remat", cfg.remat, REMAT_POLICIES)
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         x, _ = jax.lax.scan(
-            body, x.astype(cfg.dtype), (self.layers, keys), unroll=cfg.scan_unroll or cfg.num_layers
+            body,
+            x.astype(cfg.dtype),
+            (self.layers, keys, skip_rates),
+            unroll=cfg.scan_unroll or cfg.num_layers,
         )
-        if cfg.pre_norm:
-            x = dropout(self.final_norm(x), cfg.dropout_rate, final_key)
-        return x
+        if hasattr(self, "final_norm"):
+            x = self.final_norm(x)
+        return dropout(x, cfg.dropout_rate, final_key) if cfg.pre_norm else x

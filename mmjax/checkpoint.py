@@ -3,17 +3,22 @@
 A checkpoint is `<run>/checkpoints/<step>/` with the state (`PyTreeSave`) and a small JSON beside
 it. Saves are asynchronous and appear under their name only when complete, so a killed writer or a
 full disk leaves the one before as the newest.
+
+Parameters that are frozen are the same in every checkpoint of a run: they are saved once, in
+`<run>/checkpoints/frozen-<hash of their bits>/`, which the JSON of each step names. Readers see one
+state, wherever its parts are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -23,7 +28,8 @@ from mmjax.convert import tf2
 from mmjax.errors import UserError
 
 FOLDER = "checkpoints"
-_METADATA = "_CHECKPOINT_METADATA"
+FROZEN = "frozen"  # in the JSON of a step, and how the folders' names begin
+METADATA = "_CHECKPOINT_METADATA"
 
 
 def folder_of(run_dir: str | os.PathLike) -> pathlib.Path:
@@ -38,7 +44,7 @@ def list_steps(run_dir: str | os.PathLike) -> list[int]:
     return sorted(
         int(entry.name)
         for entry in folder.iterdir()
-        if entry.name.isdigit() and (entry / _METADATA).exists()
+        if entry.name.isdigit() and (entry / METADATA).exists()
     )
 
 
@@ -74,6 +80,7 @@ class Checkpoints:
       every: save each time the step is a multiple of this.
       keep: how many of the newest stay.
       keep_every: besides, keep those whose step is a multiple of this (0: none).
+      frozen: {path of a parameter: whether it is frozen}, of the trainer's; {}: none is.
       read_only: for readers beside a trainer: nothing is created or deleted.
     """
 
@@ -84,6 +91,7 @@ class Checkpoints:
         every: int = 1000,
         keep: int = 3,
         keep_every: int = 0,
+        frozen: Mapping[str, bool] | None = None,
         read_only: bool = False,
     ):
         if every < 1 or keep < 1 or keep_every < 0:
@@ -93,6 +101,8 @@ class Checkpoints:
             )
         self.run_dir = pathlib.Path(run_dir).absolute()
         self.every = every
+        self._frozen = {f"params/{path}" for path, yes in (frozen or {}).items() if yes}
+        self._frozen_name: str | None = None  # of the folder that has them, once it is known
         self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
@@ -122,6 +132,9 @@ class Checkpoints:
         if step in self.steps():
             return
         try:
+            if self._frozen:
+                meta = {**meta, FROZEN: self._save_frozen(state)}
+                state = _params_only(state, lambda path: path not in self._frozen)
             # Forced: after a return to an older step, that step's successors are saved again.
             self._manager.save(
                 step,
@@ -132,6 +145,19 @@ class Checkpoints:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unwritable(error) from error
+
+    def _save_frozen(self, state: dict) -> str:
+        """The folder that has the frozen parameters, which is written if it is not there."""
+        if self._frozen_name is None:
+            frozen = _params_only({"params": state["params"]}, lambda path: path in self._frozen)
+            name = f"{FROZEN}-{_fingerprint(frozen)}"
+            if not (folder_of(self.run_dir) / name / METADATA).exists():
+                with _frozen_reader() as checkpointer:
+                    checkpointer.save(
+                        folder_of(self.run_dir) / name, args=ocp.args.PyTreeSave(frozen), force=True
+                    )
+            self._frozen_name = name
+        return self._frozen_name
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
@@ -149,27 +175,39 @@ class Checkpoints:
             "space (or give another --model_dir) and start again: the run resumes from it."
         )
 
-    def restore(self, step: int, state: Any) -> tuple[dict, dict]:
+    def restore(self, step: int, state: Any, *, as_numpy: bool = False) -> tuple[dict, dict]:
         """The state and the JSON of a step.
 
         Args:
           step: of `steps()`.
           state: abstract state (`jax.ShapeDtypeStruct` with shardings); may hold some of the
             top-level parts only, then only these are read.
+          as_numpy: arrays of the host; `state` needs no shardings.
 
         Raises:
           UserError: the checkpoint belongs to another architecture; what differs is named.
         """
         self._check_same(step, state)
-        args = ocp.args.PyTreeRestore(
-            item=state,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(state),
-            partial_restore=True,
-        )
+        kept = self._kept_apart(step)
+
+        def args(item):
+            how = ocp.checkpoint_utils.construct_restore_args(item)
+            if as_numpy:
+                how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+            return ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+
+        own = _params_only(state, lambda path: path not in kept)
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=args, meta=ocp.args.JsonRestore())
+            step, args=ocp.args.Composite(state=args(own), meta=ocp.args.JsonRestore())
         )
-        return restored.state, restored.meta
+        found, meta = dict(restored.state), dict(restored.meta)
+        name = meta.pop(FROZEN, None)
+        parts = {"params": state["params"]} if "params" in state else {}
+        if rest := _params_only(parts, lambda path: path in kept):
+            frozen = self._from_frozen(name, lambda c, path: c.restore(path, args=args(rest)))
+            leaves = tree.flatten(frozen["params"]) | tree.flatten(found.get("params", {}))
+            found["params"] = tree.map_named(lambda path, _: leaves[path], state["params"])
+        return found, meta
 
     def restore_newest(self, state: Any) -> tuple[dict, dict, int] | None:
         """`(state, json, step)` of the newest checkpoint that can be read; None if there is none.
@@ -178,8 +216,8 @@ class Checkpoints:
         warning, and the one before is used.
         """
         for entry in folder_of(self.run_dir).glob("*"):
-            if entry.name.isdigit() and not (entry / _METADATA).exists():
-                self._set_aside(int(entry.name), f"it has no {_METADATA}")
+            if entry.name.isdigit() and not (entry / METADATA).exists():
+                self._set_aside(int(entry.name), f"it has no {METADATA}")
         for step in reversed(self.steps()):
             try:
                 return (*self.restore(step, state), step)
@@ -207,23 +245,46 @@ class Checkpoints:
         metadata = self._manager.item_metadata(step)["state"]
         if metadata is None:
             raise ValueError(f"the metadata of step {step} cannot be read")
-        leaves = tree.flatten(getattr(metadata, "tree", metadata))
-        return {path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves.items()}
+        return _shapes(metadata) | self._kept_apart(step)
+
+    def _kept_apart(self, step: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """`shapes` of the frozen parameters that are not in the step's own folder."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        name = (restored.meta or {}).get(FROZEN)
+        if name is None:
+            return {}
+        return self._from_frozen(name, lambda c, path: _shapes(c.metadata(path).item_metadata))
+
+    def _from_frozen(
+        self, name: str, function: Callable[[ocp.Checkpointer, pathlib.Path], Any]
+    ) -> Any:
+        """`function` of a reader and the folder of frozen parameters.
+
+        Raises:
+          UserError: they are gone or damaged. Without them no step of the run is whole, so that
+            none is set aside for it.
+        """
+        path = folder_of(self.run_dir) / name
+        try:
+            if not (path / METADATA).exists():
+                raise FileNotFoundError(f"it has no {METADATA}")
+            with _frozen_reader() as checkpointer:
+                return function(checkpointer, path)
+        except Exception as error:  # noqa: BLE001 - Orbax has no common type for damage
+            why = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path}, which has the frozen parameters of this run's checkpoints, cannot be "
+                f"read: {why}. Copy it there again; another run that froze the same has the same."
+            ) from error
 
     def read(self, step: int, parts: Sequence[str]) -> dict:
         """Some parts of the state ('params', 'extra', …) as numpy arrays, on whatever devices."""
         shapes = self.shapes(step)
-        wanted = {p: s for p, s in shapes.items() if p.split("/")[0] in parts}
-        target = tree.unflatten(
-            {path: jax.ShapeDtypeStruct(shape, dtype) for path, (shape, dtype) in wanted.items()}
-        )
-        args = ocp.args.PyTreeRestore(
-            item=target,
-            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target),
-            partial_restore=True,
-        )
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=args))
-        return {part: restored.state.get(part, {}) for part in parts}
+        target = {
+            p: jax.ShapeDtypeStruct(*s) for p, s in shapes.items() if p.split("/")[0] in parts
+        }
+        found = self.restore(step, tree.unflatten(target), as_numpy=True)[0]
+        return {part: found.get(part, {}) for part in parts}
 
     def _check_same(self, step: int, state: Any) -> None:
         there = self.shapes(step)
@@ -256,61 +317,52 @@ class Checkpoints:
             raise self._unwritable(error) from error
 
 
+def _frozen_reader() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+
+def _shapes(metadata: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    leaves = tree.flatten(getattr(metadata, "tree", metadata))
+    return {path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves.items()}
+
+
+def _params_only(state: Mapping[str, Any], wanted: Callable[[str], bool]) -> dict:
+    """The state with those of its parameters whose path is wanted; without `params` if none is."""
+    leaves = {
+        path: leaf
+        for path, leaf in tree.flatten(state.get("params", {})).items()
+        if wanted(f"params/{path}")
+    }
+    rest = {name: part for name, part in state.items() if name != "params"}
+    return rest | ({"params": tree.unflatten(leaves)} if leaves else {})
+
+
+def _fingerprint(state: dict) -> str:
+    """A hash of the bits of all leaves, the same on any mesh."""
+    leaves = tree.flatten(state)
+    sums = jax.device_get(
+        jax.jit(lambda leaves: [_bit_sums(x) for x in leaves])(list(leaves.values()))
+    )
+    digest = hashlib.sha256()
+    for (path, leaf), both in zip(leaves.items(), sums, strict=True):
+        digest.update(f"{path} {leaf.shape} {leaf.dtype} {both[0]} {both[1]}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _bit_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two sums of the bits as numbers, modulo 2^32: one plain, one by place. Integers add up to
+    the same in any order, so a sharded array has the sums of a whole one."""
+    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).reshape(-1)
+    place = jax.lax.iota(jnp.uint32, bits.size)
+    return bits.sum(dtype=jnp.uint32), (bits * (place * jnp.uint32(2654435761) + 1)).sum(
+        dtype=jnp.uint32
+    )
+
+
 def _free_name(path: pathlib.Path) -> pathlib.Path:
     number, candidate = 0, path
     while candidate.exists():
         number += 1
         candidate = path.with_name(f"{path.name}{number}")
     return candidate
-
-
-def snapshot(run_dir: str | os.PathLike, step: int, target: str | os.PathLike) -> bool:
-    """Copies a checkpoint (hard links where possible) to `<target>/checkpoints/<step>`.
-
-    A trainer may delete an old checkpoint while it is being read; a snapshot cannot vanish.
-
-    Returns:
-      False if the checkpoint vanished before it was copied.
-
-    Raises:
-      UserError: the copy cannot be written.
-    """
-    source = folder_of(run_dir) / str(step)
-    final = folder_of(target) / str(step)
-    partial = final.with_name(f"{step}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(final, ignore_errors=True)
-
-    def link(a: str, b: str) -> None:
-        try:
-            os.link(a, b)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            shutil.copyfile(a, b)
-
-    try:
-        before = _files(source)
-        shutil.copytree(source, partial, copy_function=link)
-        complete = before == _files(partial) == _files(source) and _METADATA in before
-    except OSError as error:
-        # shutil.Error is one: [(source, target, why), …]
-        failed = (
-            [item[0] for item in error.args[0]] if isinstance(error, shutil.Error) else [source]
-        )
-        if all(os.path.exists(path) for path in failed):
-            shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(
-                f"Could not copy {source} to {final}: {error}. Free some space there, or make it "
-                "writable."
-            ) from error
-        complete = False
-    if not complete:
-        shutil.rmtree(partial, ignore_errors=True)
-        return False
-    partial.rename(final)
-    return True
-
-
-def _files(folder: pathlib.Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import jax
 from absl import logging
 
-from mmjax import checkpoint, config, distributed, sharding, tree
+from mmjax import checkpoint, config, distributed, sharding, snapshot, tree
 from mmjax.errors import UserError
 from mmjax.evals import Evaluator, format_results, make_evaluators
 from mmjax.monitor import writers
@@ -282,11 +282,18 @@ def run_job(
         write = _writer(run, tensorboard=cfg.tensorboard)
         if override_checkpoint:
             return _evaluate_one(evaluators, restore, write, step, run_dir)
+        best = snapshot.Best.from_config(run.path, config.plain(cfg.checkpoint), cfg.evals)
+
+        def write_and_keep(step: int, results: Mapping[str, float]) -> None:
+            write(step, results)
+            if best.improved_by(results):
+                best.keep(step, results)
+
         failures = watch(
             run,
             evaluators,
             restore,
-            write,
+            write_and_keep,
             list_steps=lambda: checkpoint.list_steps(run.path),
             pause=pause,
         )
@@ -367,7 +374,9 @@ def _prepare(
     mesh = _mesh(cfg)
     data_cfg = config.plain(cfg.data)
     task = make_task(cfg, _facts(cfg))
-    evaluators = make_evaluators(config.plain(cfg.evals), task=task, data_cfg=data_cfg, mesh=mesh)
+    evaluators = make_evaluators(
+        config.plain(cfg.evals), task=task, data_cfg=data_cfg, mesh=mesh, folder=run.path
+    )
     if not evaluators:
         raise UserError("config.evals is empty: there is nothing to evaluate.")
     chosen = [e for e in evaluators if e.schedule.where == "eval"]
@@ -408,7 +417,7 @@ def _restore(
     if not os.access(run.path, os.W_OK):
         target = pathlib.Path(tempfile.mkdtemp(prefix="mmjax-snapshot-"))
     try:
-        if not checkpoint.snapshot(run.path, step, target):
+        if not snapshot.snapshot(run.path, step, target):
             return None
         with contextlib.closing(checkpoint.Checkpoints(target, read_only=True)) as saved:
             there = saved.shapes(step)

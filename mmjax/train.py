@@ -24,6 +24,7 @@ from mmjax import (
     initialize,
     optim,
     sharding,
+    snapshot,
     tree,
 )
 from mmjax import step as step_lib
@@ -206,13 +207,16 @@ def train(
         data_cfg=config.plain(cfg.data),
         mesh=mesh,
         where="train",
+        folder=run.path,
     )
     for evaluator in evaluators:
         evaluator.check(program.state)
+    keep = config.plain(cfg.checkpoint)
+    best = snapshot.Best.from_config(run.path, keep, cfg.evals)
     keep = config.keywords(
-        checkpoint.Checkpoints, cfg.checkpoint, "checkpoint", given=["run_dir", "read_only"]
+        checkpoint.Checkpoints, keep, "checkpoint", given=["run_dir", "read_only", "frozen"]
     )
-    saved = checkpoint.Checkpoints(run.path, **keep)
+    saved = checkpoint.Checkpoints(run.path, frozen=program.frozen, **keep)
     logging.info("Run directory: %s", run.path)
     logging.info(
         "%s examples, %d a step. The train state:\n%s",
@@ -272,6 +276,17 @@ def train(
                 for name, value in metrics.items():
                     window_metrics[name].append(value)
 
+        def save(step: int, state: dict) -> None:
+            saved.save(step, state, {"step": step, "examples": step * cfg.batch_size})
+
+        def keep_best(step: int, state: dict, results: Mapping[str, float]) -> None:
+            if best.improved_by(results):
+                save(step, state)
+                saved.wait()
+                if primary:
+                    best.keep(step, results)
+                distributed.barrier("best")
+
         # ---- the loop
         batches = iter(data.iterate(first))
         step = first
@@ -307,7 +322,7 @@ def train(
                 with meter.pause():
                     settle(pending)
                     pending = None
-                    saved.save(step, state, {"step": step, "examples": step * cfg.batch_size})
+                    save(step, state)
             if reason:
                 break
             with meter.pause():
@@ -316,11 +331,13 @@ def train(
                     writer.scalars(step, done)
                     if step < cfg.total_steps:
                         logging.info("%s", evals.format_results(done, title=f"Step {step}"))
+                keep_best(step, state, done)
                 results.update(done)
         if first == cfg.total_steps:  # it was stopped after its last step, before it was judged
             results = evaluate.run_due(evaluators, state, step, final=True)
             if primary:
                 writer.scalars(step, results)
+            keep_best(step, state, results)
 
         # ---- the end
         saved.wait()

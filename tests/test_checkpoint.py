@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax import checkpoint, sharding, tree
+from mmjax import checkpoint, sharding, snapshot, tree
 from mmjax.checkpoint import Checkpoints
 from mmjax.errors import UserError
 
@@ -39,6 +39,15 @@ def at(state, step):
     return dict(state, step=state["step"] * 0 + step)
 
 
+def steps_in(run):
+    """What stands in the folder, apart from the frozen parameters."""
+    return sorted(
+        path.name
+        for path in checkpoint.folder_of(run).iterdir()
+        if not path.name.startswith("frozen-")
+    )
+
+
 @contextlib.contextmanager
 def opened(path, **options):
     saved = Checkpoints(path, **options)
@@ -47,10 +56,10 @@ def opened(path, **options):
 
 
 @pytest.fixture(scope="module")
-def finished(state, tmp_path_factory):
-    """A run with checkpoints 3 and 4; to be copied, not changed."""
+def finished(trainer, state, tmp_path_factory):
+    """A run with checkpoints 3 and 4, one tower frozen; to be copied, not changed."""
     path = tmp_path_factory.mktemp("finished")
-    with opened(path) as saved:
+    with opened(path, frozen=trainer.frozen) as saved:
         for step in (3, 4):
             saved.save(step, at(state, step), {"step": step, "examples": 16 * step})
     return path
@@ -123,6 +132,70 @@ def test_some_parts_alone_can_be_restored(finished, trainer, state):
     with opened(finished, read_only=True) as saved:
         restored, _ = saved.restore(4, wanted)
     assert fakes.equal(restored, {name: state[name] for name in wanted})
+
+
+# ---- frozen parameters
+
+
+def size_of(path):
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def test_frozen_parameters_are_saved_once(finished, trainer, state, tmp_path):
+    with opened(tmp_path) as saved:  # the same state with everything in every step
+        saved.save(3, at(state, 3), {})
+    folder = checkpoint.folder_of(finished)
+    (once,) = folder.glob("frozen-*")
+    frozen = state["params"]["right"]["mlp"]["wi"]["kernel"].nbytes
+    assert size_of(once) > 0.8 * frozen  # compressed
+    with_them = size_of(checkpoint.folder_of(tmp_path) / "3")
+    assert size_of(folder / "3") < with_them - 0.8 * frozen
+    assert json.loads((folder / "3/meta/metadata").read_text())["frozen"] == once.name
+
+
+def test_other_frozen_values_are_saved_beside_the_old_ones(run, trainer, state):
+    changed = jax.tree.map(lambda x: x, state)
+    kernel = changed["params"]["right"]["mlp"]["wi"]["kernel"]
+    changed["params"]["right"]["mlp"]["wi"]["kernel"] = kernel.at[0, 0].add(1e-3)
+    with opened(run, frozen=trainer.frozen) as saved:
+        saved.save(5, at(changed, 5), {})
+    with opened(run) as saved:
+        assert len(list(checkpoint.folder_of(run).glob("frozen-*"))) == 2
+        assert fakes.equal(saved.restore(5, trainer.abstract)[0], at(changed, 5))
+        assert fakes.equal(saved.restore(4, trainer.abstract)[0], at(state, 4))
+
+
+@pytest.mark.parametrize("before, after", [(True, False), (False, True)])
+def test_a_run_may_be_frozen_or_thawed_on_the_way(before, after, trainer, state, tmp_path):
+    for step, frozen in ((1, before), (2, after)):
+        with opened(tmp_path, frozen=trainer.frozen if frozen else None) as saved:
+            saved.save(step, at(state, step), {})
+    with opened(tmp_path) as saved:
+        for step in (1, 2):
+            assert fakes.equal(saved.restore(step, trainer.abstract)[0], at(state, step))
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_frozen_parameters_that_are_lost_or_damaged_are_named(lost, run, trainer):
+    (once,) = checkpoint.folder_of(run).glob("frozen-*")
+    if lost:
+        shutil.rmtree(once)
+    else:
+        path = largest(once)
+        os.truncate(path, path.stat().st_size // 2)
+    with opened(run) as saved, pytest.raises(UserError, match=f"{once.name}.*Copy it there"):
+        saved.restore_newest(trainer.abstract)
+    assert steps_in(run) == ["3", "4"]  # nothing is set aside: the steps are sound
+
+
+def test_the_hash_of_frozen_parameters_is_the_same_on_any_mesh(finished, trainer):
+    with opened(finished, read_only=True) as saved:
+        params = saved.restore(4, trainer.abstract)[0]["params"]
+    mesh = sharding.make_mesh(data=1, fsdp=8)
+    where = sharding.state_shardings({"params": params}, mesh, preset="fsdp")
+    spread = jax.device_put({"params": params}, where)
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(spread))
+    assert checkpoint._fingerprint(spread) == checkpoint._fingerprint({"params": params})
 
 
 # ---- what is kept
@@ -224,7 +297,7 @@ def test_a_reader_leaves_a_damaged_checkpoint_where_it_is(run, trainer):
     truncate(run / "checkpoints" / "4")
     with opened(run, read_only=True) as saved:
         assert saved.restore_newest(trainer.abstract)[2] == 3
-    assert sorted(os.listdir(run / "checkpoints")) == ["3", "4"]
+    assert steps_in(run) == ["3", "4"]
 
 
 def test_damaged_twice_and_all_damaged(run, trainer, state):
@@ -236,7 +309,7 @@ def test_damaged_twice_and_all_damaged(run, trainer, state):
         truncate(run / "checkpoints" / "4")
         truncate(run / "checkpoints" / "3")
         assert saved.restore_newest(trainer.abstract) is None
-    assert sorted(os.listdir(run / "checkpoints")) == ["3.damaged", "4.damaged", "4.damaged1"]
+    assert steps_in(run) == ["3.damaged", "4.damaged", "4.damaged1"]
 
 
 def test_another_architecture_is_named_and_nothing_is_set_aside(run, trainer):
@@ -251,7 +324,7 @@ def test_another_architecture_is_named_and_nothing_is_set_aside(run, trainer):
     assert f"{path}: here (7, 9), in the checkpoint (128, 64)" in message
     assert "missing     params/tail/bias (64, 128)" in message
     assert "unexpected  params/left/mlp/wi/kernel (64, 128)" in message
-    assert sorted(os.listdir(run / "checkpoints")) == ["3", "4"]
+    assert steps_in(run) == ["3", "4"]
 
 
 # ---- a full disk
@@ -289,14 +362,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(noticed_in, run, state, traine
         assert step == 4 and fakes.equal(restored, at(state, 4))
         saved.save(5, at(state, 5), {})
         saved.wait()
-        assert os.listdir(run / "checkpoints") == ["5"]
+        assert steps_in(run) == ["5"]
 
 
 # ---- snapshots
 
 
 def test_a_snapshot_outlives_what_it_was_taken_of(run, trainer, state, tmp_path):
-    assert checkpoint.snapshot(run, 4, tmp_path / "snapshot")
+    assert snapshot.snapshot(run, 4, tmp_path / "snapshot")
     shutil.rmtree(run / "checkpoints")
     with opened(tmp_path / "snapshot", read_only=True) as saved:
         assert saved.steps() == [4]
@@ -310,7 +383,7 @@ def test_a_snapshot_can_be_taken_again_and_on_another_disk(run, trainer, tmp_pat
     monkeypatch.setattr(os, "link", another_disk)
     (tmp_path / "s/checkpoints/4.partial").mkdir(parents=True)  # of one that was killed
     for _ in range(2):
-        assert checkpoint.snapshot(run, 4, tmp_path / "s")
+        assert snapshot.snapshot(run, 4, tmp_path / "s")
     truncate(run / "checkpoints" / "4")
     with opened(tmp_path / "s", read_only=True) as saved:
         assert saved.restore_newest(trainer.abstract)[2] == 4
@@ -335,7 +408,7 @@ def test_a_snapshot_of_what_vanishes_is_none(moment, run, tmp_path, monkeypatch)
         shutil.rmtree(source)
     else:
         monkeypatch.setattr(os, "link", deleting)
-    assert not checkpoint.snapshot(run, 4, tmp_path / "s")
+    assert not snapshot.snapshot(run, 4, tmp_path / "s")
     assert moment == "before" or len(links) >= 3
     folder = tmp_path / "s" / "checkpoints"
     assert not folder.exists() or os.listdir(folder) == []
@@ -348,10 +421,72 @@ def test_a_snapshot_that_cannot_be_written(run, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", full)
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(UserError, match="No space left"):
-        checkpoint.snapshot(run, 4, tmp_path / "s")
+        snapshot.snapshot(run, 4, tmp_path / "s")
     assert os.listdir(tmp_path / "s" / "checkpoints") == []
 
 
 def test_metadata_is_plain_json(finished):
     text = (finished / "checkpoints/4/meta/metadata").read_text()
-    assert json.loads(text) == {"step": 4, "examples": 64}
+    meta = json.loads(text)
+    assert meta.pop("frozen").startswith("frozen-") and meta == {"step": 4, "examples": 64}
+
+
+# ---- the best
+
+
+@pytest.fixture
+def best_of(run):
+    (run / "config.json").write_text("{}")
+
+    def make(**options):
+        section = dict(best="touch/top1", every=5) | options
+        kept = snapshot.Best.from_config(run, section, {"touch": {}, "other": {}, "off": None})
+        assert section == {"every": 5}  # what is left is for `Checkpoints`
+        return kept
+
+    return make
+
+
+def test_the_best_survives_a_resume_and_reads_like_a_run(run, best_of, trainer, state):
+    first = best_of()
+    assert first.improved_by({"touch/top1": 0.5, "touch/loss": 1.0})
+    first.keep(3, {"touch/top1": 0.5})
+    again = best_of()  # another process
+    assert not again.improved_by({"touch/top1": 0.4})
+    assert not again.improved_by({"other/top1": 0.9}) and not again.improved_by({})
+    assert not again.improved_by({"touch/top1": float("nan")})
+    assert again.improved_by({"touch/top1": 0.5})  # of equal ones the later
+    again.keep(4, {"touch/top1": 0.5})
+    assert steps_in(run / "best") == ["4"]
+    assert json.loads((run / "best/best.json").read_text()) == {
+        "metric": "touch/top1",
+        "value": 0.5,
+        "step": 4,
+    }
+    assert (run / "best/config.json").is_file()
+    shutil.rmtree(run / "checkpoints")
+    with opened(run / "best", read_only=True) as saved:
+        assert fakes.equal(saved.restore_newest(trainer.abstract)[0], at(state, 4))
+
+
+def test_the_smallest_can_be_the_best(best_of):
+    best_of(best_of="min").keep(3, {"touch/top1": 0.5})
+    assert best_of(best_of="min").improved_by({"touch/top1": 0.4})
+    assert not best_of(best_of="min").improved_by({"touch/top1": 0.6})
+
+
+def test_mistakes_in_what_is_best(run, best_of, log):
+    with pytest.raises(UserError, match="'toch'.*Did you mean 'touch'"):
+        best_of(best="toch/top1")
+    with pytest.raises(UserError, match="'off'"):
+        best_of(best="off/top1")
+    with pytest.raises(UserError, match="best_of"):
+        best_of(best_of="most")
+    assert not best_of(best="touch/top5").improved_by({"touch/top1": 0.5})
+    assert "touch/top5: the evaluator has no such metric. It has: touch/top1" in " ".join(log)
+    assert not best_of(best="").improved_by({"touch/top1": 0.5})
+    best_of().keep(77, {"touch/top1": 0.5})
+    assert (
+        "was deleted before it could be kept" in " ".join(log)
+        and not (run / "best/best.json").exists()
+    )

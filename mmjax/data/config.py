@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.data import modalities
+from mmjax.data import modalities, stills
 from mmjax.errors import UserError, unknown
 
 
@@ -30,7 +30,7 @@ class DataConfig:
       read: 'pread' or 'tf', `pipeline.reader` or `pipeline.pure_reader`.
       threads: of the input pipeline; 0 is one per CPU core.
       prefetch: batches made ahead.
-      video, audio, text, label, touch: options of each modality; None leaves it out.
+      video, audio, image, text, label, touch: options of each modality; None leaves it out.
     """
 
     train: str | tuple[str, ...] = "world"
@@ -45,9 +45,10 @@ class DataConfig:
     prefetch: int = 2
     video: modalities.Video | None = None
     audio: modalities.Audio | None = None
+    image: stills.Picture | None = None
     text: modalities.Text | None = None
     label: modalities.Label | None = None
-    touch: modalities.Touch | None = None
+    touch: stills.Touch | None = None
 
     def __post_init__(self):
         if self.corrupt not in ("fail", "skip"):
@@ -56,9 +57,10 @@ class DataConfig:
             raise unknown("data.read", self.read, ("pread", "tf"))
         if self.limit < 0:
             raise UserError(f"data.limit must be at least 0 (all), not {self.limit}.")
-        if not any((self.video, self.audio, self.text, self.touch)):
+        if not any((self.video, self.audio, self.image, self.text, self.touch)):
             raise UserError(
-                "The section data asks for no modality: set data.video, audio, text or touch."
+                "The section data asks for no modality: set data.video, audio, image, text or "
+                "touch."
             )
 
     @property

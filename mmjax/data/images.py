@@ -79,12 +79,19 @@ def _is_png(picture: tf.Tensor) -> tf.Tensor:
 
 
 def resize(
-    frames: tf.Tensor, size: tf.Tensor | tuple[int, int], *, rounded: bool = False
+    frames: tf.Tensor,
+    size: tf.Tensor | tuple[int, int],
+    *,
+    rounded: bool = False,
+    antialias: bool = False,
 ) -> tf.Tensor:
-    """Bilinear, half-pixel centres, no antialiasing; uint8 by truncation (as VATT) or rounding."""
+    """Bilinear, half-pixel centres; uint8 by truncation (as VATT) or rounding.
+
+    With `antialias`, smaller pictures are averages of larger ones: within a grey level as PIL does.
+    """
 
     def resized():
-        image = tf.image.resize(frames, size)
+        image = tf.image.resize(frames, size, antialias=antialias)
         return tf.cast(tf.round(image) if rounded else image, tf.uint8)
 
     same = tf.reduce_all(tf.shape(frames)[1:3] == tf.convert_to_tensor(size))

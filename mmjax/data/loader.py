@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-from mmjax.data import dmvr, modalities, schema, sources
+from mmjax.data import dmvr, modalities, schema, sources, stills
 from mmjax.data.config import DataConfig, parse_config
 from mmjax.data.dataset import DatasetInfo
 from mmjax.data.pipeline import (
@@ -115,8 +115,9 @@ class _Data:
             modalities.add_text(pipeline, cfg.text, tokenizer=self.tokenizer, train=train)
         if cfg.label:
             modalities.add_label(pipeline, cfg.label, num_classes=self.num_classes)
-        if cfg.touch:
-            modalities.add_touch(pipeline, cfg.touch, train=train)
+        for options in (cfg.image, cfg.touch):
+            if options:
+                stills.add_picture(pipeline, options, train=train)
         return pipeline
 
     def _example(self, ids: Features, serialized: tf.Tensor) -> Features:
@@ -182,7 +183,7 @@ class _Data:
         large. Functions of the user's own may want all of it."""
         own = self.pipeline.functions("parse", "sample") != self._stock
         indexed = all(source.index is not None for source in self.sources)
-        if own or not indexed or self.cfg.read == "tf" or not self.cfg.video:
+        if own or not indexed or self.cfg.read == "tf" or not (self.cfg.video or self.cfg.image):
             return None
         return schema.FRAMES[0] if self._records_per_read() == 1 else None
 
@@ -519,8 +520,8 @@ def _check_present(cfg: DataConfig, infos: Sequence[DatasetInfo]) -> None:
     counts = [info.statistics.get("examples_with") for info in infos]
     if not all(counts):
         return
-    for name in schema.MODALITIES:
-        if getattr(cfg, name, None) and not any(count.get(name) for count in counts):
+    for name, counted in {**{name: name for name in schema.MODALITIES}, "image": "video"}.items():
+        if getattr(cfg, name, None) and not any(count.get(counted) for count in counts):
             there = "; ".join(f"{i.name}: {', '.join(i.modalities)}" for i in infos)
             raise UserError(
                 f"data.{name} is asked for, but no example has it ({there}). Set "

@@ -159,16 +159,6 @@ class Label:
     num_classes: int = 0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Touch:
-    """The section `data.touch`: `size` is height and width; the middle of the picture is taken."""
-
-    size: int = 224
-
-    def __post_init__(self):
-        _positive("touch", self, "size")
-
-
 def add_video(
     pipeline: Pipeline, options: Video, *, infos: Sequence[DatasetInfo], train: bool
 ) -> None:
@@ -179,7 +169,7 @@ def add_video(
     'resize' and 'flip', for tests 'views'. Between them: `_frames` (encoded), `_first_frame`,
     `_num_frames`, `_window`.
     """
-    parse = _encoded_parser(pipeline, schema.FRAMES[0], "_frames", "video_mask")
+    parse = encoded_parser(pipeline, schema.FRAMES[0], "_frames", "video_mask")
     strides = [
         options.stride * max(1, int(info.fps // options.fps) if options.fps and info.fps else 1)
         for info in infos
@@ -194,7 +184,7 @@ def add_video(
         if train:
             # The span that must fit ends with the last frame: (n - 1) strides after the first.
             room = tf.maximum(length - (options.num_frames - 1) * stride, 1)
-            start = _random_below(room, seed_of(features, "instant"))
+            start = random_below(room, seed_of(features, "instant"))
         else:
             start = images.window_starts(length, options.num_frames * stride, options.num_clips)
         index = tf.reshape(images.looped(start, options.num_frames, stride, length), [number])
@@ -301,7 +291,7 @@ def add_audio(
         lists = [features[f"_sequence/{key}"] for key in schema.WAVEFORM]
         contexts = [features[f"_context/{key}"] for key in schema.WAVEFORM]
         rows = tf.add_n([tf.cast(ragged.nrows(), tf.int32) for ragged in lists])
-        waveform = _first_present(*(ragged.flat_values for ragged in lists), *contexts)
+        waveform = first_present(*(ragged.flat_values for ragged in lists), *contexts)
         present = tf.size(waveform) > 0
         tf.debugging.Assert(
             present | (rows == 0), ["zero-length audio: the record has a waveform without samples"]
@@ -329,7 +319,7 @@ def add_audio(
             window = tf.ensure_shape(window, [options.num_clips, options.num_samples])
         else:
             room = tf.maximum(length - (options.num_samples - 1) * options.stride, 1)
-            start = _random_below(room, seed_of(features, "audio instant"))
+            start = random_below(room, seed_of(features, "audio instant"))
             if "_first_frame" in features:
                 first = tf.cast(features["_first_frame"], tf.float64)
                 synced = tf.cast(tf.round(first * samples_per_frame(features, length)), tf.int32)
@@ -358,7 +348,7 @@ def add_text(pipeline: Pipeline, options: Text, *, tokenizer: Tokenizer, train: 
     pipeline.sequence(key, tf.string)
 
     def parse(features: Features) -> Features:
-        captions = _first_present(
+        captions = first_present(
             features[f"_context/{key}"], features[f"_sequence/{key}"].flat_values
         )
         captions = tf.boolean_mask(captions, tf.strings.length(captions) > 0)
@@ -396,7 +386,7 @@ def add_label(pipeline: Pipeline, options: Label, *, num_classes: int) -> None:
         pipeline.context(key, tf.int64)
 
     def parse(features: Features) -> Features:
-        labels = _first_present(*(features[f"_context/{key}"] for key in schema.LABELS))
+        labels = first_present(*(features[f"_context/{key}"] for key in schema.LABELS))
         wrong = tf.boolean_mask(labels, (labels < 0) | (labels >= num_classes))
         tf.debugging.Assert(
             tf.size(wrong) == 0,
@@ -416,37 +406,7 @@ def add_label(pipeline: Pipeline, options: Label, *, num_classes: int) -> None:
     pipeline.add("parse", "label", parse)
 
 
-def add_touch(pipeline: Pipeline, options: Touch, *, train: bool) -> None:
-    """Adds `touch` uint8 [H, W, 3] ([1, H, W, 3] for tests) and `touch_mask` [].
-
-    Functions: parse, sample, decode and preprocess 'touch'. In training any of the record's touch
-    images is taken, for tests the middle one.
-    """
-    parse = _encoded_parser(pipeline, schema.TOUCH[0], "_touch", "touch_mask")
-
-    def sample(features: Features) -> Features:
-        pictures = features["_touch"]
-        number = tf.size(pictures)
-        index = _random_below(number, seed_of(features, "touch")) if train else number // 2
-        return features | {"_touch": pictures[index][None]}
-
-    def decode(features: Features) -> Features:
-        return features | {"touch": images.decode(features["_touch"], number=1)}
-
-    def preprocess(features: Features) -> Features:
-        picture = images.resize_shortest(features["touch"], options.size)
-        picture = images.central_crop(picture, options.size)
-        return features | {"touch": picture[0] if train else picture}
-
-    for phase, function in zip(
-        ("parse", "sample", "decode", "preprocess"),
-        (parse, sample, decode, preprocess),
-        strict=True,
-    ):
-        pipeline.add(phase, "touch", function)
-
-
-def _encoded_parser(
+def encoded_parser(
     pipeline: Pipeline, key: str, name: str, mask: str
 ) -> Callable[[Features], Features]:
     """Pictures of a feature list or of the context; a black one where there is none."""
@@ -455,7 +415,7 @@ def _encoded_parser(
     black = tf.constant([images.black_jpeg()])
 
     def parse(features: Features) -> Features:
-        pictures = _first_present(
+        pictures = first_present(
             features[f"_sequence/{key}"].flat_values, features[f"_context/{key}"]
         )
         present = tf.size(pictures) > 0
@@ -467,11 +427,11 @@ def _encoded_parser(
     return parse
 
 
-def _first_present(first: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+def first_present(first: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
     """The first of these vectors that is not empty, or else the last."""
     if not others:
         return first
-    return tf.cond(tf.size(first) > 0, lambda: first, lambda: _first_present(*others))
+    return tf.cond(tf.size(first) > 0, lambda: first, lambda: first_present(*others))
 
 
 def _known(recorded: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
@@ -479,9 +439,9 @@ def _known(recorded: tf.Tensor, otherwise: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.concat([tf.cast(recorded, tf.float64), [otherwise]], 0)[0], tf.float64)
 
 
-def _random_below(limit: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """int32 [], uniform in [0, limit)."""
-    return tf.random.stateless_uniform([], seed, 0, limit, tf.int32)
+def random_below(limit: tf.Tensor, seed: tf.Tensor, *, shape: Sequence[int] = ()) -> tf.Tensor:
+    """int32 `shape`, uniform in [0, limit)."""
+    return tf.random.stateless_uniform(shape, seed, 0, limit, tf.int32)
 
 
 def _int32_repaired(waveform: tf.Tensor) -> tf.Tensor:

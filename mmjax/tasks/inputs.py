@@ -12,7 +12,8 @@ from mmjax import config, preprocess
 from mmjax.errors import UserError
 from mmjax.tasks import DataFacts
 
-MODALITIES = ("video", "audio", "text", "touch")
+MODALITIES = ("video", "audio", "image", "text", "touch")
+PICTURES = ("image", "touch")
 
 
 class Inputs:
@@ -87,10 +88,11 @@ class Inputs:
         """{modality: input} with the leading dimension of the batch; `key` only when training."""
         inputs = {name: batch[name] for name in MODALITIES if name in batch}
         keys = jax.random.split(key, 4) if train else None
-        if "touch" in inputs:
-            inputs["touch"] = preprocess.normalize_video(
-                inputs["touch"], zero_centered=self._zero_centered
-            )
+        for name in PICTURES:
+            if name in inputs and not jnp.issubdtype(inputs[name].dtype, jnp.floating):
+                inputs[name] = preprocess.normalize_video(
+                    inputs[name], zero_centered=self._zero_centered
+                )
         if "video" in inputs:
             inputs["video"] = self._video(
                 inputs["video"], batch.get("video_flip"), keys[0] if train else None

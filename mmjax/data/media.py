@@ -5,14 +5,13 @@ Times are seconds from the start of the file as a player counts them: the earlie
 sound is placed by its own timestamps, so it stays aligned with the picture when the streams start
 at different times or sound is missing in between.
 
-`Media` reads films and sound, `read_image` pictures, `read_frame_folder` a film stored as numbered
-pictures.
+`Media` reads films and sound, `read_frame_folder` a film stored as numbered pictures. For pictures
+alone see `mmjax.data.pictures`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import math
 import os
@@ -24,11 +23,9 @@ import numpy as np
 from av.format import Flags
 from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
-from PIL import Image, ImageOps
 
+from mmjax.data.pictures import encode_jpeg, fit, is_image, read_image
 from mmjax.errors import UserError
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"))
 
 _ROUNDING = 0.002  # seconds: containers round presentation times, most to 1 ms
 _PREROLL = 0.5  # seconds of sound decoded before a segment: decoders need a run-up after a seek
@@ -45,12 +42,14 @@ class Segment:
       frames: one JPEG per frame, the k-th as displayed at `start + k / fps`; empty without picture.
       waveform: float32 [round((end - start) * sample_rate)] in [-1, 1]; None without sound.
       start, end: seconds; `end` is earlier than asked for if the file is.
+      roi: (top, left, height, width) of the part of the frames that matters; None = all.
     """
 
     frames: list[bytes]
     waveform: np.ndarray | None
     start: float
     end: float
+    roi: tuple[int, int, int, int] | None = None
 
 
 class Media:
@@ -159,33 +158,6 @@ class Media:
         return Segment(frames=frames, waveform=waveform, start=start, end=end)
 
 
-def read_image(path: str | os.PathLike, *, size: int | None = None) -> np.ndarray:
-    """A picture as uint8 [H, W, 3], upright (EXIF), transparent parts on white.
-
-    Args:
-      path: any file Pillow reads.
-      size: the shorter side in pixels; smaller pictures are not enlarged.
-
-    Raises:
-      UserError: a file that is missing, damaged or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
-            width, height = _fit(*image.size, size)
-            if (width, height) != image.size:
-                image = image.resize((width, height), Image.Resampling.BICUBIC)
-            return np.asarray(image)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no file {os.fspath(path)}.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{os.fspath(path)} cannot be read as a picture: {error}") from error
-
-
 def read_frame_folder(
     folder: str | os.PathLike,
     start: float = 0.0,
@@ -225,18 +197,6 @@ def read_frame_folder(
             last = number, encode_jpeg(image, quality=quality)
         frames.append(last[1])
     return Segment(frames=frames, waveform=None, start=start, end=end)
-
-
-def is_image(path: str | os.PathLike) -> bool:
-    """Whether a file is a single picture, by its name."""
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
-
-
-def encode_jpeg(image: np.ndarray, *, quality: int = 95) -> bytes:
-    """uint8 [H, W, 3] as JPEG, its chroma at full resolution as in `schema.encode_jpeg`."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
 
 
 class _Track:
@@ -386,7 +346,7 @@ class _Video(_Track):
     def to_rgb(self, frame: av.VideoFrame, size: int | None) -> np.ndarray:
         """uint8 [H, W, 3], upright, with square pixels, the shorter side at most `size`."""
         aspect = float(self.stream.sample_aspect_ratio or 1)
-        width, height = _fit(frame.width * aspect, frame.height, size)
+        width, height = fit(frame.width * aspect, frame.height, size)
         # High definition is BT.709, older video BT.601, which FFmpeg assumes where nothing is said.
         unsaid = frame.colorspace == 2 and frame.height >= 720
         rgb = self._reformatter.reformat(
@@ -481,12 +441,6 @@ def _main_stream(container, kind: str):
 def _count(start: float, end: float, rate: float) -> int:
     """Samples in [start, end), at least one."""
     return max(round((end - start) * rate), 1)
-
-
-def _fit(width: float, height: float, size: int | None) -> tuple[int, int]:
-    """(width, height) with the shorter side at most `size`."""
-    scale = min(size / min(width, height), 1) if size else 1
-    return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
 def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:

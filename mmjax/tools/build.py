@@ -92,7 +92,7 @@ def make_plan(
       UserError: none of the first files exists, splits that are given would be mixed, a label is
         none of the classes, and what `manifest` finds.
     """
-    first = [clip.path for clip in clips[:50]]
+    first = [clip.file for clip in clips[:50]]
     if not any(os.path.exists(os.path.join(media_root, path)) for path in first):
         raise UserError(
             f"None of the first {len(first)} files of the table exists; line {clips[0].row} means "
@@ -109,7 +109,7 @@ def make_plan(
     if options.by_file:
         clips = manifest.split_by_file(clips, options.by_file)
     if options.clip_seconds or options.by_time:
-        paths = list(dict.fromkeys(clip.path for clip in clips))
+        paths = list(dict.fromkeys(clip.path for clip in clips if clip.path))
         measure = functools.partial(duration, media_root=media_root, options=options)
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             bar = tqdm(pool.map(measure, paths), "durations", len(paths), disable=not progress)
@@ -164,7 +164,7 @@ class ShardBuilder:
                         problem = problem.replace(os.path.join(self.media_root, ""), "")
                         if self.on_error == "fail":
                             raise UserError(f"Line {clip.row}: {problem}") from error
-                        bad.append({"row": clip.row, "path": clip.path, "start": clip.start})
+                        bad.append({"row": clip.row, "path": clip.file, "start": clip.start})
                         bad[-1] |= {"end": clip.end, "error": problem}
                         tick()
                         continue
@@ -273,7 +273,8 @@ def load_plan(out: str) -> Plan:
     clips = []
     for values in contents["clips"]:
         clip = dict(zip(fields, values, strict=True))
-        clip |= {name: tuple(clip[name]) for name in ("captions", "labels")}
+        clip |= {name: tuple(clip[name]) for name in ("captions", "labels", "touch")}
+        clip["crop"] = tuple(clip["crop"]) if clip["crop"] else None
         clips.append(Clip(**clip))
     options = contents["options"]
     options |= {name: tuple(map(tuple, options[name])) for name in ("by_time", "by_file")}
@@ -345,6 +346,7 @@ def _measure(example: schema.Example, clip: Clip, stats, shapes) -> None:
     stats["captions"] += len(example.captions)
     for name in example.modalities:
         stats[f"with_{name}"] += 1
+    stats["touch_backgrounds"] += len(example.touch_background)
     if clip.end is not None and example.end_us < round(clip.end * 1e6):
         stats["shortened"] += 1
     if example.frames:
@@ -370,6 +372,8 @@ def _summary(stats) -> dict[str, Any]:
     }
     if stats["with_video"]:
         summary["mean_frames"] = round(stats["frames"] / stats["with_video"], 3)
+    if stats["touch_backgrounds"]:
+        summary["touch_backgrounds"] = stats["touch_backgrounds"]
     if stats["with_audio"]:
         summary["mean_audio_rms"] = round(stats["audio_rms"] / stats["with_audio"], 6)
     return summary

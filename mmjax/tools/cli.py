@@ -59,7 +59,8 @@ def _add_build(commands) -> None:
     source.add_argument(
         "--csv",
         metavar="FILE",
-        help="table (.csv, .tsv, .jsonl) with the columns path, start, end, caption, label, split",
+        help="table (.csv, .tsv, .jsonl) with the columns path, start, end, caption, label, split, "
+        "touch, background, crop",
     )
     source.add_argument(
         "--images", metavar="FOLDER", help="pictures in FOLDER/class, or FOLDER/split/class"
@@ -69,7 +70,7 @@ def _add_build(commands) -> None:
         "--media-root", metavar="FOLDER", help="for paths (default: where the table is)"
     )
     what.add_argument("--classes", metavar="FILE", help="class names, one per line, in order")
-    what.add_argument("--separator", default="|", help="between captions or labels in a cell ('|')")
+    what.add_argument("--separator", default="|", help="between captions, labels in a cell ('|')")
     what.add_argument("--split", default="train", help="of rows that name none (train)")
     what.add_argument(
         "--split-by-time",
@@ -86,6 +87,13 @@ def _add_build(commands) -> None:
     )
     how.add_argument("--sample-rate", type=int, default=48_000, help="of the sound, in Hz (48000)")
     how.add_argument("--quality", type=int, default=90, help="of the JPEGs (90)")
+    how.add_argument(
+        "--crop-margin",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="keep this fraction of a crop's sides around it, for jittered crops (0)",
+    )
     how.add_argument("--no-video", action="store_true", help="leave out the picture")
     how.add_argument("--no-audio", action="store_true", help="leave out the sound")
     how.add_argument(
@@ -142,6 +150,7 @@ def _build(args) -> int:
             size=args.size or None,
             sample_rate=args.sample_rate,
             quality=args.quality,
+            crop_margin=args.crop_margin,
             video=not args.no_video,
             audio=not args.no_audio,
             folder_fps=args.folder_fps,

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 
-from mmjax.data import media, schema
+from mmjax.data import media, pictures, schema
 from mmjax.errors import UserError
 from mmjax.tools.manifest import Clip
 
@@ -17,9 +17,10 @@ class Options:
 
     Attributes:
       fps: frames per second to store.
-      size: shorter side of the frames in pixels; None = as in the file.
+      size: shorter side of the frames, or of their crop, in pixels; None = as in the file.
       sample_rate: of the waveforms, in Hz.
-      quality: of the JPEGs.
+      quality: of the JPEGs. Touch pictures are stored as they are.
+      crop_margin: what to keep around the crop of a picture, as a fraction of its sides.
       video, audio: whether to store them.
       folder_fps: frames per second of folders of pictures; None = `fps`.
       clip_seconds: cut rows into clips of this length.
@@ -32,6 +33,7 @@ class Options:
     size: int | None = 256
     sample_rate: int = 48_000
     quality: int = 90
+    crop_margin: float = 0.0
     video: bool = True
     audio: bool = True
     folder_fps: float | None = None
@@ -48,6 +50,8 @@ class Options:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}.")
         if not 1 <= self.quality <= 100:
             raise UserError(f"--quality is between 1 and 100, not {self.quality}.")
+        if not 0 <= self.crop_margin < math.inf:
+            raise UserError(f"--crop-margin must be 0 or more, not {self.crop_margin}.")
         if self.by_time and self.by_file:
             raise UserError("Give --split-by-time or --split-by-file, not both.")
         if not (self.video or self.audio):
@@ -62,9 +66,11 @@ class Reader:
         self._path, self._media = None, None
 
     def read(self, clip: Clip) -> media.Segment:
-        """The segment; errors as in `media`."""
-        options, path = self.options, os.path.join(self.media_root, clip.path)
-        pictures = {"size": options.size, "quality": options.quality}
+        """The segment; errors as in `media`, and a crop of what is no picture."""
+        options, path = self.options, self.locate(clip.path)
+        stored = {"size": options.size, "quality": options.quality}
+        if clip.crop and (os.path.isdir(path) or not pictures.is_image(path)):
+            raise UserError(f"{path} is no picture: it cannot have a crop.")
         if os.path.isdir(path):
             return media.read_frame_folder(
                 path,
@@ -72,12 +78,18 @@ class Reader:
                 clip.end,
                 fps=options.fps,
                 folder_fps=options.folder_fps,
-                **pictures,
+                **stored,
             )
-        if media.is_image(path):
-            image = media.read_image(path, size=options.size)
-            frame = media.encode_jpeg(image, quality=options.quality)
-            return media.Segment(frames=[frame], waveform=None, start=0.0, end=0.0)
+        if pictures.is_image(path):
+            roi = None
+            if clip.crop:
+                image, roi = pictures.read_crop(
+                    path, clip.crop, margin=options.crop_margin, size=options.size
+                )
+            else:
+                image = pictures.read_image(path, size=options.size)
+            frame = pictures.encode_jpeg(image, quality=options.quality)
+            return media.Segment(frames=[frame], waveform=None, start=0.0, end=0.0, roi=roi)
         if path != self._path:
             self.close()
             self._media = media.Media(path, video=options.video, audio=options.audio)
@@ -88,11 +100,15 @@ class Reader:
                 clip.end,
                 fps=options.fps,
                 sample_rate=options.sample_rate,
-                **pictures,
+                **stored,
             )
         except BaseException:
             self.close()  # the next clip of this file starts afresh
             raise
+
+    def locate(self, path: str) -> str:
+        """Where a file of the table is."""
+        return os.path.join(self.media_root, path)
 
     def close(self) -> None:
         """Closes the file."""
@@ -112,7 +128,11 @@ def make_example(clip: Clip, reader: Reader, classes: dict[str, int]) -> schema.
     Raises:
       UserError: the file cannot be read.
     """
-    segment = reader.read(clip)
+    if clip.path:
+        segment = reader.read(clip)
+    else:
+        segment = media.Segment(frames=[], waveform=None, start=0.0, end=0.0)
+    background = [clip.background] if clip.background else []
     options = reader.options
     return schema.Example(
         frames=segment.frames,
@@ -122,9 +142,12 @@ def make_example(clip: Clip, reader: Reader, classes: dict[str, int]) -> schema.
         label_texts=list(clip.labels) if classes else [],
         start_us=round(segment.start * 1e6),
         end_us=round(segment.end * 1e6),
-        filename=clip.path,
+        filename=clip.file,
         frame_rate=options.fps if len(segment.frames) > 1 else 0.0,
         sample_rate=options.sample_rate if segment.waveform is not None else 0.0,
+        roi=segment.roi,
+        touch=[pictures.read_encoded(reader.locate(path)) for path in clip.touch],
+        touch_background=[pictures.read_encoded(reader.locate(path)) for path in background],
     )
 
 
@@ -134,8 +157,8 @@ def duration(path: str, *, media_root: str, options: Options) -> float | None:
     try:
         if os.path.isdir(path):
             fps = options.folder_fps or options.fps
-            return sum(media.is_image(name) for name in os.listdir(path)) / fps
-        if media.is_image(path):
+            return sum(pictures.is_image(name) for name in os.listdir(path)) / fps
+        if pictures.is_image(path):
             return None
         with media.Media(path, video=options.video, audio=options.audio) as file:
             return file.duration()

@@ -16,10 +16,11 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from mmjax.data import media
+from mmjax.data import pictures
 from mmjax.errors import UserError
 
-_COLUMN = re.compile(r"^(path|start|end|split|captions?|labels?)[ _]?\d*$")
+_COLUMN = re.compile(r"^(path|start|end|split|captions?|labels?|touch|background|crop)[ _]?\d*$")
+_SEVERAL = ("caption", "label", "touch")  # columns whose cells may hold several values
 _SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
 
@@ -28,12 +29,15 @@ class Clip:
     """One example to be built.
 
     Attributes:
-      path: as in the table, relative to the media root.
+      path: as in the table, relative to the media root; '' = touch pictures alone.
       start, end: seconds; None = the start and the end of the file.
       captions: the best first.
       labels: class names, or class numbers as text.
       split: its name, or several joined by '+'.
       row: line of the table (the first is 1), for messages.
+      touch: touch pictures, paths like `path`.
+      background: of the touch pictures: the sensor untouched; '' = none.
+      crop: (top, left, height, width) in pixels of the picture; None = all of it.
     """
 
     path: str
@@ -43,15 +47,23 @@ class Clip:
     labels: tuple[str, ...] = ()
     split: str = "train"
     row: int = 0
+    touch: tuple[str, ...] = ()
+    background: str = ""
+    crop: tuple[int, int, int, int] | None = None
+
+    @property
+    def file(self) -> str:
+        """What names the clip: its path or, where touch is all there is, its first picture."""
+        return self.path or self.touch[0]
 
 
 def read_table(path: str, *, separator: str = "|", split: str = "train") -> list[Clip]:
-    """The rows of a table with the columns path, start, end, caption, label, split.
+    """The rows of a table: path, start, end, caption, label, split, touch, background, crop.
 
     Args:
-      path: .csv, .tsv or .jsonl. Only the column `path` is needed. Captions and labels may have
-        several columns (caption, caption, or caption, caption2).
-      separator: between several captions or labels in one cell; '' = none.
+      path: .csv, .tsv or .jsonl. Only `path` or `touch` is needed. Captions, labels and touch may
+        have several columns (caption, caption, or caption, caption2).
+      separator: between several captions, labels or touch pictures in one cell; '' = none.
       split: for rows that name none.
 
     Raises:
@@ -88,7 +100,7 @@ def read_image_folder(folder: str, *, split: str = "train") -> list[Clip]:
     for root, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         parts = os.path.relpath(root, folder).split(os.sep) if root != folder else []
-        found += [(parts, file) for file in sorted(files) if media.is_image(file)]
+        found += [(parts, file) for file in sorted(files) if pictures.is_image(file)]
     if not found:
         raise UserError(f"There are no pictures in {folder}.")
     tops = {parts[0] if parts else "" for parts, _ in found}
@@ -180,7 +192,7 @@ def split_by_file(clips: Sequence[Clip], fractions: Sequence[tuple[str, float]])
         edges = zip(fractions, _edges(fractions), strict=True)
         return next((name for (name, _), edge in edges if value < edge), fractions[-1][0])
 
-    return [dataclasses.replace(clip, split=split_of(clip.path)) for clip in clips]
+    return [dataclasses.replace(clip, split=split_of(clip.file)) for clip in clips]
 
 
 def parse_fractions(text: str) -> list[tuple[str, float]]:
@@ -289,16 +301,16 @@ def _rows(path: str) -> Iterable[tuple[int, list[tuple[str, object]]]]:
 
 
 def _check_columns(path: str, columns: Sequence[str]) -> None:
-    if "path" not in columns:
+    if not {"path", "touch"} & set(columns):
         raise UserError(
             f"{path} has no column 'path'. It has: {', '.join(columns) or 'nothing'}. The first "
-            "line names the columns: path, start, end, caption, label, split; all but path may be "
-            "left out."
+            "line names the columns: path, start, end, caption, label, split, touch, background, "
+            "crop; all but path may be left out, and path too where there is touch."
         )
     for column in columns:
         near = difflib.get_close_matches(
             column, ("start", "end", "caption", "label", "split"), 1, 0.75
-        )
+        ) or difflib.get_close_matches(column, ("touch", "background", "crop"), 1, 0.85)
         if not _COLUMN.match(column) and near:
             raise UserError(f"{path} has a column {column!r}. Did you mean {near[0]!r}?")
 
@@ -310,25 +322,47 @@ def _clip(row: list[tuple[str, object]], number: int, separator: str, split: str
             values = cell if isinstance(cell, list) else [] if cell is None else [cell]
             values = [str(value).strip() for value in values]
             name = match[1].rstrip("s")
-            if name in ("caption", "label") and separator and isinstance(cell, str):
+            if name in _SEVERAL and separator and isinstance(cell, str):
                 values = [part.strip() for value in values for part in value.split(separator)]
             fields.setdefault(name, []).extend(value for value in values if value)
-    if not fields.get("path"):
-        raise ValueError("the path is empty")
+    touch, background = fields.get("touch", []), fields.get("background", [""])
+    if not fields.get("path") and not touch:
+        raise ValueError("the path is empty" + (", and so is touch" if "touch" in fields else ""))
+    if any(background) and not touch:
+        raise ValueError(f"{background[0]} is the background of no touch picture")
+    if fields.get("crop") and not fields.get("path"):
+        raise ValueError("there is a crop but no path of a picture to cut")
     start, end = (
         _seconds(fields[name][0]) if fields.get(name) else None for name in ("start", "end")
     )
     if end is not None and end <= (start or 0):
         raise ValueError(f"the clip ends at {end:g} s, not after its start at {start or 0:g} s")
     return Clip(
-        path=fields["path"][0],
+        path=(fields.get("path") or [""])[0],
         start=start,
         end=end,
         captions=tuple(fields.get("caption", ())),
         labels=tuple(fields.get("label", ())),
         split=check_splits((fields.get("split") or [split])[0]),
         row=number,
+        touch=tuple(touch),
+        background=(background or [""])[0],
+        crop=_crop(fields["crop"]) if fields.get("crop") else None,
     )
+
+
+def _crop(values: Sequence[str]) -> tuple[int, int, int, int]:
+    """Four whole numbers, from a list or from text."""
+    numbers = re.split(r"[\s,;]+", " ".join(values).strip("[]() "))
+    try:
+        top, left, height, width = map(int, numbers)
+        if min(height, width) < 1:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"the crop {', '.join(values)!r} is not top, left, height and width in whole pixels"
+        ) from None
+    return top, left, height, width
 
 
 def _seconds(text: str) -> float:

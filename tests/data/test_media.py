@@ -236,22 +236,6 @@ def test_bad_files_are_named(tmp_path, counting):
         file.read(**AUDIO)
 
 
-def test_pictures(tmp_path):
-    image = np.zeros((40, 60, 4), np.uint8)
-    image[:, :30] = (255, 0, 0, 255)  # the right half is transparent black
-    Image.fromarray(image).save(tmp_path / "cut-out.png")
-    picture = media.read_image(tmp_path / "cut-out.png", size=20)
-    assert picture.shape == (20, 30, 3)
-    assert picture[10, 2].tolist() == [255, 0, 0] and picture[10, 28].tolist() == [255, 255, 255]
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    Image.fromarray(image[..., :3]).save(tmp_path / "phone.jpg", exif=exif)
-    assert media.read_image(tmp_path / "phone.jpg").shape == (60, 40, 3)
-    (tmp_path / "broken.jpg").write_bytes((tmp_path / "phone.jpg").read_bytes()[:300])
-    with pytest.raises(UserError, match="broken.jpg cannot be read"):
-        media.read_image(tmp_path / "broken.jpg")
-
-
 def test_a_folder_of_frames(tmp_path):
     for k in range(12):  # 10 comes after 9
         Image.fromarray(films.coded_frame(k)).save(tmp_path / f"frame{k}.png")

@@ -19,6 +19,7 @@ from mmjax.errors import UserError
 _WIDTH = 14.0  # inches of the sheet
 _LINE = 0.19  # inches of a line of text
 _INK, _FAINT, _WAVE = "#1a1a1a", "#666666", "#2b6cb0"
+_ROI = (255, 0, 160)  # the frame of the part that matters
 
 
 def preview(
@@ -30,7 +31,8 @@ def preview(
       path: the dataset.
       split: which one.
       out: the PNG.
-      clips: rows of the sheet. Pictures without sound are drawn `frames` to a row.
+      clips: rows of the sheet. Single pictures and touch, without sound, are drawn `frames` to a
+        row, below each other what belongs together.
       frames: how many of each clip, evenly spread, the first included.
 
     Raises:
@@ -43,7 +45,8 @@ def preview(
         return schema.decode(records.read(record), waveform_format=folder.info.waveform_format)
 
     first = read(0)
-    pictures = len(first.frames) == 1 and first.waveform is None
+    pictures = len(first.frames) <= 1 and first.waveform is None
+    pictures &= bool(first.frames or first.touch)
     count = min(clips * frames if pictures else clips, len(records))
     numbers = [int(n) for n in np.unique(np.linspace(0, len(records) - 1, count).astype(int))]
     chosen = [(number, read(number)) for number in numbers]
@@ -90,7 +93,7 @@ def _clips(chosen, info: dataset.DatasetInfo, frames: int) -> _Sheet:
         if example.frames:
             step = max(len(example.frames) / frames, 1)
             picked = [int(k * step) for k in range(min(frames, len(example.frames)))]
-            images = [_image(example.frames[k]) for k in picked]
+            images = [_frame(example, k) for k in picked]
             high, wide = images[0].shape[:2]
             cell = min(_WIDTH / frames, 1.9 * wide / high)
             width, height = cell * frames, cell * high / wide
@@ -104,7 +107,12 @@ def _clips(chosen, info: dataset.DatasetInfo, frames: int) -> _Sheet:
             sheet.text("no sound", color=_FAINT, fontsize=8)
             sheet.top += _LINE
         if example.touch:
-            images = [_image(image) for image in example.touch[:frames]]
+            images = [_image(data) for data in (*example.touch[:frames], *example.touch_background)]
+            sheet.text("touch", color=_FAINT, fontsize=8)
+            if example.touch_background:
+                left = float(len(images) - len(example.touch_background))
+                sheet.text("background", left=left, color=_FAINT, fontsize=8)
+            sheet.top += _LINE
             sheet.axes(len(images), 1.0, _strip(images))
             sheet.top += 1.05
         sheet.top += 0.28
@@ -112,24 +120,21 @@ def _clips(chosen, info: dataset.DatasetInfo, frames: int) -> _Sheet:
 
 
 def _pictures(chosen, columns: int) -> _Sheet:
-    """A grid of pictures with their labels and captions below."""
+    """A grid of pictures, the touch and its background below, their labels and captions."""
     sheet, cell = _Sheet(), _WIDTH / columns
     for first in range(0, len(chosen), columns):
         row = chosen[first : first + columns]
-        for k, (_, example) in enumerate(row):
-            image = (
-                _image(example.frames[0]) if example.frames else np.full((8, 8, 3), 255, np.uint8)
-            )
-            side = cell - 0.12
-            high, wide = image.shape[:2]
-            scale = side / max(high, wide)
-            sheet.axes(wide * scale, high * scale, _strip([image]), left=k * cell)
-        sheet.top += cell - 0.06
+        for images in (
+            [_frame(example, 0) if example.frames else None for _, example in row],
+            [_image(example.touch[0]) if example.touch else None for _, example in row],
+            [_image(data[0]) if (data := e.touch_background) else None for _, e in row],
+        ):
+            _draw_row(sheet, images, cell)
         letters = int(cell * 11)
         texts = []
         for number, example in row:
             labels = ", ".join(example.label_texts) or ", ".join(map(str, example.labels))
-            lines = [f"{number}  {labels}", *_captions(example, width=letters, lines=2)]
+            lines = [f"{number}  {labels}", *_captions(example, width=letters - 2, lines=3)]
             texts.append([textwrap.shorten(line, letters, placeholder="…") for line in lines])
         top = sheet.top
         for k, lines in enumerate(texts):
@@ -139,6 +144,18 @@ def _pictures(chosen, columns: int) -> _Sheet:
                 sheet.top += _LINE * 0.9
         sheet.top = top + max(map(len, texts)) * _LINE * 0.9 + 0.15
     return sheet
+
+
+def _draw_row(sheet: _Sheet, images: Sequence[np.ndarray | None], cell: float) -> None:
+    """Pictures side by side in cells of `cell` inches, None leaves one empty; nothing if all do."""
+    side, tallest = cell - 0.12, 0.0
+    for k, image in enumerate(images):
+        if image is not None:
+            high, wide = image.shape[:2]
+            scale = side / max(high, wide)
+            sheet.axes(wide * scale, high * scale, _strip([image]), left=k * cell)
+            tallest = max(tallest, high * scale)
+    sheet.top += tallest + 0.06 if tallest else 0
 
 
 def _render(title: str, sheet: _Sheet, out: str) -> None:
@@ -198,7 +215,9 @@ def _tail(path: str, letters: int = 60) -> str:
 def _captions(example: schema.Example, *, width: int = 150, lines: int = 4) -> list[str]:
     wrapped = [line for text in example.captions for line in textwrap.wrap(f"“{text}”", width)]
     if len(wrapped) > lines:
-        wrapped = [*wrapped[: lines - 1], f"… {len(example.captions)} captions in all"]
+        several = f"… {len(example.captions)} captions in all"
+        end = several if len(example.captions) > 1 else wrapped[lines - 1] + " …"
+        wrapped = [*wrapped[: lines - 1], end]
     return wrapped
 
 
@@ -214,6 +233,20 @@ def _image(data: bytes) -> np.ndarray:
             0,
         )
         return cross
+
+
+def _frame(example: schema.Example, number: int) -> np.ndarray:
+    """A frame of a clip, with a line around the part that matters if that is not all of it."""
+    image = _image(example.frames[number])
+    if example.roi is None or example.roi == (0, 0, *image.shape[:2]):
+        return image
+    top, left, height, width = example.roi
+    line = max(round(min(image.shape[:2]) / 80), 1)
+    marked = image.copy()
+    marked[top : top + height, left : left + width] = _ROI
+    inner = slice(top + line, top + height - line), slice(left + line, left + width - line)
+    marked[inner] = image[inner]
+    return marked
 
 
 def _strip(images: Sequence[np.ndarray]):

@@ -29,6 +29,8 @@ ERRORS = {
     "int32": "integer PCM whose bytes are read as floats",
     "waveform": "a waveform that is empty, not finite or beyond [-1, 1]",
     "length": "picture and sound of different length",
+    "roi": "a part of the picture that leaves it",
+    "background": "a touch picture and its background of different size",
     "leak": "the same content in two splits that should share none",
 }
 WARNINGS = {
@@ -39,7 +41,7 @@ WARNINGS = {
     "duplicate": "the same content in two records",
     "caption": "no caption, while others have one",
     "unlabelled": "no label, while others have one",
-    "missing": "no picture or no sound, while others have them",
+    "missing": "no picture, sound, touch or background, while others have them",
 }
 _CHUNK = 64  # records a thread takes at a time
 _KEEP = 100  # findings of one kind kept in full; all are counted
@@ -143,9 +145,12 @@ def check_record(
     if not example.modalities:
         return example, [("layout", f"no data under any key that is read; it has {_keys(payload)}")]
     found = []
-    for name in set(info.modalities) & {"video", "audio"} - set(example.modalities):
+    wanted = set(info.modalities) & {"video", "audio", "touch"}
+    for name in sorted(wanted - set(example.modalities)):
         if not (name == "audio" and example.waveform is not None):
             found.append(("missing", f"no {name}"))
+    if info.statistics.get("touch_backgrounds") and example.touch and not example.touch_background:
+        found.append(("missing", "no background of the touch picture"))
     if "text" in info.modalities and not any(caption.strip() for caption in example.captions):
         found.append(("caption", "no caption"))
     if "label" in info.modalities and not example.labels:
@@ -153,7 +158,7 @@ def check_record(
     for label in example.labels:
         if label < 0 or (info.num_classes and label >= info.num_classes):
             found.append(("label", f"class {label} of {info.num_classes or 'unknown'} classes"))
-    found += _check_pictures(example)
+    found += _check_pictures(example) + _check_touch(example)
     if example.waveform is not None:
         sound = _check_sound(example.waveform)
         wrong = any(kind in ERRORS for kind, _ in sound)
@@ -274,6 +279,11 @@ def _check_pictures(example: schema.Example) -> list[tuple[str, str]]:
     shapes = {image.shape for image in small}
     if len(shapes) > 1:
         return [("jpeg", f"frames of {len(shapes)} different sizes")]
+    if example.roi is not None:
+        top, left, height, width = example.roi
+        wide, high = Image.open(io.BytesIO(example.frames[0])).size
+        if top + height > high or left + width > wide:
+            found.append(("roi", f"{width}×{height} at ({left}, {top}) of {wide}×{high}"))
     frames = np.stack(small)
     if frames.std(axis=(1, 2)).max() < 2:
         found.append(("blank", f"all {len(frames)} frames"))
@@ -284,6 +294,25 @@ def _check_pictures(example: schema.Example) -> list[tuple[str, str]]:
         repeats = sum(frame == before for frame, before in pairs)
         if repeats > len(frames) / 2:
             found.append(("repeated", f"{repeats} of {len(frames)} frames"))
+    return found
+
+
+def _check_touch(example: schema.Example) -> list[tuple[str, str]]:
+    images = []
+    for kind, data in (
+        *(("touch picture", data) for data in example.touch),
+        *(("background", data) for data in example.touch_background),
+    ):
+        try:
+            images.append(np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.float32))
+        except (OSError, ValueError, SyntaxError) as error:
+            return [("jpeg", f"{kind}: {error}")]
+    found = []
+    touch = images[: len(example.touch)]
+    if touch and max(image.std() for image in touch) < 1:
+        found.append(("blank", "touch"))
+    if touch and len(sizes := {f"{wide}×{high}" for high, wide in (i.shape for i in images)}) > 1:
+        found.append(("background", f"sizes {', '.join(sorted(sizes))}"))
     return found
 
 
@@ -312,11 +341,11 @@ def _check_lengths(example: schema.Example, info: dataset.DatasetInfo) -> list[t
 
 
 def _digest(example: schema.Example) -> bytes | None:
-    if not example.frames and example.waveform is None:
+    if not example.frames and not example.touch and example.waveform is None:
         return None
     digest = hashlib.blake2b(digest_size=16)
-    for frame in example.frames:
-        digest.update(frame)
+    for picture in (*example.frames, *example.touch):
+        digest.update(picture)
     if example.waveform is not None:
         digest.update(example.waveform.tobytes())
     return digest.digest()

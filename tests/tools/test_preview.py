@@ -57,6 +57,36 @@ def test_sound_alone_pictures_alone_and_broken_frames(tmp_path):
         assert (count_pixels(image, (10, 200, 10)) > 10_000) == (name != "sound")
 
 
+def test_touch_its_background_and_the_part_that_matters(tmp_path):
+    def flat(color, height=48, width=64):
+        return schema.encode_jpeg(np.full((height, width, 3), color, np.uint8))
+
+    fields = dict(
+        frames=[flat((200, 200, 20))],
+        waveform=None,
+        roi=(8, 16, 32, 32),
+        touch=[flat((10, 200, 10), 64, 48)],
+        touch_background=[flat((20, 60, 220), 64, 48)],
+    )
+    sizes = {}
+    for name, changes in {
+        "all": {},
+        "whole": {"roi": (0, 0, 48, 64)},
+        "alone": {"frames": [], "roi": None},
+        "film": {"frames": fields["frames"] * 3},
+    }.items():
+        (tmp_path / name).mkdir()
+        path, out = write(tmp_path / name, 3, **fields | changes), tmp_path / f"{name}.png"
+        assert cli.main(["preview", path, "--out", str(out)]) == 0
+        image = np.asarray(Image.open(out).convert("RGB"))
+        assert (count_pixels(image, (200, 200, 20)) > 5000) == (name != "alone")
+        assert count_pixels(image, (10, 200, 10)) > 5000
+        assert count_pixels(image, (20, 60, 220)) > 5000
+        assert (count_pixels(image, (255, 0, 160)) > 100) == (name in ("all", "film"))
+        sizes[name] = image.shape
+    assert sizes["alone"][0] < sizes["all"][0] < sizes["film"][0]  # no empty rows; a block per film
+
+
 def test_unknown_split_and_unwritable_file(tmp_path, capsys):
     path = write(tmp_path)
     assert cli.main(["preview", path, "--split", "test"]) == 2

@@ -68,6 +68,49 @@ def int32_as_float(example: schema.Example) -> np.ndarray:
     return np.round(example.waveform * 2.0**31).astype(np.int32).view(np.float32)
 
 
+def touched(number: int, **changes) -> schema.Example:
+    """A record of a picture and touch; of each number another."""
+    fields = dict(frames=[jpeg(number)], touch=[jpeg(50 + number)], touch_background=[jpeg(99)])
+    return schema.Example(**fields | {"roi": (4, 8, 28, 32), "filename": f"{number}.png"} | changes)
+
+
+def small(value: int, size=(32, 40)) -> bytes:
+    return schema.encode_jpeg(np.full((*size, 3), value, np.uint8))
+
+
+BROKEN_TOUCH = {
+    "roi": touched(1, roi=(4, 9, 28, 32)),
+    "jpeg": touched(1, touch=[jpeg(51)[:200]]),
+    "background": touched(1, touch_background=[small(70, (32, 42))]),
+    "blank": touched(1, touch=[small(70)]),
+    "missing": touched(1, touch_background=[]),
+    "duplicate": dataclasses.replace(touched(0), filename="1.png"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_TOUCH)
+def test_each_kind_of_touch_is_found_alone(tmp_path, kind):
+    path = write(tmp_path, [touched(0), BROKEN_TOUCH[kind], touched(2)])
+    info = dataset.DatasetInfo.load(path)
+    info.modalities, info.statistics = ("video", "touch"), {"touch_backgrounds": 2}
+    info.save(path)
+    result = validate.validate(path, progress=False)
+    assert dict(result.counts) == {kind: 1}
+    assert result.findings[0].filename == "1.png"
+
+
+def test_touch_alone_passes_and_its_absence_is_noticed(tmp_path):
+    alone = [touched(k, frames=[], roi=None) for k in range(2)]
+    path = write(tmp_path, alone, [touched(3, touch=[], touch_background=[])])
+    info = dataset.DatasetInfo.load(path)
+    info.modalities = ("touch",)
+    info.save(path)
+    result = validate.validate(path, progress=False)
+    assert [(f.kind, f.split, f.detail) for f in result.findings] == [
+        ("missing", "test", "no touch")
+    ]
+
+
 BROKEN = {
     "layout": tf.train.SequenceExample(
         context=tf.train.Features(feature={"my/key": tf.train.Feature()})

@@ -18,6 +18,7 @@ setup(
         "jax>=0.10.2",
         "matplotlib>=3.10",
         "ml_collections>=1.1",
+        "ml_dtypes>=0.5",
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",

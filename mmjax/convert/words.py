@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import pathlib
-import pickle
-from typing import Any
 
 import numpy as np
 
+from mmjax.convert import pickles
 from mmjax.errors import UserError
 
 SUFFIXES = (".pkl", ".pickle", ".npz", ".npy")
 KEY = "word_embeddings"
+_ADVICE = (
+    "which is no part of an array of numbers; loading it could run code. Save the table with "
+    f"numpy.savez(…, {KEY}=table) where you trust the file."
+)
 
 
 def is_words(source: str | os.PathLike) -> bool:
@@ -40,7 +43,9 @@ def load(source: str | os.PathLike) -> np.ndarray:
                 content = np.load(file, allow_pickle=False)
                 content = content if isinstance(content, np.ndarray) else dict(content)
             else:
-                content = _ArraysOnly(file, encoding="latin1").load()
+                content = pickles.Unpickler(
+                    file, allowed=pickles.ARRAYS, advice=_ADVICE, encoding="latin1"
+                ).load()
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
@@ -57,33 +62,3 @@ def load(source: str | os.PathLike) -> np.ndarray:
             f"{table.shape}."
         )
     return np.asarray(table, np.float32)
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """What Python 3 writes for bytes into pickles that Python 2 can read."""
-    if encoding != "latin1":
-        raise UserError(f"refused: it encodes text as {encoding!r}.")
-    return text.encode(encoding)
-
-
-# Everything a pickled array of numbers names, under the modules of NumPy 1 and 2.
-_RECONSTRUCT = np.zeros(1).__reduce__()[0]
-_FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _RECONSTRUCT for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _FROM_BUFFER for core in ("core", "_core")},
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise UserError(
-                f"refused: the pickle names {module}.{name}, which is no part of an array of "
-                "numbers; loading it could run code. Save the table with numpy.savez(…, "
-                f"{KEY}=table) where you trust the file."
-            )
-        return _ALLOWED[module, name]

@@ -1,0 +1,120 @@
+"""Writes what `torch.save` writes, without PyTorch: a zip archive with a pickle of protocol 2.
+
+The pickle is put together from opcodes, so that it can also hold what no honest writer writes.
+"""
+
+import argparse
+import collections
+import pickle
+import struct
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+STORAGES = {
+    "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
+    "float32": "FloatStorage",
+    "float64": "DoubleStorage",
+    "int8": "CharStorage",
+    "int16": "ShortStorage",
+    "int32": "IntStorage",
+    "int64": "LongStorage",
+    "uint8": "ByteStorage",
+    "bool": "BoolStorage",
+}
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class Global:
+    """A name, as GLOBAL writes it."""
+
+    def __init__(self, module, name):
+        self.code = f"c{module}\n{name}\n".encode()
+
+
+class Call:
+    """REDUCE: a name called with arguments, then BUILD with `state` if there is one."""
+
+    def __init__(self, function, *args, state=None):
+        self.function, self.args, self.state = function, args, state
+
+
+class Tensor:
+    """A view of a storage, in items."""
+
+    def __init__(self, storage, shape, stride, offset=0):
+        self.storage, self.shape, self.stride, self.offset = storage, shape, stride, offset
+
+
+def tensor(array):
+    """The tensor of a whole array."""
+    array = np.asarray(array)
+    steps = [int(step) // array.itemsize for step in np.ascontiguousarray(array).strides]
+    return Tensor(array.ravel(), array.shape, steps[-array.ndim :] if array.ndim else ())
+
+
+class Writer:
+    def __init__(self):
+        self.storages = []
+
+    def key(self, storage):
+        for key, known in enumerate(self.storages):
+            if known is storage:
+                return str(key)
+        self.storages.append(storage)
+        return str(len(self.storages) - 1)
+
+    def tuple(self, *items):
+        return b"(" + b"".join(map(self.code, items)) + b"t"
+
+    def persistent(self, storage):
+        kind = Global("torch", STORAGES[storage.dtype.name])
+        return self.tuple("storage", kind, self.key(storage), "cpu", len(storage)) + b"Q"
+
+    def code(self, value):
+        """The opcodes that put a value on the stack."""
+        if isinstance(value, np.ndarray):
+            value = tensor(value)
+        if isinstance(value, Global):
+            return value.code
+        if isinstance(value, Call):
+            out = self.code(value.function) + self.tuple(*value.args) + b"R"
+            return out if value.state is None else out + self.code(value.state) + b"b"
+        if isinstance(value, Tensor):
+            rebuild = Global("torch._utils", "_rebuild_tensor_v2").code
+            args = (value.offset, tuple(value.shape), tuple(value.stride), False)
+            hooks = Call(Global("collections", "OrderedDict"))
+            inner = b"".join(map(self.code, (*args, hooks)))
+            return rebuild + b"(" + self.persistent(value.storage) + inner + b"tR"
+        if isinstance(value, argparse.Namespace):
+            namespace = Global("argparse", "Namespace").code + b")\x81"  # NEWOBJ
+            return namespace + self.code(vars(value)) + b"b"
+        if isinstance(value, collections.OrderedDict):
+            empty = self.code(Call(Global("collections", "OrderedDict")))
+            items = b"".join(self.code(k) + self.code(v) for k, v in value.items())
+            return empty + b"(" + items + b"u" + self.code({"_metadata": 1}) + b"b"
+        if isinstance(value, dict):
+            return b"}(" + b"".join(self.code(k) + self.code(v) for k, v in value.items()) + b"u"
+        if isinstance(value, list):
+            return b"](" + b"".join(map(self.code, value)) + b"e"
+        if isinstance(value, tuple):
+            return self.tuple(*value)
+        if isinstance(value, str):
+            raw = value.encode()
+            return b"X" + struct.pack("<I", len(raw)) + raw
+        return pickle.dumps(value, protocol=2)[2:-1]  # numbers, None
+
+
+def save(path, value, *, compression=zipfile.ZIP_STORED, root="archive", **more):
+    """Writes a file; `more` are members of the archive besides, or instead."""
+    writer = Writer()
+    members = {"data.pkl": b"\x80\x02" + writer.code(value) + b".", "byteorder": b"little"}
+    members |= {f"data/{i}": x.tobytes() for i, x in enumerate(writer.storages)}
+    members |= {"version": b"3\n", **{name.replace("__", "/"): x for name, x in more.items()}}
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, data in members.items():
+            if data is not None:
+                file.writestr(f"{root}/{name}", data)
+    return str(path)

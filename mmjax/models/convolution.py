@@ -143,20 +143,31 @@ class Unit(nnx.Module):
         return (jax.nn.relu(y) if self.relu else y).astype(self.dtype)
 
 
-def draw_kernels(module: nnx.Module, key: jax.Array) -> None:
-    """Draws the kernels of all convolutions in `module`, Glorot-uniform.
+def draw_kernels(module: nnx.Module, key: jax.Array, *, init: str = "glorot") -> None:
+    """Draws the kernels of all convolutions in `module`.
 
-    That is Keras' default, which VATT's I3D and ResNet leave as it is. One draw is cut into kernels
-    because a draw for each of a hundred would take most of the time to compile an initialisation.
+    One draw is cut into kernels because a draw for each of a hundred would take most of the time to
+    compile an initialisation.
+
+    Args:
+      module: with kernels of any value.
+      key: randomness.
+      init: 'glorot', uniform, Keras' default, which VATT's I3D and ResNet leave as it is; or
+        'kaiming', normal with a variance of 2 / (window · fan_out), as torchvision's ResNets.
     """
+    draw = {
+        "glorot": lambda shape: jax.random.uniform(key, shape, minval=-1.0),
+        "kaiming": lambda shape: jax.random.normal(key, shape),
+    }[init]
     kernels = [m.kernel for _, m in nnx.iter_modules(module) if isinstance(m, nnx.Conv)]
     sizes = [math.prod(kernel.shape) for kernel in kernels]
-    draws = jax.random.uniform(key, (sum(sizes),), minval=-1.0)
+    draws = draw((sum(sizes),))
     start = 0
     for kernel, size in zip(kernels, sizes, strict=True):
         *window, fan_in, fan_out = kernel.shape
-        limit = math.sqrt(6 / (math.prod(window) * (fan_in + fan_out)))
-        values = limit * draws[start : start + size].reshape(kernel.shape)
+        area = math.prod(window)
+        scale = 6 / (area * (fan_in + fan_out)) if init == "glorot" else 2 / (area * fan_out)
+        values = math.sqrt(scale) * draws[start : start + size].reshape(kernel.shape)
         kernel[...] = values.astype(kernel.dtype)
         start += size
 

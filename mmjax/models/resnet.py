@@ -19,7 +19,7 @@ from mmjax.models.convolution import ConvolutionConfig, ConvolutionTower, Unit, 
 _SHIFT_SHARE = 8
 
 
-def _unit(
+def square_unit(
     *, cfg: ConvolutionConfig, size: int, stride: int = 1, rngs: nnx.Rngs, **options: Any
 ) -> Unit:
     """A unit over the last two axes, padded alike on both sides whatever the stride."""
@@ -75,7 +75,7 @@ class Bottleneck(nnx.Module):
         shared = dict(cfg=cfg, rngs=rngs)
         self.shift = shift
         if project:
-            self.shortcut = _unit(
+            self.shortcut = square_unit(
                 in_features=in_features,
                 out_features=4 * features,
                 size=1,
@@ -83,11 +83,11 @@ class Bottleneck(nnx.Module):
                 relu=False,
                 **shared,
             )
-        self.reduce = _unit(in_features=in_features, out_features=features, size=1, **shared)
-        self.spatial = _unit(
+        self.reduce = square_unit(in_features=in_features, out_features=features, size=1, **shared)
+        self.spatial = square_unit(
             in_features=features, out_features=features, size=3, stride=stride, **shared
         )
-        self.expand = _unit(
+        self.expand = square_unit(
             in_features=features,
             out_features=4 * features,
             size=1,
@@ -107,10 +107,15 @@ class Bottleneck(nnx.Module):
 class ResNet(ConvolutionTower):
     """Bottleneck blocks over the last two axes of size; more axes before them are batch to it.
 
+    Attributes:
+      expansion: channels that leave a block over its inner ones.
+      pool_padding: of the max pooling behind the stem, as `nnx.max_pool` takes it.
+      kernel_init: how convolutions start, see `draw_kernels`.
+
     Args:
       channels: of the input; 0 when it has no such axis.
       shift: temporal shifts in all blocks; the input is then [N, T, H, W, channels].
-      blocks: how many bottleneck blocks in each group; the channels double from a group to the
+      blocks: how many blocks in each group; the channels double from a group to the
         next.
       width_multiplier: factor of all channel counts (each rounded, at least 1); with `shift` at
         least 1/8.
@@ -122,6 +127,10 @@ class ResNet(ConvolutionTower):
 
     # Options that a kind of tower decides, unless its own constructor takes them.
     FIXED = ("channels", "shift")
+
+    expansion = 4
+    pool_padding: str | Sequence[tuple[int, int]] = "SAME"
+    kernel_init = "glorot"
 
     def __init__(
         self,
@@ -147,9 +156,10 @@ class ResNet(ConvolutionTower):
             raise UserError(f"blocks must be numbers of at least 1, not {blocks}.")
         self.cfg = cfg
         self.channels = channels
+        self.shift = shift
         self.blocks = tuple(blocks)
         features = cfg.width(64)
-        self.stem = _unit(
+        self.stem = square_unit(
             cfg=cfg, in_features=channels or 1, out_features=features, size=7, stride=2, rngs=rngs
         )
         self.groups = nnx.Dict()
@@ -157,24 +167,28 @@ class ResNet(ConvolutionTower):
             self.groups[str(g)] = nnx.Dict()
             width = cfg.width(64 * 2**g)
             for j in range(count):
-                self.groups[str(g)][str(j)] = Bottleneck(
+                stride = 2 if g > 0 and j == 0 else 1
+                self.groups[str(g)][str(j)] = self.make_block(
                     cfg=cfg,
                     in_features=features,
                     features=width,
-                    stride=2 if g > 0 and j == 0 else 1,
-                    project=j == 0,
-                    shift=shift,
+                    stride=stride,
+                    project=stride > 1 or features != self.expansion * width,
                     rngs=rngs,
                 )
-                features = 4 * width
+                features = self.expansion * width
         self.out_features = features
-        draw_kernels(self, rngs.params())
+        draw_kernels(self, rngs.params(), init=self.kernel_init)
+
+    def make_block(self, **options: Any) -> nnx.Module:
+        """A block with the options of `Bottleneck`, but `shift`."""
+        return Bottleneck(shift=self.shift, **options)
 
     def feature_map(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[N, …, H, W, channels] → [N, …, H/32, W/32, out_features] (four groups), rounded up."""
 
         def stem(unit, x):
-            return nnx.max_pool(unit(x, train=train), (3, 3), (2, 2), "SAME")
+            return nnx.max_pool(unit(x, train=train), (3, 3), (2, 2), self.pool_padding)
 
         x = self.cfg.run(stem, self.stem, x)
         for g, count in enumerate(self.blocks):

@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from mmjax.errors import UserError, choose, unknown
-from mmjax.models import audio, clip, i3d, resnet, text, video, vit
+from mmjax.models import audio, clip, i3d, image_resnet, resnet, text, video, vit
 from mmjax.models.transformer import Encoder, EncoderConfig, split_key
 
 Spec = str | Mapping[str, Any]
@@ -30,9 +30,13 @@ TOWERS: dict[str, tuple[str, type, dict[str, Any]]] = {
     **{n: ("text", text.LinearText, c) for n, c in text.LINEAR_CONFIGS.items()},
     **{n: ("text", clip.ClipText, c) for n, c in clip.CONFIGS.items()},
     **{n: ("image", vit.ImageTransformer, c) for n, c in vit.CLIP_CONFIGS.items()},
+    **{n: ("image", image_resnet.ImageResNet, c) for n, c in image_resnet.IMAGE_CONFIGS.items()},
     **{n: ("touch", vit.ImageTransformer, c) for n, c in vit.TOUCH_CONFIGS.items()},
+    **{n: ("touch", image_resnet.ImageResNet, c) for n, c in image_resnet.TOUCH_CONFIGS.items()},
 }
 MODALITIES = tuple(dict.fromkeys(modality for modality, *_ in TOWERS.values()))
+# Modalities that come as single pictures take each other's towers.
+_PICTURES = ("image", "touch")
 ENCODER_OPTIONS = tuple(field.name for field in dataclasses.fields(EncoderConfig))
 
 
@@ -61,6 +65,15 @@ def tower_options(name: str) -> list[str]:
     if _has_encoder(tower):
         names.update(ENCODER_OPTIONS)
     return sorted(names)
+
+
+def _check_modality(modality: str, spec: Spec) -> None:
+    """Raises UserError if the tower takes another modality's inputs."""
+    kinds = _PICTURES if modality in _PICTURES else (modality,)
+    name = as_dict(spec).get("name")
+    names = [n for n, (kind, *_) in TOWERS.items() if kind in kinds]
+    if name not in names:
+        raise unknown(f"tower for {modality}:", name, names)
 
 
 def _has_encoder(tower: type) -> bool:
@@ -121,7 +134,8 @@ class Towers(nnx.Module):
       **shared: options for all towers (dtype, remat, dropout_rate, …).
 
     Raises:
-      UserError: what `build_tower` raises, or a shared option that no tower has.
+      UserError: what `build_tower` raises, a tower for another modality, or a shared option that no
+        tower has.
     """
 
     # Keys of the config's section besides those of towers, for messages.
@@ -141,6 +155,7 @@ class Towers(nnx.Module):
             config = EncoderConfig(**encoder)
             self.encoder = Encoder(config, rngs=rngs)
         for modality, spec in towers.items():
+            _check_modality(modality, spec)
             tower = build_tower(spec, rngs=rngs, encoder=config, **shared)
             setattr(self, modality, tower)
         valid = {o for spec in towers.values() for o in tower_options(as_dict(spec)["name"])}

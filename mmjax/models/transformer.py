@@ -60,6 +60,12 @@ def check_dtypes(options: Any) -> None:
             raise unknown(kind, getattr(options, kind), valid) from None
 
 
+def check_rate(name: str, rate: float) -> None:
+    """Raises UserError unless `rate` is a probability below 1."""
+    if not 0 <= rate < 1:
+        raise UserError(f"{name} must be in [0, 1), not {rate}.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Options of an encoder.
@@ -134,8 +140,7 @@ class EncoderConfig:
             if getattr(self, kind) < 1:
                 raise UserError(f"{kind} must be at least 1, not {getattr(self, kind)}.")
         for kind in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
-            if not 0 <= (getattr(self, kind) or 0) < 1:
-                raise UserError(f"{kind} must be in [0, 1), not {getattr(self, kind)}.")
+            check_rate(kind, getattr(self, kind) or 0)
 
     def linear(
         self,

@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.errors import UserError, choose, unknown
-from mmjax.models.towers import TOWERS, Spec, Towers, as_dict
+from mmjax.errors import UserError, unknown
+from mmjax.models.towers import Spec, Towers, as_dict
 
-# Which modalities' towers each modality takes: touch sensors give pictures too.
-_KINDS = {"touch": ("touch", "image"), "image": ("image", "touch"), "text": ("text",)}
+MODALITIES = ("touch", "image", "text")
 # Lengths below this count as 0 in the normalisation.
 _LEAST_LENGTH = 1e-12
 
@@ -37,10 +36,10 @@ class TVL(Towers):
       **shared: options for all towers (dtype, remat, …).
 
     Raises:
-      UserError: fewer than two towers, one for another modality, or widths that differ.
+      UserError: what `Towers` raises, fewer than two towers, or widths that differ.
     """
 
-    OPTIONS = ("touch", "image", "text", "common_dim", "logit_scale", "logit_bias")
+    OPTIONS = (*MODALITIES, "common_dim", "logit_scale", "logit_bias")
 
     def __init__(
         self,
@@ -54,15 +53,14 @@ class TVL(Towers):
     ):
         if len(towers) < 2:
             raise UserError(
-                f"The model compares at least two of {', '.join(_KINDS)}; it has "
+                f"The model compares at least two of {', '.join(MODALITIES)}; it has "
                 f"{', '.join(towers) or 'none'}. Name a tower: config.model.touch=vit_tiny_patch16"
                 "_224, config.model.text=clip_text_l14, …"
             )
         if common_dim < 0:
             raise UserError(f"common_dim must be 0 (none) or a width, not {common_dim}.")
-        towers = {modality: _checked(modality, spec) for modality, spec in towers.items()}
         if common_dim and "touch" in towers:
-            towers["touch"]["projection"] = 0
+            towers = {**towers, "touch": dict(as_dict(towers["touch"]), projection=0)}
         super().__init__(towers=towers, rngs=rngs, **shared)
         widths = {modality: getattr(self, modality).out_features for modality in self.modalities}
         if common_dim:
@@ -149,16 +147,6 @@ class TVL(Towers):
                 raise unknown("frozen modality", modality, self.modalities)
 
 
-def _checked(modality: str, spec: Spec) -> dict[str, Any]:
-    """A spec as a dict, once its tower is known to take this modality's inputs."""
-    kinds = choose("modality", modality, _KINDS)
-    spec = as_dict(spec)
-    names = [name for name, (kind, *_) in TOWERS.items() if kind in kinds]
-    if spec.get("name") not in names:
-        raise unknown(f"tower of {modality}", spec.get("name"), names)
-    return spec
-
-
 def make_model(
     *,
     touch: Spec | None = None,
@@ -176,7 +164,7 @@ def make_model(
       common_dim, logit_scale, logit_bias: of `TVL`.
       **shared: options for all towers, e.g. dtype, remat, scan_unroll.
     """
-    given = dict(touch=touch, image=image, text=text)
+    given = dict(zip(MODALITIES, (touch, image, text), strict=True))
     towers = {modality: spec for modality, spec in given.items() if spec is not None}
     options = dict(common_dim=common_dim, logit_scale=logit_scale, logit_bias=logit_bias)
     return lambda rngs: TVL(towers=towers, rngs=rngs, **options, **shared)

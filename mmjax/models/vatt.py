@@ -18,6 +18,7 @@ from mmjax.models.heads import HEADS
 from mmjax.models.patches import SIZES as ENCODERS
 from mmjax.models.towers import (
     ENCODER_OPTIONS,
+    MODALITIES,
     TOWERS,
     Spec,
     Towers,
@@ -41,7 +42,7 @@ MMV_SIZES: dict[str, dict[str, str]] = {
     "tsm_x2": dict(video="tsm_50x2", audio="resnet2d_50", text="linear"),
 }
 UT_SIZES = ("tiny", "base", "medium", "large")
-# What `Classifier` takes: the towers for video and audio, and one modality of a unified model.
+# What `Classifier` takes: all towers but those for text, and one modality of a unified model.
 BACKBONES = (
     *(name for name, (modality, *_) in TOWERS.items() if modality != "text"),
     *(f"ut_{size}" for size in UT_SIZES),
@@ -57,7 +58,7 @@ class Multimodal(Towers):
       **towers: arguments of `Towers`.
     """
 
-    OPTIONS = ("size", "video", "audio", "text", "head")
+    OPTIONS = ("size", *MODALITIES, "head")
 
     def __init__(self, *, head: Spec = "fac", rngs: nnx.Rngs, **towers: Any):
         super().__init__(rngs=rngs, **towers)
@@ -83,8 +84,8 @@ class Multimodal(Towers):
 
         Args:
           inputs: {modality: array [N_m, …]}: video float [N, T, H, W, 3] in [-1, 1], audio float
-            [N, S] or, for `spt_*`, [N, frames, bins], text int [N, W] (0 is padding). Batch sizes
-            may differ.
+            [N, S] or, for `spt_*`, [N, frames, bins], image and touch float [N, H, W, 3], text int
+            [N, W] (0 is padding). Batch sizes may differ.
           key: randomness of dropout and DropToken; needed when `train`.
           train: use them.
           tokens: also return every token.
@@ -161,7 +162,7 @@ class Classifier(Towers):
             modality = spec.pop("modality", "video")
             size = spec.pop("name").removeprefix("ut_")
             options = {key: spec.pop(key) for key in ENCODER_OPTIONS if key in spec}
-            parts = _unified(size, {modality: spec}, **{**shared, **options})
+            parts = _unified(size, (modality,), **{**shared, **options, modality: spec})
             super().__init__(rngs=rngs, **parts)
         else:
             super().__init__(towers={TOWERS[name][0]: spec}, rngs=rngs, **shared)
@@ -210,39 +211,44 @@ class Classifier(Towers):
         return 3 * total if train else total
 
 
-def _changed(towers: Mapping[str, Spec], changes: Mapping[str, Spec | None]) -> dict[str, Spec]:
-    """Towers with changes: another's name, options, None to leave one out, '' for none."""
+def _changed(
+    towers: Mapping[str, Spec], options: dict[str, Any]
+) -> tuple[dict[str, Spec], dict[str, Any]]:
+    """Towers with the changes that `options` has for them, and the options that are left.
+
+    The change of a modality is another tower's name, options, None to leave it out, or '' for none.
+    A modality that `towers` lacks needs a name.
+    """
+    changes = {modality: options[modality] for modality in MODALITIES if modality in options}
+    rest = {key: value for key, value in options.items() if key not in changes}
     result: dict[str, Spec] = dict(towers)
     for modality, change in changes.items():
+        own = as_dict(towers[modality]) if modality in towers else {}
         if change is None:
-            del result[modality]
-        elif isinstance(change, str):
-            own = as_dict(towers[modality])
-            result[modality] = own | {"name": change} if change else own
-        else:
-            result[modality] = as_dict(towers[modality]) | change
-    return result
+            result.pop(modality, None)
+        elif change:
+            result[modality] = own | as_dict(change)
+            if "name" not in result[modality]:
+                raise UserError(
+                    f"No tower for {modality}: name one, config.model.{modality}.name=…"
+                )
+    return result, rest
 
 
 def _separate(
-    towers: Mapping[str, Spec],
-    *,
-    video: Spec | None = "",
-    audio: Spec | None = "",
-    text: Spec | None = "",
-    head: Spec = "fac",
-    **shared: Any,
+    towers: Mapping[str, Spec], *, head: Spec = "fac", **options: Any
 ) -> Callable[[nnx.Rngs], Multimodal]:
     """A constructor of towers that have an encoder of their own each, from changes to named ones.
 
     Args:
       towers: {modality: spec}.
-      video, audio, text: the name of another tower, a dict of options to change (with `name`: of
-        another tower), None to leave the modality out, '' for that of `towers`.
       head: see `Multimodal`.
-      **shared: options for all towers, e.g. dtype, remat, dropout_rate, scan_unroll.
+      **options: of a modality (video, audio, text, image, touch): the name of another tower, a dict
+        of options to change (with `name`: of another tower), None to leave it out, '' for that of
+        `towers`, which has none for image and touch; all others are for all towers, e.g. dtype,
+        remat, dropout_rate, scan_unroll.
     """
-    towers = _changed(towers, dict(video=video, audio=audio, text=text))
+    towers, shared = _changed(towers, options)
     return lambda rngs: Multimodal(towers=towers, head=head, rngs=rngs, **shared)
 
 
@@ -268,12 +274,13 @@ def mmv_fac(*, size: str = "i3d", **options: Any) -> Callable[[nnx.Rngs], Multim
 
 def _unified(
     size: str,
-    changes: Mapping[str, Spec | None],
+    modalities: Sequence[str],
     *,
     post_projection: int | None = None,
-    **encoder: Any,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Arguments of `Towers`: the modalities of `changes` around one encoder of this size."""
+    """Arguments of `Towers`: these modalities around one encoder of this size, with the changes of
+    `options` to them (as in `_changed`) and to the encoder."""
     choose("size of ut", size, dict.fromkeys(UT_SIZES))
     named = "tiny" if size == "tiny" else "base"  # patches and tables; the encoder is `size`'s
     width = post_projection or (128 if size == "tiny" else 1024)
@@ -282,38 +289,38 @@ def _unified(
         "audio": dict(name=f"wat_{named}", pre_projection=True),
         "text": dict(name=f"bert_{named}", projection_bias=True),
     }
-    for modality in changes:
+    for modality in modalities:
         choose("modality of ut", modality, towers)
-    towers = {m: dict(towers[m], post_projection=width) for m in changes}
+    towers = {m: dict(towers[m], post_projection=width) for m in modalities}
+    towers, encoder = _changed(towers, options)
+    for modality in towers:
+        if modality not in modalities:
+            raise UserError(
+                f"The encoder that modalities share takes video, audio and text, not {modality}: "
+                f"leave config.model.{modality} out, or take another model (tx_fac)."
+            )
     for key in encoder:
         if key not in ENCODER_OPTIONS:
             raise unknown(
                 "config key model", key, [*ENCODER_OPTIONS, *Multimodal.OPTIONS, "post_projection"]
             )
-    return dict(towers=_changed(towers, changes), encoder={**ENCODERS[size], **encoder})
+    return dict(towers=towers, encoder={**ENCODERS[size], **encoder})
 
 
 def ut_fac(
-    *,
-    size: str = "medium",
-    video: Spec | None = "",
-    audio: Spec | None = "",
-    text: Spec | None = "",
-    head: Spec = "fac",
-    **shared: Any,
+    *, size: str = "medium", head: Spec = "fac", **options: Any
 ) -> Callable[[nnx.Rngs], Multimodal]:
     """A constructor of VATT's modality-agnostic model: one encoder for the tokens of all
     modalities.
 
     Args:
       size: 'base', 'medium', 'large'; 'tiny' is ours.
-      video, audio, text: options of a modality's patches, positions and DropToken, None to leave it
-        out; `name` takes another tower's (spt_base: spectrograms).
       head: see `Multimodal`.
-      **shared: options of the encoder, and `post_projection`, the width of the pooled features
-        (1024).
+      **options: `video`, `audio`, `text`: options of a modality's patches, positions and DropToken,
+        None to leave it out (`name` takes another tower's; spt_base: spectrograms); all others are
+        the encoder's, and `post_projection`, the width of the pooled features (1024).
     """
-    parts = _unified(size, dict(video=video, audio=audio, text=text), **shared)
+    parts = _unified(size, ("video", "audio", "text"), **options)
     return lambda rngs: Multimodal(head=head, rngs=rngs, **parts)
 
 

@@ -19,6 +19,7 @@ from mmjax.models.patches import SIZES, PatchEmbedding, extract_patches
 from mmjax.models.transformer import (
     Encoder,
     EncoderConfig,
+    check_rate,
     dropout,
     fan_in_uniform,
     split_key,
@@ -67,8 +68,7 @@ class ImageTransformer(nnx.Module):
         choose("pool", pool, dict.fromkeys(POOLS))
         if patch_size < 1 or image_size < 1 or image_size % patch_size:
             raise UserError(f"image_size={image_size} is no multiple of patch_size={patch_size}.")
-        if not 0 <= drop_rate < 1:
-            raise UserError(f"drop_rate must be in [0, 1), not {drop_rate}.")
+        check_rate("drop_rate", drop_rate)
         width, dtype = encoder.width, encoder.param_dtype
         self.cfg = encoder
         self.image_size = image_size

@@ -1,0 +1,159 @@
+"""ResNets over single pictures as torchvision has them: `resnet18` of touch sensors, `resnet50`.
+
+Source: He et al. 2016, with torchvision's padding and its stride in the 3×3 convolution ("v1.5");
+`resnet18` as in TVL (Fu et al. 2024, arXiv 2402.13232).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from mmjax.models.convolution import ConvolutionConfig
+from mmjax.models.resnet import ResNet, square_unit
+from mmjax.models.transformer import check_rate, dropout, fan_in_uniform
+
+
+class Block(nnx.Module):
+    """Two 3×3 units, or 1×1 → 3×3 → 1×1 of four times the width; plus the input, then ReLU.
+
+    The last BatchNorm's scale starts at 0, so that a new block without `project` is a ReLU.
+
+    Args:
+      cfg: options of the tower.
+      in_features: channels of the input.
+      features: inner channels.
+      stride: of the first 3×3 convolution.
+      project: add a strided 1×1 unit of the input, not the input itself.
+      bottleneck: three units.
+      rngs: for initialisation.
+    """
+
+    def __init__(
+        self,
+        *,
+        cfg: ConvolutionConfig,
+        in_features: int,
+        features: int,
+        stride: int,
+        project: bool,
+        bottleneck: bool,
+        rngs: nnx.Rngs,
+    ):
+        # name → (size of the kernel, channels out, stride)
+        units = {"first": (3, features, stride), "second": (3, features, 1)}
+        if bottleneck:
+            units = {
+                "first": (1, features, 1),
+                "second": (3, features, stride),
+                "third": (1, 4 * features, 1),
+            }
+        self.units = tuple(units)
+        channels = in_features
+        for name, (size, out_features, unit_stride) in units.items():
+            last = name == self.units[-1]
+            unit = square_unit(
+                cfg=cfg,
+                in_features=channels,
+                out_features=out_features,
+                size=size,
+                stride=unit_stride,
+                relu=not last,
+                scale_init=nnx.initializers.zeros if last else nnx.initializers.ones,
+                rngs=rngs,
+            )
+            setattr(self, name, unit)
+            channels = out_features
+        if project:
+            self.shortcut = square_unit(
+                cfg=cfg,
+                in_features=in_features,
+                out_features=channels,
+                size=1,
+                stride=stride,
+                relu=False,
+                rngs=rngs,
+            )
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [N, H, W, C]
+        y = x
+        for name in self.units:
+            y = getattr(self, name)(y, train=train)
+        shortcut = self.shortcut(x, train=train) if hasattr(self, "shortcut") else x
+        return jax.nn.relu(y + shortcut)
+
+
+class ImageResNet(ResNet):
+    """Pictures [N, H, W, 3] of any size → the mean of the last feature map → projection.
+
+    Unlike torch's, running variances are of the biased kind (see `Unit`): with the thousands of
+    values that a channel has in a batch, the same.
+
+    Args:
+      bottleneck: blocks of three units (ResNet-50 and deeper), not two.
+      projection: width of a dense layer, in float32, on the pooled features; 0 for none.
+      drop_rate: of dropout before it.
+      rngs: for initialisation.
+      **options: of `ResNet`.
+    """
+
+    input_ndim = 3
+    pool_padding = ((1, 1), (1, 1))
+    kernel_init = "kaiming"
+
+    def __init__(
+        self,
+        *,
+        bottleneck: bool = False,
+        projection: int = 0,
+        drop_rate: float = 0.0,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        check_rate("drop_rate", drop_rate)
+        self.bottleneck = bottleneck
+        self.expansion = 4 if bottleneck else 1
+        self.drop_rate = drop_rate
+        super().__init__(channels=3, shift=False, rngs=rngs, **options)
+        if projection:
+            uniform = fan_in_uniform(self.out_features)
+            self.projection = nnx.Linear(
+                self.out_features,
+                projection,
+                kernel_init=uniform,
+                bias_init=uniform,
+                param_dtype=self.cfg.param_dtype,
+                rngs=rngs,
+            )
+            self.out_features = projection
+
+    def make_block(self, **options: Any) -> Block:
+        """A block with the options of `Block`, but `bottleneck`."""
+        return Block(bottleneck=self.bottleneck, **options)
+
+    def __call__(
+        self, x: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Encodes a batch, see `ConvolutionTower`; the key is also the randomness of dropout."""
+        pooled, tokens = super().__call__(x, key=key)
+        if hasattr(self, "projection"):
+            pooled = self.projection(dropout(pooled, self.drop_rate, key))
+        return pooled, tokens
+
+    def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
+        """Forward operations for one picture of this shape, the same in training."""
+        total = super().flops(shape, train=train)
+        if hasattr(self, "projection"):
+            total += 2.0 * self.projection.in_features * self.projection.out_features
+        return total
+
+
+TOUCH_CONFIGS: dict[str, dict[str, Any]] = {
+    "resnet18": dict(blocks=(2, 2, 2, 2), projection=768),
+}
+IMAGE_CONFIGS: dict[str, dict[str, Any]] = {
+    "resnet50": dict(blocks=(3, 4, 6, 3), bottleneck=True),
+}

@@ -1,4 +1,4 @@
-"""From a batch as it travels (uint8 frames, waveforms, words) to what towers take, on device."""
+"""From a batch as it travels (uint8 pictures, waveforms, words) to what towers take, on device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax import config, preprocess
+from mmjax import config, pictures, preprocess
 from mmjax.errors import UserError
 from mmjax.tasks import DataFacts
 
@@ -31,6 +31,8 @@ class Inputs:
       spectrogram: keywords of `mmjax.preprocess.log_mel` (seconds, bins); None keeps waveforms.
       spec_augment: keywords of `mmjax.preprocess.spec_augment`; needs `spectrogram`.
       sample_rate: of the waveforms, Hz.
+      image, touch: keywords of `mmjax.pictures.Augmentation` for these pictures; None only scales
+        them, see `zero_centered`. Pictures that come as features of their towers stay as they are.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class Inputs:
         spectrogram: Mapping[str, Any] | None = None,
         spec_augment: Mapping[str, Any] | None = None,
         sample_rate: float | None = None,
+        image: Mapping[str, Any] | None = None,
+        touch: Mapping[str, Any] | None = None,
     ):
         if spec_augment is not None and spectrogram is None:
             raise UserError("config.augment.spec_augment needs config.augment.spectrogram.")
@@ -54,6 +58,11 @@ class Inputs:
             raise UserError(
                 f"config.augment.audio_mixup={audio_mixup} must be two numbers above 0, or None."
             )
+        self._pictures = {
+            name: pictures.Augmentation.from_config(section, f"augment.{name}")
+            for name, section in (("image", image), ("touch", touch))
+            if section is not None
+        }
         self._zero_centered = zero_centered
         self._color_jitter = color_jitter
         self._repeat_frames = repeat_frames
@@ -88,11 +97,10 @@ class Inputs:
         """{modality: input} with the leading dimension of the batch; `key` only when training."""
         inputs = {name: batch[name] for name in MODALITIES if name in batch}
         keys = jax.random.split(key, 4) if train else None
-        for name in PICTURES:
+        for number, name in enumerate(PICTURES):
             if name in inputs and not jnp.issubdtype(inputs[name].dtype, jnp.floating):
-                inputs[name] = preprocess.normalize_video(
-                    inputs[name], zero_centered=self._zero_centered
-                )
+                picture_key = jax.random.fold_in(key, 4 + number) if train else None
+                inputs[name] = self._picture(name, batch, picture_key)
         if "video" in inputs:
             inputs["video"] = self._video(
                 inputs["video"], batch.get("video_flip"), keys[0] if train else None
@@ -113,6 +121,14 @@ class Inputs:
             inputs["audio"] = audio
         return inputs
 
+    def _picture(
+        self, name: str, batch: Mapping[str, jax.Array], key: jax.Array | None
+    ) -> jax.Array:
+        """What towers take of uint8 pictures [N, H, W, 3]; augmented when there is a key."""
+        if name not in self._pictures:
+            return preprocess.normalize_video(batch[name], zero_centered=self._zero_centered)
+        return self._pictures[name](batch[name], batch.get(f"{name}_background"), key=key)
+
     def _video(self, frames: jax.Array, flip: jax.Array | None, key: jax.Array | None) -> jax.Array:
         """What towers take of uint8 frames [N, T, H, W, 3]; augmented when there is a key."""
         if flip is not None:
@@ -129,15 +145,17 @@ class Inputs:
 
     def shapes(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
         """{modality: shape} of the inputs made of a batch of this spec."""
-        abstract = {name: spec[name] for name in MODALITIES if name in spec}
+        fields = (*MODALITIES, "touch_background")
+        abstract = {name: spec[name] for name in fields if name in spec}
         made = jax.eval_shape(lambda batch: self(batch, None, train=False), abstract)
         return {name: tuple(leaf.shape) for name, leaf in made.items()}
 
 
-def map_views(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+def map_views(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
     """[B, V, …] → [B, V, D]: `function` on one view [B, …] of an evaluation batch after the other.
 
     All at once would take V times the memory: four windows of 64 clips at VATT's size, 40 GB for
-    the attention of one layer.
+    the attention of one layer. `x` may hold several arrays, of which each view has one.
     """
-    return jnp.moveaxis(jax.lax.map(function, jnp.moveaxis(x, 1, 0)), 0, 1)
+    views = jax.tree.map(lambda each: jnp.moveaxis(each, 1, 0), x)
+    return jnp.moveaxis(jax.lax.map(function, views), 0, 1)

@@ -96,3 +96,38 @@ def test_the_sample_rate_of_a_loader_counts_its_stride():
 def test_wrong_options_are_named(options, message):
     with pytest.raises(UserError, match=message):
         Inputs(**options)
+
+
+PICTURES = DRAW.integers(0, 256, (4, 6, 6, 3), np.uint8)
+
+
+def test_pictures_are_scaled_or_as_their_sections_say():
+    batch = {"image": PICTURES, "touch": PICTURES[::-1], "touch_background": PICTURES}
+    plain = Inputs()(batch, None, train=False)
+    assert plain.keys() == {"image", "touch"}
+    np.testing.assert_allclose(plain["image"], PICTURES * (2 / 255) - 1, atol=1e-6)
+    inputs = Inputs(image=dict(std=(0.5,) * 3), touch=dict(subtract_background=True))
+    out = inputs(batch, None, train=False)
+    np.testing.assert_allclose(out["image"], PICTURES / 127.5, atol=1e-5)
+    np.testing.assert_allclose(out["touch"], PICTURES[::-1] / 255 - PICTURES / 255, atol=1e-6)
+    shapes = inputs.shapes({k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()})
+    assert shapes == {"image": (4, 6, 6, 3), "touch": (4, 6, 6, 3)}
+
+
+def test_images_and_touch_are_flipped_independently_in_training():
+    one = np.repeat(PICTURES[:1], 60, axis=0)
+    inputs = Inputs(image=dict(horizontal_flip=0.5), touch=dict(horizontal_flip=0.5))
+    out = inputs({"image": one, "touch": one}, jax.random.key(1), train=True)
+    flipped = {m: (np.abs(x - one / 255) > 1e-3).any((1, 2, 3)) for m, x in out.items()}
+    assert all(15 < which.sum() < 45 for which in flipped.values())
+    assert not np.array_equal(flipped["image"], flipped["touch"])
+
+
+def test_features_of_towers_stay_as_they_are():
+    rows = DRAW.normal(size=(4, 5)).astype(np.float32)
+    inputs = Inputs(image=dict(grayscale=1.0), touch=dict(subtract_background=True))
+    batch = {"image": rows, "touch": rows, "text": rows[:, None]}
+    out = inputs(batch, jax.random.key(1), train=True)
+    assert all(np.array_equal(out[name], batch[name]) for name in batch)
+    with pytest.raises(UserError, match="augment.image.crop"):
+        Inputs(image=dict(crop=1))

@@ -31,6 +31,7 @@ from mmjax.errors import choose
 TASKS = {
     "pretrain": "mmjax.tasks.pretrain:Pretrain",
     "finetune": "mmjax.tasks.finetune:Finetune",
+    "touch": "mmjax.tasks.touch:Touch",
 }
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -91,11 +92,12 @@ class DataFacts:
         if data.text:
             words = (data.text.candidates, data.text.max_words)
             shapes |= {"text": (words, "int32"), "text_mask": (words[:1], "float32")}
-        if data.touch:
-            shapes |= {
-                "touch": ((data.touch.size, data.touch.size, 3), "uint8"),
-                "touch_mask": ((), "float32"),
-            }
+        for name in ("image", "touch"):
+            if picture := getattr(data, name):
+                square = ((picture.size, picture.size, 3), "uint8")
+                shapes |= {name: square, f"{name}_mask": ((), "float32")}
+        if data.touch and data.touch.background:
+            shapes["touch_background"] = shapes["touch"]
         classes = None
         if data.label:
             classes = data.label.num_classes or num_classes or 2

@@ -19,6 +19,7 @@ from mmjax.models import vatt
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts
 from mmjax.tasks.inputs import MODALITIES, Inputs, map_views
+from mmjax.tasks.pairs import fit_vocabulary, parse_weights
 
 _LOSSES = {
     "asymmetric_nce": contrastive.asymmetric_nce,
@@ -43,7 +44,7 @@ class Pretrain:
     def __init__(self, cfg: Any, facts: DataFacts):
         model = config.plain(cfg.model)
         if facts.vocab_size is not None:
-            model = _fit_vocabulary(model, facts.vocab_size)
+            model = fit_vocabulary(model, facts.vocab_size)
         self.model = ModelDef(vatt.make_model(**model))
         self.dtype = model.get("dtype", "float32")
         for modality in MODALITIES:
@@ -58,9 +59,7 @@ class Pretrain:
         self._loss = choose("config.loss.name", loss.pop("name", "asymmetric_nce"), _LOSSES)
         weights = loss.pop("weights", {"video_text": 1.0, "video_audio": 1.0})
         self._loss_keywords = config.keywords(self._loss, loss, "loss", given=_ARRAYS)
-        self._pairs = {tuple(k.split("_")): float(w) for k, w in weights.items() if w}
-        if not self._pairs:
-            raise UserError("config.loss.weights: no pair of modalities has a weight above 0.")
+        self._pairs = parse_weights(weights)
         compared = self._compared()
         for pair in self._pairs:
             name = "_".join(pair)
@@ -178,21 +177,3 @@ class Pretrain:
             pooled[name] = value.reshape(*pooled[name.split("/")[0]].shape[:2], -1)
         return pooled
 
-
-def _fit_vocabulary(model: dict, vocab_size: int) -> dict:
-    """The model's options with a word table for this tokenizer, unless they name its size.
-
-    Raises:
-      UserError: the table named is smaller than the vocabulary.
-    """
-    text = model.get("text", "")
-    if text is None:
-        return model
-    text = {"name": text} if isinstance(text, str) and text else dict(text or {})
-    size = text.setdefault("vocab_size", vocab_size)
-    if size < vocab_size:
-        raise UserError(
-            f"config.model.text.vocab_size={size} is smaller than the tokenizer's vocabulary of "
-            f"{vocab_size}: raise it, or give config.data.text a smaller vocabulary."
-        )
-    return model | {"text": text}

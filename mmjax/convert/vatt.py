@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mmjax.convert import tf2, vatt_names
+from mmjax.convert import names, tf2, vatt_names
 from mmjax.errors import UserError
 
 # Keys that hold no part of the model, by what they are.
@@ -140,17 +140,10 @@ def load(prefix: str) -> tuple[dict[str, np.ndarray], str]:
     reader = tf2.Reader(prefix)
     contents = contents_of(reader)
     if contents.problems:
-        raise UserError(f"{prefix}:\n{listing(contents.problems)}")
+        raise UserError(f"{prefix}:\n{names.listing(contents.problems)}")
     arrays = {
-        f"extra/{path}" if vatt_names.is_statistic(path) else path: read_leaf(reader, leaf)
+        f"extra/{path}" if names.is_statistic(path) else path: read_leaf(reader, leaf)
         for path, leaf in contents.leaves.items()
     }
     arrays |= {key: reader.read(key) for key in contents.unknown()}
     return arrays, f"step {contents.step}, the TensorFlow checkpoint {prefix}"
-
-
-def listing(problems: Mapping[str, str], limit: int = 12) -> str:
-    """One line for each of the first `limit`."""
-    lines = [f"  {name}: {what}" for name, what in list(problems.items())[:limit]]
-    more = [f"  … and {len(problems) - limit} more"] if len(problems) > limit else []
-    return "\n".join(lines + more)

@@ -311,11 +311,6 @@ def keys_of(path: str, shape: tuple[int, ...], layout: Layout = TX_FAC) -> list[
     return [key.replace("{i}", str(i)) for i in range(shape[0])] if "{i}" in key else [key]
 
 
-def is_statistic(path: str) -> bool:
-    """Whether our array is of BatchNorm's statistics, and so in `extra`."""
-    return path.endswith(("norm/mean", "norm/var"))
-
-
 def assemble(path: str, arrays: Sequence[np.ndarray], *, stacked: bool) -> np.ndarray:
     """Our array of a path from theirs, of all layers in order if `stacked`, else of the one."""
     array = np.stack(arrays) if stacked else arrays[0]

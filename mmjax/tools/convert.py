@@ -31,7 +31,7 @@ def convert_checkpoint(
     Raises:
       UserError: anything the user can put right.
     """
-    from mmjax.convert import run  # imports jax
+    from mmjax.convert import run, vatt_plan  # import jax
 
     prefix = tf2.find(source)
     if prefix is None:
@@ -40,7 +40,7 @@ def convert_checkpoint(
             "file, or the folder if it has one of them or TensorFlow's file `checkpoint`; for word "
             f"embeddings a {', '.join(words.SUFFIXES)} file."
         )
-    plan = run.plan(prefix, head_dim=head_dim, vocab=vocab)
+    plan = vatt_plan.plan(prefix, head_dim=head_dim, vocab=vocab)
     if inspect:
         if as_json:
             print(json.dumps({**run.summary(plan), "keys": run.rows(plan)}, indent=1))
@@ -54,8 +54,8 @@ def convert_checkpoint(
         f"parameters in {facts['arrays']} arrays. Every name is in {run.REPORT}.\n"
         f"Start from it with --override_checkpoint={out}"
     )
-    if plan.num_words is not None:
-        print(vocabulary.describe(plan.vocabulary, rows=plan.num_words))
+    if facts["words"] is not None:
+        print(vocabulary.describe(plan.vocabulary, rows=facts["words"]))
     if plan.fresh:
         print(f"{len(plan.fresh)} arrays are fresh: {', '.join(plan.fresh[:8])}")
     return 0

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from mmjax.errors import UserError, choose, unknown
+from mmjax.evals.affinity import Affinity
 from mmjax.evals.base import Evaluator, Schedule, format_results
 from mmjax.evals.classification import Classification
 from mmjax.evals.features import FeatureStore
 from mmjax.evals.knn import NearestNeighbours
 from mmjax.evals.linear_probe import LinearProbe
 from mmjax.evals.retrieval import Retrieval
+from mmjax.evals.semantic_retrieval import SemanticRetrieval
+from mmjax.evals.zero_shot import ZeroShot
 
 __all__ = [
     "EVALUATORS",
@@ -30,6 +34,9 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "linear_probe": LinearProbe,
     "knn": NearestNeighbours,
     "classification": Classification,
+    "semantic_retrieval": SemanticRetrieval,
+    "zero_shot": ZeroShot,
+    "affinity": Affinity,
 }
 _SCHEDULE = ("every", "at", "where")
 
@@ -41,6 +48,7 @@ def make_evaluators(
     data_cfg: Mapping[str, Any],
     mesh: jax.sharding.Mesh,
     where: str | None = None,
+    folder: str | os.PathLike = ".",
     make_eval_data: Callable[..., Any] | None = None,
 ) -> list[Evaluator]:
     """The evaluators of a config; they share one feature store.
@@ -52,6 +60,7 @@ def make_evaluators(
       data_cfg: the `data` section of the config.
       mesh: the devices that share a batch.
       where: only those for this place; all are checked.
+      folder: the run directory, for evaluators that leave files.
       make_eval_data: replaces `mmjax.data.loader.make_eval_data`.
 
     Raises:
@@ -59,12 +68,14 @@ def make_evaluators(
     """
     store = FeatureStore(task=task, data_cfg=data_cfg, mesh=mesh, make_eval_data=make_eval_data)
     evaluators = [
-        _make(name, section, store) for name, section in cfg.items() if section is not None
+        _make(name, section, store, folder) for name, section in cfg.items() if section is not None
     ]
     return [e for e in evaluators if where is None or e.schedule.where == where]
 
 
-def _make(name: str, section: Mapping[str, Any], store: FeatureStore) -> Evaluator:
+def _make(
+    name: str, section: Mapping[str, Any], store: FeatureStore, folder: str | os.PathLike
+) -> Evaluator:
     section = dict(section)
     if "type" not in section:
         raise UserError(f"config.evals.{name} has no type=…; there are: {', '.join(EVALUATORS)}.")
@@ -80,4 +91,4 @@ def _make(name: str, section: Mapping[str, Any], store: FeatureStore) -> Evaluat
                 f"config key evals.{name}.{key}: no such key", key, [*options, *_SCHEDULE]
             )
     schedule = Schedule(**{key: section.pop(key) for key in _SCHEDULE if key in section})
-    return kind(name=name, store=store, schedule=schedule, **section)
+    return kind(name=name, store=store, schedule=schedule, folder=folder, **section)

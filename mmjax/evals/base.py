@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import os
+import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +18,10 @@ from mmjax.errors import UserError, choose
 from mmjax.evals.features import FeatureStore, Request
 from mmjax.monitor import report
 
-# A metric `x` may stand beside `x_chance`, what a model that knows nothing would reach.
-CHANCE = "_chance"
+# Beside a metric `x` may stand what a model that knows nothing would reach, half of the 95 %
+# confidence interval of x, and the standard deviation of x over random trials.
+CHANCE, CONFIDENCE, DEVIATION = "_chance", "_ci95", "_std"
+_COLUMNS = {CHANCE: "chance", CONFIDENCE: "± (95 %)", DEVIATION: "std"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +72,25 @@ class Evaluator(abc.ABC):
       name: first part of the names of its metrics.
       store: where features come from, shared by the evaluators of a run.
       schedule: when and where it runs.
+      folder: where it may leave files, the run directory; default the current one.
+
+    Attributes:
+      step: updates of the state that `run` was last called with.
     """
 
-    def __init__(self, *, name: str, store: FeatureStore, schedule: Schedule | None = None):
+    def __init__(
+        self,
+        *,
+        name: str,
+        store: FeatureStore,
+        schedule: Schedule | None = None,
+        folder: str | os.PathLike = ".",
+    ):
         self.name = name
         self.store = store
         self.schedule = schedule or Schedule()
+        self.folder = pathlib.Path(folder)
+        self.step = 0
         self.requests: list[Request] = []
 
     def ask(self, names: Sequence[str], **options: Any) -> Request:
@@ -100,6 +117,7 @@ class Evaluator(abc.ABC):
     def run(self, state: Mapping[str, Any], step: int) -> dict[str, float]:
         """`{name/metric: value}` for a train state: `params` or `ema`, and `extra` are read."""
         began = time.monotonic()
+        self.step = step
         with _one_device():
             metrics = self.evaluate(state)
         logging.info(
@@ -129,13 +147,17 @@ def with_chance(metrics: Mapping[str, float], chance: Mapping[str, float]) -> di
 
 
 def format_results(results: Mapping[str, float], *, title: str = "") -> str:
-    """A table of evaluator, metric, value and chance from `{evaluator/metric: value}`."""
+    """A table from `{evaluator/metric: value}`; what stands beside a metric has its own columns."""
+    beside = {name + suffix: suffix for name in results for suffix in _COLUMNS}
+    used = {beside[name] for name in results if name in beside} | {CHANCE}
+    columns = {suffix: title for suffix, title in _COLUMNS.items() if suffix in used}
     rows, previous = [], None
     for name, value in results.items():
-        if name.endswith(CHANCE) and name.removesuffix(CHANCE) in results:
+        if name in beside:
             continue
         evaluator, _, metric = name.partition("/")
-        chance = results.get(name + CHANCE)
-        rows.append(("" if evaluator == previous else evaluator, metric, value, chance))
+        others = [results.get(name + suffix) for suffix in columns]
+        rows.append(("" if evaluator == previous else evaluator, metric, value, *others))
         previous = evaluator
-    return report.format_table(("evaluator", "metric", "value", "chance"), rows, title=title)
+    header = ("evaluator", "metric", "value", *columns.values())
+    return report.format_table(header, rows, title=title)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from absl import logging
 from mmjax import distributed, sharding
 from mmjax import step as step_lib
 from mmjax.errors import UserError, choose, unknown
+from mmjax.evals import views as views_lib
 
 _MASK_SUFFIX = "_mask"
 
@@ -55,6 +55,7 @@ class Features:
       label: int32 [N], -1 for none, or float32 [N, C] for multi-label data; None without labels.
       example_id: int32 [N].
       info: the dataset's `DatasetInfo`.
+      tokenizer: from captions to the numbers in `text`; None without text.
       seconds: what the computation took.
     """
 
@@ -63,10 +64,41 @@ class Features:
     label: np.ndarray | None
     example_id: np.ndarray
     info: Any
+    tokenizer: Any
     seconds: float
 
     def __len__(self) -> int:
         return len(self.example_id)
+
+    def present(self, modality: str) -> np.ndarray:
+        """bool [N, captions] for text, [N, 1] for others: what is there."""
+        mask = self.masks.get(modality, np.ones(len(self)))
+        return mask.reshape(len(self), -1) > 0
+
+    def having(self, *modalities: str, who: str) -> np.ndarray:
+        """bool [N]: the examples that have all these modalities; the log says how many do not.
+
+        Args:
+          modalities: their names.
+          who: the evaluator that asks, for messages.
+
+        Raises:
+          UserError: no example has them.
+        """
+        there = np.all([self.present(m).any(axis=1) for m in modalities], axis=0)
+        if not there.any():
+            raise UserError(
+                f"Evaluator {who}: no example of {self.info.name} has {' and '.join(modalities)}."
+            )
+        if not there.all():
+            logging.info(
+                "%s: %d of %d examples lack %s and are left out.",
+                who,
+                (~there).sum(),
+                len(there),
+                " or ".join(modalities),
+            )
+        return there
 
     def labelled(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """`(array, labels)` of the examples that have a label and the modality of this name.
@@ -77,8 +109,7 @@ class Features:
         if self.label is None:
             raise UserError(f"{self.info.name} has no labels to evaluate {name!r} with.")
         has_label = self.label >= 0 if self.label.ndim == 1 else np.ones(len(self), bool)
-        mask = self.masks.get(name.split("/")[0], np.ones(len(self)))
-        keep = has_label & (mask.reshape(len(mask), -1).max(axis=1) > 0)
+        keep = has_label & self.present(name.split("/")[0]).any(axis=1)
         if not keep.any():
             raise UserError(f"No example of {self.info.name} has both a label and {name!r}.")
         if not keep.all():
@@ -100,6 +131,9 @@ class FeatureStore:
       data_cfg: the `data` section of the config.
       mesh: the devices that share a batch.
       make_eval_data: replaces `mmjax.data.loader.make_eval_data`.
+
+    Attributes:
+      data_cfg: as given.
     """
 
     def __init__(
@@ -111,12 +145,13 @@ class FeatureStore:
         make_eval_data: Callable[..., Any] | None = None,
     ):
         self._task = task
-        self._data_cfg = dict(data_cfg)
+        self.data_cfg = dict(data_cfg)
         self._mesh = mesh
         self._make_eval_data = make_eval_data
         self._names: dict[Request, set[str]] = collections.defaultdict(set)
         self._data: dict[Request, Any] = {}
         self._compiled: dict[str, Callable] = {}
+        self._applied: dict[tuple[str, str], Callable] = {}
         self._state: Any = None
         self._features: dict[Request, Features] = {}
 
@@ -140,7 +175,7 @@ class FeatureStore:
           split: of the dataset.
           batch_size: over all devices.
           views: {section of the data config: {key: value}} that differ from training, e.g.
-            `dict(video=dict(num_clips=4), text=None)`; None leaves a modality out.
+            `dict(video=dict(num_clips=4), text=None)`; see `mmjax.evals.views.merge`.
           limit: only the first so many examples (0: all).
 
         Raises:
@@ -148,14 +183,12 @@ class FeatureStore:
         """
         choose("output of this task", predict, dict(self._task.predict))
         sharding.check_batch(batch_size, self._mesh)
-        cfg = self._merged(views or {})
-        changed = {key: value for key, value in cfg.items() if value != self._data_cfg.get(key)}
         request = Request(
             predict=predict,
             data=data,
             split=split,
             batch_size=batch_size,
-            views=json.dumps(changed, sort_keys=True),
+            views=views_lib.to_json(self.data_cfg, views or {}),
             limit=limit,
         )
         self._names[request].update(names)
@@ -173,6 +206,44 @@ class FeatureStore:
         if request not in self._features:
             self._features[request] = self._extract(state, request)
         return self._features[request]
+
+    def pick(self, state: Mapping[str, Any], request: Request, ids: np.ndarray) -> Features:
+        """`get` of some examples alone, ordered by their ids and not kept for others.
+
+        For outputs that are too large to hold for every example, such as pictures.
+
+        Args:
+          ids: example ids that the request has.
+        """
+        return self._extract(state, request, only=np.unique(ids))
+
+    def apply(
+        self, state: Mapping[str, Any], batch: Mapping[str, np.ndarray], name: str, predict: str
+    ) -> np.ndarray:
+        """float32 output `name` of a predict function for a batch that is not of a dataset.
+
+        Args:
+          state: a train state.
+          batch: fields as a dataset has them, the same on every process. Batches of one size
+            share a compilation.
+          name: of the output.
+          predict: name of the task's function.
+        """
+        if (predict, name) not in self._applied:
+            function = self._task.predict[predict]
+            self._applied[predict, name] = jax.jit(
+                lambda *args: function(*args)[name].astype("float32"),
+                out_shardings=sharding.replicated(self._mesh),
+            )
+        with jax.set_mesh(self._mesh):
+            made = self._applied[predict, name](
+                step_lib.evaluation_params(state), state["extra"], dict(batch)
+            )
+        return np.asarray(made)
+
+    def tokenizer(self, request: Request) -> Any:
+        """The tokenizer of a request's data; None without text."""
+        return self._open(request).tokenizer
 
     def check(self, state: Mapping[str, Any], request: Request) -> None:
         """Opens the data of a request and traces its outputs, without computing anything.
@@ -196,19 +267,6 @@ class FeatureStore:
         self._state = None
         self._features = {}
 
-    def _merged(self, views: Mapping[str, Any]) -> dict[str, Any]:
-        cfg = dict(self._data_cfg)
-        for section, changes in views.items():
-            if section not in cfg:
-                raise unknown("section of config.data in views", section, cfg)
-            if changes is None:
-                cfg[section] = None
-            elif cfg[section] is None:
-                raise UserError(f"views.{section} is given but config.data.{section} is None.")
-            else:
-                cfg[section] = {**cfg[section], **changes}
-        return cfg
-
     def _open(self, request: Request) -> Any:
         if request not in self._data:
             make = self._make_eval_data
@@ -217,7 +275,7 @@ class FeatureStore:
 
                 make = loader.make_eval_data
             self._data[request] = make(
-                self._data_cfg | _tuples(json.loads(request.views)),
+                self.data_cfg | views_lib.from_json(request.views),
                 data=request.data,
                 split=request.split,
                 batch_size=request.batch_size,
@@ -267,14 +325,18 @@ class FeatureStore:
         if ahead is not None:
             yield jax.device_get(ahead)
 
-    def _extract(self, state: Mapping[str, Any], request: Request) -> Features:
+    def _extract(
+        self, state: Mapping[str, Any], request: Request, only: np.ndarray | None = None
+    ) -> Features:
         began = time.monotonic()
         data = self._open(request)
-        total = data.num_examples
+        total = data.num_examples if only is None else len(only)
         filled, arrays, fields = 0, {}, {}
         with jax.set_mesh(self._mesh):
             for outputs, extras in self._run(state, request, data):
                 real = extras.pop("mask") > 0
+                if only is not None:
+                    real &= np.isin(extras["example_id"], only)
                 rows = int(real.sum())
                 for target, source in ((arrays, outputs), (fields, extras)):
                     for name, value in source.items():
@@ -282,6 +344,8 @@ class FeatureStore:
                             target[name] = np.zeros((total, *value.shape[1:]), value.dtype)
                         target[name][filled : filled + rows] = value[real]
                 filled += rows
+                if filled == total and only is not None:
+                    break
         total = self._check_count(request, fields["example_id"], filled, total)
         arrays, fields = ({k: v[:total] for k, v in group.items()} for group in (arrays, fields))
         ids = fields.pop("example_id")
@@ -304,12 +368,13 @@ class FeatureStore:
             label=None if label is None else label[order],
             example_id=ids[order],
             info=data.info,
+            tokenizer=data.tokenizer,
             seconds=seconds,
         )
 
     def _check_count(self, request: Request, ids: np.ndarray, filled: int, total: int) -> int:
         """How many examples there are to judge: all of them, or all but the corrupt records."""
-        if 0 < filled < total and self._data_cfg.get("corrupt") == "skip":
+        if 0 < filled < total and self.data_cfg.get("corrupt") == "skip":
             logging.warning(
                 "%s: %d corrupt records are left out, %d remain.", request, total - filled, filled
             )
@@ -343,12 +408,3 @@ def _batches(data: Any, request: Request) -> Iterator[dict[str, np.ndarray]]:
         yield {name: np.zeros(rows.shape, rows.dtype) for name, rows in data.spec.items()}
     if distributed.any_process(failure is not None):
         raise failure or UserError(f"{request}: the data of another process failed, see its log.")
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has no tuples; the data config has no lists."""
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return value

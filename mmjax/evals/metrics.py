@@ -75,6 +75,34 @@ def rank_chance(
     return result | {"mean_rank": mean}
 
 
+def any_hits(above: np.ndarray, tied: np.ndarray, tied_others: np.ndarray, k: int) -> np.ndarray:
+    """Probability [N] that a right entry is among the first k, where several entries are right.
+
+    Args:
+      above: [N] how many wrong entries score above the best right one.
+      tied: [N] how many right entries score the same as the best one, itself included.
+      tied_others: [N] how many wrong entries score the same as it.
+      k: length of the list; there may be fewer entries.
+    """
+    above, right, wrong = (np.asarray(x, np.float64) for x in (above, tied, tied_others))
+    none = np.ones(above.shape)
+    for drawn in range(k):  # wrong ones alone, in a random order of the tied ones
+        odds = np.maximum(wrong - drawn, 0) / np.maximum(right + wrong - drawn, 1)
+        none *= np.where(above + drawn < k, odds, 1.0)
+    return np.where(right > 0, 1.0 - none, 0.0)
+
+
+def any_chance(positives: np.ndarray, num_targets: int, k: int) -> float:
+    """Mean of `any_hits` when `num_targets` entries, so many [N] of them right, are shuffled."""
+    positives = np.asarray(positives)
+    return float(any_hits(np.zeros(len(positives)), positives, num_targets - positives, k).mean())
+
+
+def half_width(values: np.ndarray) -> float:
+    """Half of the 95 % confidence interval of the mean of independent values (normal law)."""
+    return float(1.96 * np.std(values) / np.sqrt(len(values)))
+
+
 # ------------------------------------------------------------------------- classification
 
 
@@ -88,6 +116,15 @@ def _hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     """Share of examples whose label [N] is among the k highest of their scores [N, C]."""
     return float(_hits(scores, labels, k).mean())
+
+
+def top_k_any(scores: np.ndarray, positives: np.ndarray, k: int = 1) -> float:
+    """Share of examples with a right class (bool [N, C]) among the k highest of scores [N, C]."""
+    scores, positives = check_finite(scores, "class scores"), np.asarray(positives, bool)
+    best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)
+    tied = scores == best
+    counts = (scores > best, tied & positives, tied & ~positives)
+    return float(any_hits(*(c.sum(axis=1) for c in counts), k).mean())
 
 
 def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:

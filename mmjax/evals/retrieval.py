@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from mmjax.errors import UserError, choose
 from mmjax.evals import metrics
@@ -22,7 +21,8 @@ _MAX_SCORES = 2**24  # scores held at once
 _MAX_BLOCK = 1024
 
 
-def _normalize(x: np.ndarray) -> np.ndarray:
+def normalize(x: np.ndarray) -> np.ndarray:
+    """Vectors [..., D] of length 1; a vector of zeros stays one."""
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
@@ -33,8 +33,13 @@ def aggregate_views(embeddings: np.ndarray, how: str) -> np.ndarray:
     that an inner product with it is the mean of the windows' cosines.
     """
     if how == "embd":
-        return _normalize(embeddings.mean(axis=1))
-    return _normalize(embeddings).mean(axis=1)
+        return normalize(embeddings.mean(axis=1))
+    return normalize(embeddings).mean(axis=1)
+
+
+def first_caption(exists: np.ndarray) -> np.ndarray:
+    """bool [N, L] that is true at the first caption of each example, of those that `exists`."""
+    return exists & (np.cumsum(exists, axis=1) == 1)
 
 
 @jax.jit
@@ -143,21 +148,7 @@ class Retrieval(Evaluator):
     def _evaluate_pair(
         self, features: Features, query: str, target: str, how: str
     ) -> dict[str, float]:
-        present = _present(features, query).any(axis=1) & _present(features, target).any(axis=1)
-        if not present.any():
-            raise UserError(
-                f"Evaluator {self.name}: no example of {features.info.name} has {query} and "
-                f"{target}."
-            )
-        if not present.all():
-            logging.info(
-                "%s: %d of %d examples lack %s or %s and are left out.",
-                self.name,
-                (~present).sum(),
-                len(present),
-                query,
-                target,
-            )
+        present = features.having(query, target, who=self.name)
         queries, query_ids = self._side(features, query, target, present, how)
         targets, target_ids = self._side(features, target, query, present, how)
         greater, ties = count_better(queries, query_ids, targets, target_ids)
@@ -173,16 +164,8 @@ class Retrieval(Evaluator):
         embeddings = features.arrays[f"{modality}/{other}"]
         if modality != "text":
             return aggregate_views(embeddings[present], how), np.flatnonzero(present)
-        exists = (
-            _present(features, "text") & present[:, None]
-        )  # captions are not windows of one text
+        exists = features.present("text") & present[:, None]  # captions are not windows of one text
         if self._captions == "first":
-            exists &= np.cumsum(exists, axis=1) == 1
+            exists = first_caption(exists)
         example, caption = np.nonzero(exists)
-        return _normalize(embeddings[example, caption]), example
-
-
-def _present(features: Features, modality: str) -> np.ndarray:
-    """bool [N, captions] for text, [N, 1] for others."""
-    mask = features.masks.get(modality, np.ones(len(features)))
-    return mask.reshape(len(features), -1) > 0
+        return normalize(embeddings[example, caption]), example

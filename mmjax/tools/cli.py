@@ -399,6 +399,12 @@ def _finish(bad: list[dict], plan, args) -> int:
     return int(len(bad) > args.max_bad_fraction * len(plan.clips))
 
 
+def _add_thresholds(commands) -> None:
+    from mmjax.tools import thresholds
+
+    thresholds.add(commands)
+
+
 def _cores() -> int:
     try:
         return len(os.sched_getaffinity(0))  # the cores this process may use
@@ -428,6 +434,7 @@ COMMANDS = [
     _add_vocab,
     _add_plan,
     _add_convert,
+    _add_thresholds,
 ]  # functions that add a command to the parser; its `run` gets the arguments
 
 if __name__ == "__main__":

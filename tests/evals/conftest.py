@@ -18,6 +18,7 @@ class FakeEvalData:
         self.arrays, self.batch_size, self.info = arrays, batch_size, info
         self.corrupt = list(corrupt)
         self.num_examples = len(next(iter(arrays.values())))
+        self.tokenizer = None
         self.iterations = 0
 
     @property
@@ -60,38 +61,43 @@ class Bench:
     """Evaluators over `{split: arrays}`; `opened` lists what the loader was asked for."""
 
     def __init__(self, splits, *, corrupt=(), policy="fail", **info):
-        self.splits, self.opened, self.corrupt, self.policy = splits, [], corrupt, policy
+        self.splits, self.opened, self.corrupt = splits, [], corrupt
         self.info = types.SimpleNamespace(
             **{"name": "fake", "num_classes": 0, "class_names": [], **info}
         )
         self.task = FakeTask()
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         self.state = {"params": {"scale": np.float32(2.0)}, "extra": {}}
+        self.data_cfg = dict(
+            corrupt=policy, video=dict(num_frames=4), text=dict(max_words=4), label=None
+        )
+        self.tokenizer = None
 
     def make_eval_data(
         self, data_cfg, *, data, split, batch_size, max_examples, process_index, process_count
     ):
+        self.asked = data_cfg
         arrays = self.splits[split]
         if max_examples:
             arrays = {name: value[:max_examples] for name, value in arrays.items()}
         made = FakeEvalData(arrays, batch_size=batch_size, info=self.info, corrupt=self.corrupt)
+        made.tokenizer = self.tokenizer
         self.opened.append(types.SimpleNamespace(cfg=data_cfg, data=data, split=split, made=made))
         return made
 
-    def make(self, mesh=None, **cfg):
+    def make(self, mesh=None, folder=".", **cfg):
         return evals.make_evaluators(
             cfg,
             task=self.task,
-            data_cfg=dict(
-                corrupt=self.policy, video=dict(num_frames=4), text=dict(max_words=4), label=None
-            ),
+            data_cfg=self.data_cfg,
             mesh=mesh or self.mesh,
+            folder=folder,
             make_eval_data=self.make_eval_data,
         )
 
-    def run(self, **cfg):
+    def run(self, folder=".", **cfg):
         results = {}
-        for evaluator in self.make(**cfg):
+        for evaluator in self.make(folder=folder, **cfg):
             results |= evaluator.run(self.state, 10)
         return results
 

@@ -374,3 +374,39 @@ def test_the_table_has_chance_beside_the_metric():
     table = format_results({"r/a/R@1": 0.5, "r/a/R@1_chance": 0.01, "r/C": 3.0, "k/top1": 1.0})
     rows = [re.split(r"  +", line.strip()) for line in table.splitlines()[2:]]
     assert rows == [["r", "a/R@1", "0.5", "0.01"], ["C", "3"], ["k", "top1", "1"]]
+
+
+def test_views_keep_the_other_keys_of_sections_within_sections(bench, clips):
+    b = bench({"test": clips})
+    b.data_cfg["text"] = dict(max_words=4, keywords=dict(prompt="p", shuffle=True))
+    keywords = dict(eval_subset=True, seed=3)
+    b.run(r=dict(type="retrieval", views=dict(text=dict(keywords=keywords), video=None)))
+    cfg = b.opened[0].cfg
+    assert cfg["text"] == dict(max_words=4, keywords=dict(prompt="p", shuffle=True, **keywords))
+    assert cfg["video"] is None
+    assert b.data_cfg["text"]["keywords"] == dict(
+        prompt="p", shuffle=True
+    )  # training's is as it was
+    b.run(r=dict(type="retrieval", views=dict(text=dict(keywords=None))))
+    assert b.opened[1].cfg["text"] == dict(max_words=4, keywords=None)
+    with pytest.raises(UserError, match="views.label is given but config.data.label is None"):
+        b.make(r=dict(type="retrieval", views=dict(label=dict(multi_label=True))))
+
+
+def test_some_examples_alone(bench, clips):
+    b = bench({"test": clips})
+    (evaluator,) = b.make(r=dict(type="retrieval", batch_size=8))
+    found = b.run(r=dict(type="retrieval", batch_size=8)) and evaluator.store.pick(
+        b.state, evaluator.requests[0], np.array([30, 4, 9])
+    )
+    np.testing.assert_array_equal(found.example_id, [4, 9, 30])
+    np.testing.assert_array_equal(found.arrays["text/video"], 2 * clips["text/video"][[4, 9, 30]])
+    np.testing.assert_array_equal(found.masks["text"], clips["text_mask"][[4, 9, 30]])
+
+
+def test_the_table_has_columns_for_what_stands_beside_a_metric():
+    results = {"r/a": 0.5, "r/a_chance": 0.1, "r/a_ci95": 0.02, "r/b": 0.25, "r/c_std": 1.0}
+    head, _, *rows = format_results(results).splitlines()
+    assert re.split(r"  +", head) == ["evaluator", "metric", "value", "chance", "± (95 %)"]
+    cells = [re.split(r"  +", row.strip()) for row in rows]
+    assert cells == [["r", "a", "0.5", "0.1", "0.02"], ["b", "0.25"], ["c_std", "1"]]

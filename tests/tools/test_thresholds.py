@@ -1,0 +1,93 @@
+import itertools
+import json
+import types
+
+import numpy as np
+import pytest
+
+import mmjax
+from mmjax.errors import UserError
+from mmjax.evals.semantic_retrieval import THRESHOLDS
+from mmjax.tools import cli, thresholds
+
+SYNONYMS = {
+    "soft": ["soft", "fluffy", "plush"],
+    "fluffy": ["fluffy", "soft", "soft"],
+    "hard": ["hard", "rigid"],
+    "wet": ["wet"],
+}
+
+
+class Embedder:
+    def __init__(self):
+        self.texts = []
+
+    def __call__(self, texts):
+        self.texts += texts
+        rows = [np.random.default_rng(list(text.encode())).normal(size=16) for text in texts]
+        return 3 * np.array(rows)
+
+    def cosine(self, first, second):
+        a, b = self([first, second])
+        return a @ b / np.sqrt(a @ a * (b @ b))
+
+
+def test_pairs_of_a_word_and_its_synonyms():
+    embed = Embedder()
+    found = thresholds.similarities(SYNONYMS, embed, prompt="It is ")
+    assert list(found) == [("soft", "fluffy"), ("soft", "plush"), ("hard", "rigid")]
+    assert sorted(embed.texts) == sorted(
+        f"It is {word}." for word in ("soft", "fluffy", "plush", "hard", "rigid")
+    )
+    for (first, second), value in found.items():
+        want = embed.cosine(f"It is {first}.", f"It is {second}.")
+        assert value == pytest.approx(want, abs=1e-6)
+
+
+def test_all_pairs_of_a_group():
+    found = thresholds.similarities(SYNONYMS, Embedder(), pairs="all")
+    want = [*itertools.combinations(("soft", "fluffy", "plush"), 2), ("hard", "rigid")]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, want))
+    with pytest.raises(UserError, match="no word with a synonym"):
+        thresholds.similarities({"wet": ["wet"]}, Embedder())
+    with pytest.raises(UserError, match="Unknown --pairs 'some'"):
+        thresholds.similarities(SYNONYMS, Embedder(), pairs="some")
+
+
+def test_the_report_compares_with_published_thresholds():
+    values = np.interp(np.linspace(0, 75, 31), (0, 25, 50, 75), THRESHOLDS)
+    cosines = {(f"a{i}", "b"): v for i, v in enumerate([*values, *[0.99] * 10])}
+    report = thresholds.report(cosines)
+    assert report["distance_to_published"] == pytest.approx(0, abs=1e-12)
+    assert report["pairs"] == 41 and report["least_similar"][0] == ["a0", "b"]
+    assert report["option"] == (
+        "--config.evals.NAME.thresholds=(0.6356450319,0.8591097295,0.8927201033,0.9208499491,)"
+    )
+    cosines = {key: value - 0.01 for key, value in cosines.items()}
+    assert thresholds.report(cosines)["minus_published"] == pytest.approx([-0.01] * 4)
+    assert "distance_to_published" not in thresholds.report(cosines, (10, 50))
+    for wrong in ((), (101,), (-1,)):
+        with pytest.raises(UserError, match="from 0 to 100"):
+            thresholds.report(cosines, wrong)
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    table = tmp_path / "synonyms.json"
+    table.write_text(json.dumps({"soft": ["fluffy"], "hard": ["rigid", "firm"]}))
+    embed, asked = Embedder(), []
+
+    def load(run):
+        asked.append(run)
+        return types.SimpleNamespace(embed_text=embed)
+
+    monkeypatch.setattr(mmjax, "load", load, raising=False)
+    command = ["thresholds", "runs/touch", "--synonyms", str(table), "--percentiles", "0", "50"]
+    assert cli.main([*command, "--pairs", "all"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert asked == ["runs/touch"] and printed["pairs"] == 4
+    pairs = [("soft", "fluffy"), *itertools.combinations(("hard", "rigid", "firm"), 2)]
+    cosines = [embed.cosine(f"{a}.", f"{b}.") for a, b in pairs]
+    assert printed["percentiles"]["0"] == pytest.approx(min(cosines), abs=1e-6)
+    assert printed["percentiles"]["50"] == pytest.approx(np.median(cosines), abs=1e-6)
+    assert cli.main(["thresholds", "runs/touch", "--synonyms", str(tmp_path / "no.json")]) == 2
+    assert "There is no file" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from mmjax.data import images, schema
 from mmjax.data.dataset import DatasetInfo
+from mmjax.data.keywords import Keywords, keywords_of, sentence_maker
 from mmjax.data.pipeline import Features, Pipeline, seed_of
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.errors import UserError, unknown
@@ -130,6 +131,8 @@ class Text:
       candidates: captions per example; missing ones are zeros with mask 0.
       sample: which captions of more: 'first', or 'random' ones in training.
       require_text: an example without a caption is an error (or skipped, see `data.corrupt`).
+      keywords: captions are lists of keywords, of which sentences are made; None takes them as they
+        are.
     """
 
     tokenizer: str = "word"
@@ -139,6 +142,7 @@ class Text:
     candidates: int = 5
     sample: str = "first"
     require_text: bool = False
+    keywords: Keywords | None = None
 
     def __post_init__(self):
         _positive("text", self, "max_words", "candidates")
@@ -344,6 +348,7 @@ def add_text(pipeline: Pipeline, options: Text, *, tokenizer: Tokenizer, train: 
     once.
     """
     key, number = schema.CAPTIONS[0], options.candidates
+    sentences = options.keywords and sentence_maker(options.keywords, train=train)
     pipeline.context(key, tf.string)
     pipeline.sequence(key, tf.string)
 
@@ -351,7 +356,10 @@ def add_text(pipeline: Pipeline, options: Text, *, tokenizer: Tokenizer, train: 
         captions = first_present(
             features[f"_context/{key}"], features[f"_sequence/{key}"].flat_values
         )
-        captions = tf.boolean_mask(captions, tf.strings.length(captions) > 0)
+        lengths = tf.strings.length(captions)
+        if sentences:
+            lengths = keywords_of(captions).row_lengths()
+        captions = tf.boolean_mask(captions, lengths > 0)
         if options.require_text:
             tf.debugging.Assert(
                 tf.size(captions) > 0, ["there is no caption, and data.text.require_text is set"]
@@ -364,6 +372,8 @@ def add_text(pipeline: Pipeline, options: Text, *, tokenizer: Tokenizer, train: 
             draw = tf.random.stateless_uniform([tf.size(captions)], seed_of(features, "captions"))
             captions = tf.gather(captions, tf.argsort(draw))
         captions = captions[:number]
+        if sentences:
+            captions = sentences(captions, features)
         missing = number - tf.size(captions)
         mask = tf.sequence_mask(tf.size(captions), number, tf.float32)
         return features | {

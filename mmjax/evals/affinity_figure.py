@@ -165,7 +165,15 @@ def _write_values(axes, cosines: np.ndarray, image) -> None:
         red, green, blue, _ = image.cmap(image.norm(value))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
         colour = "white" if dark else _INK
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=10)
+        axes.text(
+            column,
+            row,
+            f"{round(float(value), 2) + 0.0:.2f}",
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=10,
+        )
 
 
 def _picture(axes, picture: np.ndarray) -> None:

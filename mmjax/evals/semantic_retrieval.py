@@ -122,6 +122,7 @@ class SemanticRetrieval(Evaluator):
       trials: so many times more, with a random part of each caption's keywords, as TVL evaluates:
         `touch_text@0.636_random/top1` is the mean and has a standard deviation over the trials.
         Only text is computed again.
+      subsets: report the queries of each subset if the labels make two to so many; 0: never.
       data: dataset; default the one of training.
       split: of the dataset.
       batch_size: over all devices; results do not depend on it.
@@ -135,6 +136,7 @@ class SemanticRetrieval(Evaluator):
         pairs: str | Sequence[str] = ("touch_text", "touch_image", "image_text"),
         thresholds: float | Sequence[float] = THRESHOLDS,
         trials: int = 0,
+        subsets: int = 6,
         data: str = "",
         split: str = "test",
         batch_size: int = 64,
@@ -160,6 +162,7 @@ class SemanticRetrieval(Evaluator):
             )
         if not all(-1 <= t < 1 for t in thresholds):
             raise UserError(f"Evaluator {self.name}: thresholds={thresholds} must be in [-1, 1).")
+        self._subsets = subsets
         with_text = [pair for pair in self._pairs if "text" in pair]
         if not isinstance(trials, int) or trials < 0 or (trials and not with_text):
             raise UserError(
@@ -215,6 +218,8 @@ class SemanticRetrieval(Evaluator):
             for direction in ((first, second), (second, first))
         }
         subsets = _subsets(features, present)
+        if not 2 <= len(subsets) <= self._subsets:
+            subsets = {}
         result = {}
         for number, at in enumerate(self._thresholds if "text" in sides else [""]):
             there, back = (found[number] for found in counts.values())
@@ -242,14 +247,13 @@ def vectors(features: Features, modality: str, other: str) -> np.ndarray:
 
 
 def _subsets(features: Features, present: np.ndarray) -> dict[str, np.ndarray]:
-    """{name: bool [M]} by the first part of the class names, if there are several."""
+    """{name: bool [M]} by the first part of the class names."""
     names, labels = features.info.class_names, features.label
     if labels is None or labels.ndim > 1 or not names:
         return {}
     parts = np.array([*(name.split("/")[0] for name in names), ""])  # label -1 is the last
     of = parts[labels[present]]
-    found = {part: of == part for part in dict.fromkeys(parts) if part and (of == part).any()}
-    return found if len(found) > 1 else {}
+    return {part: of == part for part in dict.fromkeys(parts) if part and (of == part).any()}
 
 
 def _accuracies(

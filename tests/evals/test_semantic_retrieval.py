@@ -127,6 +127,11 @@ def test_subsets_by_the_first_part_of_their_names(bench):
         r=dict(type="semantic_retrieval", pairs="touch_text", thresholds=0.8)
     )
     assert not any(name.startswith("r/hct") for name in alone)
+    arrays["label"] = np.arange(40, dtype=np.int32)
+    many = bench({"test": arrays}, class_names=[f"c{i}" for i in range(40)]).run(
+        r=dict(type="semantic_retrieval", pairs="touch_text", thresholds=0.8)
+    )
+    assert not any(name.startswith("r/c") for name in many)
 
 
 def test_a_collapsed_model_is_at_chance(bench):

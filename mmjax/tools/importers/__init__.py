@@ -8,6 +8,7 @@ from mmjax.tools.importers.folds import ESC50, HMDB51, UCF101
 from mmjax.tools.importers.howto100m import HOWTO100M
 from mmjax.tools.importers.imagenet import IMAGENET
 from mmjax.tools.importers.moments_in_time import MOMENTS_IN_TIME
+from mmjax.tools.importers.tvl import TVL
 from mmjax.tools.importers.youtube import AUDIOSET, KINETICS
 
 IMPORTERS = {
@@ -23,5 +24,6 @@ IMPORTERS = {
         YOUCOOK2,
         MSRVTT,
         IMAGENET,
+        TVL,
     )
 }

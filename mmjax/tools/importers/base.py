@@ -53,6 +53,9 @@ class Item:
       hints: see `MediaFolder.find`.
       path: of the media, relative to the root, where the importer knows it; then `files` may be
         empty.
+      touch, background, crop: see `mmjax.tools.manifest.Clip`; only of importers with these
+        columns.
+      absent: a file that the importer knows to be missing; the clip is left out.
     """
 
     files: tuple[File, ...] = ()
@@ -62,6 +65,10 @@ class Item:
     labels: Sequence[str] = ()
     hints: tuple[str, ...] = ()
     path: str | None = None
+    touch: Sequence[str] = ()
+    background: str = ""
+    crop: tuple[int, int, int, int] | None = None
+    absent: str = ""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -74,6 +81,7 @@ class Job:
       classes: names in official order, to be set by the reader before it yields; None = those that
         occur, by alphabet.
       skipped: numbers of annotations that are no clips on purpose, by reason.
+      notices: sentences about what was found, for the report.
     """
 
     annotations: Annotations
@@ -81,6 +89,7 @@ class Job:
     options: argparse.Namespace
     classes: list[str] | None = None
     skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    notices: list[str] = dataclasses.field(default_factory=list)
 
     def use_classes_file(self) -> None:
         """Takes the order of the classes from --classes, if that is given."""
@@ -99,9 +108,11 @@ class Importer:
       title: in words.
       needs: the official files, for the help.
       names: of the media, for the help.
+      annotated: the official files are given apart from the media; else they lie among them.
       read: yields the clips.
       add_options: declares options of its own.
-      text: 'label' or 'caption', the column the table has.
+      columns: of the table, beside those of place and split: label, caption, touch, background,
+        crop.
       num_classes: of the complete dataset; 0 = no classes.
       loose: see `MediaFolder`.
       check_repeats: notice annotations of the same stretch of a file, which takes memory.
@@ -114,7 +125,8 @@ class Importer:
     names: str
     read: Callable[[Job], Iterator[Item]]
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-    text: str = "label"
+    annotated: bool = True
+    columns: tuple[str, ...] = ("label",)
     num_classes: int = 0
     loose: bool = False
     check_repeats: bool = True
@@ -134,7 +146,7 @@ class Summary:
       repeated: annotations left out because another one has the same stretch of the same file.
       several: names that more than one file has.
       classes: in order; `classes_found` how many of them occur.
-      skipped: see `Job`.
+      skipped, notices: see `Job`.
     """
 
     rows: int = 0
@@ -147,6 +159,7 @@ class Summary:
     classes: list[str] = dataclasses.field(default_factory=list)
     classes_found: int = 0
     skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    notices: list[str] = dataclasses.field(default_factory=list)
 
 
 def import_dataset(
@@ -179,7 +192,7 @@ def import_dataset(
     temporary = f"{out}.tmp-{os.getpid()}"
     try:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
-            write = _writer(file, out, importer.text)
+            write = _writer(file, out, importer.columns)
             items = tqdm(importer.read(job), "clips", unit="", disable=not progress)
             for item, row in _found(items, job, summary, importer.check_repeats):
                 for label in set(item.labels) - labels:
@@ -197,7 +210,7 @@ def import_dataset(
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
-    summary.several, summary.skipped = folder.several, job.skipped
+    summary.several, summary.skipped, summary.notices = folder.several, job.skipped, job.notices
     summary.classes_found = len(labels)
     summary.classes = job.classes if job.classes is not None else sorted(labels)
     if importer.num_classes:
@@ -222,8 +235,8 @@ def _found(
         for file in item.files:
             if path is None and (path := job.media.find(file.name, hints=item.hints)):
                 start, end = file.start, file.end
-        if path is None:
-            summary.missing[item.files[0].name] = None
+        if path is None or item.absent:
+            summary.missing[item.absent or item.files[0].name] = None
             summary.missing_clips += 1
             continue
         if check_repeats:
@@ -241,6 +254,9 @@ def _found(
                 "end": _time(end),
                 "caption": item.captions,
                 "label": item.labels,
+                "touch": item.touch,
+                "background": item.background,
+                "crop": item.crop,
                 "split": item.split,
             },
         )
@@ -251,13 +267,13 @@ def _check_label(label: str, item: Item, classes: Sequence[str] | None) -> None:
         raise UserError(f"{item.where}: the class {label!r} is none of the {len(classes)}.")
 
 
-def _writer(file: IO[str], out: str, text: str) -> Callable[[dict[str, Any]], None]:
+def _writer(file: IO[str], out: str, columns: Sequence[str]) -> Callable[[dict[str, Any]], None]:
     """A function that writes a row in the format of the suffix."""
-    columns = ["path", "start", "end", text, "split"]
+    columns = ["path", "start", "end", *columns, "split"]
     if out.endswith((".jsonl", ".ndjson")):
 
         def write_json(row: dict[str, Any]) -> None:
-            kept = {name: row[name] for name in columns if row[name] not in (None, "")}
+            kept = {name: row[name] for name in columns if row[name] not in (None, "", (), [])}
             file.write(json.dumps(kept, ensure_ascii=False) + "\n")
 
         return write_json
@@ -267,14 +283,23 @@ def _writer(file: IO[str], out: str, text: str) -> Callable[[dict[str, Any]], No
     table.writerow(columns)
 
     def write_cells(row: dict[str, Any]) -> None:
-        if any("|" in value for value in row[text]):
-            raise UserError(
-                f"A {text} of {row['path']} contains '|', which separates several in {out}. "
-                "Choose a table that ends in .jsonl."
-            )
-        table.writerow([*(row[name] for name in columns[:3]), "|".join(row[text]), row["split"]])
+        table.writerow([_cell(name, row, out) for name in columns])
 
     return write_cells
+
+
+def _cell(name: str, row: dict[str, Any], out: str) -> str:
+    value = row[name] or ""
+    if isinstance(value, str):
+        return value
+    if name == "crop":
+        return ",".join(map(str, value))
+    if any("|" in part for part in value):
+        raise UserError(
+            f"A {name} of {row['path']} contains '|', which separates several in {out}. "
+            "Choose a table that ends in .jsonl."
+        )
+    return "|".join(value)
 
 
 def _time(value: float | None) -> str:

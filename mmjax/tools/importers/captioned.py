@@ -101,7 +101,7 @@ YOUCOOK2 = Importer(
     names="""ID: the whole video
     ID_0, ID_1, …: the clip of that segment id""",
     read=_read_youcook2,
-    text="caption",
+    columns=("caption",),
     build="--fps 25 --size 256",
 )
 
@@ -113,6 +113,6 @@ MSRVTT = Importer(
     names="video0, video1, …",
     read=_read_msrvtt,
     add_options=_msrvtt_options,
-    text="caption",
+    columns=("caption",),
     build="--fps 25 --size 256",
 )

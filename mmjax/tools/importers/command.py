@@ -34,17 +34,16 @@ def _add_dataset(datasets, importer: Importer) -> None:
         importer.name,
         help=importer.title,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"{importer.title}\n\nOfficial files (--annotations):\n"
-        f"{_indented(importer.needs)}\n\nNames of media (any suffix, in any subfolder of "
-        f"--media):\n{_indented(importer.names)}",
+        description=_description(importer),
     )
-    p.add_argument(
-        "--annotations",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="the official files, or folders that hold them",
-    )
+    if importer.annotated:
+        p.add_argument(
+            "--annotations",
+            nargs="+",
+            required=True,
+            metavar="PATH",
+            help="the official files, or folders that hold them",
+        )
     p.add_argument("--media", required=True, metavar="FOLDER", help="where the media lie")
     p.add_argument("--out", required=True, metavar="FILE", help="the table: .csv, .tsv, .jsonl")
     p.add_argument(
@@ -59,6 +58,18 @@ def _add_dataset(datasets, importer: Importer) -> None:
     p.set_defaults(run=_import, list=False)
 
 
+def _description(importer: Importer) -> str:
+    if importer.annotated:
+        files = "Official files (--annotations)"
+        names = "Names of media (any suffix, in any subfolder of --media)"
+    else:
+        files, names = "Official files (below --media)", "Media (below --media)"
+    return (
+        f"{importer.title}\n\n{files}:\n{_indented(importer.needs)}\n\n"
+        f"{names}:\n{_indented(importer.names)}"
+    )
+
+
 def _list(args) -> int:
     if not args.list:
         raise UserError("Which dataset? `mmjax import --list` lists them.")
@@ -71,7 +82,7 @@ def _import(args) -> int:
     importer = IMPORTERS[args.dataset]
     summary = import_dataset(
         importer,
-        annotations=args.annotations,
+        annotations=args.annotations if importer.annotated else (),
         media=args.media,
         out=args.out,
         options=args,
@@ -91,6 +102,7 @@ def report(importer: Importer, summary: Summary, *, out: str, media: str) -> Ite
             f"The complete dataset has {importer.num_classes} classes, not {len(summary.classes)}: "
             "class numbers will be others than those of models trained on all of it."
         )
+    yield from summary.notices
     for reason, count in summary.skipped.items():
         yield f"{count} left out: {reason}."
     if summary.missing:

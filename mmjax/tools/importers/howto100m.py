@@ -144,7 +144,7 @@ HOWTO100M = Importer(
     names="ID: the whole video",
     read=_read,
     add_options=_options,
-    text="caption",
+    columns=("caption",),
     check_repeats=False,
     build="--fps 10 --size 256 --sample-rate 48000",
 )

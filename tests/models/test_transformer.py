@@ -24,7 +24,7 @@ def _shaken(module):
     )
 
 
-def _numpy_encoder(module, x, *, bias=0.0, mask=None):
+def _numpy_encoder(module, x, *, bias=0.0, mask=None, causal=False):
     """The encoder in plain float64 numpy, layer by layer."""
     cfg = module.cfg
     params = nnx.to_pure_dict(nnx.state(module))
@@ -47,6 +47,8 @@ def _numpy_encoder(module, x, *, bias=0.0, mask=None):
         scores = q @ k.swapaxes(2, 3) * (cfg.head_dim**-0.5 if cfg.scale_attention else 1) + bias
         if mask is not None:
             scores = np.where(mask[:, None, None, :], scores, -np.inf)
+        if causal:
+            scores[..., *np.triu_indices(x.shape[1], 1)] = -np.inf
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         return dense(p["out"], (weights @ v).swapaxes(1, 2).reshape(*x.shape[:2], -1))
@@ -54,7 +56,10 @@ def _numpy_encoder(module, x, *, bias=0.0, mask=None):
     def feed_forward(p, x):
         h = dense(p["up"], x)
         gelu = h * (1 + erf(h / np.sqrt(2))) / 2
-        h = {"relu": np.maximum(h, 0), "swish": h * expit(h)}.get(cfg.activation, gelu)
+        quick = h * expit(1.702 * h)
+        h = {"relu": np.maximum(h, 0), "swish": h * expit(h), "quick_gelu": quick}.get(
+            cfg.activation, gelu
+        )
         return dense(p["down"], h * dense(p["gate"], x) if "gate" in p else h)
 
     for i in range(cfg.num_layers):
@@ -65,7 +70,7 @@ def _numpy_encoder(module, x, *, bias=0.0, mask=None):
         else:
             x = norm(p["attention_norm"], x + attention(p["attention"], x))
             x = norm(p["mlp_norm"], x + feed_forward(p["mlp"], x))
-    return norm(params["final_norm"], x) if cfg.pre_norm else x
+    return norm(params["final_norm"], x) if "final_norm" in params else x
 
 
 @pytest.mark.parametrize(
@@ -75,16 +80,18 @@ def _numpy_encoder(module, x, *, bias=0.0, mask=None):
         dict(pre_norm=False, activation="relu"),
         dict(activation="geglu", use_bias=False),
         dict(activation="swish", scale_attention=False, attention_norm="rms", final_norm="rms"),
+        dict(activation="quick_gelu", final_norm="none", kernel_init="clip"),
     ],
 )
-def test_encoder_equals_plain_numpy(options):
+@pytest.mark.parametrize("causal", [False, True])
+def test_encoder_equals_plain_numpy(options, causal):
     module = _shaken(_encoder(**options))
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, 5, 16)).astype(np.float32)
     bias = rng.normal(size=(1, 2, 5, 5)).astype(np.float32)
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]], bool)
-    actual = jax.jit(lambda m: m(x, bias=bias, key_mask=mask))(module)
-    expected = _numpy_encoder(module, x.astype(np.float64), bias=bias, mask=mask)
+    actual = jax.jit(lambda m: m(x, bias=bias, key_mask=mask, causal=causal))(module)
+    expected = _numpy_encoder(module, x.astype(np.float64), bias=bias, mask=mask, causal=causal)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -168,6 +175,49 @@ def test_attention_agrees_with_jax():
     np.testing.assert_allclose(
         attend(q, k, v, bias=bias, mask=mask, scale=0.5), expected, atol=1e-5
     )
+    expected = jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=0.5)
+    np.testing.assert_allclose(attend(q, k, v, causal=True, scale=0.5), expected, atol=1e-5)
+
+
+def _ladder(**options):
+    """An encoder whose parts each add 1 to a feature of their own, two of each layer in turn."""
+    module = _encoder(**{**SIZE, "num_layers": 3, "final_norm": "none", **options})
+    layers = module.layers
+    for i, layer in enumerate((layers.attention.out, layers.mlp.down)):
+        layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+        layer.bias[...] = jnp.stack([jax.nn.one_hot(2 * n + i, 16) for n in range(3)])
+    return module
+
+
+@pytest.mark.parametrize("options", [dict(), dict(remat="full"), dict(scan_unroll=0)])
+def test_stochastic_depth_skips_parts_of_examples_the_more_the_deeper(options):
+    module = _ladder(drop_path_rate=0.4, **options)
+    x = jnp.zeros((4000, 2, 16))
+    run = jax.jit(lambda seed: module(x, key=jax.random.key(seed)))
+    added = np.asarray(run(0))
+    np.testing.assert_array_equal(added[:, 0], added[:, 1])  # all tokens of an example alike
+    added = added[:, 0]
+    np.testing.assert_allclose(added[:, :2], 1)
+    np.testing.assert_allclose(np.unique(added[:, 2:4]), [0, 1 / 0.8], rtol=1e-6)
+    np.testing.assert_allclose(np.unique(added[:, 4:6]), [0, 1 / 0.6], rtol=1e-6)
+    kept = added[:, 2:6] > 0
+    np.testing.assert_allclose(kept.mean(0), [0.8, 0.8, 0.6, 0.6], atol=0.03)
+    assert np.abs(np.corrcoef(kept.T) - np.eye(4)).max() < 0.06  # each part on its own
+    np.testing.assert_array_equal(run(0), run(0))
+    assert (np.asarray(run(0)) != np.asarray(run(1))).any()
+    np.testing.assert_array_equal(module(x[:2])[0, 0, :6], 1)  # never without a key
+
+
+def test_stochastic_depth_is_of_sequences_when_rows_hold_several():
+    module = _ladder(drop_path_rate=0.5)
+    sequences = [jnp.zeros((40, 3, 16)), jnp.zeros((80, 2, 16))]
+    run = jax.jit(lambda: module.together(sequences, key_masks=[None] * 2, key=jax.random.key(0)))
+    first, second = (np.asarray(x) for x in run())
+    for x in (first, second):
+        np.testing.assert_array_equal(x, x[:, :1] * np.ones((1, x.shape[1], 1)))
+    pairs = second[:, 0].reshape(40, 2, 16)  # two sequences of a row
+    assert 5 < (pairs[:, 0, 4] != pairs[:, 1, 4]).sum() < 35
+    assert 5 < (pairs[:, 0, 4] != first[:, 0, 4]).sum() < 35
 
 
 def test_initial_values():

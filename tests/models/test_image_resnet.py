@@ -1,0 +1,123 @@
+"""ResNets over single pictures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax import tree
+from mmjax.errors import UserError
+from mmjax.models.towers import build_tower
+from mmjax.state import ModelDef
+from tests.models import torch_reference, torch_weights
+from tests.models.convolution_fixture import count
+from tests.models.vatt_fixture import relative
+
+BASIC = dict(name="resnet18", width_multiplier=0.125, projection=20)
+BOTTLENECK = dict(name="resnet50", width_multiplier=0.125, blocks=(1, 2, 1, 1))
+
+
+def _model(spec):
+    return ModelDef(lambda rngs: build_tower(spec, rngs=rngs))
+
+
+def _pictures(*sizes, number=2):
+    return np.random.default_rng(0).normal(size=(number, *sizes, 3)).astype(np.float32)
+
+
+def _statistics(model):
+    return sum(leaf.size for leaf in jax.tree.leaves(model.extra))
+
+
+def test_parameters_are_as_many_as_torchs():
+    model = _model("resnet18")
+    assert count(model) - _statistics(model) == 11_570_496
+    model = _model("resnet50")
+    assert count(model) - _statistics(model) == 25_557_032 - (2048 * 1000 + 1000)
+    assert _statistics(model) == 2 * 26_560
+
+
+@pytest.mark.parametrize("sizes", [(64, 64), (45, 62)])
+@pytest.mark.parametrize("spec", [BASIC, BOTTLENECK])
+def test_tower_equals_torchs(spec, sizes):
+    bottleneck = spec is BOTTLENECK
+    state = torch_reference.torch_resnet_state(
+        blocks=spec.get("blocks", (2, 2, 2, 2)),
+        bottleneck=bottleneck,
+        width=8,
+        num_classes=spec.get("projection", 0),
+    )
+    model = _model(spec)
+    params, extra = torch_weights.torch_resnet(state)
+    assert tree.flatten(params).keys() == tree.flatten(model.params).keys()
+    assert tree.flatten(extra).keys() == tree.flatten(model.extra).keys()
+    x = _pictures(*sizes)
+    pooled, tokens = jax.jit(lambda params, x: model.bind(params, extra)(x))(params, x)
+    assert tokens.shape == (2, 2, 2, 256 if bottleneck else 64)
+    assert pooled.dtype == jnp.float32 and pooled.shape == (2, model.module.out_features)
+    assert relative(pooled, torch_reference.torch_resnet(state, x)) < 1e-5
+
+
+def test_training_normalises_by_the_batch_and_updates_its_statistics():
+    model = _model(dict(BASIC, blocks=(1,), drop_rate=0.5))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+    x = _pictures(16, 16, number=3)
+
+    @jax.jit
+    def run(seed):
+        module = model.bind(params, extra)
+        pooled, _ = module(x, key=jax.random.key(seed))
+        return pooled, model.extra_of(module)
+
+    pooled, changed = run(0)
+    kernel = np.asarray(params["stem"]["conv"]["kernel"], np.float64).transpose(3, 2, 0, 1)
+    y = torch_reference.convolve(np.float64(x), kernel, stride=2, pad=3)
+    statistics = changed["stem"]["norm"]
+    np.testing.assert_allclose(statistics["mean"], 0.1 * y.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * y.var((0, 1, 2)), rtol=1e-4)
+    assert np.abs(pooled - run(1)[0]).max() > 1e-3  # dropout
+
+    module = model.bind(params, extra)
+    module(x)
+    for a, b in zip(jax.tree.leaves(extra), jax.tree.leaves(model.extra_of(module)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_initial_values_are_torchs():
+    model = _model(dict(name="resnet18", width_multiplier=0.5))
+    params, _ = jax.jit(model.init)(jax.random.key(0))
+    block = params["groups"]["2"]["1"]
+    np.testing.assert_allclose(
+        np.std(block["first"]["conv"]["kernel"]), np.sqrt(2 / (9 * 128)), rtol=0.02
+    )
+    np.testing.assert_array_equal(block["first"]["norm"]["scale"], 1)
+    np.testing.assert_array_equal(block["second"]["norm"]["scale"], 0)
+    for leaf in params["projection"].values():
+        assert 0.9 * 256**-0.5 < np.abs(leaf).max() <= 256**-0.5
+
+
+@pytest.mark.parametrize(
+    "name, features, macs", [("resnet18", 512, 1_814_073_344), ("resnet50", 2048, 4_089_184_256)]
+)
+def test_operations_are_as_published(name, features, macs):
+    module = _model(dict(name=name, projection=1000)).module
+    assert module.flops((224, 224, 3)) == 2 * macs
+    bare = _model(dict(name=name, projection=0)).module
+    assert bare.flops((224, 224, 3)) == 2 * (macs - features * 1000)
+
+
+def test_remat_and_half_precision_come_with_it():
+    model = _model(dict(BASIC, blocks=(1, 1), remat="full", dtype="bfloat16"))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+    pooled, tokens = jax.jit(lambda x: model.bind(params, extra)(x))(_pictures(16, 16))
+    assert pooled.dtype == jnp.float32 and tokens.dtype == jnp.bfloat16
+
+
+def test_wrong_options_and_inputs_are_named():
+    with pytest.raises(UserError, match="drop_rate"):
+        _model(dict(BASIC, drop_rate=1))
+    with pytest.raises(UserError, match="projection"):
+        _model(dict(BASIC, projektion=1))
+    module = _model(BASIC).module
+    with pytest.raises(UserError, match="channels"):
+        jax.eval_shape(module, jax.ShapeDtypeStruct((1, 16, 16, 4), "float32"))

@@ -542,7 +542,7 @@ def open_tokenizer(cfg: DataConfig) -> Tokenizer:
     tokenizer = make_tokenizer(
         text.tokenizer, vocab=vocab, merges=text.merges, max_words=text.max_words
     )
-    _name_vocabulary(text.tokenizer, vocab, tokenizer.vocab_size)
+    _name_vocabulary(text.tokenizer, tokenizer.vocab, tokenizer.vocab_size)
     return tokenizer
 
 

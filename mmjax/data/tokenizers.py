@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import collections
+import functools
 import gzip
+import html
+import importlib.util
 import json
 import os
 import re
 import string
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -16,25 +20,39 @@ import tensorflow as tf
 from mmjax.errors import UserError, choose
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"  # CLIP's vocabulary, in OpenAI's and OpenCLIP's packages
 _PUNCTUATION = f"[{re.escape(string.punctuation)}]"
 
 
 class Tokenizer:
-    """Captions → token numbers.
+    """Captions → token numbers, and back.
 
     Attributes:
+      vocab: its file.
       max_words: length of a row; longer captions are cut.
       vocab_size: token numbers are in [0, vocab_size).
       pad_id: 0, in every tokenizer.
     """
 
     pad_id = 0
+    vocab = ""
 
     def __init__(self, *, vocab_size: int, max_words: int):
         self.vocab_size, self.max_words = vocab_size, max_words
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The token numbers of each text, at most `max_words`."""
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of a row of token numbers, without padding and marks.
+
+        It is that which was encoded, as far as the vocabulary has it: in small letters, with a
+        blank between words.
+        """
+        return self._text([int(number) for number in ids if number != self.pad_id])
+
+    def _text(self, ids: list[int]) -> str:
         raise NotImplementedError
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -81,6 +99,11 @@ class WordTokenizer(Tokenizer):
             for text in texts
         ]
 
+    def _text(self, ids: list[int]) -> str:
+        names = {number: word for word, number in self.words.items()}
+        words = [names.get(number, "<unk>") for number in ids]
+        return " ".join(word for word in words if word not in ("<bos>", "<eos>"))
+
     def encode_tensor(self, texts: tf.Tensor) -> tf.Tensor:
         texts = tf.strings.lower(
             tf.strings.regex_replace(texts, _PUNCTUATION, ""), encoding="utf-8"
@@ -96,21 +119,41 @@ class PieceTokenizer(Tokenizer):
     Args:
       tokenizer: a `tokenizers.Tokenizer` without post-processor.
       max_words: length of a row, marks included.
+      join: makes a text of pieces.
       begin, end: tokens put around each caption.
+      clean: what is done to a caption first.
     """
 
     def __init__(
-        self, tokenizer, *, max_words: int, begin: str | None = None, end: str | None = None
+        self,
+        tokenizer,
+        *,
+        max_words: int,
+        join: Callable[[list[str]], str],
+        begin: str | None = None,
+        end: str | None = None,
+        clean: Callable[[str], str] = str,
     ):
         super().__init__(vocab_size=tokenizer.get_vocab_size(), max_words=max_words)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._join, self._clean = tokenizer, join, clean
         self._begin = [tokenizer.token_to_id(begin)] if begin else []
         self._end = [tokenizer.token_to_id(end)] if end else []
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         room = self.max_words - len(self._begin) - len(self._end)
-        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        cleaned = [self._clean(text) for text in texts]
+        encoded = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
         return [self._begin + encoding.ids[:room] + self._end for encoding in encoded]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        ids = [int(number) for number in ids]
+        if not self._end or self._end[0] not in ids:
+            return super().decode(ids)
+        # Before the end mark nothing is padding: 0 may be a piece of its own (CLIP: '!').
+        return self._text([n for n in ids[: ids.index(self._end[0])] if n not in self._begin])
+
+    def _text(self, ids: list[int]) -> str:
+        return self._join([self._tokenizer.id_to_token(number) or "" for number in ids])
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -137,6 +180,9 @@ class SentencePieceTokenizer(Tokenizer):
         encoded = self._model.encode(list(texts))
         return [[number + self._raised for number in ids[: self.max_words]] for ids in encoded]
 
+    def _text(self, ids: list[int]) -> str:
+        return self._model.decode([number - self._raised for number in ids])
+
 
 def make_tokenizer(name: str, *, vocab: str, merges: str = "", max_words: int = 16) -> Tokenizer:
     """A tokenizer by name.
@@ -145,7 +191,8 @@ def make_tokenizer(name: str, *, vocab: str, merges: str = "", max_words: int = 
       name: 'word', 'bert', 'sentencepiece' or 'clip'.
       vocab: 'word': see `WordTokenizer`. 'bert': `vocab.txt`, one piece per line (lower-cased, no
         [CLS] or [SEP]: VATT). 'sentencepiece': the model. 'clip': `vocab.json`, or CLIP's own
-        `bpe_simple_vocab_16e6.txt.gz` alone (lower-cased, with start and end marks).
+        `bpe_simple_vocab_16e6.txt.gz` alone (lower-cased, with start and end marks); '' takes that
+        of an installed open_clip or clip package, of which nothing is run.
       merges: of 'clip': `merges.txt` beside a `vocab.json`.
       max_words: length of a row.
 
@@ -153,6 +200,8 @@ def make_tokenizer(name: str, *, vocab: str, merges: str = "", max_words: int = 
       UserError: an unknown name, or files that are not what the tokenizer needs.
     """
     make = choose("data.text.tokenizer", name, _TOKENIZERS)
+    if name == "clip" and not vocab:
+        vocab = _installed_clip_file()
     for path in (vocab, *([merges] if merges else [])):
         if not os.path.isfile(path):
             raise UserError(
@@ -160,7 +209,25 @@ def make_tokenizer(name: str, *, vocab: str, merges: str = "", max_words: int = 
                 "file. `mmjax vocab` makes "
                 "one of words from a dataset's captions."
             )
-    return make(vocab, merges=merges, max_words=max_words)
+    tokenizer = make(vocab, merges=merges, max_words=max_words)
+    tokenizer.vocab = vocab
+    return tokenizer
+
+
+def _installed_clip_file() -> str:
+    """CLIP's vocabulary in a package that has it, which is not imported."""
+    for package in ("open_clip", "clip"):
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            path = os.path.join(folder, CLIP_FILE)
+            if os.path.isfile(path):
+                return path
+    raise UserError(
+        "The tokenizer 'clip' needs CLIP's vocabulary. Either `pip install --no-deps "
+        "open_clip_torch`, which brings it (nothing of the package is run), or set "
+        f"data.text.vocab to a copy of {CLIP_FILE}, or to vocab.json with "
+        "data.text.merges=merges.txt."
+    )
 
 
 def _word(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
@@ -181,7 +248,11 @@ def _bert(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    return PieceTokenizer(tokenizer, max_words=max_words)
+    return PieceTokenizer(
+        tokenizer,
+        max_words=max_words,
+        join=lambda pieces: " ".join(pieces).replace(" ##", ""),
+    )
 
 
 def _clip(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
@@ -195,13 +266,6 @@ def _clip(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
         tokenizers.models.BPE(numbers, pairs, end_of_word_suffix="</w>", unk_token=end)
     )
     regex = tokenizers.Regex
-    tokenizer.normalizer = tokenizers.normalizers.Sequence(
-        [
-            tokenizers.normalizers.NFC(),
-            tokenizers.normalizers.Replace(regex(r"\s+"), " "),
-            tokenizers.normalizers.Lowercase(),
-        ]
-    )
     words = regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
@@ -209,7 +273,33 @@ def _clip(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
             tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    return PieceTokenizer(tokenizer, max_words=max_words, begin=begin, end=end)
+    return PieceTokenizer(
+        tokenizer, max_words=max_words, join=_clip_text, begin=begin, end=end, clean=_clip_cleaned
+    )
+
+
+def _clip_cleaned(text: str) -> str:
+    """A caption as CLIP reads it: mended by ftfy if that is installed, HTML resolved, one blank
+    between words, small letters."""
+    text = html.unescape(html.unescape(_mender()(text)))
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+@functools.cache
+def _mender() -> Callable[[str], str]:
+    try:
+        import ftfy
+    except ImportError:  # what it does to texts in which nothing is broken
+        straight = dict.fromkeys(map(ord, "ʼ‘’‚‛"), "'") | dict.fromkeys(map(ord, "“”„‟"), '"')
+        return lambda text: unicodedata.normalize("NFC", text.translate(straight))
+    return ftfy.fix_text
+
+
+def _clip_text(pieces: list[str]) -> str:
+    byte_of = _byte_letters()
+    words = "".join(pieces).split("</w>")
+    texts = [bytes(byte_of[letter] for letter in word) for word in words]
+    return " ".join(text.decode(errors="replace") for text in texts).strip()
 
 
 def _clip_files(vocab: str, merges: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -237,11 +327,12 @@ def _clip_files(vocab: str, merges: str) -> tuple[dict[str, int], list[tuple[str
     return {piece: number for number, piece in enumerate(pieces)}, pairs
 
 
-def _byte_letters() -> list[str]:
+def _byte_letters() -> dict[str, int]:
     """A printable letter for each byte, in CLIP's order: printable bytes first."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(rest))]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(256 + number): byte for number, byte in enumerate(rest)}
 
 
 _TOKENIZERS = {"word": _word, "bert": _bert, "sentencepiece": _sentencepiece, "clip": _clip}

@@ -45,6 +45,8 @@ def test_word_tokenizer_strips_lowers_and_looks_up(words):
     assert rows[2].tolist() == [number["<unk>"]] * 5  # dont stop it’s überfine now
     assert rows[3].tolist() == [number["red"]] * 5
     assert tokenizer.vocab_size == 7 and tokenizer.pad_id == 0
+    assert tokenizer.decode(rows[0]) == "a red red circle" and tokenizer.decode(rows[1]) == ""
+    assert tokenizer.decode(np.float32([number["<bos>"], 3, 5, number["<eos>"]])) == "<unk> a"
 
 
 def test_word_vocabulary_with_numbers(tmp_path):
@@ -86,6 +88,8 @@ def test_bert_pieces(tmp_path):
     rows = both_ways(tokenizer, ["A red, Über CIRCLE", "", "zebra red"])
     named = [[pieces[i] for i in row if i] for row in rows]
     assert named == [["a", "red", ",", "uber", "circ", "##le"], [], ["[UNK]", "red"]]
+    texts = ["a red , uber circle", "", "[UNK] red"]
+    assert [tokenizer.decode(row) for row in rows] == texts
 
 
 def test_sentencepiece_with_and_without_padding(tmp_path):
@@ -114,6 +118,7 @@ def test_sentencepiece_with_and_without_padding(tmp_path):
         model = sentencepiece.SentencePieceProcessor(model_file=path)
         ids = [int(i) for i in rows[pad][0] if i]
         assert model.decode([i - (pad != 0) for i in ids]) == "a red circle moves"
+        assert [tokenizer.decode(row) for row in rows[pad]] == ["a red circle moves", ""]
     # Unraised, the number 0 of the second model would be a word's, and be taken for padding.
     assert (rows[0] != 0).sum() == (rows[-1] != 0).sum()
 
@@ -121,12 +126,19 @@ def test_sentencepiece_with_and_without_padding(tmp_path):
 MERGES = [("r", "e"), ("re", "d</w>"), ("a", "b")]
 
 
+LINES = ["#version: 0.2", *(" ".join(pair) for pair in MERGES), ""]
+
+
+def write_clip(path):
+    """A small vocabulary in the layout of CLIP's own file."""
+    with gzip.open(path, "wt") as file:
+        file.write("\n".join(LINES))
+
+
 def test_clip_byte_pairs_from_both_kinds_of_files(tmp_path):
-    """A small vocabulary in the layout of CLIP's own file, and as vocab.json + merges.txt."""
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in MERGES), ""]
+    """CLIP's own file, and vocab.json + merges.txt."""
     own = tmp_path / "bpe.txt.gz"
-    with gzip.open(own, "wt") as file:
-        file.write("\n".join(lines))
+    write_clip(own)
     alone = tokenizers.make_tokenizer("clip", vocab=str(own), max_words=8)
     # 256 bytes twice, three merges, two marks; printable ASCII comes first: 'a' is byte 97 - 33.
     begin, end, red = 515, 516, 513
@@ -140,10 +152,56 @@ def test_clip_byte_pairs_from_both_kinds_of_files(tmp_path):
 
     numbers, _ = tokenizers._clip_files(str(own), "")
     (tmp_path / "vocab.json").write_text(json.dumps(numbers))
-    (tmp_path / "merges.txt").write_text("\n".join(lines))
+    (tmp_path / "merges.txt").write_text("\n".join(LINES))
     pair = tokenizers.make_tokenizer(
         "clip", vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt"), max_words=8
     )
     assert np.array_equal(pair.encode(["RED ab!"]), rows[:1])
     with pytest.raises(UserError, match="merges"):
         tokenizers.make_tokenizer("clip", vocab=str(tmp_path / "vocab.json"))
+
+
+@pytest.fixture
+def clip(tmp_path):
+    write_clip(tmp_path / "bpe.txt.gz")
+    return tokenizers.make_tokenizer("clip", vocab=str(tmp_path / "bpe.txt.gz"), max_words=24)
+
+
+@pytest.mark.parametrize(
+    "text, plain",
+    [
+        (" Red\t\n AB ", "red ab"),
+        ("a &amp;lt; b &amp; c", "a < b & c"),
+        ("‘ab’ “ab”", "' ab ' \" ab \""),
+        ("cafe\u0301 über 日本", "café über 日本"),
+        ("!ab!!", "! ab !!"),
+        ("it's 42", "it 's 4 2"),
+    ],
+)
+def test_clip_cleans_and_decodes(clip, text, plain):
+    rows = clip.encode([text, plain])
+    assert [clip.decode(row) for row in rows] == [plain, plain]
+    if " '" not in plain:  # a blank before 's makes it two pieces
+        assert np.array_equal(*rows)
+    assert clip.decode(rows[0].astype(np.float32)) == plain  # as predictions hold them
+
+
+def test_clip_cuts_what_is_too_long_before_the_end_mark(clip):
+    row = clip.encode(["red " * 40])[0]
+    assert row.tolist() == [515] + [513] * 22 + [516]
+    assert clip.decode(row) == " ".join(["red"] * 22)
+
+
+@pytest.mark.parametrize("package", ["open_clip", "clip"])
+def test_clips_vocabulary_is_found_in_a_package_that_is_not_imported(
+    tmp_path, monkeypatch, package
+):
+    folder = tmp_path / "site" / package
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.setattr("sys.path", [str(tmp_path / "site")])
+    with pytest.raises(UserError, match="pip install --no-deps open_clip_torch.*merges.txt"):
+        tokenizers.make_tokenizer("clip", vocab="")
+    write_clip(folder / tokenizers.CLIP_FILE)
+    tokenizer = tokenizers.make_tokenizer("clip", vocab="")
+    assert tokenizer.vocab == str(folder / tokenizers.CLIP_FILE) and tokenizer.vocab_size == 517

@@ -41,7 +41,7 @@ class Touch:
     `mmjax.tasks.inputs.Inputs`), `loss`:
 
       name: 'info_nce' (CLIP's loss), 'soft_nce' or 'sigmoid'; further keys are its keywords.
-      weights: {'image_touch': 1.0, …}, in any order of a pair; one that is left out or 0 is not
+      weights: {'touch_image': 1.0, …}, in any order of a pair; one that is left out or 0 is not
         compared. Default: all pairs of the model, each 1.
       touch_text: another loss for this pair alone: a name, or a dict of `name` and keywords (TVL's
         option of soft labels is 'soft_nce').
@@ -102,24 +102,25 @@ class Touch:
                 f"groups={self._groups!r} a number from 1."
             )
         choose("config.loss.mean_over", mean_over, {"weights": 0, "pairs": 0})
-        pairs = list(itertools.combinations(sorted(self.model.module.modalities), 2))
+        pairs = list(itertools.combinations(self.model.module.modalities, 2))
         given = parse_weights(weights or {"_".join(pair): 1.0 for pair in pairs})
         self._weights = {}
         for pair, weight in given.items():
-            if tuple(sorted(pair)) not in pairs:
+            pair = pair if pair in pairs else pair[::-1]
+            if pair not in pairs:
                 raise UserError(
-                    f"config.loss.weights: {'_'.join(pair)} is no pair of this model. Pairs: "
+                    f"config.loss.weights: {'_'.join(pair[::-1])} is no pair of this model. Pairs: "
                     f"{', '.join('_'.join(p) for p in pairs)}."
                 )
-            self._weights[tuple(sorted(pair))] = weight
+            self._weights[pair] = weight
         self._divisor = len(pairs) if mean_over == "pairs" else sum(self._weights.values())
         default = _make_loss(own, "loss")
         self._losses = dict.fromkeys(self._weights, default)
         if touch_text is not None:
-            if ("text", "touch") not in self._losses:
+            if ("touch", "text") not in self._losses:
                 raise UserError("config.loss.touch_text is set, but touch_text is not compared.")
             spec = {"name": touch_text} if isinstance(touch_text, str) else dict(touch_text)
-            self._losses["text", "touch"] = _make_loss(spec, "loss.touch_text")
+            self._losses["touch", "text"] = _make_loss(spec, "loss.touch_text")
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
         return self.model.init(key)
@@ -150,9 +151,7 @@ class Touch:
             if takes_bias and bias is not None:
                 options["logit_bias"] = bias[...]
             mask = _present(batch, a) * _present(batch, b)
-            # TVL's soft labels are of the caption, which comes second.
-            first, second = (b, a) if a == "text" else (a, b)
-            rows = (projected[first], projected[second], mask)
+            rows = (projected[a], projected[b], mask)
             value = _in_groups(loss, rows, self._groups, options)
             total += weight * value
             metrics[f"loss_{a}_{b}"] = (value, jnp.float32(1))

@@ -55,7 +55,7 @@ def similarities(
     embedded = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
     row = {word: number for number, word in enumerate(words)}
     return {
-        (first, second): float(embedded[row[first]] @ embedded[row[second]])
+        (first, second): float(min(embedded[row[first]] @ embedded[row[second]], 1.0))
         for first, second in found.values()
     }
 
@@ -81,7 +81,7 @@ def report(
         "pairs": len(cosines),
         "percentiles": {f"{p:g}": value for p, value in zip(percentiles, values, strict=True)},
         "least_similar": [list(pair) for pair in sorted(cosines, key=cosines.get)[:3]],
-        "option": f"--config.evals.NAME.thresholds=({','.join(f'{v:.10g}' for v in values)},)",
+        "option": f"'--config.evals.NAME.thresholds=({','.join(f'{v:.10g}' for v in values)},)'",
     }
     if tuple(percentiles) == PERCENTILES:
         differences = [value - theirs for value, theirs in zip(values, THRESHOLDS, strict=True)]

@@ -61,7 +61,7 @@ def test_the_report_compares_with_published_thresholds():
     assert report["distance_to_published"] == pytest.approx(0, abs=1e-12)
     assert report["pairs"] == 41 and report["least_similar"][0] == ["a0", "b"]
     assert report["option"] == (
-        "--config.evals.NAME.thresholds=(0.6356450319,0.8591097295,0.8927201033,0.9208499491,)"
+        "'--config.evals.NAME.thresholds=(0.6356450319,0.8591097295,0.8927201033,0.9208499491,)'"
     )
     cosines = {key: value - 0.01 for key, value in cosines.items()}
     assert thresholds.report(cosines)["minus_published"] == pytest.approx([-0.01] * 4)

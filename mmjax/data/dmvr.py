@@ -160,6 +160,17 @@ class _Stream:
         process_index: int,
         process_count: int,
     ):
+        for name in ("image", "touch"):
+            if getattr(cfg, name):
+                raise UserError(
+                    f"data.{name}: {spec} is a stream of DMVR, which has no such pictures. Use a "
+                    f"dataset folder (`mmjax build`), or set data.{name}=None."
+                )
+        if cfg.text and (cfg.text.keywords or cfg.text.features):
+            raise UserError(
+                f"data.text.keywords and features need records; {spec} is a stream, whose own "
+                "words are taken."
+            )
         self.batch_size, self.rows = batch_size, rows_of_host(batch_size, process_count)
         self._first, self._train = process_index * self.rows, train
         self.num_classes = (cfg.label.num_classes or None) if cfg.label else None

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-from mmjax.data import dmvr, modalities, schema, sources, stills
+from mmjax.data import dmvr, modalities, schema, sources, stills, stored
 from mmjax.data.config import DataConfig, parse_config
 from mmjax.data.dataset import DatasetInfo
 from mmjax.data.pipeline import (
@@ -112,19 +112,38 @@ class _Data:
         if cfg.audio:
             modalities.add_audio(pipeline, cfg.audio, infos=self.infos, train=train)
         if cfg.text:
-            modalities.add_text(pipeline, cfg.text, tokenizer=self.tokenizer, train=train)
+            modalities.add_text(
+                pipeline,
+                cfg.text,
+                tokenizer=self.tokenizer,
+                train=train,
+                features=self._features("text"),
+            )
         if cfg.label:
             modalities.add_label(pipeline, cfg.label, num_classes=self.num_classes)
         for options in (cfg.image, cfg.touch):
             if options:
-                stills.add_picture(pipeline, options, train=train)
+                features = self._features(options.SECTION)
+                stills.add_picture(pipeline, options, train=train, features=features)
         return pipeline
+
+    def _features(self, modality: str) -> list[np.ndarray] | None:
+        """What training takes in place of a modality, see `mmjax.data.stored`."""
+        folders = getattr(self.cfg, modality).features
+        if not (folders and self.train):
+            return None
+        return stored.open_features(folders, modality, sources=self.sources, split=self.cfg.split)
 
     def _example(self, ids: Features, serialized: tf.Tensor) -> Features:
         """One example; `ids` says position, source, record and attempt."""
         seed = tf.stack([tf.constant(self.seed, tf.int64), ids["position"]])
         features = self.pipeline.example(
-            {"_serialized": serialized, "_seed": seed, "_source": ids["source"]}
+            {
+                "_serialized": serialized,
+                "_seed": seed,
+                "_source": ids["source"],
+                "_record": ids["record"],
+            }
         )
         features["example_id"] = tf.cast(ids["record"], tf.int32)
         if len(self.sources) > 1:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from mmjax.data import images, schema
 from mmjax.data.dataset import DatasetInfo
 from mmjax.data.keywords import Keywords, keywords_of, sentence_maker
 from mmjax.data.pipeline import Features, Pipeline, seed_of
+from mmjax.data.stored import add_stored
 from mmjax.data.tokenizers import Tokenizer
 from mmjax.errors import UserError, unknown
 
@@ -131,6 +133,8 @@ class Text:
       candidates: captions per example; missing ones are zeros with mask 0.
       sample: which captions of more: 'first', or 'random' ones in training.
       require_text: an example without a caption is an error (or skipped, see `data.corrupt`).
+      features: folders of `mmjax.data.stored`, one for each source: in training, these features of
+        the frozen tower come in place of words. They are of one caption: `candidates` must be 1.
       keywords: captions are lists of keywords, of which sentences are made; None takes them as they
         are.
     """
@@ -142,10 +146,16 @@ class Text:
     candidates: int = 5
     sample: str = "first"
     require_text: bool = False
+    features: str | tuple[str, ...] = ""
     keywords: Keywords | None = None
 
     def __post_init__(self):
         _positive("text", self, "max_words", "candidates")
+        if self.features and self.candidates != 1:
+            raise UserError(
+                "data.text.features are of one caption of each example: set "
+                f"data.text.candidates=1, not {self.candidates}."
+            )
         if self.sample not in ("first", "random"):
             raise unknown("data.text.sample", self.sample, ("first", "random"))
 
@@ -341,8 +351,16 @@ def add_audio(
     pipeline.add("sample", "audio", sample)
 
 
-def add_text(pipeline: Pipeline, options: Text, *, tokenizer: Tokenizer, train: bool) -> None:
-    """Adds `text` int32 [L, W], 0 = padding, and `text_mask` [L], 1 where there is a caption.
+def add_text(
+    pipeline: Pipeline,
+    options: Text,
+    *,
+    tokenizer: Tokenizer,
+    train: bool,
+    features: Sequence[np.ndarray] | None = None,
+) -> None:
+    """Adds `text` int32 [L, W], 0 = padding, and `text_mask` [L], 1 where there is a caption; or as
+    `text` the `features` of `stored.open_features`, float32 [1, D].
 
     Functions: parse 'text', sample 'text', and postprocess 'tokens', which tokenises a batch at
     once.
@@ -364,7 +382,8 @@ def add_text(pipeline: Pipeline, options: Text, *, tokenizer: Tokenizer, train: 
             tf.debugging.Assert(
                 tf.size(captions) > 0, ["there is no caption, and data.text.require_text is set"]
             )
-        return features | {"_captions": captions}
+        mask = tf.sequence_mask(tf.minimum(tf.size(captions), number), number, tf.float32)
+        return features | {"_captions": captions, "text_mask": mask}
 
     def sample(features: Features) -> Features:
         captions = features["_captions"]
@@ -374,18 +393,17 @@ def add_text(pipeline: Pipeline, options: Text, *, tokenizer: Tokenizer, train: 
         captions = captions[:number]
         if sentences:
             captions = sentences(captions, features)
-        missing = number - tf.size(captions)
-        mask = tf.sequence_mask(tf.size(captions), number, tf.float32)
-        return features | {
-            "text": tf.ensure_shape(tf.pad(captions, [[0, missing]], constant_values=""), [number]),
-            "text_mask": mask,
-        }
+        padded = tf.pad(captions, [[0, number - tf.size(captions)]], constant_values="")
+        return features | {"text": tf.ensure_shape(padded, [number])}
 
     def tokens(features: Features) -> Features:
         ids = tokenizer.encode_tensor(tf.reshape(features["text"], [-1]))
         return features | {"text": tf.reshape(ids, [-1, number, options.max_words])}
 
     pipeline.add("parse", "text", parse)
+    if features is not None:
+        add_stored(pipeline, "text", features, shape=[1])
+        return
     pipeline.add("sample", "text", sample)
     pipeline.add("postprocess", "tokens", tokens)
 

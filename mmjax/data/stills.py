@@ -10,6 +10,7 @@ Touch, Vision, and Language Dataset for Multimodal Alignment, arXiv 2402.13232).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +19,7 @@ from mmjax.data import images, schema
 from mmjax.data.modalities import encoded_parser, random_below
 from mmjax.data.pictures import read_image
 from mmjax.data.pipeline import Features, Pipeline, seed_of
+from mmjax.data.stored import add_stored
 from mmjax.errors import UserError, unknown
 
 RECORDING = "recording"  # the background that a record itself brings
@@ -31,6 +33,7 @@ class _Square:
     square: str = "crop"
     quarter_turns: int = 0
     antialias: bool = True
+    features: str | tuple[str, ...] = ""
 
     SECTION = ""
 
@@ -54,6 +57,8 @@ class Picture(_Square):
         black margin.
       quarter_turns: counter-clockwise.
       antialias: resize as PIL does; without, as PyTorch resizes tensors.
+      features: folders of `mmjax.data.stored`, one for each source: in training, these features of
+        the frozen tower come in place of pictures.
     """
 
     roi: bool = True
@@ -75,7 +80,7 @@ class Touch(_Square):
     """The section `data.touch`: one of a record's touch pictures.
 
     Attributes:
-      size, square, quarter_turns, antialias: see `Picture`. TVL pads, and turns once.
+      size, square, quarter_turns, antialias, features: see `Picture`. TVL pads, and turns once.
       background: a picture of the sensor untouched, which comes along as `touch_background` in the
         same shape: '' is none, 'recording' the record's own, anything else a file for all.
     """
@@ -85,16 +90,26 @@ class Touch(_Square):
     SECTION = "touch"
 
 
-def add_picture(pipeline: Pipeline, options: Picture | Touch, *, train: bool) -> None:
+def add_picture(
+    pipeline: Pipeline,
+    options: Picture | Touch,
+    *,
+    train: bool,
+    features: Sequence[np.ndarray] | None = None,
+) -> None:
     """Adds `image` or `touch`, uint8 [H, W, 3] ([1, H, W, 3] for tests), its mask [], and
-    `touch_background` if it is asked for.
+    `touch_background` if it is asked for; or the `features` of `stored.open_features` as float32
+    [D], and the mask.
 
     Functions: parse, sample, decode and preprocess 'image' or 'touch', the same but sample
     'touch_background'. In training any of the record's pictures is taken, for tests the middle one.
     """
     name = options.SECTION
     key, stored = (schema.FRAMES if name == "image" else schema.TOUCH)[0], f"_{name}"
-    parse = encoded_parser(pipeline, key, stored, f"{name}_mask")
+    pipeline.add("parse", name, encoded_parser(pipeline, key, stored, f"{name}_mask"))
+    if features is not None:
+        add_stored(pipeline, name, features)
+        return
     if name == "image":
         pipeline.context(schema.ROI[0], tf.int64)
 
@@ -124,7 +139,6 @@ def add_picture(pipeline: Pipeline, options: Picture | Touch, *, train: bool) ->
         picture = shaped(features[name], options)
         return features | {name: picture[0] if train else picture}
 
-    pipeline.add("parse", name, parse)
     pipeline.add("sample", name, sample)
     pipeline.add("decode", name, decode)
     pipeline.add("preprocess", name, preprocess)

@@ -1,0 +1,144 @@
+"""Features of a frozen tower that were computed once, in place of what the tower looks at.
+
+    FOLDER/features.json       {"dataset": "tvl", "num_examples": {"train": 39154, …}, …}
+    FOLDER/train/image.npy     floating point [N, D], a row for each record
+    FOLDER/train/text.npy      or [N, K, D], K variants, of which one is drawn at each visit
+
+`data.image.features`, `data.touch.features` and `data.text.features` name such folders. Only
+training takes them: evaluation runs the towers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mmjax.data.pipeline import Features, Pipeline, seed_of
+from mmjax.data.sources import Source
+from mmjax.errors import UserError
+
+FILE = "features.json"
+_DRAWS = 2**31 - 1  # among which the remainder of a division by a few variants favours none
+
+
+def write_description(
+    folder: str | os.PathLike, *, dataset: str, num_examples: Mapping[str, int], **more: Any
+) -> None:
+    """Writes `features.json`: whose features these are.
+
+    Args:
+      folder: of the features.
+      dataset: the name in its dataset.json.
+      num_examples: {split: number of records}.
+      more: anything else that is to be remembered.
+    """
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, FILE)
+    content = {"dataset": dataset, "num_examples": dict(num_examples), **more}
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+    os.replace(f"{path}.tmp", path)
+
+
+def features_path(folder: str | os.PathLike, split: str, name: str) -> str:
+    """The file of a modality's features."""
+    return os.path.join(os.path.expanduser(folder), split, f"{name}.npy")
+
+
+def open_features(
+    folders: str | Sequence[str], name: str, *, sources: Sequence[Source], split: str
+) -> list[np.ndarray]:
+    """The features of each source, [N, K, D], mapped into memory and not yet read.
+
+    Args:
+      folders: one for each source.
+      name: the modality.
+      sources: the training data.
+      split: of all of them.
+
+    Raises:
+      UserError: a missing or damaged file, features of another dataset, or of another number of
+        examples.
+    """
+    folders = (folders,) if isinstance(folders, str) else tuple(folders)
+    if len(folders) != len(sources):
+        raise UserError(
+            f"data.{name}.features names {len(folders)} folders, but data.train {len(sources)} "
+            "sources: give one for each."
+        )
+    opened = [
+        _open(folder, name, source=source, split=split)
+        for folder, source in zip(folders, sources, strict=True)
+    ]
+    widths = {folder: array.shape[-1] for folder, array in zip(folders, opened, strict=True)}
+    if len(set(widths.values())) > 1:
+        found = ", ".join(f"{folder} {width}" for folder, width in widths.items())
+        raise UserError(f"data.{name}.features are of different sizes: {found}.")
+    return opened
+
+
+def _open(folder: str, name: str, *, source: Source, split: str) -> np.ndarray:
+    what, description = f"data.{name}.features", os.path.join(os.path.expanduser(folder), FILE)
+    try:
+        with open(description, encoding="utf-8") as file:
+            content = json.load(file)
+        dataset, number = content["dataset"], content["num_examples"].get(split)
+    except FileNotFoundError as error:
+        raise UserError(f"{what}: there is no {description}: no folder of features.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{what}: {description} does not describe features: {error}.") from error
+    if dataset != source.info.name or number != source.num_examples:
+        raise UserError(
+            f"{what}={folder} is of {number or 0} examples of {dataset}/{split}, but the training "
+            f"data are {source.num_examples} of {source.info.name}/{split}: compute the features "
+            "of these again."
+        )
+    path = features_path(folder, split, name)
+    try:
+        array = np.load(path, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise UserError(f"{what}: there is no {path}.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what}: {path} is not an array: {error}.") from error
+    fits = array.ndim in (2, 3) and len(array) == number and min(array.shape) > 0
+    if not fits or not np.issubdtype(array.dtype, np.floating):
+        raise UserError(
+            f"{what}: {path} holds {array.dtype} {list(array.shape)}; expected floating point "
+            f"[{number}, D] or [{number}, K, D]."
+        )
+    return array if array.ndim == 3 else array[:, None]
+
+
+def add_stored(
+    pipeline: Pipeline, name: str, arrays: Sequence[np.ndarray], *, shape: Sequence[int] = ()
+) -> None:
+    """Adds the field `name`, float32 [*shape, D]: the row of the record, of one of its variants.
+
+    Functions: sample `name`, and postprocess `name_features`, which reads the rows of a batch. The
+    caller gives the record's number as `_record`.
+    """
+    width = arrays[0].shape[-1]
+
+    def sample(features: Features) -> Features:
+        seed = seed_of(features, f"{name} features")
+        draw = tf.random.stateless_uniform([], seed, 0, _DRAWS, tf.int64)
+        return features | {name: tf.stack([features["_source"], features["_record"], draw])}
+
+    def rows(keys: np.ndarray) -> np.ndarray:
+        found = [
+            arrays[source][record, draw % arrays[source].shape[1]]
+            for source, record, draw in keys.tolist()
+        ]
+        return np.stack(found).astype(np.float32)
+
+    def read(features: Features) -> Features:
+        found = tf.numpy_function(rows, [features[name]], tf.float32, stateful=False)
+        return features | {name: tf.reshape(found, [-1, *shape, width])}
+
+    pipeline.add("sample", name, sample)
+    pipeline.add("postprocess", f"{name}_features", read)

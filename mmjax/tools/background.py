@@ -45,7 +45,7 @@ def _background(args) -> int:
     if not args.out.lower().endswith(".png"):
         raise UserError(f"--out {args.out}: a background is a .png, which loses nothing.")
     if args.paths:
-        files = find_pictures(args.paths)
+        files = [file for file in find_pictures(args.paths) if not _same(file, args.out)]
         source, number = files_source(files), len(files)
     else:
         source, number = dataset_source(
@@ -59,6 +59,11 @@ def _background(args) -> int:
     kind = "mean" if args.mean else "median"
     print(f"{args.out}: {width}×{height}, the {kind} of {count} pictures.")
     return 0
+
+
+def _same(file: str, out: str) -> bool:
+    """Whether a picture is the background of an earlier run."""
+    return os.path.exists(out) and os.path.samefile(file, out)
 
 
 def background(

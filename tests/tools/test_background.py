@@ -34,7 +34,9 @@ def test_the_median_and_the_mean_of_a_folder(tmp_path, capsys, count):
     assert run(folder, "--out", out) == 0
     assert f"9×12, the median of {count} pictures" in capsys.readouterr().out
     np.testing.assert_array_equal(pixels(out), np.rint(np.median(images, axis=0)))
-    assert run(*(folder / "deep").iterdir(), "--out", out, "--mean") == 0
+    assert run(*(folder / "deep").iterdir(), "--out", folder / "b.png", "--mean") == 0
+    assert run(folder, "--out", folder / "b.png", "--mean") == 0  # b.png is not one of them
+    out = folder / "b.png"
     np.testing.assert_array_equal(pixels(out), np.rint(images.mean(axis=0)))
 
 

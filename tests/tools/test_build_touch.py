@@ -2,12 +2,16 @@
 
 import io
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mmjax.data import dataset, schema
+from mmjax.data.synonyms import load_synonyms
 from mmjax.tools import build, cli, manifest
 
 
@@ -154,3 +158,36 @@ def test_a_bad_margin_is_refused(folder, capsys):
     table = write(folder, [{"path": "see.png"}])
     assert run("--csv", table, "--out", folder / "ds", "--crop-margin", -1) == 2
     assert "--crop-margin must be 0 or more" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_guide(tmp_path, monkeypatch):
+    """docs/your_data.md, section Touch: its table and its commands, as they stand there."""
+    monkeypatch.chdir(tmp_path)
+    guide = Path(__file__).parents[2] / "docs" / "your_data.md"
+    section = re.search(r"^## Touch\n(.*?)^## ", guide.read_text(), re.DOTALL | re.MULTILINE)[1]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    table, *commands = (text for language, text in blocks if not language)
+    Path("touches.csv").write_text(table)
+    rng = np.random.default_rng(0)
+    for folder, size, names in (
+        ("see", (480, 640), ("cloth", "stone", "table")),
+        ("feel", (32, 24), ("cloth", "stone", "table1", "table2")),
+    ):
+        Path(folder).mkdir()
+        for name in names:
+            image = np.kron(
+                rng.integers(0, 256, (size[0] // 8, size[1] // 8, 3)), np.ones((8, 8, 1))
+            )
+            Image.fromarray(image.astype(np.uint8)).save(f"{folder}/{name}.jpg")
+    lines = "".join(commands).splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        quiet = ["--quiet"] * ("preview" not in line)
+        assert cli.main([*shlex.split(line)[1:], *quiet]) == 0, line
+    train, test = (read(tmp_path / "data" / "touches", split) for split in ("train", "test"))
+    assert (len(train), len(test), len(test[0].touch)) == (2, 1, 2)
+    assert train[0].roi == (12, 12, 128, 128)  # 24 of 240 pixels around it, reduced to 128
+    assert train[0].touch_background == [Path("feel/none.png").read_bytes()]
+    Path("synonyms.json").write_text(dict(blocks)["json"])
+    assert load_synonyms("synonyms.json")["rough"] == ["rough", "coarse", "uneven", "bumpy"]
+    assert Path("touches.png").exists()

@@ -14,6 +14,7 @@ from mmjax.data import dataset
 from mmjax.tools import cli
 from mmjax.tools.importers import IMPORTERS
 from tests.data import films
+from tests.tools import tvl_folder
 
 PAGES = Path(__file__).parents[2] / "docs" / "datasets"
 
@@ -142,7 +143,14 @@ def imagenet():
     return {"data/imagenet": {"train": 1, "test": 1, "validation": 1}}
 
 
-MAKE = (howto100m, audioset, kinetics, moments_in_time, imagenet)
+def tvl():
+    tvl_folder.make_ssvtp(Path("tvl"), train=20, test=2)
+    swapped, sizes = ("data1/0-0.5",), ((320, 240), tvl_folder.DIGIT)
+    tvl_folder.make_hct(Path("tvl"), train=10, test=1, sizes=sizes, swapped=swapped)
+    return {"data/tvl": {"train": 18 + 27 + 2, "valid": 2 + 3, "test": 2 + 3}}
+
+
+MAKE = (howto100m, audioset, kinetics, moments_in_time, imagenet, tvl)
 MAKE = {make.__name__: make for make in (*MAKE, ucf101, hmdb51, esc50, youcook2, msrvtt)}
 
 

@@ -289,6 +289,12 @@ def _vocab(args) -> int:
     return 0
 
 
+def _add_background(commands) -> None:
+    from mmjax.tools import background
+
+    background.add(commands)
+
+
 def _add_plan(commands) -> None:
     p = commands.add_parser(
         "plan",
@@ -432,6 +438,7 @@ COMMANDS = [
     _add_preview,
     _add_index,
     _add_vocab,
+    _add_background,
     _add_plan,
     _add_convert,
     _add_thresholds,

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from mmjax import checkpoint, tree
-from mmjax.convert import tf2, vatt, words
+from mmjax.convert import tf2, torch_files, tvl, vatt, words
 from mmjax.errors import UserError
 from mmjax.models.positions import resize_table
 
@@ -49,7 +49,8 @@ def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
     Args:
       source: `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`, where a moving average
         of the parameters is what is read if there is one; a TensorFlow checkpoint of VATT, by its
-        prefix (`…/ckpt-500000`); or a file of word embeddings (.npz, .npy, .pkl).
+        prefix (`…/ckpt-500000`); a file of PyTorch's (.pth, .safetensors, …) with TVL's touch
+        encoder or OpenCLIP's towers; or a file of word embeddings (.npz, .npy, .pkl).
 
     Raises:
       UserError: it is none of these, or cannot be read.
@@ -58,6 +59,8 @@ def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
         return {WORDS: words.load(source)}, f"the word embeddings {source}"
     if prefix := tf2.find(source):
         return vatt.load(prefix)
+    if torch_files.is_file(source):
+        return tvl.load(source)
     path, step = checkpoint.find(source)
     saved = checkpoint.Checkpoints(path, read_only=True)
     parts = {p.split("/")[0] for p in saved.shapes(step)}
@@ -177,6 +180,7 @@ def from_source(
     target = tree.flatten(state["params"]) | {
         f"extra/{k}": v for k, v in tree.flatten(state["extra"]).items()
     }
+    leaves = tvl.with_scale_of_clip(leaves, target)
     values, report = match(target, leaves, names=names)
     of_labels = [line for line in report.mismatched if _OF_LABELS.search(line)]
     new = tree.first_match(allow, of_labels, what="config.init_allow", every_pattern=False)

@@ -79,7 +79,19 @@ def becomes_of(leaves: Mapping[str, Any], leftovers: Mapping[str, str]) -> dict[
     for path, leaf in leaves.items():
         for layer, key in enumerate(leaf.keys):
             paths[key].append(f"{path}[{layer}]" if leaf.stacked else path)
-    return {key: ", ".join(names) for key, names in paths.items()} | dict(leftovers)
+    return {key: _together(names) for key, names in paths.items()} | dict(leftovers)
+
+
+def _together(paths: Sequence[str]) -> str:
+    """One name for the arrays that a key is cut into: what differs stands in braces."""
+    if len(paths) == 1:
+        return paths[0]
+    parts = [path.split("/") for path in paths]
+    same = [set(column) for column in zip(*parts, strict=True)]
+    return "/".join(
+        part if len(names) == 1 else "{" + ",".join(p[i] for p in parts) + "}"
+        for i, (part, names) in enumerate(zip(parts[0], same, strict=True))
+    )
 
 
 def compare(
@@ -100,7 +112,7 @@ def compare(
     for path, shape in target.items():
         leaf, keys = leaves.get(path), keys_of(path, shape)
         if leaf is None:
-            problems |= dict.fromkeys(keys, f"missing, of {path} {shape}")
+            problems = dict.fromkeys(keys, f"missing, of {path} {shape}") | problems
         elif leaf.shape != shape:
             problems.setdefault(leaf.keys[0], f"makes {path} {leaf.shape}, the model's is {shape}")
         if leaf is None or leaf.shape != shape or any(key in problems for key in keys):
@@ -179,8 +191,9 @@ def _write(plan: Plan, folder: pathlib.Path, out: pathlib.Path) -> None:
     saved.close()
     cfg = plan.cfg.copy_and_resolve_references()
     if plan.vocabulary is not None:
-        shutil.copyfile(plan.vocabulary.path, folder / vocabulary.FILE)
-        cfg.data.text.update(vocab=str(out / vocabulary.FILE), tokenizer=plan.vocabulary.tokenizer)
+        file = plan.vocabulary.file
+        shutil.copyfile(plan.vocabulary.path, folder / file)
+        cfg.data.text.update(vocab=str(out / file), tokenizer=plan.vocabulary.tokenizer)
     (folder / rundir.CONFIG).write_text(config.to_json(cfg) + "\n")
     (folder / REPORT).write_text(report(plan) + "\n")
     run = rundir.RunDir(folder, create=False)
@@ -233,6 +246,8 @@ def report(plan: Plan, *, arrays: bool = True) -> str:
     lines = [f"{facts['checkpoint']}: {name_of(model)}, step {facts['step']}"]
     model.pop("name", None)
     for name, options in model.items():
+        if options is None:
+            continue
         if isinstance(options, dict):
             kind = f"{options.pop('name')}: " if "name" in options else ""
             options = kind + ", ".join(f"{key}={value}" for key, value in options.items())

@@ -8,8 +8,6 @@ import pathlib
 
 from mmjax.errors import UserError
 
-FILE = "vocab.txt"  # of a run directory
-
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
@@ -23,24 +21,33 @@ class Vocabulary:
     path: str
     tokenizer: str
 
+    @property
+    def file(self) -> str:
+        """What the copy in a run directory is called."""
+        return pathlib.Path(self.path).name if self.tokenizer == "clip" else "vocab.txt"
 
-def check(path: str | os.PathLike, *, rows: int | None) -> Vocabulary:
-    """The vocabulary of a file, for a table of so many `rows`: BERT's pieces, or plain words.
+
+def check(path: str | os.PathLike, *, rows: int | None, tokenizer: str | None = None) -> Vocabulary:
+    """The vocabulary of a file, for a table of so many `rows`.
+
+    Args:
+      path: the file.
+      rows: of the table; None if there is none.
+      tokenizer: which reads it; None finds out whether it is BERT's pieces, or plain words.
 
     Raises:
       UserError: there is no table (None), the file is no vocabulary, or one of another size.
     """
-    from mmjax.data.tokenizers import make_tokenizer  # imports TensorFlow
-
     if rows is None:
         raise UserError(f"--vocab {path}: the checkpoint has no table of words. Leave it out.")
     if not pathlib.Path(path).is_file():
         raise UserError(f"--vocab {path}: there is no such file.")
+    from mmjax.data.tokenizers import make_tokenizer  # imports TensorFlow
+
     try:
-        with open(path, encoding="utf-8") as file:
-            name = "bert" if file.readline().strip() == "[PAD]" else "word"
+        name = tokenizer or _kind(path)
         count = make_tokenizer(name, vocab=os.fspath(path)).vocab_size
-    except (UserError, UnicodeDecodeError) as error:
+    except (UserError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"--vocab {path} is no vocabulary of words: {error}") from error
     if count != rows:
         raise UserError(
@@ -48,6 +55,11 @@ def check(path: str | os.PathLike, *, rows: int | None) -> Vocabulary:
             "vocabulary."
         )
     return Vocabulary(os.fspath(path), name)
+
+
+def _kind(path: str | os.PathLike) -> str:
+    with open(path, encoding="utf-8") as file:
+        return "bert" if file.readline().strip() == "[PAD]" else "word"
 
 
 def describe(vocabulary: Vocabulary | None, *, rows: int) -> str:

@@ -325,24 +325,38 @@ def _plan(args) -> int:
 def _add_convert(commands) -> None:
     p = commands.add_parser(
         "convert",
-        help="turn published weights into a run directory",
-        description="Reads a TensorFlow checkpoint of VATT (pretrained or fine-tuned) and writes a "
-        "run directory that any task can start from, with a report of every name. A pickle of word "
-        "embeddings becomes an .npz; it is never executed.",
+        help="turn published weights into a run directory, or a run into PyTorch's names",
+        description="Reads a TensorFlow checkpoint of VATT, or PyTorch's files of TVL and of "
+        "OpenCLIP, and writes a run directory that any task can start from, with a report of every "
+        "name. A pickle of word embeddings becomes an .npz. Pickles are never executed. With --to "
+        "a run of the touch task becomes a .safetensors file.",
     )
     p.add_argument(
-        "source",
+        "sources",
+        nargs="+",
         metavar="SOURCE",
-        help="prefix (…/ckpt-500000), its .index, its folder; or a .pkl of word embeddings",
+        help="prefix (…/ckpt-500000), its .index, its folder; a .pth, .pt, .bin, .ckpt or "
+        ".safetensors of TVL, of OpenCLIP, or both; a .pkl of word embeddings; with --to a run",
     )
-    p.add_argument("--out", metavar="PATH", help="the run directory, or the .npz")
+    p.add_argument("--out", metavar="PATH", help="the run directory, .npz or .safetensors")
     p.add_argument("--inspect", action="store_true", help="only say what SOURCE is and holds")
     p.add_argument("--json", action="store_true", help="with --inspect: as JSON")
+    p.add_argument(
+        "--to",
+        choices=("timm", "tvl", "open_clip"),
+        help="write a run's touch encoder in the names of timm, or of TVL's checkpoints, or its "
+        "other towers in OpenCLIP's",
+    )
     p.add_argument(
         "--head-dim",
         type=int,
         metavar="N",
         help="features of an attention head (what T5's table tells, else 64)",
+    )
+    p.add_argument(
+        "--quick-gelu",
+        action="store_true",
+        help="CLIP was trained with x·sigmoid(1.702 x) for GELU, as OpenAI's",
     )
     p.add_argument(
         "--allow",
@@ -355,7 +369,7 @@ def _add_convert(commands) -> None:
         "--vocab",
         metavar="FILE",
         help="the words that SOURCE was trained with: checked against its table, and kept with the "
-        "run (VATT: misc/howto100m_en.txt)",
+        "run (VATT: misc/howto100m_en.txt, CLIP: bpe_simple_vocab_16e6.txt.gz)",
     )
     p.set_defaults(run=_convert)
 
@@ -366,16 +380,21 @@ def _convert(args) -> int:
 
     if not args.out and not args.inspect:
         raise UserError("Give --out PATH, or --inspect.")
-    if words.is_words(args.source):
+    if args.to:
+        if args.inspect or len(args.sources) > 1:
+            raise UserError(f"--to {args.to} takes one SOURCE, and writes --out.")
+        return convert.export(args.sources[0], to=args.to, out=args.out)
+    if len(args.sources) == 1 and words.is_words(args.sources[0]):
         return convert.convert_words(
-            args.source, out=args.out, inspect=args.inspect, vocab=args.vocab
+            args.sources[0], out=args.out, inspect=args.inspect, vocab=args.vocab
         )
     return convert.convert_checkpoint(
-        args.source,
+        args.sources,
         out=args.out,
         inspect=args.inspect,
         as_json=args.json,
         head_dim=args.head_dim,
+        quick_gelu=args.quick_gelu,
         allow=args.allow,
         vocab=args.vocab,
     )

@@ -9,21 +9,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmjax.convert import tf2, vocabulary, words
+from mmjax.convert import tf2, torch_files, words
 from mmjax.errors import UserError
 
 
 def convert_checkpoint(
-    source: str,
+    sources: Sequence[str],
     *,
     out: str | None,
     inspect: bool = False,
     as_json: bool = False,
     head_dim: int | None = None,
+    quick_gelu: bool = False,
     allow: Sequence[str] = (),
     vocab: str | None = None,
 ) -> int:
-    """Converts a TensorFlow checkpoint of VATT to a run directory, or describes it.
+    """Converts published weights to a run directory, or describes them.
+
+    Args:
+      sources: a TensorFlow checkpoint of VATT; or PyTorch's files of TVL, of OpenCLIP, or both.
+      out: the run directory.
+      inspect: only say what the sources are and hold.
+      as_json: say it as JSON.
+      head_dim, quick_gelu, vocab: see the plans, `vatt_plan.plan` and `tvl_plan.plan`.
+      allow: see `run.convert`.
 
     Returns:
       The exit status: 0, or 1 if `inspect` finds problems.
@@ -31,16 +40,15 @@ def convert_checkpoint(
     Raises:
       UserError: anything the user can put right.
     """
-    from mmjax.convert import run, vatt_plan  # import jax
+    from mmjax.convert import run, tvl_plan, vatt_plan  # import jax
 
-    prefix = tf2.find(source)
-    if prefix is None:
-        raise UserError(
-            f"{source}: no TensorFlow checkpoint. Give its prefix (…/ckpt-500000), its .index "
-            "file, or the folder if it has one of them or TensorFlow's file `checkpoint`; for word "
-            f"embeddings a {', '.join(words.SUFFIXES)} file."
-        )
-    plan = vatt_plan.plan(prefix, head_dim=head_dim, vocab=vocab)
+    if all(map(torch_files.is_file, sources)):
+        plan = tvl_plan.plan(sources, head_dim=head_dim, quick_gelu=quick_gelu, vocab=vocab)
+    else:
+        prefix = _tensorflow(sources)
+        if quick_gelu:
+            raise UserError("--quick-gelu is of CLIP's towers; VATT has none. Leave it out.")
+        plan = vatt_plan.plan(prefix, head_dim=head_dim, vocab=vocab)
     if inspect:
         if as_json:
             print(json.dumps({**run.summary(plan), "keys": run.rows(plan)}, indent=1))
@@ -50,14 +58,42 @@ def convert_checkpoint(
     run.convert(plan, out, allow=allow)
     facts = run.summary(plan)
     print(
-        f"{out}: {facts['model']['name']}, step {facts['step']}, {facts['parameters']:,} "
+        f"{out}: {run.name_of(facts['model'])}, step {facts['step']}, {facts['parameters']:,} "
         f"parameters in {facts['arrays']} arrays. Every name is in {run.REPORT}.\n"
         f"Start from it with --override_checkpoint={out}"
     )
-    if facts["words"] is not None:
-        print(vocabulary.describe(plan.vocabulary, rows=facts["words"]))
+    for note in plan.notes:
+        print(note)
     if plan.fresh:
         print(f"{len(plan.fresh)} arrays are fresh: {', '.join(plan.fresh[:8])}")
+    return 0
+
+
+def _tensorflow(sources: Sequence[str]) -> str:
+    """The prefix of the one TensorFlow checkpoint that is given."""
+    if len(sources) > 1:
+        others = [source for source in sources if not torch_files.is_file(source)]
+        raise UserError(
+            f"{others[0]} is no file of PyTorch's ({', '.join(torch_files.SUFFIXES)}). Several "
+            "sources make one model only if all are; give any other alone."
+        )
+    prefix = tf2.find(sources[0])
+    if prefix is None:
+        raise UserError(
+            f"{sources[0]}: no TensorFlow checkpoint. Give its prefix (…/ckpt-500000), its .index "
+            "file, or the folder if it has one of them or TensorFlow's file `checkpoint`; for TVL "
+            f"or OpenCLIP a {', '.join(torch_files.SUFFIXES)} file; for word embeddings a "
+            f"{', '.join(words.SUFFIXES)} file."
+        )
+    return prefix
+
+
+def export(source: str, *, to: str, out: str) -> int:
+    """Writes parameters of a run under PyTorch's names; see `mmjax.convert.export.export`."""
+    from mmjax.convert import export as exporting  # imports jax
+
+    for line in exporting.export(source, to=to, out=out):
+        print(line)
     return 0
 
 

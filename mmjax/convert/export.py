@@ -1,0 +1,93 @@
+"""Parameters of a run under the names of PyTorch's libraries, as a .safetensors file."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from mmjax import initialize
+from mmjax.convert import safetensors, tvl
+from mmjax.convert.names import is_statistic
+from mmjax.convert.torch_names import Rules, below
+from mmjax.convert.torch_names import export as rename
+from mmjax.errors import UserError
+
+# What can be written, and what of our paths it takes.
+TARGETS = {
+    "timm": ("touch/",),
+    "tvl": ("touch/", "heads/", *tvl.SCALAR_PATHS),
+    "open_clip": ("image/", "text/", *tvl.SCALAR_PATHS),
+}
+
+
+def export(source: str, *, to: str, out: str) -> list[str]:
+    """Writes a file; returns lines that say what is in it and how it is loaded.
+
+    Args:
+      source: a run of the touch task, or anything else that `initialize.load_params` reads.
+      to: 'timm': the touch encoder, as `timm.create_model` or torchvision has it; 'tvl': the same
+        as in the entry `model` of TVL's checkpoints; 'open_clip': the towers of pictures and text.
+      out: the .safetensors file; it must not be there yet.
+
+    Raises:
+      UserError: the source cannot be read or lacks what is to be written, or `out` cannot be
+        written.
+    """
+    if pathlib.Path(out).suffix != safetensors.SUFFIX:
+        raise UserError(
+            f"--out {out}: --to {to} writes a file that ends with {safetensors.SUFFIX}."
+        )
+    leaves, what = initialize.load_params(source)
+    leaves = {path.removeprefix("extra/").removeprefix(tvl.CLIP): x for path, x in leaves.items()}
+    arrays = {path: x for path, x in leaves.items() if path.startswith(TARGETS[to])}
+    names = rename(arrays, rules_of(arrays, to))
+    if to != "open_clip":  # torch counts the batches behind its statistics
+        at = tvl.TOUCH if to == "tvl" else ""
+        count = np.zeros((), np.int64)
+        means = [name for name in names if name.startswith(at) and name.endswith("running_mean")]
+        names |= {name.replace("running_mean", tvl.COUNTER): count for name in means}
+    safetensors.write(out, names)
+    number = sum(x.size for path, x in arrays.items() if not is_statistic(path))
+    lines = [f"{out}: {number:,} parameters of {what} in {len(names)} arrays."]
+    if to != "tvl":
+        lines.append(f"In PyTorch: {_model(arrays, to)}.load_state_dict(load_file({out!r}))")
+    return lines
+
+
+def rules_of(arrays: Mapping[str, np.ndarray], to: str) -> Rules:
+    """The rules for these arrays by our paths.
+
+    Raises:
+      UserError: a tower is missing.
+    """
+    if to == "open_clip":
+        for tower in ("image", "text"):
+            if f"{tower}/positions" not in arrays:
+                raise UserError(f"--to open_clip: there is no tower of CLIP for {tower}.")
+        parts = [tvl.Part("clip_image", "image/", "visual."), tvl.Part("clip_text", "text/", "")]
+        return [rule for part in [*parts, tvl.Part("scalars", "", "")] for rule in part.rules]
+    kinds = {"vit": "touch/class_token", "resnet": "touch/stem/conv/kernel"}
+    found = [kind for kind, path in kinds.items() if path in arrays]
+    if not found:
+        raise UserError(f"--to {to}: there is no touch encoder.")
+    rules = below(tvl.RULES[found[0]], theirs=tvl.TOUCH if to == "tvl" else "", ours="touch/")
+    return [*rules, *tvl.SCALARS, *tvl.HEADS] if to == "tvl" else rules
+
+
+def _model(arrays: Mapping[str, np.ndarray], to: str) -> str:
+    """How the model is made that takes the file; sizes that no name has are left to the reader."""
+    if to == "open_clip":
+        return "open_clip.create_model(NAME)"
+    classes = len(arrays.get("touch/projection/bias", ()))
+    if "touch/class_token" not in arrays:
+        name, pool = "resnet18", "avg"
+    else:
+        patch = len(arrays["touch/patch/kernel"])
+        side = patch * math.isqrt(len(arrays["touch/positions"]) - 1)
+        size = {192: "tiny", 384: "small", 768: "base"}.get(len(arrays["touch/class_token"]))
+        name = f"vit_{size}_patch{patch}_{side}" if size else "NAME"
+        pool = "avg" if "touch/pool_norm/scale" in arrays else "token"
+    return f"timm.create_model({name!r}, num_classes={classes}, global_pool={pool!r})"

@@ -1,0 +1,186 @@
+"""Files that PyTorch and its libraries write and read themselves; skipped without them."""
+
+import argparse
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax import config, initialize, tree
+from mmjax.convert import safetensors, torch_files
+from mmjax.models.tvl import make_model
+from mmjax.rundir import RunDir
+from mmjax.state import ModelDef
+from mmjax.tools import cli
+
+torch = pytest.importorskip("torch")
+rng = np.random.default_rng(0)
+VIT = dict(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1, num_classes=24)
+TOUCH = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+
+
+def numpy_of(state):
+    return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
+
+
+def test_what_torch_saves_is_read(tmp_path):
+    base = torch.arange(12.0).reshape(3, 4)
+    saved = {
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+        "transposed": base.T,
+        "part": base[1:, ::2],
+        "bfloat16": torch.randn(4).to(torch.bfloat16),
+        "float8": torch.randn(4).to(torch.float8_e4m3fn),
+        "half": torch.randn(2, 2).half(),
+        "flags": torch.tensor([True, False]),
+        "scalar": torch.tensor(3),
+        "uint16": torch.tensor([1, 60_000], dtype=torch.uint16),
+    }
+    state = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).state_dict()
+    more = dict(
+        state=state,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+        args=argparse.Namespace(lr=0.1, size=torch.Size([1, 2]), score=np.float64(0.5)),
+    )
+    path = tmp_path / "x.pt"
+    torch.save({**saved, **more}, path)
+    entries = torch_files.entries(path)
+    for name, tensor in {**saved, **{f"state.{k}": v for k, v in state.items()}}.items():
+        assert entries[name].shape == tuple(tensor.shape)
+        wanted = tensor.detach()
+        wanted = wanted if tensor.dtype == torch.uint16 else wanted.double()
+        np.testing.assert_array_equal(entries[name].astype(np.float64), wanted.numpy())
+    assert entries["dtype"] == "bfloat16" and entries["device"] == "cpu"
+    assert entries["args.size"] == (1, 2) and entries["args.score"] == 0.5
+
+
+def test_what_torch_saved_in_its_old_format_is_refused(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"before 1\.6, or in its old format"):
+        torch_files.open_file(path)
+
+
+def test_the_library_safetensors_reads_and_writes_alike(tmp_path):
+    library = pytest.importorskip("safetensors.torch")
+    arrays = {"a": rng.normal(size=(3, 4)), "b": np.arange(5), "c": np.float32(rng.normal(size=7))}
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
+    safetensors.write(ours, arrays)
+    read = library.load_file(ours)
+    half = torch.randn(2, 3).to(torch.bfloat16)
+    library.save_file({**read, "half": half}, theirs)
+    back = safetensors.read(theirs)
+    np.testing.assert_array_equal(back.pop("half").astype(np.float32), half.float().numpy())
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(back[name], array)
+        assert back[name].dtype == array.dtype
+
+
+def features(run, inputs):
+    """Pooled features of a run's model."""
+    cfg = RunDir(run, create=False).read_config()
+    model = ModelDef(make_model(**config.plain(cfg.model)))
+    leaves, _ = initialize.load_params(str(run))
+    extra = {k.removeprefix("extra/"): v for k, v in leaves.items() if k.startswith("extra/")}
+    params = {k: v for k, v in leaves.items() if not k.startswith("extra/")}
+    module = model.bind(tree.unflatten(params), tree.unflatten(extra))
+    with jax.default_matmul_precision("highest"):
+        return module.encode(inputs)
+
+
+def close(actual, tensor):
+    expected = tensor.detach().numpy()
+    assert np.abs(actual - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+def pictures(array):
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """`(model, state, {suffix: file})` of a small OpenCLIP."""
+    open_clip = pytest.importorskip("open_clip")
+    from open_clip.model import CLIP
+
+    torch.manual_seed(0)
+    vision = dict(image_size=32, patch_size=8, width=128, layers=2, head_width=64)
+    text = dict(context_length=9, vocab_size=50, width=64, heads=1, layers=2)
+    model = CLIP(24, vision, text).eval()
+    for parameter in model.parameters():  # some start at 0 or 1
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("clip")
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    library = pytest.importorskip("safetensors.torch")
+    library.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    assert open_clip
+    return model, {path.suffix: str(path) for path in folder.iterdir()}
+
+
+def vit(seed):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(seed)
+    model = timm.models.vision_transformer.VisionTransformer(**VIT, global_pool="avg").eval()
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_features_of_open_clip(clip, suffix, tmp_path):
+    model, files = clip
+    run, back = tmp_path / "run", tmp_path / "back.safetensors"
+    assert cli.main(["convert", files[suffix], "--out", str(run)]) == 0
+    ids = np.array([[48, 3, 14, 49, 0, 0, 0, 0, 0], [48, 9, 2, 6, 5, 3, 5, 8, 49]])
+    ours = features(run, {"image": TOUCH, "text": ids})
+    close(ours["image"], model.encode_image(pictures(TOUCH)))
+    close(ours["text"], model.encode_text(torch.from_numpy(ids)))
+    assert cli.main(["convert", str(run), "--to", "open_clip", "--out", str(back)]) == 0
+    state = {name: torch.from_numpy(np.array(x)) for name, x in safetensors.read(back).items()}
+    model.load_state_dict(state, strict=True)
+    for name, array in numpy_of(model.state_dict()).items():
+        np.testing.assert_array_equal(array, state[name].numpy())
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet18"])
+def test_features_of_a_touch_encoder_as_tvl_saves_it(clip, kind, tmp_path):
+    timm = pytest.importorskip("timm")
+
+    def make(seed):
+        if kind == "vit":
+            return vit(seed)
+        torch.manual_seed(seed)
+        return timm.create_model("resnet18", num_classes=24).eval()
+
+    model = make(1)
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer += 0.3 * torch.rand_like(buffer)
+    scale = torch.nn.Parameter(torch.tensor(2.5))
+    optimizer = torch.optim.AdamW([scale, *model.parameters()], betas=(0.9, 0.95))
+    sum((p**2).sum() for p in [scale, *model.parameters()]).backward()
+    optimizer.step()
+    state = {f"tactile_encoder.{name}": x for name, x in model.state_dict().items()}
+    torch.save(
+        dict(
+            model={"logit_scale": scale.data, **state},
+            optimizer=optimizer.state_dict(),
+            epoch=3,
+            scaler=torch.amp.GradScaler("cpu").state_dict(),
+            args=argparse.Namespace(tactile_model=kind, lr=3e-4, datasets=["ssvtp"]),
+        ),
+        tmp_path / "tvl_enc.pth",
+    )
+    run, out = tmp_path / "run", tmp_path / "touch.safetensors"
+    source = [str(tmp_path / "tvl_enc.pth"), clip[1][".safetensors"]]
+    assert cli.main(["convert", *source, "--out", str(run)]) == 0
+    close(features(run, {"touch": TOUCH})["touch"], model(pictures(TOUCH)))
+    leaves, what = initialize.load_params(str(run))
+    assert what.startswith("step 1 of") and leaves["logit_scale"] == scale.item()
+    # And back: it loads strictly, and says the same.
+    assert cli.main(["convert", str(run), "--to", "timm", "--out", str(out)]) == 0
+    other = make(2)
+    loaded = {name: torch.from_numpy(np.array(x)) for name, x in safetensors.read(out).items()}
+    other.load_state_dict(loaded, strict=True)
+    assert torch.equal(other(pictures(TOUCH)), model(pictures(TOUCH)))

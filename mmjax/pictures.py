@@ -216,7 +216,7 @@ class Augmentation:
 
     In training, in this order: colours (`color_jitter`, `grayscale`), `blur`, subtraction of the
     background, flips, a quarter turn, normalisation. In evaluation only subtraction and
-    normalisation.
+    normalisation, unless `in_eval`.
 
     Args:
       mean, std: of each channel, for pictures in [0, 1]; None is 0 or 1.
@@ -225,6 +225,9 @@ class Augmentation:
       blur: keywords of `gaussian_blur`; None is off.
       subtract_background: normalise the difference to the background. Colours and blur change
         picture and background alike.
+      in_eval: augment in evaluation as well, as TVL's published code does in validation, and in its
+        tests of models that subtract the background. What is drawn depends on the pictures alone,
+        so an evaluation gives the same result each time.
       where: name of the section, for messages.
 
     Raises:
@@ -243,6 +246,7 @@ class Augmentation:
         color_jitter: Mapping[str, Any] | None = None,
         blur: Mapping[str, Any] | None = None,
         subtract_background: bool = False,
+        in_eval: bool = False,
         where: str = "augment.image",
     ):
         self._where = where
@@ -263,6 +267,7 @@ class Augmentation:
             if not 0 <= value <= 1:
                 raise UserError(f"config.{where}.{name}={value} must be a probability in [0, 1].")
         self._grayscale, self._subtract = grayscale, subtract_background
+        self._in_eval = in_eval
         self._jitter = _checked(_color_jitter, color_jitter, f"{where}.color_jitter")
         self._blur = _checked(gaussian_blur, blur, f"{where}.blur")
 
@@ -275,12 +280,15 @@ class Augmentation:
     ) -> jax.Array:
         """uint8 [B, H, W, 3] → float32, normalised; augmented when there is a key.
 
-        Without a key any leading dimensions will do. `background` is shaped as `pictures`, and used
-        with `subtract_background` alone.
+        Without augmentation any leading dimensions will do. `background` is shaped as `pictures`,
+        and used with `subtract_background` alone.
 
         Raises:
           UserError: a background is to be subtracted, and there is none.
         """
+        if key is None and self._in_eval:
+            content = jnp.sum(pictures, dtype=jnp.uint32)
+            key = jax.random.fold_in(jax.random.key(0), content)
         x = preprocess.normalize_video(pictures, zero_centered=False)
         color_key, *flip_keys = jax.random.split(key, 4) if key is not None else [None] * 4
         if key is not None:

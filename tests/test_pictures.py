@@ -156,6 +156,20 @@ def test_training_augments_and_is_a_function_of_the_key():
     assert not np.array_equal(first, augment(BYTES, key=jax.random.key(8)))
 
 
+def test_evaluation_augments_if_asked_and_gives_the_same_each_time():
+    augment = jax.jit(
+        pictures.Augmentation(horizontal_flip=0.5, in_eval=True), static_argnames="key"
+    )
+    x = np.repeat(BYTES[:1], 40, axis=0)
+    out = augment(x, key=None)
+    flipped = (np.abs(out - x / 255) > 1e-3).any(axis=(1, 2, 3))
+    assert 8 < flipped.sum() < 32 and np.array_equal(out, augment(x, key=None))
+    other = (np.abs(augment(x[:, ::-1] // 2, key=None) - (x[:, ::-1] // 2) / 255) > 1e-3).any(
+        (1, 2, 3)
+    )
+    assert not np.array_equal(flipped, other)
+
+
 def test_backgrounds_change_colour_with_their_picture_and_are_subtracted():
     touch, calm = BYTES[:, :, :12], np.roll(BYTES, 1, axis=0)[:, :, :12]
     section = dict(

@@ -149,7 +149,10 @@ def add_picture(
 def _add_background(pipeline: Pipeline, options: Touch, *, train: bool) -> None:
     name = "touch_background"
     if options.background != RECORDING:
-        picture = prepare(read_image(options.background), options)
+        try:
+            picture = prepare(read_image(options.background), options)
+        except UserError as error:
+            raise UserError(f"data.touch.background: {error}") from error
         constant = tf.constant(picture if train else picture[None])
         pipeline.add("preprocess", name, lambda features: features | {name: constant})
         return

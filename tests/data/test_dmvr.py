@@ -77,3 +77,12 @@ def test_what_is_not_a_factory(section):
     with pytest.raises(UserError, match="gives no text.*data.text=None"):
         data = loader.make_train_data(section | dict(text=dict()), batch_size=4, seed=0)
         next(data.iterate())
+
+
+@pytest.mark.parametrize(
+    "modality, options",
+    [("image", {}), ("touch", {}), ("text", dict(keywords={}))],
+)
+def test_what_a_stream_does_not_have(section, modality, options):
+    with pytest.raises(UserError, match=f"data.{modality}.*stream"):
+        loader.make_train_data(section | {modality: options}, batch_size=4, seed=0)

@@ -220,7 +220,7 @@ def test_evaluation_batches_have_one_view_and_labels(folder):
         (dict(touch=dict(square="middle")), "Unknown data.touch.square 'middle'"),
         (dict(image=dict(jitter=1.5)), "data.image.jitter=1.5 must be"),
         (dict(image=dict(background="")), "Unknown config key data.image.background"),
-        (dict(touch=dict(background="nowhere.png")), "nowhere.png"),
+        (dict(touch=dict(background="nowhere.png")), "data.touch.background: .*nowhere.png"),
     ],
 )
 def test_wrong_options_are_named(folder, section, message):

@@ -13,8 +13,9 @@ import jax
 from flax import nnx
 
 from mmjax.models.convolution import ConvolutionConfig
+from mmjax.models.initializers import fan_in_uniform
+from mmjax.models.noise import check_rate, dropout
 from mmjax.models.resnet import ResNet, square_unit
-from mmjax.models.transformer import check_rate, dropout, fan_in_uniform
 
 
 class Block(nnx.Module):

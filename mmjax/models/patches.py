@@ -14,16 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.errors import UserError
+from mmjax.models.initializers import glorot_uniform, token_init
+from mmjax.models.noise import dropout, split_key
 from mmjax.models.positions import Positions, drop_tokens, kept_tokens
-from mmjax.models.transformer import (
-    Encoder,
-    EncoderConfig,
-    dropout,
-    gelu,
-    glorot_uniform,
-    split_key,
-    token_init,
-)
+from mmjax.models.transformer import Encoder, EncoderConfig, gelu
 
 
 def extract_patches(x: jax.Array, patch_size: Sequence[int]) -> jax.Array:

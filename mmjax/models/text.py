@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmjax.models.initializers import token_init
+from mmjax.models.noise import dropout, split_key
 from mmjax.models.patches import SIZES, TokenTransformer
-from mmjax.models.transformer import Encoder, EncoderConfig, dropout, gelu, split_key, token_init
+from mmjax.models.transformer import Encoder, EncoderConfig, gelu
 
 
 def _uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:

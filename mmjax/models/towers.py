@@ -13,7 +13,8 @@ from flax import nnx
 
 from mmjax.errors import UserError, choose, unknown
 from mmjax.models import audio, clip, i3d, image_resnet, resnet, text, video, vit
-from mmjax.models.transformer import Encoder, EncoderConfig, split_key
+from mmjax.models.noise import split_key
+from mmjax.models.transformer import Encoder, EncoderConfig
 
 Spec = str | Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,10 @@ import numpy as np
 from flax import nnx
 
 from mmjax.errors import UserError, choose, unknown
+from mmjax.models.attention import ATTENTION_IMPLS, attend
+from mmjax.models.initializers import glorot_uniform
+from mmjax.models.noise import check_rate, drop_path, dropout, split_key
 
-ATTENTION_IMPLS = ("auto", "xla", "cudnn")
 ACTIVATIONS = ("relu", "gelu", "quick_gelu", "swish", "geglu")
 NORMS = ("layer", "rms")
 KERNEL_INITS = ("glorot", "timm", "clip")
@@ -32,23 +34,6 @@ REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
-glorot_uniform = nnx.initializers.glorot_uniform()
-
-
-def token_init(width: int) -> Callable[..., jax.Array]:
-    """Initializer of a learned token [width]: a truncated normal with a true std of width^-1/2."""
-    cut_at_two_sigma = 0.87962566103423978  # std of a unit normal cut at ±2
-    return nnx.initializers.truncated_normal(width**-0.5 / cut_at_two_sigma)
-
-
-def fan_in_uniform(fan_in: int) -> Callable[..., jax.Array]:
-    """Initializer uniform in ±fan_in^-1/2, torch's default of dense layers and convolutions."""
-
-    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
-
-    return init
-
 
 def check_dtypes(options: Any) -> None:
     """Raises UserError unless `dtype` and `param_dtype` of a tower's options are types."""
@@ -58,12 +43,6 @@ def check_dtypes(options: Any) -> None:
         except TypeError:
             valid = ("float32", "bfloat16", "float16")
             raise unknown(kind, getattr(options, kind), valid) from None
-
-
-def check_rate(name: str, rate: float) -> None:
-    """Raises UserError unless `rate` is a probability below 1."""
-    if not 0 <= rate < 1:
-        raise UserError(f"{name} must be in [0, 1), not {rate}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,38 +173,6 @@ class EncoderConfig:
         return 2.0 * self.num_layers * num_tokens * (parameters + scores)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a `rate` of the elements and scales up the rest; nothing without a key or rate."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
-
-
-def drop_path(
-    x: jax.Array,
-    rate: jax.Array | float,
-    key: jax.Array | None,
-    *,
-    segments: Sequence[tuple[int, int]],
-) -> jax.Array:
-    """Zeroes a `rate` of the sequences in rows [B, T, D] and scales up the rest; nothing without a
-    key. `segments` are (sequences in a row, their length), in order."""
-    if key is None:
-        return x
-    counts, lengths = zip(*segments, strict=True)
-    keep = jax.random.bernoulli(key, 1 - rate, (len(x), sum(counts)))
-    parts = jnp.split(keep, np.cumsum(counts)[:-1], axis=1)
-    spread = [jnp.repeat(part, n, axis=1) for part, n in zip(parts, lengths, strict=True)]
-    keep = jnp.concatenate(spread, axis=1)[..., None]  # [B, T, 1]
-    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
-
-
-def split_key(key: jax.Array | None, count: int):
-    """`count` keys, or as many Nones: modules take None for 'no randomness'."""
-    return [None] * count if key is None else jax.random.split(key, count)
-
-
 def gelu(x: jax.Array) -> jax.Array:
     """Exact GELU, x Φ(x), by erf (the form VATT and T5 v1 weights were trained with)."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
@@ -234,73 +181,6 @@ def gelu(x: jax.Array) -> jax.Array:
 def quick_gelu(x: jax.Array) -> jax.Array:
     """x σ(1.702 x), what OpenAI trained its CLIP models with for GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
-
-
-def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    scale: float,
-    bias: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    causal: bool = False,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
-    impl: str = "auto",
-) -> jax.Array:
-    """Softmax attention; scores and softmax in float32.
-
-    Args:
-      query: [B, T, H, K].
-      key: [B, S, H, K].
-      value: [B, S, H, K].
-      scale: factor of the scores.
-      bias: added to the scaled scores; broadcasts to [B, H, T, S].
-      mask: True where a key may be seen; broadcasts to [B, H, T, S].
-      causal: a query sees no keys behind it, besides what `mask` says.
-      dropout_rate: on attention weights, when `dropout_key` is given.
-      dropout_key: randomness of that dropout.
-      impl: 'xla', 'cudnn' or 'auto'.
-
-    Returns:
-      [B, T, H, K] in the dtype of `value`.
-    """
-    drops = dropout_key is not None and dropout_rate > 0
-    if impl == "auto":
-        half = query.dtype in (jnp.bfloat16, jnp.float16)
-        fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-        impl = "cudnn" if jax.default_backend() == "gpu" and half and fits and not drops else "xla"
-    if impl == "cudnn":
-        if drops:
-            raise UserError(
-                "attention_impl='cudnn' has no dropout on attention weights: "
-                "set attention_dropout_rate=0."
-            )
-        if bias is not None:
-            bias = bias.astype(query.dtype)
-        return jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            bias=bias,
-            mask=mask,
-            is_causal=causal,
-            scale=scale,
-            implementation="cudnn",
-        )
-    scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
-    scores = scores * scale
-    if bias is not None:
-        scores = scores + bias
-    if causal:
-        seen = np.tri(query.shape[1], key.shape[1], dtype=bool)
-        mask = seen if mask is None else mask & seen
-    if mask is not None:
-        scores = jnp.where(mask, scores, -1e9)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    weights = dropout(weights, dropout_rate, dropout_key)
-    return jnp.einsum("bhts,bshk->bthk", weights, value)
 
 
 class Attention(nnx.Module):

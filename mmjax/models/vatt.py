@@ -15,6 +15,7 @@ from flax import nnx
 
 from mmjax.errors import UserError, choose, unknown
 from mmjax.models.heads import HEADS
+from mmjax.models.noise import dropout
 from mmjax.models.patches import SIZES as ENCODERS
 from mmjax.models.towers import (
     ENCODER_OPTIONS,
@@ -25,7 +26,6 @@ from mmjax.models.towers import (
     as_dict,
     keyword_options,
 )
-from mmjax.models.transformer import dropout
 
 # Published sizes of tx_fac: the first letter is the video tower's, then audio's, then text's.
 TX_SIZES: dict[str, dict[str, str]] = {

@@ -15,15 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.errors import UserError, choose
+from mmjax.models.initializers import fan_in_uniform
+from mmjax.models.noise import check_rate, dropout, split_key
 from mmjax.models.patches import SIZES, PatchEmbedding, extract_patches
-from mmjax.models.transformer import (
-    Encoder,
-    EncoderConfig,
-    check_rate,
-    dropout,
-    fan_in_uniform,
-    split_key,
-)
+from mmjax.models.transformer import Encoder, EncoderConfig
 
 POOLS = ("class", "mean")
 _CHANNELS = 3

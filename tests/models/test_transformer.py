@@ -6,7 +6,10 @@ from flax import nnx
 from scipy.special import erf, expit
 
 from mmjax.errors import UserError
-from mmjax.models.transformer import Encoder, EncoderConfig, attend, dropout, token_init
+from mmjax.models.attention import attend
+from mmjax.models.initializers import token_init
+from mmjax.models.noise import dropout
+from mmjax.models.transformer import Encoder, EncoderConfig
 
 SIZE = dict(num_layers=2, width=16, num_heads=2, head_dim=4, mlp_dim=24)
 

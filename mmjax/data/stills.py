@@ -1,6 +1,6 @@
 """Single pictures: the sections `data.image` and `data.touch`, and what a stored picture becomes.
 
-A picture is decoded, cut to the part that matters, made square, turned, and resized; it travels as
+A picture is decoded, cut to the part that matters, made square, resized, and turned; it travels as
 uint8. What evaluation does to a picture, `prepare` does to one that a user has at hand.
 
 Source: the cropping, padding, turning and resizing of TVL's published code (Fu et al. 2024, A
@@ -221,14 +221,15 @@ def window(
 
 
 def shaped(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
-    """uint8 [1, H, W, 3] → uint8 [1, size, size, 3]: made square, turned, resized."""
+    """uint8 [1, H, W, 3] → uint8 [1, size, size, 3]: made square, resized, turned."""
     height, width = tf.unstack(tf.shape(picture)[1:3])
     side = tf.maximum(height, width)  # a crop is square already
     top, left = (side - height) // 2, (side - width) // 2
     picture = tf.image.pad_to_bounding_box(picture, top, left, side, side)
-    picture = tf.image.rot90(picture, options.quarter_turns % 4)
     size = (options.size, options.size)
     picture = images.resize(picture, size, rounded=True, antialias=options.antialias)
+    # Turned last, when it is small: a turn commutes with what goes before.
+    picture = tf.image.rot90(picture, options.quarter_turns % 4)
     return tf.ensure_shape(picture, [1, *size, 3])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from mmjax.models.positions import resize_table
 
 # Tables whose rows are positions along one axis; another length is met by interpolation.
 _POSITIONS = re.compile(r"positions/(temporal|vertical|horizontal|spectral)(/embedding)?$")
+# Tables of a class token's position and those of a square of patches.
+_SQUARES = re.compile(r"^(touch|image)/positions$")
 # Arrays whose shape the labels decide; of another shape they may start fresh.
 _OF_LABELS = re.compile(r"^classifier/")
 WORDS = "text/word_embedding"
@@ -71,6 +74,24 @@ def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
     return leaves, f"step {step} of {path}"
 
 
+def load_sources(sources: Sequence[str]) -> tuple[dict[str, np.ndarray], str]:
+    """`load_params` of several: each fills what those before it lack."""
+    leaves: dict[str, np.ndarray] = {}
+    described = []
+    for source in sources:
+        arrays, what = load_params(source)
+        leaves = arrays | leaves
+        described.append(what)
+    return leaves, " and ".join(described)
+
+
+def target_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: leaf} of the `params` and, below `extra/`, of the `extra` of a state."""
+    return tree.flatten(state["params"]) | {
+        f"extra/{path}": leaf for path, leaf in tree.flatten(state["extra"]).items()
+    }
+
+
 def match(
     target: Mapping[str, Any],
     source: Mapping[str, np.ndarray],
@@ -95,7 +116,7 @@ def match(
         if name in renamed:
             raise UserError(f"config.init_map: {path} and another path both become {name}.")
         renamed[name] = source[path]
-    renamed = _share_encoder(renamed, target)
+    renamed = _share_encoder(tvl.with_scale_of_clip(renamed, target), target)
     report, values = Report(), {}
     for path, leaf in target.items():
         value = renamed.get(path)
@@ -107,10 +128,24 @@ def match(
         elif _POSITIONS.search(path) and value.shape[1:] == tuple(leaf.shape)[1:]:
             values[path] = np.asarray(resize_table(value, leaf.shape[0]))
             report.resized.append(f"{path} {value.shape} → {tuple(leaf.shape)}")
+        elif _SQUARES.search(path) and value.shape[1:] == tuple(leaf.shape)[1:]:
+            values[path] = _resize_square(value, leaf.shape[0])
+            report.resized.append(f"{path} {value.shape} → {tuple(leaf.shape)}")
         else:
             report.mismatched.append(f"{path} {value.shape} ≠ {tuple(leaf.shape)}")
     report.unexpected = [path for path in renamed if path not in target]
     return values, report
+
+
+def _resize_square(table: np.ndarray, length: int) -> np.ndarray:
+    """A table [1 + n², D] for a class token and a square of patches as one of `length` rows.
+
+    The square is resized as timm and OpenCLIP do it: bicubic, antialiased.
+    """
+    old, new = math.isqrt(len(table) - 1), math.isqrt(length - 1)
+    square = np.reshape(table[1:], (old, old, -1))
+    square = jax.image.resize(square, (new, new, table.shape[1]), "cubic", antialias=True)
+    return np.concatenate([table[:1], np.asarray(square).reshape(new * new, -1)])
 
 
 def _share_encoder(
@@ -168,19 +203,10 @@ def from_source(
         fits.
     """
     sources = (source,) if isinstance(source, str) else tuple(source)
-    leaves: dict[str, np.ndarray] = {}
-    described = []
-    for each in sources:
-        arrays, what = load_params(each)
-        leaves = arrays | leaves
-        described.append(what)
-    where = " and ".join(described)
+    leaves, where = load_sources(sources)
     if all(map(words.is_words, sources)):
         allow = (f"^(?!{WORDS}$)",)
-    target = tree.flatten(state["params"]) | {
-        f"extra/{k}": v for k, v in tree.flatten(state["extra"]).items()
-    }
-    leaves = tvl.with_scale_of_clip(leaves, target)
+    target = target_of(state)
     values, report = match(target, leaves, names=names)
     of_labels = [line for line in report.mismatched if _OF_LABELS.search(line)]
     new = tree.first_match(allow, of_labels, what="config.init_allow", every_pattern=False)

@@ -1,5 +1,7 @@
 """Parameters of one run in another: by name, resized where that makes sense, with a report."""
 
+import functools
+
 import fakes
 import jax
 import numpy as np
@@ -7,12 +9,15 @@ import pytest
 
 from mmjax import config, initialize, tree
 from mmjax.checkpoint import Checkpoints
+from mmjax.convert import safetensors
 from mmjax.errors import UserError
 from mmjax.models import positions
+from mmjax.models.tvl import make_model as make_touch_model
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
 from mmjax.tools import cli
-from tests.convert import published
+from tests.convert import published, torch_writer
+from tests.models import torch_reference
 
 LEFT, RIGHT, HEAD = "left/mlp/wi/kernel", "right/mlp/wi/kernel", "head/mlp/wo/kernel"
 
@@ -89,9 +94,33 @@ def test_tables_of_positions_are_resampled(axis):
     assert np.array_equal(values[path], positions.resize_table(table, 16))
 
 
+@pytest.mark.parametrize("old, new", [(4, 7), (7, 4), (3, 6)])
+def test_positions_of_square_pictures_are_resampled(old, new):
+    """The class token's row stays; a table constant in one direction stays so; planes stay planes
+    where no border is near."""
+    rows = np.repeat(np.arange(old, dtype=np.float32), old)
+    table = np.stack([rows, np.full(old * old, 3.0)], axis=1).astype(np.float32)
+    table = np.concatenate([[[-5.0, 8.0]], table]).astype(np.float32)
+    path = "image/positions"
+    target = {path: jax.ShapeDtypeStruct((1 + new**2, 2), np.float32)}
+    values, report = initialize.match(target, {path: table})
+    assert report.resized == [f"{path} {table.shape} → {(1 + new**2, 2)}"]
+    np.testing.assert_array_equal(values[path][0], table[0])
+    square = values[path][1:].reshape(new, new, 2)
+    np.testing.assert_allclose(square[..., 1], 3, atol=1e-5)
+    np.testing.assert_allclose(square[..., 0], square[:, :1, 0].repeat(new, 1), atol=1e-5)
+    middle = (new - 1) // 2, new // 2  # as far from one border as from the other
+    assert abs(square[middle, 0, 0].mean() - (old - 1) / 2) < 1e-5
+
+
 def test_nothing_else_is_resampled():
     target = shapes(video__positions__temporal=(16, 3), video__positions__norm__scale=(4,))
     source = arrays(video__positions__temporal=(8, 2), video__positions__norm__scale=(8,))
+    values, report = initialize.match(target, source)
+    assert values == {} and len(report.mismatched) == 2
+    # Positions of text have no square, and another width is another model.
+    target = shapes(text__positions=(5, 2), touch__positions=(17, 3))
+    source = arrays(text__positions=(10, 2), touch__positions=(5, 2))
     values, report = initialize.match(target, source)
     assert values == {} and len(report.mismatched) == 2
 
@@ -417,3 +446,108 @@ def test_a_config_takes_one_source_or_several():
     assert config.from_json(config.to_json(cfg)).init_from == ("b", "c.npz")
     with pytest.raises(UserError, match="config.init_from must be str, not 3"):
         config.apply(cfg, ["--config.init_from=('a', 3)"])
+
+
+# ---- from TVL's and OpenCLIP's files as they are
+
+SMALL = dict(width=16, num_layers=2, num_heads=2, head_dim=8)
+
+
+@functools.cache
+def touch_model(image_size=8, touch=True):
+    """The fresh state of one with towers of the sizes that the files below have."""
+    towers = dict(
+        image=dict(
+            name="clip_vit_b16", image_size=8, patch_size=4, projection=12, mlp_dim=64, **SMALL
+        ),
+        text=dict(
+            name="clip_text_b", vocab_size=30, context_length=7, projection=12, mlp_dim=64, **SMALL
+        ),
+    )
+    if touch:
+        towers["touch"] = dict(
+            name="vit_tiny_patch16_224",
+            image_size=image_size,
+            patch_size=4,
+            projection=12,
+            mlp_dim=64,
+            **SMALL,
+        )
+    model = ModelDef(make_touch_model(**towers))
+    params, extra = model.init(jax.random.key(0))
+    return {"params": params, "extra": extra}
+
+
+@pytest.fixture(scope="module")
+def torch_files(tmp_path_factory):
+    """`(TVL's file, OpenCLIP's, the states)`."""
+    folder = tmp_path_factory.mktemp("torch")
+    touch = torch_reference.timm_vit_state(
+        width=16, num_layers=2, image_size=8, patch_size=4, num_classes=12
+    )
+    clip = torch_reference.open_clip_state(
+        width=16,
+        text_width=16,
+        num_layers=2,
+        text_layers=2,
+        image_size=8,
+        patch_size=4,
+        embed_dim=12,
+        vocab_size=30,
+        context_length=7,
+    )
+    model = {f"tactile_encoder.{name}": value for name, value in touch.items()}
+    model["logit_scale"] = np.array(2.0, np.float32)
+    content = dict(model=model, epoch=1)
+    tvl = torch_writer.save(folder / "tvl.pth", content)
+    clip_path = str(folder / "open_clip_model.safetensors")
+    safetensors.write(clip_path, {name: np.asarray(value) for name, value in clip.items()})
+    return tvl, clip_path, touch, clip
+
+
+def test_both_files_fill_the_model(torch_files):
+    tvl, clip_path, touch, clip = torch_files
+    for sources in ((tvl, clip_path), (clip_path, tvl)):
+        params = tree.flatten(initialize.from_source(touch_model(), sources)["params"])
+        assert params["logit_scale"] == 2.0  # TVL's, whichever comes first
+        np.testing.assert_array_equal(params["touch/projection/kernel"], touch["head.weight"].T)
+        np.testing.assert_array_equal(params["image/projection/kernel"], clip["visual.proj"])
+        query = [clip[f"transformer.resblocks.{i}.attn.in_proj_weight"][:16].T for i in range(2)]
+        np.testing.assert_array_equal(params["text/encoder/layers/attention/query/kernel"], query)
+
+
+def test_a_new_touch_encoder_beside_open_clip(torch_files):
+    """The scale of pictures with text is not that of touch: it starts fresh, if that is allowed."""
+    _, clip_path, _, clip = torch_files
+    fresh = touch_model()
+    with pytest.raises(UserError, match="Not allowed by config.init_allow: logit_scale"):
+        initialize.from_source(fresh, clip_path, allow=["^touch/"])
+    params = initialize.from_source(fresh, clip_path, allow=["^touch/", "^logit_"])["params"]
+    assert params["logit_scale"] == fresh["params"]["logit_scale"]
+    params = initialize.from_source(touch_model(touch=False), clip_path)["params"]
+    assert params["logit_scale"] == clip["logit_scale"]
+
+
+def test_touch_pictures_of_another_size(torch_files):
+    tvl, clip_path, touch, _ = torch_files
+    params = initialize.from_source(touch_model(image_size=16), (tvl, clip_path))["params"]
+    assert params["touch"]["positions"].shape == (17, 16)
+    np.testing.assert_array_equal(params["touch"]["positions"][0], touch["pos_embed"][0, 0])
+
+
+def test_what_a_torch_file_has_too_much_or_too_little(torch_files, tmp_path):
+    tvl, clip_path, touch, _ = torch_files
+    with pytest.raises(UserError, match="Not allowed by config.init_allow: image/class_token"):
+        initialize.from_source(touch_model(), tvl)
+    state = {f"tactile_encoder.{k}": v for k, v in touch.items()}
+    more = torch_writer.save(
+        tmp_path / "more.pth", {**state, "tactile_encoder.x": touch["head.bias"]}
+    )
+    with pytest.raises(UserError, match="Not allowed by config.init_allow: .*tactile_encoder.x"):
+        initialize.from_source(touch_model(), (more, clip_path), allow=["^logit_"])
+    del state["tactile_encoder.blocks.1.mlp.fc1.weight"]
+    less = torch_writer.save(tmp_path / "less.pth", state)
+    with pytest.raises(UserError, match="blocks.1.mlp.fc1.weight: missing"):
+        initialize.load_params(less)
+    with pytest.raises(UserError, match="nothing.pth: there is no such file"):
+        initialize.load_params(str(tmp_path / "nothing.pth"))

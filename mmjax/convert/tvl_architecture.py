@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from mmjax import config
-from mmjax.convert.tvl import Contents
+from mmjax.convert import tvl
 from mmjax.errors import UserError
 from mmjax.models import clip, vit
 
@@ -31,7 +31,7 @@ class _Shapes(dict):
 
 
 def model_section(
-    contents: Contents, *, head_dim: int | None = None, quick_gelu: bool = False
+    contents: tvl.Contents, *, head_dim: int | None = None, quick_gelu: bool = False
 ) -> dict[str, Any]:
     """The section `model` of a config of the touch task: every tower and its sizes.
 
@@ -150,7 +150,7 @@ def _resnet(shapes: Mapping) -> dict[str, Any]:
 
 
 def make_config(
-    contents: Contents, *, head_dim: int | None = None, quick_gelu: bool = False
+    contents: tvl.Contents, *, head_dim: int | None = None, quick_gelu: bool = False
 ) -> ml_collections.ConfigDict:
     """A whole config: the model of the files in TVL's recipe.
 
@@ -173,6 +173,15 @@ def make_config(
         cfg.data.text.max_words = model["text"]["context_length"]
     config.check(cfg)
     return cfg
+
+
+def config_of(sources: Sequence[str]) -> ml_collections.ConfigDict:
+    """`make_config` of files, for those who start from them without a run directory.
+
+    Raises:
+      UserError: a file cannot be read or holds no such model, or they do not tell its sizes.
+    """
+    return make_config(tvl.read_all(sources))
 
 
 def _leave_out(cfg: ml_collections.ConfigDict, missing: list[str], paths: list[str]) -> None:

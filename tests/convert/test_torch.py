@@ -184,3 +184,17 @@ def test_features_of_a_touch_encoder_as_tvl_saves_it(clip, kind, tmp_path):
     loaded = {name: torch.from_numpy(np.array(x)) for name, x in safetensors.read(out).items()}
     other.load_state_dict(loaded, strict=True)
     assert torch.equal(other(pictures(TOUCH)), model(pictures(TOUCH)))
+
+
+@pytest.mark.parametrize("old, new", [(14, 16), (16, 7)])
+def test_positions_are_resized_as_timm_and_open_clip_resize_them(old, new):
+    table = rng.normal(size=(1 + old**2, 3)).astype(np.float32)
+    target = {"touch/positions": jax.ShapeDtypeStruct((1 + new**2, 3), np.float32)}
+    ours = initialize.match(target, {"touch/positions": table})[0]["touch/positions"]
+    square = torch.from_numpy(table[1:].reshape(1, old, old, 3)).permute(0, 3, 1, 2)
+    theirs = torch.nn.functional.interpolate(
+        square, (new, new), mode="bicubic", antialias=True, align_corners=False
+    )
+    np.testing.assert_allclose(
+        ours[1:], theirs[0].permute(1, 2, 0).reshape(new * new, 3), atol=1e-5
+    )

@@ -150,7 +150,7 @@ class Checkpoints:
         """The folder that has the frozen parameters, which is written if it is not there."""
         if self._frozen_name is None:
             frozen = _params_only({"params": state["params"]}, lambda path: path in self._frozen)
-            name = f"{FROZEN}-{_fingerprint(frozen)}"
+            name = f"{FROZEN}-{fingerprint(frozen)}"
             if not (folder_of(self.run_dir) / name / METADATA).exists():
                 with _frozen_reader() as checkpointer:
                     checkpointer.save(
@@ -337,8 +337,8 @@ def _params_only(state: Mapping[str, Any], wanted: Callable[[str], bool]) -> dic
     return rest | ({"params": tree.unflatten(leaves)} if leaves else {})
 
 
-def _fingerprint(state: dict) -> str:
-    """A hash of the bits of all leaves, the same on any mesh."""
+def fingerprint(state: dict) -> str:
+    """A hash of the names and bits of all leaves, the same on any mesh."""
     leaves = tree.flatten(state)
     sums = jax.device_get(
         jax.jit(lambda leaves: [_bit_sums(x) for x in leaves])(list(leaves.values()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging as std_logging
 import os
 import pathlib
 import sys
@@ -11,6 +10,7 @@ from absl import app, flags, logging
 
 from mmjax import config
 from mmjax.errors import UserError
+from mmjax.monitor import log
 from mmjax.tasks import TASKS
 
 _TASK = flags.DEFINE_enum(
@@ -45,23 +45,6 @@ _OVERRIDE_CHECKPOINT = flags.DEFINE_string(
 )
 _MAX_HOURS = flags.DEFINE_float("max_hours", 0.0, "Save and end after so many hours (0: never).")
 _PROFILE = flags.DEFINE_string("profile", "", "START:STOP: steps to trace with jax.profiler.")
-
-
-def _is_ours(record: std_logging.LogRecord) -> bool:
-    """Keeps the log to what this project says and to others' warnings.
-
-    Orbax logs whole tracebacks before it raises; what it raises is worded by `mmjax.checkpoint`.
-    """
-    if f"{os.sep}orbax{os.sep}" in record.pathname:
-        return False
-    return record.levelno >= std_logging.WARNING or f"{os.sep}mmjax{os.sep}" in record.pathname
-
-
-def _setup_logging() -> None:
-    logging.set_verbosity(logging.INFO)
-    handler = logging.get_absl_handler()
-    handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(_is_ours)
 
 
 def _enable_compilation_cache() -> None:
@@ -126,7 +109,7 @@ def main() -> None:
     argv, overrides = config.split_arguments(sys.argv)
 
     def run(rest: list[str]) -> None:
-        _setup_logging()
+        log.setup()
         try:
             if len(rest) > 1:
                 raise UserError(f"Not a flag: {rest[1]}. Flags look like --name=value.")

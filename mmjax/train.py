@@ -231,6 +231,8 @@ def train(
         stack.callback(run.unlock)
         stack.callback(saved.close)
         state, first = start_state(cfg, program, saved)
+        if hasattr(program.task, "check"):
+            program.task.check(state["params"])
         if first >= cfg.total_steps and run.complete_step() == first:
             logging.info(
                 "This run is complete (step %d). Its results are in %s; give another --model_dir "

@@ -195,7 +195,7 @@ def test_the_hash_of_frozen_parameters_is_the_same_on_any_mesh(finished, trainer
     where = sharding.state_shardings({"params": params}, mesh, preset="fsdp")
     spread = jax.device_put({"params": params}, where)
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(spread))
-    assert checkpoint._fingerprint(spread) == checkpoint._fingerprint({"params": params})
+    assert checkpoint.fingerprint(spread) == checkpoint.fingerprint({"params": params})
 
 
 # ---- what is kept

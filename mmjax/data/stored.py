@@ -45,6 +45,27 @@ def write_description(
     os.replace(f"{path}.tmp", path)
 
 
+def read_description(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """What `write_description` wrote; None if nothing is there.
+
+    Raises:
+      UserError: the file is damaged or another one.
+    """
+    path = os.path.join(os.path.expanduser(folder), FILE)
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        return {
+            **content,
+            "dataset": content["dataset"],
+            "num_examples": {**content["num_examples"]},
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not describe features: {error}.") from error
+
+
 def features_path(folder: str | os.PathLike, split: str, name: str) -> str:
     """The file of a modality's features."""
     return os.path.join(os.path.expanduser(folder), split, f"{name}.npy")
@@ -83,15 +104,10 @@ def open_features(
 
 
 def _open(folder: str, name: str, *, source: Source, split: str) -> np.ndarray:
-    what, description = f"data.{name}.features", os.path.join(os.path.expanduser(folder), FILE)
-    try:
-        with open(description, encoding="utf-8") as file:
-            content = json.load(file)
-        dataset, number = content["dataset"], content["num_examples"].get(split)
-    except FileNotFoundError as error:
-        raise UserError(f"{what}: there is no {description}: no folder of features.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{what}: {description} does not describe features: {error}.") from error
+    what, content = f"data.{name}.features", read_description(folder)
+    if content is None:
+        raise UserError(f"{what}={folder} is no folder of features: it has no {FILE}.")
+    dataset, number = content["dataset"], content["num_examples"].get(split)
     if dataset != source.info.name or number != source.num_examples:
         raise UserError(
             f"{what}={folder} is of {number or 0} examples of {dataset}/{split}, but the training "

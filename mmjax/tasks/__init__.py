@@ -9,6 +9,7 @@ A task has no state. It builds the model from the config and offers pure functio
     whole batch
     predict: {name: function(params, extra, batch) -> {name: array}}   on evaluation batches
     flops(spec) -> floating point operations of one training step, counted analytically
+    check(params): if there is one, raises for parameters that do not go with the data
 
 The loss is `objective ∘ encode`. The cut between them lets gradient accumulation stay exact for
 losses that compare examples with each other. Metrics are (sum, count) pairs.

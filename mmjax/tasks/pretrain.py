@@ -176,4 +176,3 @@ class Pretrain:
         for name, value in module.project(flat, train=False).items():
             pooled[name] = value.reshape(*pooled[name.split("/")[0]].shape[:2], -1)
         return pooled
-

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax import config, tree
+from mmjax import checkpoint, config, tree
 from mmjax.errors import UserError, choose
 from mmjax.losses import contrastive
 from mmjax.models import tvl
@@ -86,6 +86,14 @@ class Touch:
         self._inputs = Inputs.from_config(cfg.augment, facts)
         frozen = config.plain(cfg.optimizer).get("frozen", ())
         self.frozen = _frozen_towers(modalities, self.model.params, frozen)
+        sections = {m: config.plain(cfg.data.get(m)) or {} for m in modalities}
+        self._folders = {m: s["features"] for m, s in sections.items() if s.get("features")}
+        for modality in self._folders:
+            if modality not in self.frozen:
+                raise UserError(
+                    f"config.data.{modality}.features take the place of a tower that is trained. "
+                    f"Freeze it (config.optimizer.frozen=('^{modality}/',)) or leave them out."
+                )
         self._configure_loss(config.plain(cfg.loss))
         self.predict = {"features": self._features, "inputs": self._thumbnails}
 
@@ -124,6 +132,26 @@ class Touch:
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
         return self.model.init(key)
+
+    def check(self, params: dict) -> None:
+        """Raises unless given features are of the towers that the model has.
+
+        Raises:
+          UserError: they are another tower's.
+        """
+        from mmjax.data import stored  # imports TensorFlow
+
+        for modality, folders in self._folders.items():
+            own = checkpoint.fingerprint(params[modality])
+            for folder in (folders,) if isinstance(folders, str) else folders:
+                made_by = (stored.read_description(folder) or {}).get("towers", {}).get(modality)
+                if made_by != own:
+                    raise UserError(
+                        f"config.data.{modality}.features={folder} were computed by another tower "
+                        f"({made_by or 'it does not say which'}) than this run's ({own}): its "
+                        "weights, its options or their type differ. Compute them again from "
+                        "config.init_from with this recipe (`mmjax embed`)."
+                    )
 
     def encode(self, params, extra, batch, key):
         """{modality: [B, D]}, the towers' pooled outputs."""

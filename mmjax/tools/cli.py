@@ -8,7 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from absl import logging
+
 from mmjax.errors import UserError
+from mmjax.monitor import log
 
 # Heavy imports happen inside the commands: `mmjax --help` must not wait for TensorFlow.
 
@@ -17,13 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status: 0 fine, 1 problems found, 2 wrong input."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so at length if it is on
+    log.setup(logging.WARNING)
     parser = argparse.ArgumentParser(prog="mmjax", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)
     args, rest = parser.parse_known_args(argv)
     beam = args.command == "build" and args.runner == "beam"
-    overrides = args.command == "plan" and all(a.startswith("--config.") for a in rest)
+    overrides = args.command in ("plan", "embed") and all(a.startswith("--config.") for a in rest)
     if rest and not (beam or overrides):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     args.rest = [argument for argument in rest if argument != "--"]
@@ -400,6 +404,57 @@ def _convert(args) -> int:
     )
 
 
+def _add_embed(commands) -> None:
+    p = commands.add_parser(
+        "embed",
+        help="compute what frozen towers make of a dataset, once",
+        description="Runs frozen towers of the touch task over the training data of a recipe and "
+        "writes what they make of it. A training that is given these features reads neither the "
+        "pictures nor runs the towers. --config.key=value overrides values as in training.",
+    )
+    p.add_argument("modalities", nargs="+", metavar="MODALITY", help="image, text or touch")
+    p.add_argument("--config", default="tvl", metavar="NAME", help="recipe or .py file (tvl)")
+    p.add_argument(
+        "--weights",
+        nargs="+",
+        required=True,
+        metavar="SOURCE",
+        help="what the training will start from: a run directory or published files",
+    )
+    p.add_argument("--out", required=True, metavar="FOLDER", help="where the features go")
+    p.add_argument(
+        "--variants",
+        type=int,
+        default=0,
+        metavar="K",
+        help="K draws of the recipe's augmentation (random crops, colours, keywords) for each "
+        "example; 0: the one that evaluation sees (0)",
+    )
+    p.add_argument("--batch-size", type=int, default=64, help="over all devices (64)")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p.set_defaults(run=_embed)
+
+
+def _embed(args) -> int:
+    from mmjax import config
+    from mmjax.tools import embed
+
+    cfg = config.load("touch", args.config, args.rest)
+    embed.embed(
+        cfg,
+        args.modalities,
+        weights=args.weights,
+        out=args.out,
+        variants=args.variants,
+        batch_size=args.batch_size,
+        progress=not args.quiet,
+    )
+    print(f"{args.out}: train on it with")
+    for modality in args.modalities:
+        print(f"  --config.data.{modality}.features={args.out}")
+    return 0
+
+
 def _finish(bad: list[dict], plan, args) -> int:
     """Prints what has been built; the exit status."""
     from mmjax.data import dataset
@@ -458,6 +513,7 @@ COMMANDS = [
     _add_index,
     _add_vocab,
     _add_background,
+    _add_embed,
     _add_plan,
     _add_convert,
     _add_thresholds,

@@ -118,27 +118,29 @@ def test_evaluation_takes_pictures_and_words(folder, tmp_path):
     assert batch["text"].shape == (2, 1, 4) and batch["text"].dtype == np.int32
 
 
-def _damage(path, name):
-    (path / name).write_text("{")
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
         (lambda path: write(path, dataset="other", image=values()), "9 examples of other/train"),
         (lambda path: write(path, count=8, image=values(8)), "8 examples of toy/train, but the tr"),
         (lambda path: write(path, split="test", image=values()), "is of 0 examples of toy/train"),
-        (lambda path: None, "there is no .*features.json: no folder of features"),
+        (lambda path: None, "is no folder of features: it has no features.json"),
         (lambda path: write(path, touch=values()), "there is no .*train/image.npy"),
         (lambda path: write(path, image=values(8)), r"float16 \[8, 5\]; expected .*\[9, D\] or"),
         (lambda path: write(path, image=np.arange(9)), r"int64 \[9\]; expected floating point"),
-        (lambda path: (write(path), _damage(path, "features.json")), "does not describe features"),
-        (lambda path: (path / "features.json").write_text("[]"), "does not describe features"),
     ],
 )
 def test_wrong_features_are_refused(folder, tmp_path, change, message):
     change(tmp_path)
     with pytest.raises(UserError, match=f"data.image.features.*{message}"):
+        train(folder, image=dict(features=str(tmp_path)))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"dataset": "toy"}'])
+def test_a_description_that_is_none_is_refused(folder, tmp_path, text):
+    write(tmp_path, image=values())
+    (tmp_path / "features.json").write_text(text)
+    with pytest.raises(UserError, match="features.json does not describe features"):
         train(folder, image=dict(features=str(tmp_path)))
 
 

@@ -40,6 +40,8 @@ setup(
         "beam": ["apache-beam>=2.77"],
         "wandb": ["wandb>=0.17"],
         "tensorboard": ["tensorboard>=2.18"],
+        # Compares what mmjax reads and writes with PyTorch's own: tests/convert/test_torch.py.
+        "torch": ["open_clip_torch>=3.3", "safetensors>=0.8", "timm>=1.0.31", "torch>=2.13"],
         "test": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
     },
     entry_points={"console_scripts": ["mmjax = mmjax.tools.cli:main"]},

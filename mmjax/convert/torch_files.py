@@ -46,9 +46,10 @@ _STORAGES = {  # by the first word of its class
 
 
 def is_file(source: str | os.PathLike) -> bool:
-    """Whether a source is one of these files, by its name."""
+    """Whether a source is one of these files, by its name, and no prefix of TensorFlow's."""
     path = pathlib.Path(source)
-    return path.suffix in SUFFIXES and not path.is_dir()
+    prefix = path.with_name(f"{path.name}.index").is_file()
+    return path.suffix in SUFFIXES and not path.is_dir() and not prefix
 
 
 def open_file(source: str | os.PathLike) -> Any:

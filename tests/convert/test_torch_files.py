@@ -285,6 +285,8 @@ def test_other_files(tmp_path):
     assert torch_files.is_file("a/b.pth") and not torch_files.is_file("a/b.npz")
     (tmp_path / "run.ckpt").mkdir()
     assert not torch_files.is_file(tmp_path / "run.ckpt")
+    (tmp_path / "model.ckpt.index").touch()  # of TensorFlow
+    assert not torch_files.is_file(tmp_path / "model.ckpt")
 
 
 # ---- safetensors

@@ -11,7 +11,7 @@ import pytest
 
 from mmjax import checkpoint, config, initialize, tree
 from mmjax.convert import run as run_of
-from mmjax.convert import safetensors, torch_files, tvl_plan
+from mmjax.convert import safetensors, torch_files, tvl, tvl_plan
 from mmjax.errors import UserError
 from mmjax.models.tvl import make_model
 from mmjax.rundir import RunDir
@@ -178,6 +178,37 @@ def test_the_report_has_every_entry_of_every_file(run, files):
     listed = [line.split()[0] for line in arrays.splitlines() if line.strip()]
     assert sorted(listed) == sorted(f"params/{path}" for path in params)
     assert f"params/{layers}/query/kernel (2, 32, 32) ← 2 keys" in arrays
+
+
+@pytest.mark.parametrize("place", ["", "module.", "state_dict.net."])
+def test_all_of_it_in_one_file_below_any_name(files, tmp_path, place):
+    """TVL's whole model has its CLIP inside."""
+    model = {place + name: value for name, value in tvl_model(touch_state()).items()}
+    inside = {f"{place}clip.{name}": value for name, value in clip_state().items()}
+    one = tvl.read(save(tmp_path / "all.pt", {**model, **inside}))
+    two = tvl.read_all((files["tvl"], files["clip"]))
+    assert set(one.leaves) == set(two.leaves) and not one.problems and not one.unknown()
+    for path, leaf in one.leaves.items():
+        wanted = two.leaves[path].read(two.arrays())
+        np.testing.assert_array_equal(leaf.read(one.arrays()), wanted)
+    assert one.leftovers == {f"{place}clip.logit_scale": "left out, the model has its own"}
+
+
+def test_the_vocabulary_of_clip(files, tmp_path, capsys):
+    merges = tmp_path / "bpe_simple_vocab.txt"
+    merges.write_text("#version\nt h\nth e</w>\n")
+    rows = 2 * 256 + 2 + 2  # bytes, also at the end of a word; merges; start and end
+    table = rng.normal(size=(rows, 16)).astype(np.float32)
+    source = save(tmp_path / "clip.bin", clip_state() | {"token_embedding.weight": table})
+    run = convert(tmp_path / "run", source, "--vocab", str(merges))
+    text = RunDir(run, create=False).read_config().data.text
+    assert (text.vocab, text.tokenizer) == (str(run / merges.name), "clip")
+    assert (run / merges.name).read_text() == merges.read_text()
+    assert f"Vocabulary: {merges}, tokenizer clip" in (run / "conversion.txt").read_text()
+    capsys.readouterr()
+    command = ["convert", files["clip"], *HEADS, "--vocab", str(merges), "--inspect"]
+    assert cli.main(command) == 2
+    assert "has 516 words, the checkpoint's table 50" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options, quick", [((), False), (("--quick-gelu",), True)])
@@ -378,19 +409,19 @@ def test_files_of_something_else(tmp_path, files, capsys):
     trunk = {f"visual.trunk.{name}": value for name, value in touch_state().items()}
     two = {f"{place}.{n}": v for place in ("model", "ema") for n, v in touch_state().items()}
     oblong = clip_state() | {"visual.positional_embedding": np.zeros((9, 32), np.float32)}
-    tvl, clip = files["tvl"], files["clip"]
+    touch, clip = files["tvl"], files["clip"]
     for arguments, words in (
         ([other], "holds neither a touch encoder of TVL"),
         ([save(tmp_path / "a.pt", trunk)], "below visual., is not a plain ViT"),
         ([save(tmp_path / "b.pt", two)], "2 towers for touch: below model. and ema."),
         ([save(tmp_path / "c.pt", oblong)], "8 positions"),
-        ([tvl, files["timm"]], "both hold a tower for touch"),
-        ([tvl], f"mmjax convert {tvl} OPENCLIP_FILE --out RUN"),
-        ([tvl, str(tmp_path)], "is no file of PyTorch's"),
+        ([touch, files["timm"]], "both hold a tower for touch"),
+        ([touch], f"mmjax convert {touch} OPENCLIP_FILE --out RUN"),
+        ([touch, str(tmp_path)], "is no file of PyTorch's"),
         ([str(tmp_path / "nothing.pth")], "there is no such file"),
-        ([tvl, clip, "--head-dim", "5"], "are not heads of 5"),
-        ([tvl, "--quick-gelu"], "--quick-gelu is of CLIP's towers"),
-        ([tvl, clip, "--vocab", str(tmp_path / "none.gz")], "there is no such file"),
+        ([touch, clip, "--head-dim", "5"], "are not heads of 5"),
+        ([touch, "--quick-gelu"], "--quick-gelu is of CLIP's towers"),
+        ([touch, clip, "--vocab", str(tmp_path / "none.gz")], "there is no such file"),
     ):
         out = str(tmp_path / "run")
         assert cli.main(["convert", *HEADS, *arguments, "--out", out]) == 2

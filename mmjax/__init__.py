@@ -23,3 +23,10 @@ def _avoid_wrong_results_on_cpu() -> None:
 
 
 _avoid_wrong_results_on_cpu()
+
+
+def load(source, *, overrides=()):
+    """A trained touch model, ready for use: see `mmjax.inference.load`."""
+    from mmjax import inference  # imports jax
+
+    return inference.load(source, overrides=overrides)

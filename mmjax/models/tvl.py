@@ -51,12 +51,6 @@ class TVL(Towers):
         rngs: nnx.Rngs,
         **shared: Any,
     ):
-        if len(towers) < 2:
-            raise UserError(
-                f"The model compares at least two of {', '.join(MODALITIES)}; it has "
-                f"{', '.join(towers) or 'none'}. Name a tower: config.model.touch=vit_tiny_patch16"
-                "_224, config.model.text=clip_text_l14, …"
-            )
         if common_dim < 0:
             raise UserError(f"common_dim must be 0 (none) or a width, not {common_dim}.")
         if common_dim and "touch" in towers:

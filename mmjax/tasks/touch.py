@@ -67,6 +67,12 @@ class Touch:
         self.model = ModelDef(tvl.make_model(**model))
         self.dtype = model.get("dtype", "float32")
         modalities = self.model.module.modalities
+        if len(modalities) < 2:
+            raise UserError(
+                "--task=touch compares at least two of touch, image and text; config.model has "
+                f"{', '.join(modalities) or 'none'}. Name a tower: config.model.touch="
+                "vit_tiny_patch16_224, config.model.text=clip_text_l14, …"
+            )
         for modality in (*modalities, *(m for m in MODALITIES if m in facts.spec)):
             if modality not in facts.spec:
                 raise UserError(

@@ -129,7 +129,6 @@ def test_operations_count_backward_passes_of_trained_towers_alone():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(image=None, text=None), "at least two"),
         (dict(touch={**TOUCH, "projection": 32}), "touch 32, image 20, text 20.*common_dim"),
         (dict(touch="vit_base"), "vit_base_patch16_224"),
         (dict(text="touch_tiny"), "clip_text_tiny"),

@@ -232,8 +232,12 @@ TWO_CAPTIONS = SPEC | {"text": jax.ShapeDtypeStruct((BATCH, 2, WORDS), np.int32)
     [
         (dict(spec=WITHOUT_IMAGE), "tower for image, which config.data does not load"),
         (dict(model=dict(image=None)), "config.data loads image, for which config.model has no"),
+        (dict(model=dict(image=None, text=None)), "at least two of touch.*has touch. Name a tower"),
         (dict(spec=TWO_CAPTIONS), "set config.data.text.candidates=1, not 2"),
-        (dict(weights=dict(touch_video=1.0)), "touch_video is no pair.*touch_image, touch_text, image_text"),
+        (
+            dict(weights=dict(touch_video=1.0)),
+            "touch_video is no pair.*touch_image, touch_text, image_text",
+        ),
         (dict(weights=dict(touch=1.0)), "weights.touch=1.0: write a pair"),
         (dict(weights=dict(touch_text=-1.0)), "touch_text=-1.0"),
         (dict(weights=dict(touch_text=0.0)), "no pair of modalities has a weight above 0"),

@@ -1,0 +1,261 @@
+"""Using a trained touch model: embeddings of touch, pictures and words, and classes by words.
+
+import mmjax
+model = mmjax.load("runs/touch-demo")
+model.embed_touch(["felt.png"]) @ model.embed_text(["rough", "smooth"]).T
+model.zero_shot(["rough", "smooth"]).classify("felt.png")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mmjax import checkpoint, config, initialize, rundir, tree
+from mmjax.errors import UserError
+from mmjax.models import tvl
+from mmjax.state import ModelDef
+from mmjax.tasks import DataFacts
+from mmjax.tasks.inputs import Inputs
+from mmjax.tasks.pairs import fit_vocabulary
+
+# A picture: a file, an object of Pillow, or uint8 [H, W, 3].
+Picture = Any
+_BATCH = 64
+
+
+class Model:
+    """A touch model with its parameters, for use on what a user has at hand. Made by `load`.
+
+    Embeddings are float32 of length 1: products are cosines.
+
+    Attributes:
+      modalities: those it has, of 'touch', 'image' and 'text'.
+      cfg: the config it was trained with.
+      logit_scale: what cosines are multiplied by before a softmax.
+    """
+
+    def __init__(
+        self, cfg: ml_collections.ConfigDict, leaves: Mapping[str, np.ndarray], where: str
+    ):
+        from mmjax.data import config as data_config  # these import TensorFlow
+        from mmjax.data import loader
+
+        self.cfg = cfg
+        self._data = data_config.parse_config(config.plain(cfg.data))
+        self._tokenizer = loader.open_tokenizer(self._data) if self._data.text else None
+        options = config.plain(cfg.model)
+        if self._tokenizer is not None:
+            options = fit_vocabulary(options, self._tokenizer.vocab_size)
+        model = ModelDef(tvl.make_model(**options))
+        self.modalities: tuple[str, ...] = model.module.modalities
+        inputs = Inputs.from_config(cfg.augment, DataFacts(spec={}))
+        self._state = _fill(model, leaves, where)
+        self.logit_scale = float(np.exp(np.asarray(self._state[0]["logit_scale"], np.float32)))
+
+        def embed(state, batch):
+            module = model.bind(*state)
+            return module.project(module.encode(inputs(batch, None, train=False)))
+
+        self._embed = jax.jit(embed)
+
+    def embed_touch(
+        self,
+        pictures: Picture | Sequence[Picture],
+        *,
+        background: Picture | None = None,
+        batch_size: int = _BATCH,
+    ) -> np.ndarray:
+        """float32 [N, D] of pictures of a touch sensor, or [D] of a single one.
+
+        Args:
+          pictures: files, Pillow's pictures or uint8 [H, W, 3]; whole frames of the sensor, which
+            are cut and turned as in training.
+          background: the sensor untouched, for models that subtract it; default the file that the
+            config names.
+          batch_size: pictures that go through the model at once.
+
+        Raises:
+          UserError: the model has no touch, a file is no picture, or a background is missing.
+        """
+        return self._embed_pictures("touch", pictures, batch_size, background)
+
+    def embed_image(
+        self, pictures: Picture | Sequence[Picture], *, batch_size: int = _BATCH
+    ) -> np.ndarray:
+        """float32 [N, D] of pictures, or [D] of a single one; arguments as of `embed_touch`."""
+        return self._embed_pictures("image", pictures, batch_size, None)
+
+    def embed_text(self, texts: str | Sequence[str], *, batch_size: int = _BATCH) -> np.ndarray:
+        """float32 [N, D] of texts as they are, or [D] of a single one.
+
+        The released TVL models were trained on keywords that end with a full stop: "rough, hard.".
+        """
+        self._check("text")
+        single = isinstance(texts, str)
+        ids = self._tokenizer.encode([texts] if single else list(texts))
+        rows = self._run("text", {"text": ids}, batch_size)
+        return rows[0] if single else rows
+
+    def zero_shot(
+        self, classes: Sequence[str], *, templates: Sequence[str] = ("{}.",)
+    ) -> ZeroShotClassifier:
+        """A classifier of touch or pictures by the words of its classes.
+
+        Args:
+          classes: names.
+          templates: sentences with {} where the name goes; their embeddings are averaged.
+        """
+        from mmjax.evals.zero_shot import zero_shot_weights
+
+        weights = zero_shot_weights(classes, self.embed_text, templates=templates)
+        return ZeroShotClassifier(self, tuple(classes), weights)
+
+    def _check(self, modality: str) -> None:
+        if modality not in self.modalities:
+            raise UserError(f"This model has no {modality}; it has {', '.join(self.modalities)}.")
+
+    def _embed_pictures(self, modality, pictures, batch_size, background) -> np.ndarray:
+        from mmjax.data import stills
+
+        self._check(modality)
+        options = getattr(self._data, modality)
+        single = isinstance(pictures, str | os.PathLike) or hasattr(pictures, "getbands")
+        single = single or getattr(pictures, "ndim", 4) == 3
+        pictures = [pictures] if single else list(pictures)
+
+        def prepared(picture):
+            return stills.prepare(_read(picture), options)
+
+        rows = np.stack([prepared(picture) for picture in pictures])
+        batch = {modality: rows}
+        named = getattr(options, "background", "")
+        if named:
+            if background is None and named == stills.RECORDING:
+                raise UserError(
+                    "This model subtracts each recording's background: give a picture of the "
+                    "sensor untouched, embed_touch(…, background=…)."
+                )
+            picture = prepared(named if background is None else background)
+            batch["touch_background"] = np.broadcast_to(picture, rows.shape)
+        elif background is not None:
+            raise UserError("This model was trained without a background: leave it out.")
+        found = self._run(modality, batch, batch_size)
+        return found[0] if single else found
+
+    def _run(self, modality: str, batch: Mapping[str, np.ndarray], batch_size: int) -> np.ndarray:
+        """The embeddings of a batch, in parts of one size: one shape, one compilation."""
+        count = len(batch[modality])
+        size = max(1, min(batch_size, count))
+        made = []
+        for start in range(0, count, size):
+            part = {name: rows[start : start + size] for name, rows in batch.items()}
+            missing = size - len(part[modality])
+            part = {name: np.concatenate([x, x[:1].repeat(missing, 0)]) for name, x in part.items()}
+            made.append(np.asarray(self._embed(self._state, part)[modality])[: size - missing])
+        return np.concatenate(made)
+
+
+def _read(picture: Picture) -> np.ndarray:
+    """uint8 [H, W, 3] of a file, an object of Pillow or an array."""
+    from mmjax.data import pictures
+
+    if isinstance(picture, str | os.PathLike):
+        return pictures.read_image(picture)
+    if hasattr(picture, "convert"):
+        return np.asarray(picture.convert("RGB"))
+    return np.asarray(picture)
+
+
+class ZeroShotClassifier:
+    """Classes by words; see `Model.zero_shot`.
+
+    Attributes:
+      classes: their names.
+    """
+
+    def __init__(self, model: Model, classes: tuple[str, ...], weights: np.ndarray):
+        self._model, self.classes, self._weights = model, classes, weights
+
+    def probabilities(
+        self, pictures: Picture | Sequence[Picture], *, modality: str = "touch", **options: Any
+    ) -> np.ndarray:
+        """float32 [N, classes], or [classes] of a single picture: the softmax of scaled cosines.
+
+        Args:
+          pictures: as of `Model.embed_touch`.
+          modality: 'touch' or 'image'.
+          **options: of `embed_touch` or `embed_image`.
+        """
+        embed: Callable = getattr(self._model, f"embed_{modality}")
+        scores = self._model.logit_scale * (embed(pictures, **options) @ self._weights.T)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return scores / scores.sum(axis=-1, keepdims=True)
+
+    def classify(
+        self, pictures: Picture | Sequence[Picture], *, modality: str = "touch", **options: Any
+    ) -> str | list[str]:
+        """The likeliest class of each picture, or of a single one; arguments as `probabilities`."""
+        best = self.probabilities(pictures, modality=modality, **options).argmax(axis=-1)
+        if best.ndim == 0:
+            return self.classes[int(best)]
+        return [self.classes[number] for number in best]
+
+
+def load(source: str | os.PathLike | Sequence[str], *, overrides: Sequence[str] = ()) -> Model:
+    """A touch model, ready for use.
+
+    Args:
+      source: a run directory of `--task=touch` (its newest checkpoint; `<run>/best`;
+        `<run>/checkpoints/<step>`), or published files: TVL's `.pth`, OpenCLIP's `.safetensors` or
+        `.bin`, or both as a tuple.
+      overrides: `--config.key=value` arguments for its config.
+
+    Raises:
+      UserError: no such run or file, or one of another task.
+    """
+    sources = (source,) if isinstance(source, str | os.PathLike) else tuple(source)
+    sources = tuple(os.fspath(each) for each in sources)
+    cfg = _config_of(sources)
+    config.apply(cfg, overrides)
+    if cfg.task != "touch":
+        raise UserError(f"{source} is of --task={cfg.task}; mmjax.load takes models of touch.")
+    return Model(cfg, *initialize.load_sources(sources))
+
+
+def _config_of(sources: Sequence[str]) -> ml_collections.ConfigDict:
+    """The config of a run directory, or the one that published files tell."""
+    if len(sources) == 1 and not os.path.isfile(sources[0]):
+        run, _ = checkpoint.find(sources[0])
+        return rundir.RunDir(run, create=False).read_config()
+    from mmjax.convert import tvl_architecture
+
+    return tvl_architecture.config_of(sources)
+
+
+def _fill(model: ModelDef, leaves: Mapping[str, np.ndarray], where: str) -> tuple[dict, dict]:
+    """`(params, extra)` of a model out of {path: array}, on the device.
+
+    Raises:
+      UserError: some are missing or of another shape.
+    """
+    from mmjax.convert.tvl import with_scale_of_clip
+
+    parts = {"params": model.params, "extra": model.extra}
+    target = initialize.target_of(parts)
+    values, report = initialize.match(target, with_scale_of_clip(leaves, target))
+    if report.missing or report.mismatched:
+        raise UserError(f"{where} does not hold the whole model of its config:\n{report}")
+
+    def fill(prefix: str, part: dict) -> dict:
+        return tree.map_named(
+            lambda path, leaf: jnp.asarray(values[prefix + path], leaf.dtype), part
+        )
+
+    return fill("", model.params), fill("extra/", model.extra)

@@ -20,6 +20,9 @@ ARGUMENTS = {  # besides the default
     ("pretrain", "clips"): ["text"],
     ("pretrain", "ut_fac"): ["large"],
     ("finetune", "demo"): ["ut_fac"],
+    ("touch", "demo"): ["clip", "frozen"],
+    ("touch", "pairs"): ["text", "image"],
+    ("touch", "tvl"): ["base,background", "resnet18"],
     ("finetune", "video"): ["vit_xlarge", "i3d", "ut_base"],
     ("finetune", "audio"): ["wat_large", "spt_base", "resnet2d_50"],
     ("finetune", "imagenet"): ["ut_medium"],
@@ -54,7 +57,10 @@ def test_a_recipe_builds_its_model_and_optimizer(task, name):
     assert program.task.flops(facts.spec) > 0
     frozen = [path for path, is_frozen in program.frozen.items() if is_frozen]
     published = task == "pretrain" and name.partition(":")[0] in ("tx_fac", "ut_fac", "mmv_fac")
-    assert frozen == (["text/word_embedding"] if published else [])
+    if task == "touch" and ("tvl" in name or "frozen" in name):
+        assert {path.split("/")[0] for path in frozen} == {"image", "text"}
+    else:
+        assert frozen == (["text/word_embedding"] if published else [])
 
 
 @pytest.mark.parametrize("arch", config.ARCHITECTURES["finetune"])

@@ -2,18 +2,26 @@
 
     python -m mmjax.main --task=touch
 
-Three tiny transformers learn together from 3,000 scenes that are felt, seen and described.
+Three tiny transformers learn together from 3,000 scenes that are felt, seen and described, and are
+judged on 200 scenes whose combinations of shape, colour, size and motion they have never met. Two
+minutes on two CPU cores. TVL's own order, where a touch encoder joins towers that are trained
+already and stay as they are:
+
+    python -m mmjax.main --task=touch --config=demo:clip
+    python -m mmjax.main --task=touch --config=demo:frozen --override_checkpoint=runs/touch-demo-clip
 """
 
 from mmjax import config
 
 
 def get_config(arg: str = ""):
-    words = config.variants(arg, "smoke", "clip", "frozen")
-    smoke = "smoke" in words
+    """`arg`: 'clip' for pictures and words alone; 'frozen' for touch that joins their towers;
+    'smoke' for two steps on the tiny world, which tests use; or several, with a comma between."""
+    words = config.variants(arg, "clip", "frozen", "smoke")
+    smoke, clip = "smoke" in words, "clip" in words
     cfg = config.base()
     cfg.task = "touch"
-    cfg.batch_size = 8 if smoke else 128
+    cfg.batch_size = 8 if smoke else 64
     cfg.total_steps = 2 if smoke else 600
     cfg.log_every = 1 if smoke else 25
     cfg.checkpoint.every = 1 if smoke else 300
@@ -22,12 +30,12 @@ def get_config(arg: str = ""):
         train=world,
         split="train",
         image=dict(size=32),
-        touch=dict(size=32),
+        touch=None if clip else dict(size=32),
         text=dict(candidates=1, max_words=16, sample="random"),
     )
     tower = dict(num_layers=2, dropout_rate=0.0, scan_unroll=0)
     cfg.model = dict(
-        touch=dict(name="touch_tiny", **tower),
+        touch=None if clip else dict(name="touch_tiny", **tower),
         image=dict(name="clip_vit_tiny", **tower),
         text=dict(name="clip_text_tiny", **tower),
     )
@@ -39,14 +47,16 @@ def get_config(arg: str = ""):
         clip_norm=1.0,
         schedule=dict(name="cosine", base=1e-3, warmup_steps=1 if smoke else 50),
     )
-    if "clip" in words:
-        cfg.data.touch = cfg.model.touch = None
     if "frozen" in words:
         cfg.optimizer.frozen = ("^image/", "^text/")
-        cfg.init_allow = ("^touch/",)
+        cfg.init_allow = ("^touch/",)  # is new
     clips = dict(data=world, batch_size=cfg.batch_size)
-    pairs = (("text", "image"),) if "clip" in words else (("touch", "image"), ("touch", "text"))
-    cfg.evals = {
-        f"{a}_{b}": dict(type="retrieval", query=a, target=b, **clips) for a, b in pairs
-    }
+    if clip:
+        cfg.evals = dict(retrieval=dict(type="retrieval", query="text", target="image", **clips))
+        return cfg
+    cfg.evals = dict(
+        retrieval=dict(type="retrieval", query="touch", target=("image", "text"), **clips),
+        shape=dict(type="zero_shot", modality=("touch", "image"), templates="a {}", **clips),
+        affinity=dict(type="affinity", target="image", **clips),
+    )
     return cfg

@@ -1,0 +1,149 @@
+"""The touch task as a user runs it: towers of pictures and words, then touch that joins them."""
+
+import contextlib
+import functools
+import json
+import signal
+
+import numpy as np
+import pytest
+
+import mmjax
+from mmjax import checkpoint, config, tree
+from mmjax.tools import embed
+from tests.e2e import program
+from tests.e2e.test_resume import state_of
+
+STEPS = 4
+SMALL = (
+    "--task=touch",
+    f"--config.total_steps={STEPS}",
+    "--config.tensorboard=False",
+    "--config.model.image.num_layers=1",
+    "--config.model.text.num_layers=1",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def clip(command, folder):
+    """A run of pictures and words alone."""
+    done = command(folder, *SMALL, "--config=demo:clip,smoke", "--model_dir=clip").check()
+    assert "text_to_image/R@1" in done.stdout and "touch_to" not in done.stdout
+    return folder / "clip"
+
+
+@pytest.fixture(scope="module")
+def joined(command, clip, folder):
+    """Touch that joined its towers: whole at once, and stopped on the way."""
+    run = functools.partial(
+        command,
+        folder,
+        *SMALL,
+        "--config=demo:frozen,smoke",
+        "--config.model.touch.num_layers=1",
+        "--config.ema_decay=0.9",
+        "--config.checkpoint={'every': 2, 'keep': 1, 'best': 'retrieval/touch_to_text/mean_rank',"
+        " 'best_of': 'min'}",
+        "--config.evals.retrieval.every=1",
+        "--config.evals.shape.modality=touch",
+        f"--override_checkpoint={clip}",
+    )
+    run("--model_dir=whole").check()
+    stopped = run("--model_dir=run", before=functools.partial(program.signal_at, 2, signal.SIGTERM))
+    assert "Stopped by SIGTERM at step 3; saved." in stopped.check().log
+    return folder / "run", run("--model_dir=run").check()
+
+
+def test_a_stopped_run_ends_as_an_undisturbed_one(joined, folder):
+    wanted, found = state_of(folder / "whole", STEPS), state_of(joined[0], STEPS)
+    assert wanted.keys() == found.keys()
+    assert all(np.array_equal(wanted[path], found[path]) for path in wanted)
+
+
+def test_frozen_towers_stay_as_they_came_and_are_saved_once(joined, clip):
+    (once,) = (joined[0] / "checkpoints").glob("frozen-*")
+    states = []
+    for run in (clip, joined[0]):
+        with contextlib.closing(checkpoint.Checkpoints(run, read_only=True)) as saved:
+            states.append(tree.flatten(saved.read(STEPS, ["params", "ema"])))
+    before, after = states
+    frozen = [p for p in before if p.startswith(("params/image/", "params/text/"))]
+    assert len(frozen) > 20 and all(np.array_equal(before[p], after[p]) for p in frozen)
+    assert {p.split("/")[1] for p in after if p.startswith("ema/")} == {"touch", "logit_scale"}
+    own = state_of(joined[0], STEPS)  # what stands in the folder of the step
+    assert any("opt" in path and "touch" in path for path in own)
+    assert not any("image" in path or "text" in path for path in own)
+
+
+def test_the_best_checkpoint_is_kept_through_the_stop(joined):
+    run = joined[0]
+    best = json.loads((run / "best" / "best.json").read_text())
+    name = "retrieval/touch_to_text/mean_rank"
+    values = {line["step"]: line[name] for line in program.metrics_of(run) if name in line}
+    assert set(values) == {1, 2, 4}  # it was stopped before it could be judged after step 3
+    assert best["value"] == min(values.values())
+    assert best["step"] == max(s for s, v in values.items() if v == best["value"])
+    model = mmjax.load(run / "best")
+    assert model.embed_touch(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 128)
+
+
+def test_the_table_the_figure_and_the_job(joined, command, folder):
+    run, done = joined
+    for text in ("touch_to_image/R@1", "touch_to_text/R@1", "shape", "touch/top1", "diagonal"):
+        assert text in done.stdout, text
+    (figure,) = (run / "figures").glob(f"affinity-*{STEPS}.png")
+    assert figure.stat().st_size > 10_000
+    job = command(folder, "--task=touch", "--mode=eval", f"--override_checkpoint={run}").check()
+    assert f"Step {STEPS} of" in job.stdout
+    inside, alone = (
+        {name: value for name, value in line.items() if "/R@" in name}
+        for line in [m for m in program.metrics_of(run) if "shape/touch/top1" in m][-2:]
+    )
+    assert len(inside) == 12 and alone == pytest.approx(inside, rel=1e-3)
+
+
+def test_features_in_place_of_towers(clip, command, folder, user_env):
+    """The command that makes them is tested in tests/tools/test_embed.py."""
+    overrides = [o for o in SMALL if o.startswith("--config.model")]
+    overrides.append("--config.model.touch.num_layers=1")
+    cfg = config.load("touch", "demo:frozen,smoke", overrides)
+    embed.embed(
+        cfg, ["image", "text"], weights=[str(clip)], out=str(folder / "features"), progress=False
+    )
+    run = functools.partial(
+        command,
+        folder,
+        *SMALL,
+        "--config=demo:frozen,smoke",
+        "--config.model.touch.num_layers=1",
+        "--config.evals={}",
+        "--config.data.image.features=features",
+        "--config.data.text.features=features",
+    )
+    done = run("--model_dir=fast", f"--override_checkpoint={clip}").check()
+    assert len(program.curve(folder / "fast")) == STEPS and "Traceback" not in done.log
+    wrong = run("--model_dir=wrong").check(2)  # from scratch: other towers
+    assert "were computed by another tower" in wrong.log
+
+
+def test_four_modalities_pretrain_together(command, folder):
+    done = command(
+        folder,
+        "--task=pretrain",
+        "--config=senses:smoke",
+        "--model_dir=senses",
+        "--config.tensorboard=False",
+        *(f"--config.model.{m}.num_layers=1" for m in ("video", "audio", "text", "touch")),
+        "--config.loss.weights={'touch_video': 1.0, 'audio_touch': 0.5, 'video_text': 2.0}",
+        "--config.evals.probe=None",
+    ).check()
+    line = program.metrics_of(folder / "senses")[0]
+    losses = [line[f"train/loss_{pair}"] for pair in ("touch_video", "audio_touch", "video_text")]
+    assert "train/loss_touch_text" not in line
+    assert line["train/loss"] == pytest.approx(np.dot(losses, [1.0, 0.5, 2.0]) / 3.5, rel=1e-5)
+    assert "touch_to_video/R@1" in done.stdout and "touch_to_text/R@1" in done.stdout

@@ -38,6 +38,26 @@ def table(captions: Sequence[str], words: Sequence[str]) -> np.ndarray:
     return np.array([[word in found for word in bare] for found in of]).reshape(len(of), len(bare))
 
 
+def mentions(captions: Sequence[str], words: Sequence[str]) -> np.ndarray:
+    """bool [captions, words]: which of the words stand in which caption, whatever is around them.
+
+    For captions without commas, whose keywords cannot be told apart: those of the tokenizer 'word',
+    which leaves out all punctuation.
+    """
+
+    def bare(text: str) -> str:
+        return " ".join(["", *re.sub(r"[^\w\s]", "", text.lower()).split(), ""])
+
+    of = [bare(caption) for caption in captions]
+    found = [[bare(word) in caption for word in words] for caption in of]
+    return np.array(found).reshape(len(of), len(words))
+
+
+def keep_commas(tokenizer: Any) -> bool:
+    """Whether captions that a tokenizer decodes are still lists of keywords."""
+    return "," in tokenizer.decode(tokenizer.encode(["hard, cold."])[0])
+
+
 def all_keywords(captions: Sequence[str]) -> list[str]:
     """Each keyword of the captions once, in alphabetical order."""
     found: dict[str, Any] = {}

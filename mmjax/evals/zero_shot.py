@@ -62,8 +62,9 @@ class ZeroShot(Evaluator):
       modality: what is classified, one or several; compared by the task's outputs
         'modality/text' and 'text/modality'.
       truth: 'label', the dataset's labels, or 'keywords', the parts of each example's caption.
-      classes: names; default those of the dataset, or all keywords of the split. With 'label',
-        one for each class of the dataset, in its order.
+      classes: names; default those of the dataset, or all keywords of the split, which a tokenizer
+        that leaves out commas ('word') cannot tell. With 'label', one for each class of the
+        dataset, in its order.
       templates: sentences with {} where the name goes; their embeddings are averaged.
       data: dataset; default the one of training.
       split: of the dataset.
@@ -147,6 +148,13 @@ class ZeroShot(Evaluator):
         read = self.store.get(state, self._captions)
         texts = dict(zip(read.example_id.tolist(), captions.decode(read), strict=True))
         texts = [texts.get(number, "") for number in features.example_id.tolist()]
+        if not captions.keep_commas(read.tokenizer):
+            if not self._classes:
+                raise UserError(
+                    f"Evaluator {self.name}: config.data.text.tokenizer leaves out commas, between "
+                    "which keywords stand: name those that matter, classes=(…)."
+                )
+            return list(self._classes), captions.mentions(texts, self._classes)
         names = list(self._classes) or captions.all_keywords(texts)
         return names, captions.table(texts, names)
 

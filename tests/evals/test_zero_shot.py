@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from mmjax.data.tokenizers import WordTokenizer, build_word_vocab, write_word_vocab
 from mmjax.errors import UserError
 from mmjax.evals import captions
 from mmjax.evals.zero_shot import classify, zero_shot_weights
@@ -107,6 +108,35 @@ def test_keywords_of_captions_are_classes(bench):
     assert set(some) >= {"z/touch/top1", "z/touch/mAP"} and "z/touch/top5" not in some
     with pytest.raises(UserError, match="no example with touch has a class"):
         b.run(z=dict(type="zero_shot", truth="keywords", classes=("feels",)))
+
+
+def test_keywords_of_a_tokenizer_without_commas(bench, tmp_path):
+    rng = np.random.default_rng(1)
+    sets = [rng.choice(ADJECTIVES, rng.integers(1, 4), replace=False) for _ in range(60)]
+    texts = [", ".join([*s[:-1], "and " + s[-1]] if len(s) > 1 else s) + "." for s in sets]
+    b = touched(bench, texts)
+    vocab = tmp_path / "vocab.txt"
+    write_word_vocab(vocab, build_word_vocab([*ADJECTIVES, "and"]))
+    b.tokenizer = words = WordTokenizer(str(vocab), max_words=8)
+    ids = words.encode(texts)
+    b.task.table = rng.normal(size=(words.vocab_size, 6))
+    b.task.table[0] = 0
+    b.touch = np.asarray(b.task.embed(ids), np.float32)
+    b.splits["test"] |= {"text": ids[:, None], "touch": b.touch[:, None]}
+    weights = unit(np.asarray(b.task.embed(words.encode([f"{n}." for n in ADJECTIVES]))))
+    truth = np.array([[name in s for name in ADJECTIVES] for s in sets])
+    hits = truth[np.arange(60), (unit(b.touch) @ weights.T).argmax(1)]
+    assert 0.5 < hits.mean() < 1
+    found = b.run(z=dict(type="zero_shot", truth="keywords", classes=ADJECTIVES))
+    assert found["z/touch/top1"] == pytest.approx(hits.mean())
+    assert found["z/touch/top1_chance"] == pytest.approx(truth.mean())
+    with pytest.raises(UserError, match="leaves out commas"):
+        b.run(z=dict(type="zero_shot", truth="keywords"))
+    assert captions.keep_commas(Words()) and not captions.keep_commas(words)
+    table = captions.mentions(
+        ["Wet black <unk> ice", "skinlike black ice", ""], ["black ice", "skin-like"]
+    )
+    assert table.tolist() == [[False, False], [True, True], [False, False]]
 
 
 def test_captions_are_taken_apart():

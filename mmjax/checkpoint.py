@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from mmjax import distributed, tree
-from mmjax.convert import tf2
+from mmjax.convert import tf2, torch_files
 from mmjax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -59,6 +59,12 @@ def find(source: str | os.PathLike) -> tuple[pathlib.Path, int]:
             f"{source} is a TensorFlow checkpoint. A training takes it as it is "
             "(--override_checkpoint, config.init_from); for anything else make a run directory of "
             f"it: mmjax convert {prefix} --out RUN"
+        )
+    if torch_files.is_file(source):
+        raise UserError(
+            f"{source} is a file of PyTorch's. A training takes it as it is "
+            "(--override_checkpoint, config.init_from), and so does mmjax.load; for anything else "
+            f"make a run directory of it: mmjax convert {source} --out RUN"
         )
     path, wanted = pathlib.Path(source), None
     if path.name.isdigit() and path.parent.name == FOLDER:

@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import pathlib
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ _DEFAULTS: dict[str, Any] = dict(
     clip_shards=0,  # >0: clip the gradient of each of so many parts of a batch (VATT fine-tuning)
     nan_policy="stop",  # or 'skip': leave such a step out, counted, up to `nan_limit`
     nan_limit=10,
-    init_from="",  # whose parameters start this run: a run directory, a TF2 checkpoint, or several
+    init_from="",  # whose parameters start this run: a run directory, published files, or several
     init_allow=(),  # patterns of parameter paths that `init_from` need not have
     init_map=(),  # (pattern, replacement) pairs that rename the source's paths
     resume_from="",  # a run directory whose whole state starts this run
@@ -141,7 +142,8 @@ def keywords(
     hints = typing.get_type_hints(function)
     for key, value in section.items():
         hint = hints.get(key)
-        options = typing.get_args(hint) or (hint,)
+        union = isinstance(hint, types.UnionType)
+        options = typing.get_args(hint) if union else (hint,)
         expected = next((kind for kind in options if kind in (bool, int, float, str)), None)
         if expected and not (value is None and type(None) in options):
             _check_type(f"config.{where}.{key}", value, expected())

@@ -490,3 +490,9 @@ def test_mistakes_in_what_is_best(run, best_of, log):
         "was deleted before it could be kept" in " ".join(log)
         and not (run / "best/best.json").exists()
     )
+
+
+def test_a_file_of_pytorch_is_told_from_a_run_directory(tmp_path):
+    (tmp_path / "encoder.pth").write_bytes(b"PK\x03\x04" + bytes(60))
+    with pytest.raises(UserError, match="is a file of PyTorch's.*mmjax convert .*encoder.pth"):
+        checkpoint.find(tmp_path / "encoder.pth")

@@ -82,7 +82,8 @@ def _is(options: Mapping[str, Any], encoder: Mapping[str, Any]) -> bool:
 
 def _named(prefix: str, encoder: Mapping[str, Any]) -> str:
     """The name of the tower of this size, else of the base one, for its other options."""
-    names = [name for name in TOWERS if name.startswith(prefix)]
+    kind = TOWERS[f"{prefix}base"][0]  # vit_ begins towers of video, and of touch
+    names = [name for name in TOWERS if name.startswith(prefix) and TOWERS[name][0] == kind]
     return next((name for name in names if _is(TOWERS[name][2], encoder)), f"{prefix}base")
 
 

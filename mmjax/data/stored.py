@@ -114,13 +114,7 @@ def _open(folder: str, name: str, *, source: Source, split: str) -> np.ndarray:
             f"data are {source.num_examples} of {source.info.name}/{split}: compute the features "
             "of these again."
         )
-    path = features_path(folder, split, name)
-    try:
-        array = np.load(path, mmap_mode="r")
-    except FileNotFoundError as error:
-        raise UserError(f"{what}: there is no {path}.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{what}: {path} is not an array: {error}.") from error
+    path, array = _mapped(folder, split, name)
     fits = array.ndim in (2, 3) and len(array) == number and min(array.shape) > 0
     if not fits or not np.issubdtype(array.dtype, np.floating):
         raise UserError(
@@ -128,6 +122,27 @@ def _open(folder: str, name: str, *, source: Source, split: str) -> np.ndarray:
             f"[{number}, D] or [{number}, K, D]."
         )
     return array if array.ndim == 3 else array[:, None]
+
+
+def width_of(folders: str | Sequence[str], split: str, name: str) -> int:
+    """Features of a row, by the file of the first folder.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    folder = folders if isinstance(folders, str) else folders[0]
+    return _mapped(folder, split, name)[1].shape[-1]
+
+
+def _mapped(folder: str, split: str, name: str) -> tuple[str, np.ndarray]:
+    """The file of a modality's features, and its array."""
+    path = features_path(folder, split, name)
+    try:
+        return path, np.load(path, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise UserError(f"data.{name}.features: there is no {path}.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.{name}.features: {path} is not an array: {error}.") from error
 
 
 def add_stored(

@@ -119,7 +119,8 @@ class SemanticRetrieval(Evaluator):
     Args:
       pairs: modalities that retrieve each other; embeddings are the task's outputs 'a/b', 'b/a'.
       thresholds: cosines of captions; default TVL's four.
-      trials: so many times more, with a random part of each caption's keywords, as TVL evaluates:
+      trials: so many times more, with a random part of each caption's keywords
+        (`data.text.keywords`), as TVL evaluates:
         `touch_text@0.636_random/top1` is the mean and has a standard deviation over the trials.
         Only text is computed again.
       subsets: report the queries of each subset if the labels make two to so many; 0: never.
@@ -183,6 +184,12 @@ class SemanticRetrieval(Evaluator):
 
     def _trial_views(self, views: Mapping[str, Any], seed: int) -> dict[str, Any]:
         text = dict(views.get("text") or {})
+        default = (self.store.data_cfg.get("text") or {}).get("keywords")
+        if text.get("keywords", default) is None:
+            raise UserError(
+                f"Evaluator {self.name}: trials draw a part of each caption's keywords, but the "
+                "captions are no keywords: set config.data.text.keywords={}, or trials=0."
+            )
         text["keywords"] = {**(text.get("keywords") or {}), "eval_subset": True, "seed": seed}
         return {**views, "text": text, **leave_out(self.store.data_cfg, "text")}
 

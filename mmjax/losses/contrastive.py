@@ -168,8 +168,10 @@ def soft_nce(
       A float32 scalar, 0 when no example is valid.
 
     Raises:
-      UserError: `chunk_size` does not divide B.
+      UserError: `chunk_size` does not divide B, or `target_temperature` is not above 0.
     """
+    if target_temperature <= 0:
+        raise UserError(f"target_temperature={target_temperature} must be above 0.")
     first, second, valid, _ = _prepare(first, second, mask, None, mask)
     first, second, valid = first[:, 0], second[:, 0], valid[:, 0]
     captions = jax.lax.stop_gradient(second)

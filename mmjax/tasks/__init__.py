@@ -69,7 +69,8 @@ class DataFacts:
 
     @classmethod
     def of_config(cls, cfg: Any, *, num_classes: int | None = None) -> DataFacts:
-        """What a training batch will look like, by the config alone: no dataset is opened.
+        """What a training batch will look like, by the config alone: no dataset is opened, but the
+        head of a file of features that take a tower's place.
 
         A vocabulary is taken to fill the model's own word table, sound without a rate to be of
         48 kHz.
@@ -78,7 +79,8 @@ class DataFacts:
           cfg: a recipe.
           num_classes: of labels, if the config does not say.
         """
-        from mmjax.data.config import parse_config  # imports TensorFlow
+        from mmjax.data import stored  # these import TensorFlow
+        from mmjax.data.config import parse_config
 
         data, rows = parse_config(config.plain(cfg.data)), cfg.batch_size
         shapes: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -99,6 +101,10 @@ class DataFacts:
                 shapes |= {name: square, f"{name}_mask": ((), "float32")}
         if data.touch and data.touch.background:
             shapes["touch_background"] = shapes["touch"]
+        for name in ("image", "text", "touch"):
+            if folders := getattr(getattr(data, name), "features", ""):
+                lead = shapes[f"{name}_mask"][0]
+                shapes[name] = ((*lead, stored.width_of(folders, data.split, name)), "float32")
         classes = None
         if data.label:
             classes = data.label.num_classes or num_classes or 2

@@ -126,6 +126,11 @@ class Touch:
                     f"config.loss.weights: {'_'.join(pair[::-1])} is no pair of this model. Pairs: "
                     f"{', '.join('_'.join(p) for p in pairs)}."
                 )
+            if pair in self._weights:
+                raise UserError(
+                    f"config.loss.weights gives {'_'.join(pair)} twice, in both orders: leave one "
+                    "out."
+                )
             self._weights[pair] = weight
         self._divisor = len(pairs) if mean_over == "pairs" else sum(self._weights.values())
         default = _make_loss(own, "loss")

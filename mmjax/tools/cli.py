@@ -412,7 +412,13 @@ def _add_embed(commands) -> None:
         "writes what they make of it. A training that is given these features reads neither the "
         "pictures nor runs the towers. --config.key=value overrides values as in training.",
     )
-    p.add_argument("modalities", nargs="+", metavar="MODALITY", help="image, text or touch")
+    p.add_argument(
+        "modalities",
+        nargs="+",
+        choices=("image", "text", "touch"),
+        metavar="MODALITY",
+        help="image, text or touch",
+    )
     p.add_argument("--config", default="tvl", metavar="NAME", help="recipe or .py file (tvl)")
     p.add_argument(
         "--weights",

@@ -256,6 +256,7 @@ def test_a_trial_may_lack_examples(bench):
         (dict(thresholds=1.0), r"must be in \[-1, 1\)"),
         (dict(trials=-1), "trials=-1"),
         (dict(pairs="touch_image", trials=2), "for pairs with text"),
+        (dict(trials=2), "set config.data.text.keywords={}, or trials=0"),
     ],
 )
 def test_options_that_cannot_be(bench, options, message):

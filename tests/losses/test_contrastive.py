@@ -359,6 +359,11 @@ def test_soft_targets_get_no_gradient():
     np.testing.assert_array_equal(pulled, 0)  # with scale 0 only the targets depend on the text
 
 
+def test_soft_targets_need_a_temperature():
+    with pytest.raises(UserError, match="target_temperature=0 must be above 0"):
+        contrastive.soft_nce(TOUCH, TEXT, logit_scale=SCALE, target_temperature=0)
+
+
 def test_a_learned_scale_stays_at_its_limit_and_can_come_back():
     limit = np.log(100.0)
     scale, up = jax.value_and_grad(lambda x: -contrastive.clamped_scale(x, 100.0))(limit + 0.1)

@@ -238,6 +238,7 @@ TWO_CAPTIONS = SPEC | {"text": jax.ShapeDtypeStruct((BATCH, 2, WORDS), np.int32)
             dict(weights=dict(touch_video=1.0)),
             "touch_video is no pair.*touch_image, touch_text, image_text",
         ),
+        (dict(weights=dict(touch_text=1.0, text_touch=2.0)), "gives touch_text twice"),
         (dict(weights=dict(touch=1.0)), "weights.touch=1.0: write a pair"),
         (dict(weights=dict(touch_text=-1.0)), "touch_text=-1.0"),
         (dict(weights=dict(touch_text=0.0)), "no pair of modalities has a weight above 0"),

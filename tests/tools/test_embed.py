@@ -114,6 +114,12 @@ def test_mistakes_are_named(modalities, options, message, weights, tmp_path):
         embed.embed(cfg, modalities, weights=[str(weights)], out=str(tmp_path), progress=False)
 
 
+def test_a_modality_without_pictures_or_words_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["embed", "video", "--weights", "run", "--out", "features"])
+    assert "invalid choice: 'video'" in capsys.readouterr().err
+
+
 def test_features_of_a_trained_tower_are_refused(features):
     cfg = config.load("touch", "demo:smoke", given(features))
     _, facts = train.open_train_data(cfg)

@@ -7,8 +7,8 @@ judged on 200 scenes whose combinations of shape, colour, size and motion they h
 minutes on two CPU cores. TVL's own order, where a touch encoder joins towers that are trained
 already and stay as they are:
 
-    python -m mmjax.main --task=touch --config=demo:clip
-    python -m mmjax.main --task=touch --config=demo:frozen --override_checkpoint=runs/touch-demo-clip
+    python -m mmjax.main --task=touch --config=demo:clip --model_dir=runs/clip
+    python -m mmjax.main --task=touch --config=demo:frozen --override_checkpoint=runs/clip
 """
 
 from mmjax import config

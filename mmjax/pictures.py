@@ -226,7 +226,7 @@ class Augmentation:
       subtract_background: normalise the difference to the background. Colours and blur change
         picture and background alike.
       in_eval: augment in evaluation as well, as TVL's published code does in validation, and in its
-        tests of models that subtract the background. What is drawn depends on the pictures alone,
+        tests of models that subtract the background. What is drawn depends on each picture alone,
         so an evaluation gives the same result each time.
       where: name of the section, for messages.
 
@@ -287,8 +287,7 @@ class Augmentation:
           UserError: a background is to be subtracted, and there is none.
         """
         if key is None and self._in_eval:
-            content = jnp.sum(pictures, dtype=jnp.uint32)
-            key = jax.random.fold_in(jax.random.key(0), content)
+            return self._by_content(pictures, background)
         x = preprocess.normalize_video(pictures, zero_centered=False)
         color_key, *flip_keys = jax.random.split(key, 4) if key is not None else [None] * 4
         if key is not None:
@@ -307,6 +306,17 @@ class Augmentation:
                 if probability:
                     x = _FLIPS[name](flip_key, x, probability)
         return normalize(x, self._mean, self._std)
+
+    def _by_content(self, pictures: jax.Array, background: jax.Array | None) -> jax.Array:
+        """Augments each picture with a key of its own pixels, whatever else is in the batch."""
+        content = jnp.sum(pictures, axis=(1, 2, 3), dtype=jnp.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), content)
+
+        def one(key, pictures):
+            return self(*(x[None] for x in pictures), key=key)[0]
+
+        both = (pictures,) if background is None else (pictures, background)
+        return jax.vmap(one)(keys, both)
 
     def _colors(self, key: jax.Array, pictures: jax.Array) -> jax.Array:
         jitter_key, gray_key, blur_key = jax.random.split(key, 3)

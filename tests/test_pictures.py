@@ -160,14 +160,25 @@ def test_evaluation_augments_if_asked_and_gives_the_same_each_time():
     augment = jax.jit(
         pictures.Augmentation(horizontal_flip=0.5, in_eval=True), static_argnames="key"
     )
-    x = np.repeat(BYTES[:1], 40, axis=0)
+    x = np.random.default_rng(3).integers(0, 256, (40, 6, 5, 3), np.uint8)
     out = augment(x, key=None)
     flipped = (np.abs(out - x / 255) > 1e-3).any(axis=(1, 2, 3))
     assert 8 < flipped.sum() < 32 and np.array_equal(out, augment(x, key=None))
-    other = (np.abs(augment(x[:, ::-1] // 2, key=None) - (x[:, ::-1] // 2) / 255) > 1e-3).any(
-        (1, 2, 3)
+    np.testing.assert_array_equal(out[:7], augment(x[:7], key=None))  # whatever the batch
+    np.testing.assert_array_equal(out[::-1], augment(x[::-1], key=None))
+
+
+def test_evaluation_augments_a_picture_and_its_background_alike():
+    section = dict(horizontal_flip=0.5, subtract_background=True, in_eval=True)
+    augment = pictures.Augmentation.from_config(section, "augment.touch")
+    x = np.random.default_rng(3).integers(0, 256, (20, 6, 5, 3), np.uint8)
+    difference = (x - np.float32(BYTES[0, 0, 0])) / 255
+    out = augment(x, np.broadcast_to(BYTES[0, 0, 0], x.shape), key=None)
+    plain, mirrored = (
+        (np.abs(out - wanted) < 1e-4).all(axis=(1, 2, 3))
+        for wanted in (difference, difference[:, :, ::-1])
     )
-    assert not np.array_equal(flipped, other)
+    assert plain.any() and mirrored.any() and (plain | mirrored).all()
 
 
 def test_backgrounds_change_colour_with_their_picture_and_are_subtracted():

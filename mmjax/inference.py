@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from mmjax import checkpoint, config, initialize, rundir, tree
-from mmjax.errors import UserError
+from mmjax.errors import UserError, choose
 from mmjax.models import tvl
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts
@@ -99,7 +99,10 @@ class Model:
         """
         self._check("text")
         single = isinstance(texts, str)
-        ids = self._tokenizer.encode([texts] if single else list(texts))
+        texts = [texts] if single else list(texts)
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"embed_text takes a text or a list of them, not {texts}.")
+        ids = self._tokenizer.encode(texts)
         rows = self._run("text", {"text": ids}, batch_size)
         return rows[0] if single else rows
 
@@ -114,6 +117,8 @@ class Model:
         """
         from mmjax.evals.zero_shot import zero_shot_weights
 
+        if isinstance(classes, str):
+            raise UserError(f"zero_shot takes the names of several classes, not {classes!r}.")
         weights = zero_shot_weights(classes, self.embed_text, templates=templates)
         return ZeroShotClassifier(self, tuple(classes), weights)
 
@@ -129,6 +134,8 @@ class Model:
         single = isinstance(pictures, str | os.PathLike) or hasattr(pictures, "getbands")
         single = single or getattr(pictures, "ndim", 4) == 3
         pictures = [pictures] if single else list(pictures)
+        if not pictures:
+            raise UserError(f"embed_{modality}: there is no picture in the list.")
 
         def prepared(picture):
             return stills.prepare(_read(picture), options)
@@ -193,6 +200,7 @@ class ZeroShotClassifier:
           modality: 'touch' or 'image'.
           **options: of `embed_touch` or `embed_image`.
         """
+        choose("modality", modality, dict.fromkeys(("touch", "image")))
         embed: Callable = getattr(self._model, f"embed_{modality}")
         scores = self._model.logit_scale * (embed(pictures, **options) @ self._weights.T)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))

@@ -126,6 +126,15 @@ def test_mistakes_are_named(run, model, tmp_path):
         model.embed_touch(np.zeros((8, 8, 3)))
     with pytest.raises(UserError, match="nothing.png"):
         model.embed_image(tmp_path / "nothing.png")
+    with pytest.raises(UserError, match="embed_touch: there is no picture"):
+        model.embed_touch([])
+    for texts in ([], ["a circle", 3]):
+        with pytest.raises(UserError, match="takes a text or a list of them"):
+            model.embed_text(texts)
+    with pytest.raises(UserError, match="names of several classes, not 'rough'"):
+        model.zero_shot("rough")
+    with pytest.raises(UserError, match="modality 'text'.*image, touch"):
+        model.zero_shot(["rough"]).classify("a circle", modality="text")
     with pytest.raises(UserError, match="does not hold the whole model(.|\n)*num_layers|missing"):
         mmjax.load(run, overrides=["--config.model.touch.num_layers=3"])
     without = mmjax.load(run, overrides=["--config.model.text=None", "--config.data.text=None"])

@@ -194,7 +194,9 @@ def _leave_out(cfg: ml_collections.ConfigDict, missing: list[str], paths: list[s
         return
     with cfg.unlocked(), cfg.ignore_type():
         for part in missing:
-            cfg.data[part] = cfg.augment[part] = None
+            cfg.data[part] = None
+            if part in cfg.augment:  # words have no section
+                cfg.augment[part] = None
         cfg.checkpoint.best = ""  # is a figure of touch
         here = [part for part in ("touch", "image", "text") if part not in missing]
         for evaluator in cfg.evals.values():

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax import checkpoint, config, initialize, tree
+import mmjax
+from mmjax import checkpoint, config, initialize, pictures, tree
 from mmjax.convert import run as run_of
 from mmjax.convert import safetensors, torch_files, tvl, tvl_plan
 from mmjax.errors import UserError
@@ -222,6 +223,20 @@ def test_open_clip_alone(files, tmp_path, options, quick, capsys):
     assert cfg.evals.test.pairs == ("image_text",)
     assert (cfg.evals.affinity.query, cfg.evals.affinity.target) == ("image", "text")
     assert initialize.load_params(str(run))[0]["logit_scale"] == np.float32(4.6)
+
+
+def test_tvl_alone_embeds_touch(tmp_path):
+    state = torch_reference.timm_vit_state(
+        width=64, num_layers=1, image_size=16, patch_size=4, num_classes=24, seed=1
+    )
+    model = mmjax.load(write_tvl(tmp_path / "tvl_enc.pth", tvl_model(state)))
+    assert model.modalities == ("touch",)
+    picture = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    turned = np.rot90(picture)[None] / 255
+    turned = (turned - pictures.TACTILE_MEAN) / np.array(pictures.TACTILE_STD)
+    expected = torch_reference.timm_vit(state, turned.astype(np.float32), num_heads=1)[0]
+    expected = expected / np.linalg.norm(expected)
+    np.testing.assert_allclose(model.embed_touch(picture), expected, atol=1e-5)
 
 
 def test_a_resnet(files, tmp_path):

@@ -130,7 +130,8 @@ def _run(args) -> int:
     from mmjax.data.synonyms import load_synonyms
 
     synonyms = load_synonyms(args.synonyms)
-    embed_text = mmjax.load(args.model_dir).embed_text
-    cosines = similarities(synonyms, embed_text, prompt=args.prompt, pairs=args.pairs)
+    # Whatever the training computed in: percentiles are given to more digits than bfloat16 has.
+    model = mmjax.load(args.model_dir, overrides=["--config.model.dtype=float32"])
+    cosines = similarities(synonyms, model.embed_text, prompt=args.prompt, pairs=args.pairs)
     print(json.dumps(report(cosines, args.percentiles), indent=1, ensure_ascii=False))
     return 0

@@ -76,15 +76,15 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     table.write_text(json.dumps({"soft": ["fluffy"], "hard": ["rigid", "firm"]}))
     embed, asked = Embedder(), []
 
-    def load(run):
-        asked.append(run)
+    def load(run, *, overrides):
+        asked.append((run, *overrides))
         return types.SimpleNamespace(embed_text=embed)
 
     monkeypatch.setattr(mmjax, "load", load, raising=False)
     command = ["thresholds", "runs/touch", "--synonyms", str(table), "--percentiles", "0", "50"]
     assert cli.main([*command, "--pairs", "all"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert asked == ["runs/touch"] and printed["pairs"] == 4
+    assert asked == [("runs/touch", "--config.model.dtype=float32")] and printed["pairs"] == 4
     pairs = [("soft", "fluffy"), *itertools.combinations(("hard", "rigid", "firm"), 2)]
     cosines = [embed.cosine(f"{a}.", f"{b}.") for a, b in pairs]
     assert printed["percentiles"]["0"] == pytest.approx(min(cosines), abs=1e-6)

@@ -4,9 +4,8 @@ A task has no state. It builds the model from the config and offers pure functio
 `mmjax.step` and the evaluators compile:
 
     init(key) -> (params, extra)
-    encode(params, extra, batch, key) -> (features, extra)       per example; may run on
-    microbatches objective(params, extra, features, batch, key) -> (loss, (extra, metrics))     the
-    whole batch
+    encode(params, extra, batch, key) -> (features, extra)   per example; may run on microbatches
+    objective(params, extra, features, batch, key) -> (loss, (extra, metrics))   the whole batch
     predict: {name: function(params, extra, batch) -> {name: array}}   on evaluation batches
     flops(spec) -> floating point operations of one training step, counted analytically
     check(params): if there is one, raises for parameters that do not go with the data

@@ -11,10 +11,11 @@ state, wherever its parts are.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -111,6 +112,7 @@ class Checkpoints:
         self._frozen_name: str | None = None  # of the folder that has them, once it is known
         self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
+            save_interval_steps=0 if read_only else 1,
             max_to_keep=None if read_only else keep,
             keep_period=keep_every or None,
             create=not read_only,
@@ -119,9 +121,10 @@ class Checkpoints:
         )
         # Named here, or a manager that has not saved yet cannot read the metadata of what is there.
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(
-            folder_of(run_dir), item_handlers=handlers, options=options
-        )
+        with _quiet() if read_only else contextlib.nullcontext():  # it warns that it cannot write
+            self._manager = ocp.CheckpointManager(
+                folder_of(run_dir), item_handlers=handlers, options=options
+            )
 
     def steps(self) -> list[int]:
         return list_steps(self.run_dir)
@@ -321,6 +324,17 @@ class Checkpoints:
             self._manager.close()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unwritable(error) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of libraries."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _frozen_reader() -> ocp.Checkpointer:

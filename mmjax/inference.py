@@ -21,7 +21,7 @@ from mmjax import checkpoint, config, initialize, rundir, tree
 from mmjax.errors import UserError, choose
 from mmjax.models import tvl
 from mmjax.state import ModelDef
-from mmjax.tasks import DataFacts
+from mmjax.tasks import DataFacts, touch
 from mmjax.tasks.inputs import Inputs
 from mmjax.tasks.pairs import fit_vocabulary
 
@@ -57,7 +57,9 @@ class Model:
         self.modalities: tuple[str, ...] = model.module.modalities
         inputs = Inputs.from_config(cfg.augment, DataFacts(spec={}))
         self._state = _fill(model, leaves, where)
-        self.logit_scale = float(np.exp(np.asarray(self._state[0]["logit_scale"], np.float32)))
+        scale = np.exp(np.asarray(self._state[0]["logit_scale"], np.float64))
+        limit = config.plain(cfg.loss).get("max_logit_scale", touch.MAX_LOGIT_SCALE)
+        self.logit_scale = float(min(scale, limit) if limit else scale)
 
         def embed(state, batch):
             module = model.bind(*state)

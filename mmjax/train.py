@@ -162,9 +162,20 @@ def start_state(cfg: Any, program: Program, saved: checkpoint.Checkpoints) -> tu
             "Frozen at random values: %s. Nothing gave them others and training will not: name a "
             "source in config.init_from (VATT's word vectors: docs/convert.md), or train them "
             "(config.optimizer.frozen).",
-            ", ".join(random),
+            _towers_of(random, program.frozen),
         )
     return state, 0
+
+
+def _towers_of(paths: list[str], every: Mapping[str, Any]) -> str:
+    """Paths for a person: of a part of the model that is there with all its paths, its name."""
+    whole: dict[str, list[str]] = collections.defaultdict(list)
+    for path in every:
+        whole[path.split("/")[0]].append(path)
+    parts = {name for name, members in whole.items() if len(members) > 1}
+    parts = {name for name in parts if set(whole[name]) <= set(paths)}
+    rest = [path for path in paths if path.split("/")[0] not in parts]
+    return ", ".join([*(f"all of {name}" for name in sorted(parts)), *rest])
 
 
 def train(

@@ -61,6 +61,15 @@ class Keywords:
             )
 
 
+def inserted(options: Keywords) -> list[str]:
+    """What sentences may hold that captions do not: 'and', the prompt, the synonyms."""
+    texts = ["and", *filter(None, [options.prompt])]
+    if options.synonyms:
+        groups = load_synonyms(options.synonyms, keep=options.keep_synonyms)
+        texts += [word for group in groups.values() for word in group]
+    return texts
+
+
 def sentence_maker(options: Keywords, *, train: bool) -> Callable[[tf.Tensor, Features], tf.Tensor]:
     """A function (captions [n], features of the example) → sentences [n].
 

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-from mmjax.data import dmvr, modalities, schema, sources, stills, stored
+from mmjax.data import dmvr, keywords, modalities, schema, sources, stills, stored
 from mmjax.data.config import DataConfig, parse_config
 from mmjax.data.dataset import DatasetInfo
 from mmjax.data.pipeline import (
@@ -35,7 +35,7 @@ from mmjax.data.pipeline import (
     rows_of_host,
 )
 from mmjax.data.sources import Source
-from mmjax.data.tokenizers import Tokenizer, make_tokenizer
+from mmjax.data.tokenizers import Tokenizer, WordTokenizer, make_tokenizer, split_words
 from mmjax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -562,7 +562,23 @@ def open_tokenizer(cfg: DataConfig) -> Tokenizer:
         text.tokenizer, vocab=vocab, merges=text.merges, max_words=text.max_words
     )
     _name_vocabulary(text.tokenizer, tokenizer.vocab, tokenizer.vocab_size)
+    if text.keywords and text.tokenizer == "word":
+        _check_inserted(text.keywords, tokenizer)
     return tokenizer
+
+
+def _check_inserted(options: keywords.Keywords, tokenizer: WordTokenizer) -> None:
+    """Raises if `data.text.keywords` inserts words that the vocabulary lacks: all would be the
+    same unknown one."""
+    words = {word for text in keywords.inserted(options) for word in split_words(text)}
+    if unknown_words := sorted(words - set(tokenizer.words)):
+        some = ", ".join(unknown_words[:8]) + (" …" if len(unknown_words) > 8 else "")
+        more = f" --synonyms {options.synonyms}" if options.synonyms else ""
+        more += f' --prompt "{options.prompt}"' if options.prompt else ""
+        raise UserError(
+            f"data.text.keywords inserts {len(unknown_words)} words that the vocabulary "
+            f"{tokenizer.vocab} lacks: {some}. Count them in: mmjax vocab FOLDER --keywords{more}"
+        )
 
 
 @functools.cache  # every dataset that is opened makes a tokenizer: once is enough

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ _LOSSES = {
 # Arguments of the losses that the task gives.
 _GIVEN = ("first", "second", "mask", "logit_scale", "logit_bias")
 _THUMBNAIL = 96  # pixels
+MAX_LOGIT_SCALE = 100.0  # by default, as CLIP
 
 
 class Touch:
@@ -93,7 +95,8 @@ class Touch:
         frozen = config.plain(cfg.optimizer).get("frozen", ())
         self.frozen = _frozen_towers(modalities, self.model.params, frozen)
         sections = {m: config.plain(cfg.data.get(m)) or {} for m in modalities}
-        self._folders = {m: s["features"] for m, s in sections.items() if s.get("features")}
+        self._folders = {m: s.pop("features") for m, s in sections.items() if s.get("features")}
+        self._sections = json.loads(json.dumps(sections))  # as features.json has them
         for modality in self._folders:
             if modality not in self.frozen:
                 raise UserError(
@@ -108,7 +111,7 @@ class Touch:
         weights = own.pop("weights", None)
         touch_text = own.pop("touch_text", None)
         mean_over = own.pop("mean_over", "weights")
-        self._max_scale = float(own.pop("max_logit_scale", 100.0))
+        self._max_scale = float(own.pop("max_logit_scale", MAX_LOGIT_SCALE))
         self._groups = own.pop("groups", 1)
         if self._max_scale < 0 or not isinstance(self._groups, int) or self._groups < 1:
             raise UserError(
@@ -148,20 +151,28 @@ class Touch:
         """Raises unless given features are of the towers that the model has.
 
         Raises:
-          UserError: they are another tower's.
+          UserError: they are another tower's, or of other inputs than this run's config makes.
         """
         from mmjax.data import stored  # imports TensorFlow
 
         for modality, folders in self._folders.items():
-            own = checkpoint.fingerprint(params[modality])
+            own, section = checkpoint.fingerprint(params[modality]), self._sections[modality]
             for folder in (folders,) if isinstance(folders, str) else folders:
-                made_by = (stored.read_description(folder) or {}).get("towers", {}).get(modality)
+                made = stored.read_description(folder) or {}
+                made_by = made.get("towers", {}).get(modality)
                 if made_by != own:
                     raise UserError(
                         f"config.data.{modality}.features={folder} were computed by another tower "
                         f"({made_by or 'it does not say which'}) than this run's ({own}): its "
                         "weights, its options or their type differ. Compute them again from "
                         "config.init_from with this recipe (`mmjax embed`)."
+                    )
+                of = made.get("inputs", {}).get(modality)
+                if of is not None and of != section:
+                    raise UserError(
+                        f"config.data.{modality}.features={folder} were computed with "
+                        f"data.{modality}={of}, which is here {section}. Compute them again with "
+                        "this recipe (`mmjax embed`), or set the same options."
                     )
 
     def encode(self, params, extra, batch, key):

@@ -282,13 +282,27 @@ def _add_vocab(commands) -> None:
     p.add_argument("dataset", metavar="FOLDER")
     p.add_argument("--split", default="train", help="which one (train)")
     p.add_argument("--size", type=int, default=65_536, help="at most this many words (65536)")
+    p.add_argument(
+        "--keywords",
+        action="store_true",
+        help="and the words that data.text.keywords puts between keywords",
+    )
+    p.add_argument("--synonyms", metavar="FILE", default="", help="with --keywords: and these")
+    p.add_argument("--prompt", metavar="TEXT", default="", help="with --keywords: and these")
     p.set_defaults(run=_vocab)
 
 
 def _vocab(args) -> int:
+    from mmjax.data import keywords
     from mmjax.tools import index
 
-    words = index.vocabulary(args.dataset, split=args.split, size=args.size)
+    if (args.synonyms or args.prompt) and not args.keywords:
+        raise UserError("--synonyms and --prompt are what --keywords counts: give it too.")
+    also = []
+    if args.keywords:
+        options = keywords.Keywords(synonyms=args.synonyms, prompt=args.prompt)
+        also = keywords.inserted(options)
+    words = index.vocabulary(args.dataset, split=args.split, size=args.size, also=also)
     print(f"{os.path.join(args.dataset, 'vocab.txt')}: {len(words)} words.")
     return 0
 

@@ -126,7 +126,8 @@ def embed(
         num_examples=before.get("num_examples", {}) | {split: count},
         towers=before.get("towers", {})
         | {modality: checkpoint.fingerprint(params[modality]) for modality in modalities},
-        made={"of": list(weights), "variants": variants, "data": section},
+        inputs=before.get("inputs", {}) | {modality: section[modality] for modality in modalities},
+        made={"of": list(weights), "variants": variants},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 from mmjax.data import dataset, records, schema, tokenizers
 from mmjax.errors import UserError
@@ -44,13 +45,16 @@ def index(path: str) -> dataset.DatasetInfo:
     return info
 
 
-def vocabulary(path: str, *, split: str = "train", size: int = 65_536) -> list[str]:
+def vocabulary(
+    path: str, *, split: str = "train", size: int = 65_536, also: Sequence[str] = ()
+) -> list[str]:
     """Writes the words of a split's captions to `vocab.txt`; returns them, the most frequent first.
 
     Args:
       path: the dataset.
       split: whose captions.
       size: the most words to keep.
+      also: texts whose words count as those of captions.
 
     Raises:
       UserError: no such dataset or split, or no captions in it.
@@ -63,7 +67,7 @@ def vocabulary(path: str, *, split: str = "train", size: int = 65_536) -> list[s
         captions += example.captions
     if not captions:
         raise UserError(f"The split {split!r} of {path} has no captions.")
-    words = tokenizers.build_word_vocab(captions, size=size)
+    words = tokenizers.build_word_vocab([*captions, *also], size=size)
     tokenizers.write_word_vocab(os.path.join(path, "vocab.txt"), words)
     if os.path.exists(os.path.join(path, dataset.FILE)):
         dataclasses.replace(folder.info, vocabulary="vocab.txt").save(path)

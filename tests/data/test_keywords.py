@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import tensorflow as tf
 from mmjax.data import keywords, loader, schema
 from mmjax.data.keywords import Keywords
 from mmjax.errors import UserError
+from mmjax.tools import cli, index
 from tests.data import toy_clips as toy
 
 CAPTIONS = [
@@ -140,7 +142,9 @@ def test_evaluation_draws_subsets_if_asked_to_another_for_each_seed():
 def folder(tmp_path_factory):
     texts = ["red, blue, circle.", " ,.", "square, moves,"]
     payload = lambda n: schema.encode(toy.example(n, captions=[texts[n % 3]]))  # noqa: E731
-    return toy.build(tmp_path_factory.mktemp("toy"), 9, payload=payload)
+    built = toy.build(tmp_path_factory.mktemp("toy"), 9, payload=payload)
+    index.vocabulary(str(built), also=["and"])
+    return built
 
 
 def section(folder, **options):
@@ -200,3 +204,19 @@ def test_evaluation_is_whole_and_in_order(folder):
 def test_wrong_options_are_named(folder, options, message):
     with pytest.raises(UserError, match=message):
         batches(folder, **options)
+
+
+def test_words_that_are_inserted_must_be_in_the_vocabulary(folder, tmp_path):
+    """Else they would all be the one unknown word, and nobody would notice."""
+    synonyms = tmp_path / "synonyms.json"
+    synonyms.write_text(json.dumps({"soft": ["fluffy", "velvety"]}))
+    options = dict(synonyms=str(synonyms), prompt="This feels ")
+    section = dict(train=str(folder), text=dict(keywords=options))
+    with pytest.raises(UserError, match="inserts 5 words .* lacks: feels, fluffy, soft, this, velvety"):
+        loader.make_train_data(section, batch_size=2, seed=0)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    arguments = ["--keywords", "--synonyms", str(synonyms), "--prompt", "This feels "]
+    assert cli.main(["vocab", str(copy), *arguments]) == 0
+    section["train"] = str(copy)
+    loader.make_train_data(section, batch_size=2, seed=0)
+    assert cli.main(["vocab", str(copy), "--prompt", "This feels "]) == 2  # without --keywords

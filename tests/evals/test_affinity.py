@@ -46,7 +46,7 @@ def drawn(monkeypatch):
 
 
 def test_numbers_are_of_all_examples_and_the_figure_of_some(touch, drawn, tmp_path):
-    cfg = dict(type="affinity", num_examples=9, batch_size=8)
+    cfg = dict(type="affinity", num_examples=9, batch_size=8, threshold=0.636)
     found = touch.run(folder=tmp_path, near=cfg)
     keep = np.arange(23) != 5
     touches, images = (unit(touch.splits["test"][m][keep, 0]) for m in ("touch", "image"))
@@ -78,13 +78,16 @@ def test_numbers_are_of_all_examples_and_the_figure_of_some(touch, drawn, tmp_pa
 
 
 def test_text_stands_at_its_side_and_similar_captions_are_right(touch, drawn, tmp_path):
-    touch.run(near=dict(type="affinity", target="text", path=str(tmp_path), num_examples=6))
+    cfg = dict(type="affinity", target="text", path=str(tmp_path), num_examples=6, threshold=0.636)
+    touch.run(near=cfg)
     (figure,) = drawn
     assert figure.path.parent == tmp_path
     assert figure.rows.pictures is None and len(figure.rows.captions) == 6
     right = figure.outlined[figure.cosines.argmax(axis=0), np.arange(6)]
     assert f"touch → text {right.mean():.0%}" in figure.subtitle
+    assert "which count as right" in figure.subtitle
     touch.run(near=dict(type="affinity", query="text", path=str(tmp_path)))
+    np.testing.assert_array_equal(drawn[1].outlined, np.eye(10, dtype=bool))  # by default
     assert drawn[1].columns.captions and drawn[1].rows.captions is None
 
 

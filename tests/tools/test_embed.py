@@ -92,6 +92,12 @@ def test_variants_are_draws_of_the_training(weights, tmp_path):
     assert made["num_examples"] == {"train": 64} and made["made"]["variants"] == 2
 
 
+def test_features_of_other_inputs_are_refused(features, weights):
+    task, _, params, _ = started(weights, *given(features), "--config.data.image.square=pad")
+    with pytest.raises(UserError, match="data.image={'size': 32}, which is here {.*'pad'"):
+        task.check(params)
+
+
 def test_features_of_another_tower_are_refused(features, weights):
     task, _, params, _ = started(weights, *given(features))
     params["text"]["positions"] = params["text"]["positions"].at[0, 0].add(1e-3)

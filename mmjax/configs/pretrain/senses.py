@@ -21,9 +21,7 @@ def get_config(arg: str = ""):
     cfg.loss.weights = dict(video_text=1.0, video_audio=1.0, video_touch=1.0, touch_text=1.0)
     clips = dict(data=cfg.data.train, batch_size=cfg.batch_size)
     cfg.evals = dict(
-        retrieval=dict(
-            type="retrieval", query=("text", "audio", "touch"), target="video", **clips
-        ),
+        retrieval=dict(type="retrieval", query=("text", "audio", "touch"), target="video", **clips),
         retrieval_touch=dict(type="retrieval", query="touch", target="text", **clips),
         probe=dict(type="linear_probe", feature=("video", "audio", "touch"), **clips),
     )

@@ -24,7 +24,7 @@ def get_config(arg: str = ""):
         train="",
         split="train",
         touch=dict(size=64, square="pad"),
-        image=dict(size=64) if "image" in words else None,
+        image=dict(size=64, square="pad") if "image" in words else None,
         text=dict(candidates=1, max_words=16, sample="random") if "text" in words else None,
     )
     tower = dict(num_layers=3, dropout_rate=0.0, scan_unroll=0)
@@ -42,14 +42,14 @@ def get_config(arg: str = ""):
         clip_norm=1.0,
         schedule=dict(name="cosine", base=1e-3, warmup_steps=100),
     )
-    pairs = tuple(f"touch_{modality}" for modality in sorted(words))
-    cfg.checkpoint = dict(every=200, keep=2, best=f"test/{pairs[0]}{_AT[pairs[0]]}/top1")
-    judged = dict(split="test", batch_size=64, every=200)
+    targets = tuple(sorted(words))
+    # The mean rank falls steadily, where accuracies by captions follow a text tower that changes.
+    cfg.checkpoint = dict(
+        every=200, keep=2, best=f"test/touch_to_{targets[0]}/mean_rank", best_of="min"
+    )
+    judged = dict(split="test", batch_size=64)
     cfg.evals = dict(
-        test=dict(type="semantic_retrieval", pairs=pairs, thresholds=(0.9,), **judged),
-        affinity=dict(type="affinity", target=sorted(words)[0], split="test", batch_size=64),
+        test=dict(type="retrieval", query="touch", target=targets, every=200, **judged),
+        affinity=dict(type="affinity", target=targets[0], **judged),
     )
     return cfg
-
-
-_AT = {"touch_image": "", "touch_text": "@0.9"}  # how the evaluator calls a pair

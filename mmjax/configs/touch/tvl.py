@@ -60,7 +60,7 @@ def get_config(arg: str = "tiny"):
         dtype="bfloat16",
     )
     cfg.augment = dict(image=_image(), touch=_subtracted_touch() if subtracts else _touch())
-    cfg.loss = dict(name="info_nce", mean_over="pairs")
+    cfg.loss = dict(name="info_nce", mean_over="pairs", max_logit_scale=0.0)
     cfg.optimizer = dict(
         name="adamw",
         b2=0.95,
@@ -80,7 +80,7 @@ def get_config(arg: str = "tiny"):
     cfg.evals = dict(
         valid=dict(published, split="valid", thresholds=(0.9,), every=1000),
         test=dict(published, split="test", trials=10),
-        affinity=dict(type="affinity", split="test", batch_size=64),
+        affinity=dict(type="affinity", threshold=0.636, split="test", batch_size=64),
     )
     return cfg
 

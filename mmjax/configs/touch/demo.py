@@ -3,8 +3,9 @@
     python -m mmjax.main --task=touch
 
 Three tiny transformers learn together from 3,000 scenes that are felt, seen and described, and are
-judged on 200 scenes whose combinations of shape, colour, size and motion they have never met. Two
-minutes on two CPU cores. TVL's own order, where a touch encoder joins towers that are trained
+judged on 200 scenes whose combinations of shape, colour, size and motion they have never met. Under
+two minutes on two CPU cores. Expect a touch-to-text R@1 of about 0.3 and a touch-to-image R@1 of
+about 0.15 (chance: 0.005). TVL's own order, where a touch encoder joins towers that are trained
 already and stay as they are:
 
     python -m mmjax.main --task=touch --config=demo:clip --model_dir=runs/clip
@@ -21,10 +22,10 @@ def get_config(arg: str = ""):
     smoke, clip = "smoke" in words, "clip" in words
     cfg = config.base()
     cfg.task = "touch"
-    cfg.batch_size = 8 if smoke else 128
-    cfg.total_steps = 2 if smoke else 400
+    cfg.batch_size = 8 if smoke else 64
+    cfg.total_steps = 2 if smoke else 600
     cfg.log_every = 1 if smoke else 25
-    cfg.checkpoint.every = 1 if smoke else 200
+    cfg.checkpoint.every = 1 if smoke else 300
     world = "world:tiny" if smoke else "world"
     cfg.data = dict(
         train=world,

@@ -212,7 +212,7 @@ def test_words_that_are_inserted_must_be_in_the_vocabulary(folder, tmp_path):
     synonyms.write_text(json.dumps({"soft": ["fluffy", "velvety"]}))
     options = dict(synonyms=str(synonyms), prompt="This feels ")
     section = dict(train=str(folder), text=dict(keywords=options))
-    with pytest.raises(UserError, match="inserts 5 words .* lacks: feels, fluffy, soft, this, velvety"):
+    with pytest.raises(UserError, match="5 words .* lacks: feels, fluffy, soft, this, velvety"):
         loader.make_train_data(section, batch_size=2, seed=0)
     copy = shutil.copytree(folder, tmp_path / "copy")
     arguments = ["--keywords", "--synonyms", str(synonyms), "--prompt", "This feels "]

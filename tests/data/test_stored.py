@@ -8,6 +8,7 @@ import pytest
 
 from mmjax.data import loader, schema, stored
 from mmjax.errors import UserError
+from mmjax.tools import index
 from tests.data import toy_clips as toy
 
 COUNT, WIDTH = 9, 5
@@ -17,7 +18,9 @@ COUNT, WIDTH = 9, 5
 def folder(tmp_path_factory):
     touch = [schema.encode_jpeg(np.full((16, 16, 3), 90, np.uint8))]
     payload = lambda n: schema.encode(toy.example(n, touch=touch * (n % 2)))  # noqa: E731
-    return toy.build(tmp_path_factory.mktemp("toy"), COUNT, payload=payload)
+    built = toy.build(tmp_path_factory.mktemp("toy"), COUNT, payload=payload)
+    index.vocabulary(str(built), also=["and"])  # which `data.text.keywords` inserts
+    return built
 
 
 def values(count=COUNT, variants=None, width=WIDTH):

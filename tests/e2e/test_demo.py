@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 
 from mmjax import tree
 from mmjax.checkpoint import Checkpoints
@@ -123,5 +124,6 @@ def test_one_checkpoint_can_be_evaluated_alone(finetuned, command, tmp_path):
     ).check()
     assert f"Step 1 of {finetuned.path}" in done.stdout
     (line,) = program.metrics_of(finetuned.path)[len(before) :]
-    assert line["step"] == 1 and printed(done.stdout)["shape/top1"] == line["shape/top1"]
+    assert line["step"] == 1
+    assert printed(done.stdout)["shape/top1"] == pytest.approx(line["shape/top1"], abs=1e-3)
     assert not (tmp_path / "runs").exists()

@@ -1,0 +1,187 @@
+"""Pairs of records: which other record of its dataset each record is trained with.
+
+    FOLDER/pairs.json        {"dataset": "redcaps", "split": "train", "num_examples": N, …}
+    FOLDER/neighbours.npy    int32 [N, K], record numbers, best first; -1 is none
+    FOLDER/similarity.npy    float32 [N, K], cosines; 0 where there is no neighbour
+
+`data.pairs.path` names such folders; `mmjax neighbours` and `mmjax pairs` write them.
+
+Source: El Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling, arXiv
+2302.12248 (LGSSL): the picture of the nearest caption in place of an augmented copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmjax.errors import UserError
+
+if TYPE_CHECKING:  # which imports TensorFlow
+    from mmjax.data.sources import Source
+
+FILE, NEIGHBOURS, SIMILARITY = "pairs.json", "neighbours.npy", "similarity.npy"
+WORDS = "words"
+_KEYS = {"dataset": str, "split": str, "num_examples": int}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairsConfig:
+    """The section `data.pairs`: each example gets the picture of another record as a second view.
+
+    Attributes:
+      path: a folder of pairs, or several, one for each source; or 'words': the nearest captions by
+        their words, which are looked for when training starts.
+      min_similarity: records whose neighbours are less similar are left out.
+      neighbours: draw the neighbour among the best so many, anew at each visit.
+    """
+
+    path: str | tuple[str, ...] = ""
+    min_similarity: float = 0.0
+    neighbours: int = 1
+
+    def __post_init__(self):
+        if not self.path:
+            raise UserError(
+                "data.pairs.path is empty: name the folder that `mmjax neighbours` wrote, or "
+                f"'{WORDS}', or set data.pairs=None."
+            )
+        if self.neighbours < 1:
+            raise UserError(f"data.pairs.neighbours must be at least 1, not {self.neighbours}.")
+        if not -1 <= self.min_similarity <= 1:
+            raise UserError(
+                f"data.pairs.min_similarity={self.min_similarity} is a cosine, between -1 and 1."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """The neighbours of every record of one source, best first.
+
+    Attributes:
+      neighbours: int32 [N, K], record numbers; -1 is none.
+      similarity: float32 [N, K], cosines; 0 where there is no neighbour.
+    """
+
+    neighbours: np.ndarray
+    similarity: np.ndarray
+
+
+def write_pairs(
+    folder: str | os.PathLike,
+    neighbours: np.ndarray,
+    similarity: np.ndarray,
+    *,
+    dataset: str,
+    split: str,
+    **more: Any,
+) -> None:
+    """Writes a folder of pairs; its description comes last, so that a folder with one is whole.
+
+    Args:
+      folder: made if need be; pairs that are there are replaced.
+      neighbours: [N, K], record numbers of the dataset, best first, -1 = none.
+      similarity: [N, K], cosines.
+      dataset: the name in its dataset.json.
+      split: of it.
+      more: anything else that is to be remembered, such as how they were made.
+
+    Raises:
+      UserError: arrays of other shapes, or numbers of records that there are not.
+    """
+    neighbours = np.asarray(neighbours, np.int32)
+    similarity = np.where(neighbours >= 0, similarity, 0).astype(np.float32)
+    if problem := _problem(neighbours, similarity, number=len(neighbours)):
+        raise UserError(f"Pairs of {dataset}/{split}: {problem}.")
+    folder = os.path.expanduser(folder)
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, FILE)
+    if os.path.exists(path):  # until the arrays are whole again
+        os.remove(path)
+    for name, array in ((NEIGHBOURS, neighbours), (SIMILARITY, similarity)):
+        with open(os.path.join(folder, f"{name}.tmp"), "wb") as file:
+            np.save(file, array)
+        os.replace(os.path.join(folder, f"{name}.tmp"), os.path.join(folder, name))
+    content = {"dataset": dataset, "split": split, "num_examples": len(neighbours), **more}
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+    os.replace(f"{path}.tmp", path)
+
+
+def read_description(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """The content of `pairs.json`; None if nothing is there.
+
+    Raises:
+      UserError: the file is damaged or another one.
+    """
+    path = os.path.join(os.path.expanduser(folder), FILE)
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        if wrong := [key for key, kind in _KEYS.items() if not isinstance(content[key], kind)]:
+            raise ValueError(f"{wrong[0]}={content[wrong[0]]!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not describe pairs: {error}.") from error
+    return content
+
+
+def open_pairs(folder: str | os.PathLike, *, source: Source, split: str) -> Pairs:
+    """The pairs of a folder, mapped into memory.
+
+    Args:
+      folder: that `write_pairs` wrote.
+      source: whose records they are of.
+      split: of it.
+
+    Raises:
+      UserError: a missing or damaged file, or pairs of another dataset, another split, or another
+        number of records.
+    """
+    what, content = f"data.pairs.path={os.fspath(folder)}", read_description(folder)
+    if content is None:
+        raise UserError(f"{what} is no folder of pairs: it has no {FILE}.")
+    made_of = content["dataset"], content["split"], content["num_examples"]
+    if made_of != (source.info.name, split, source.num_examples):
+        name, part, number = made_of
+        raise UserError(
+            f"{what} has the neighbours of {number} records of {name}/{part}, but the training "
+            f"data are {source.num_examples} of {source.info.name}/{split}: find the neighbours "
+            "of these."
+        )
+    arrays = []
+    for name in (NEIGHBOURS, SIMILARITY):
+        path = os.path.join(os.path.expanduser(folder), name)
+        try:
+            arrays.append(np.load(path, mmap_mode="r"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{what}: {path} is missing or no array: {error}.") from error
+    if problem := _problem(*arrays, number=source.num_examples):
+        raise UserError(f"{what}: {problem}.")
+    return Pairs(*arrays)
+
+
+def _problem(neighbours: np.ndarray, similarity: np.ndarray, *, number: int) -> str | None:
+    """What is wrong with the arrays of `number` records; None if nothing is."""
+    shape = neighbours.shape
+    if len(shape) != 2 or shape != similarity.shape or len(neighbours) != number or not shape[-1]:
+        return (
+            f"neighbours {list(shape)} and similarity {list(similarity.shape)} are not both "
+            f"[{number}, K]"
+        )
+    integers = np.issubdtype(neighbours.dtype, np.integer)
+    if not integers or not np.issubdtype(similarity.dtype, np.floating):
+        return f"neighbours are {neighbours.dtype} and similarity {similarity.dtype}"
+    if number and not -1 <= neighbours.min() <= neighbours.max() < number:
+        return (
+            f"neighbours between {neighbours.min()} and {neighbours.max()} are not among the "
+            f"{number} records (-1 is none)"
+        )
+    if not np.isfinite(similarity).all():
+        return "a similarity is not a number"
+    return None

@@ -4,8 +4,10 @@ Pictures are float [B, H, W, 3] in [0, 1]. Random functions take one key and dra
 on its own; the same key gives the same draws, so two pictures of a pair can change alike. What
 colours, flips and blurs mean is torchvision's convention, that of most published recipes.
 
-Constants and the order of operations follow TVL's published code (Fu et al. 2024, A Touch, Vision,
-and Language Dataset for Multimodal Alignment, arXiv 2402.13232).
+The order of operations is that of the published code of TVL (Fu et al. 2024, A Touch, Vision, and
+Language Dataset for Multimodal Alignment, arXiv 2402.13232), where the tactile constants are from,
+and of LGSSL (El Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling,
+arXiv 2302.12248). Some options are kornia's ways, which the latter trained with.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ class Channels(NamedTuple):
 
 CLIP_MEAN = Channels(0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = Channels(0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = Channels(0.485, 0.456, 0.406)
+IMAGENET_STD = Channels(0.229, 0.224, 0.225)
 # Of TVL's touch pictures, and of what is left when their background is subtracted.
 TACTILE_MEAN = Channels(0.29174602047139075, 0.2971325588927249, 0.2910404549605639)
 TACTILE_STD = Channels(0.18764469044810236, 0.19467651810273057, 0.21871583397361818)
@@ -38,6 +42,7 @@ SUBTRACTED_MEAN = Channels(-0.00809318389762342, -0.01887447008747725, -0.018430
 SUBTRACTED_STD = Channels(0.04535400223885517, 0.044029170444552575, 0.05332520729596308)
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
+_LEAST_SIGMA = 1e-3  # of a blur, pixels
 
 
 def normalize(
@@ -96,7 +101,8 @@ def color_jitter(
       probability: that a picture is changed at all.
       brightness, contrast, saturation: the range (low, high) of the factor; None is 1.
       hue: the range of the turn, 1 being a full one; None is 0.
-      order: 'random', another for each picture, or 'fixed': brightness, contrast, saturation, hue.
+      order: 'random', another for each picture; 'batch', one for all of them, as kornia; or
+        'fixed': brightness, contrast, saturation, hue.
 
     Raises:
       UserError: a range that is none, or another order.
@@ -107,8 +113,8 @@ def color_jitter(
         for name, value in {**blends, "hue": hue}.items()
         if value is not None
     }
-    if order not in ("random", "fixed"):
-        raise UserError(f"order={order!r} must be 'random' or 'fixed'.")
+    if order not in ("random", "batch", "fixed"):
+        raise UserError(f"order={order!r} must be 'random', 'batch' or 'fixed'.")
     names, count = list(ranges), len(pictures)
     *keys, order_key, some_key = jax.random.split(key, len(names) + 2)
     changed = jax.random.uniform(some_key, (count,)) < probability
@@ -121,10 +127,12 @@ def color_jitter(
         for name, drawn_key in zip(names, keys, strict=True)
     }
     ranks = jnp.arange(len(names))
-    orders = jnp.broadcast_to(ranks, (count, len(names)))
     if order == "random":
         order_keys = jax.random.split(order_key, count)
         orders = jax.vmap(lambda key: jax.random.permutation(key, ranks))(order_keys)
+    else:
+        ranks = jax.random.permutation(order_key, ranks) if order == "batch" else ranks
+        orders = jnp.broadcast_to(ranks, (count, len(names)))
     # Each picture has an order of its own, so each stage can be any operation; but blends differ
     # only in what they blend with, and a blend by 1 or a turn by 0 is none.
     at = {name: orders == rank for rank, name in enumerate(names)}  # [B, stages]
@@ -154,6 +162,7 @@ def gaussian_blur(
     probability: float = 0.5,
     kernel_size: int = 9,
     sigma: Sequence = (0.1, 2.0),
+    sigma_yx: Sequence | None = None,
 ) -> jax.Array:
     """Blurs with some probability; beyond the edges, pictures are mirrored.
 
@@ -162,10 +171,13 @@ def gaussian_blur(
       pictures: float [B, H, W, 3].
       probability: that a picture is blurred.
       kernel_size: pixels, odd.
-      sigma: range of the Gaussian's standard deviation in pixels.
+      sigma: range of the Gaussian's standard deviation in pixels, drawn for each picture.
+      sigma_yx: in place of `sigma` the deviations of all pictures, the vertical and the horizontal
+        one. kornia's RandomGaussianBlur took its `sigma` so up to version 0.6.9.
 
     Raises:
-      UserError: an even kernel, one as large as the picture, or a range that is none.
+      UserError: an even kernel, one as large as the picture, a range that is none, or deviations
+        that are not two numbers above 0.
     """
     half, low = kernel_size // 2, min(pictures.shape[1:3])
     if kernel_size < 1 or kernel_size % 2 == 0 or half >= low:
@@ -173,14 +185,23 @@ def gaussian_blur(
             f"kernel_size={kernel_size} must be odd, and below {2 * low} for pictures of {low} "
             "pixels."
         )
-    sigma = _range("sigma", sigma, 1e-3, np.inf)
+    sigma = _range("sigma", sigma, _LEAST_SIGMA, np.inf)
     sigma_key, some_key = jax.random.split(key)
-    width = jax.random.uniform(sigma_key, (len(pictures), 1), jnp.float32, *sigma)
+    if sigma_yx is None:
+        width = jax.random.uniform(sigma_key, (len(pictures), 1), jnp.float32, *sigma)
+        widths = (width, width)
+    else:
+        pair = isinstance(sigma_yx, Sequence) and len(sigma_yx) == 2
+        if not pair or min(sigma_yx) < _LEAST_SIGMA:
+            raise UserError(
+                f"sigma_yx={sigma_yx} must be (vertical, horizontal), both at least {_LEAST_SIGMA}."
+            )
+        widths = tuple(jnp.full((1, 1), width) for width in sigma_yx)
     distance = jnp.arange(-half, half + 1)
-    weights = jnp.exp(-0.5 * (distance / width) ** 2)
-    weights = weights / weights.sum(axis=1, keepdims=True)  # [B, kernel_size]
     blurred = pictures
-    for axis in (1, 2):
+    for axis, width in enumerate(widths, 1):
+        weights = jnp.exp(-0.5 * (distance / width) ** 2)
+        weights = weights / weights.sum(axis=1, keepdims=True)  # [B or 1, kernel_size]
         margin = [(half, half) if n == axis else (0, 0) for n in range(4)]
         padded, size = jnp.pad(blurred, margin, mode="reflect"), pictures.shape[axis]
         blurred = sum(

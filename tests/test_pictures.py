@@ -47,25 +47,44 @@ def test_hue_is_turned_in_hsv(turn):
         np.testing.assert_allclose(pixel, want, atol=1e-5)
 
 
-def test_each_picture_has_an_order_of_its_own():
-    ranges = dict(brightness=(0.6, 0.6), contrast=(1.5, 1.5), saturation=(0.3, 0.3), hue=(0.2, 0.2))
-    count = 100
-    x = np.repeat(FLOATS[:1], count, axis=0)
+RANGES = dict(brightness=(0.6, 0.6), contrast=(1.5, 1.5), saturation=(0.3, 0.3), hue=(0.2, 0.2))
+
+
+@pytest.fixture(scope="module")
+def in_order():
+    """{order of colour operations: the first picture after them}."""
     candidates = {}
-    for order in itertools.permutations(ranges):
+    for order in itertools.permutations(RANGES):
         row = FLOATS[:1]
         for name in order:
-            row = jittered(row, **{name: ranges[name]})
+            row = jittered(row, **{name: RANGES[name]})
         candidates[order] = row[0]
-    got, seen = jittered(x, **ranges), set()
-    for row in got:
-        errors = {order: np.abs(row - want).max() for order, want in candidates.items()}
-        best = min(errors, key=errors.get)
-        assert errors[best] < 1e-5
-        seen.add(best)
-    assert len(seen) > 15
-    fixed = jittered(x, **ranges, order="fixed")
-    np.testing.assert_allclose(fixed, np.stack([candidates[tuple(ranges)]] * count), atol=1e-5)
+    return candidates
+
+
+def order_of(row, in_order):
+    errors = {order: np.abs(row - want).max() for order, want in in_order.items()}
+    best = min(errors, key=errors.get)
+    assert errors[best] < 1e-5
+    return best
+
+
+def test_each_picture_has_an_order_of_its_own(in_order):
+    x = np.repeat(FLOATS[:1], 100, axis=0)
+    assert len({order_of(row, in_order) for row in jittered(x, **RANGES)}) > 15
+    fixed = jittered(x, **RANGES, order="fixed")
+    np.testing.assert_allclose(fixed, np.stack([in_order[tuple(RANGES)]] * 100), atol=1e-5)
+
+
+def test_all_pictures_of_a_batch_can_have_one_order(in_order):
+    x, seen = np.repeat(FLOATS[:1], 6, axis=0), set()
+    jitter = jax.jit(
+        lambda key: pictures.color_jitter(key, x, probability=1.0, order="batch", **RANGES)
+    )
+    for key in jax.random.split(KEY, 30):
+        (order,) = {order_of(row, in_order) for row in np.asarray(jitter(key))}
+        seen.add(order)
+    assert len(seen) > 12
 
 
 def test_factors_are_uniform_in_their_range_and_a_fifth_stays():
@@ -94,6 +113,17 @@ def test_blur_is_a_gaussian_over_mirrored_edges(kernel_size, sigma):
     )
     want = scipy.ndimage.gaussian_filter(
         FLOATS.astype(np.float64), (0, sigma, sigma, 0), mode="mirror", radius=(0, half, half, 0)
+    )
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma_yx", [(0.1, 2.0), (1.5, 0.4)])
+def test_blur_may_differ_between_rows_and_columns(sigma_yx):
+    got = pictures.gaussian_blur(
+        KEY, FLOATS, probability=1.0, kernel_size=15, sigma=(5.0, 5.0), sigma_yx=sigma_yx
+    )
+    want = scipy.ndimage.gaussian_filter(
+        FLOATS.astype(np.float64), (0, *sigma_yx, 0), mode="mirror", radius=(0, 7, 7, 0)
     )
     np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -215,10 +245,12 @@ def test_backgrounds_change_colour_with_their_picture_and_are_subtracted():
         (dict(quarter_turn=1.5), "quarter_turn=1.5 must be a probability"),
         (dict(color_jitter=dict(contrast=(1.2, 0.8))), r"color_jitter: contrast=\(1.2, 0.8\)"),
         (dict(color_jitter=dict(hue=0.1)), r"hue=0.1 must be \(low, high\) with -0.5 <= low"),
-        (dict(color_jitter=dict(order="mixed")), "order='mixed' must be 'random' or 'fixed'"),
+        (dict(color_jitter=dict(order="mixed")), "order='mixed' must be 'random', 'batch' or"),
         (dict(color_jitter=dict(gamma=1)), "augment.touch.color_jitter.gamma"),
         (dict(blur=dict(kernel_size=4)), "config.augment.touch.blur: kernel_size=4 must be odd"),
         (dict(blur=dict(sigma=(0.0, 1.0))), r"blur: sigma=\(0.0, 1.0\)"),
+        (dict(blur=dict(sigma_yx=(1.0, 0.0))), r"blur: sigma_yx=\(1.0, 0.0\) must be"),
+        (dict(blur=dict(sigma_yx=2.0)), r"sigma_yx=2.0 must be \(vertical, horizontal\)"),
     ],
 )
 def test_wrong_options_are_named(section, message):

@@ -17,10 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.errors import UserError
-
-# What an excluded similarity is set to: e^-1e9 is 0, and sums over nothing but excluded ones stay
-# finite.
-_EXCLUDED = -1e9
+from mmjax.losses.similarity import (
+    EXCLUDED,
+    chunks,
+    map_rows,
+    normalize,
+    products,
+    weighted_mean,
+)
 
 
 def asymmetric_nce(
@@ -80,7 +84,7 @@ def asymmetric_nce(
         chunk_size=chunk_size,
     )
     weights = _weights(first_valid, second_valid, mask_groups)
-    return _weighted_mean(jnp.logaddexp(rows, columns) - own, weights)
+    return weighted_mean(jnp.logaddexp(rows, columns) - own, weights)
 
 
 def symmetric_nce(
@@ -109,7 +113,7 @@ def symmetric_nce(
         first / temperature, second, first_valid, second_valid, chunk_size=chunk_size
     )
     weights = _weights(first_valid, second_valid, mask_groups)
-    return _weighted_mean(rows + columns - 2.0 * own, weights)
+    return weighted_mean(rows + columns - 2.0 * own, weights)
 
 
 def info_nce(
@@ -140,7 +144,7 @@ def info_nce(
         first * logit_scale, second, first_valid, second_valid, chunk_size=chunk_size
     )
     weights = _weights(first_valid, second_valid, 1)
-    return _weighted_mean(0.5 * (rows + columns) - own, weights)
+    return weighted_mean(0.5 * (rows + columns) - own, weights)
 
 
 def soft_nce(
@@ -179,19 +183,16 @@ def soft_nce(
     def one_way(queries, keys):
         def compare(block):
             query, caption = block
-            scores = jnp.where(valid, _products(query, keys), _EXCLUDED)
-            likeness = _products(caption, captions) / target_temperature
-            targets = jax.nn.softmax(jnp.where(valid, likeness, _EXCLUDED), axis=1)
+            scores = jnp.where(valid, products(query, keys), EXCLUDED)
+            likeness = products(caption, captions) / target_temperature
+            targets = jax.nn.softmax(jnp.where(valid, likeness, EXCLUDED), axis=1)
             expected = jnp.sum(targets * jnp.where(valid, scores, 0.0), axis=1)
             return jax.nn.logsumexp(scores, axis=1) - expected
 
-        blocks = _blocks((queries, captions), chunk_size)
-        if blocks is None:
-            return compare((queries, captions))
-        return jax.lax.map(jax.checkpoint(compare), blocks).reshape(-1)
+        return map_rows(compare, (queries, captions), chunk_size)
 
     losses = one_way(first * logit_scale, second) + one_way(second * logit_scale, first)
-    return _weighted_mean(0.5 * losses, _weights(valid[:, None], valid[:, None], 1))
+    return weighted_mean(0.5 * losses, _weights(valid[:, None], valid[:, None], 1))
 
 
 def sigmoid_loss(
@@ -214,15 +215,13 @@ def sigmoid_loss(
 
     def compare(block):
         query, index, query_valid = block
-        logits = logit_scale * _products(query, second) + logit_bias
+        logits = logit_scale * products(query, second) + logit_bias
         sign = jnp.where(index[:, None] == jnp.arange(len(second)), 1.0, -1.0)
         losses = -jax.nn.log_sigmoid(sign * logits)
         return jnp.sum(jnp.where(valid & query_valid[:, None], losses, 0.0), axis=1)
 
     rows = (first, jnp.arange(len(first)), valid)
-    blocks = _blocks(rows, chunk_size)
-    found = compare(rows) if blocks is None else jax.lax.map(jax.checkpoint(compare), blocks)
-    return found.sum() / jnp.maximum(valid.sum(), 1)
+    return map_rows(compare, rows, chunk_size).sum() / jnp.maximum(valid.sum(), 1)
 
 
 def clamped_scale(log_scale: jax.Array, maximum: float) -> jax.Array:
@@ -262,11 +261,10 @@ def batch_top1(
 
     def nearest(block):
         similarity = _similarity(block, second)[:, 0]  # [K, B, L]
-        similarity = jnp.where(second_valid, similarity, _EXCLUDED)
+        similarity = jnp.where(second_valid, similarity, EXCLUDED)
         return similarity.max(axis=-1).argmax(axis=-1)
 
-    blocks = _blocks(first, chunk_size)
-    found = nearest(first) if blocks is None else jax.lax.map(nearest, blocks).reshape(-1)
+    found = map_rows(nearest, first, chunk_size)
     valid = _valid(first_valid, second_valid)
     hits = (found == jnp.arange(len(valid))) & valid
     return hits.sum().astype(jnp.float32), valid.sum().astype(jnp.float32)
@@ -274,8 +272,8 @@ def batch_top1(
 
 def _prepare(anchor, other, mask, candidate_mask, anchor_mask):
     """Normalised [B, N, D] and [B, L, D], and which of them exist: bool [B, N] and [B, L]."""
-    first = _normalize(anchor if anchor.ndim == 3 else anchor[:, None])
-    second = _normalize(other if other.ndim == 3 else other[:, None])
+    first = normalize(anchor if anchor.ndim == 3 else anchor[:, None])
+    second = normalize(other if other.ndim == 3 else other[:, None])
     first_valid = jnp.ones(first.shape[:2], bool)
     second_valid = jnp.ones(second.shape[:2], bool)
     if anchor_mask is not None:
@@ -287,21 +285,10 @@ def _prepare(anchor, other, mask, candidate_mask, anchor_mask):
     return first, second, first_valid, second_valid
 
 
-def _normalize(x: jax.Array) -> jax.Array:
-    """Unit length along the last axis; zero stays zero, with a finite gradient."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
-
-
 def _similarity(first: jax.Array, second: jax.Array) -> jax.Array:
     """[K, N, B, L]."""
     # Accelerators multiply float32 in fewer bits by default: too few at 1 / 0.07.
     return jnp.einsum("knd,bld->knbl", first, second, precision=jax.lax.Precision.HIGHEST)
-
-
-def _products(first: jax.Array, second: jax.Array) -> jax.Array:
-    """[K, B] inner products of [K, D] and [B, D], as exact as `_similarity`."""
-    return jnp.matmul(first, second.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def _log_sums(
@@ -324,16 +311,16 @@ def _log_sums(
         block, block_valid, index = block
         similarity = _similarity(block, second)
         valid = block_valid[:, :, None, None] & second_valid
-        similarity = jnp.where(valid, similarity, _EXCLUDED)
+        similarity = jnp.where(valid, similarity, EXCLUDED)
         rows = jax.nn.logsumexp(similarity, axis=(1, 2, 3))
         if not own_in_columns:
             own = index[:, None] == jnp.arange(count)
-            similarity = jnp.where(own[:, None, :, None], _EXCLUDED, similarity)
+            similarity = jnp.where(own[:, None, :, None], EXCLUDED, similarity)
         part = jax.nn.logsumexp(similarity, axis=(0, 1, 3))
         return jnp.logaddexp(columns, part), rows
 
-    nothing = jnp.full(count, 10 * _EXCLUDED, jnp.float32)
-    blocks = _blocks((first, first_valid, jnp.arange(count)), chunk_size)
+    nothing = jnp.full(count, 10 * EXCLUDED, jnp.float32)
+    blocks = chunks((first, first_valid, jnp.arange(count)), chunk_size)
     if blocks is None:
         columns, rows = compare(nothing, (first, first_valid, jnp.arange(count)))
     else:
@@ -341,18 +328,8 @@ def _log_sums(
         columns, rows = jax.lax.scan(compare, nothing, blocks)
         rows = rows.reshape(-1)
     own = jnp.einsum("bnd,bld->bnl", first, second, precision=jax.lax.Precision.HIGHEST)
-    own = jnp.where(first_valid[:, :, None] & second_valid[:, None, :], own, _EXCLUDED)
+    own = jnp.where(first_valid[:, :, None] & second_valid[:, None, :], own, EXCLUDED)
     return rows, columns, jax.nn.logsumexp(own, axis=(1, 2))
-
-
-def _blocks(arrays, chunk_size: int | None):
-    """[B, …] → [B / chunk_size, chunk_size, …] of every array, or None when all fits one chunk."""
-    count = jax.tree.leaves(arrays)[0].shape[0]
-    if chunk_size is None or chunk_size >= count:
-        return None
-    if chunk_size < 1 or count % chunk_size:
-        raise UserError(f"chunk_size={chunk_size} does not divide the batch of {count} examples.")
-    return jax.tree.map(lambda x: x.reshape(-1, chunk_size, *x.shape[1:]), arrays)
 
 
 def _valid(first_valid: jax.Array, second_valid: jax.Array) -> jax.Array:
@@ -368,8 +345,3 @@ def _weights(first_valid: jax.Array, second_valid: jax.Array, groups: int) -> ja
     valid = valid.reshape(groups, -1)
     weights = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1.0) / groups
     return weights.reshape(-1)
-
-
-def _weighted_mean(losses: jax.Array, weights: jax.Array) -> jax.Array:
-    """Σ weight · loss; what weighs nothing is left out of the gradient too."""
-    return jnp.sum(jnp.where(weights > 0, losses, 0.0) * weights)

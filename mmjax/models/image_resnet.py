@@ -12,39 +12,22 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mmjax.models.convolution import ConvolutionConfig
 from mmjax.models.initializers import fan_in_uniform
 from mmjax.models.noise import check_rate, dropout
-from mmjax.models.resnet import ResNet, square_unit
+from mmjax.models.resnet import ResidualBlock, ResNet
 
 
-class Block(nnx.Module):
+class Block(ResidualBlock):
     """Two 3×3 units, or 1×1 → 3×3 → 1×1 of four times the width; plus the input, then ReLU.
 
-    The last BatchNorm's scale starts at 0, so that a new block without `project` is a ReLU.
-
     Args:
-      cfg: options of the tower.
-      in_features: channels of the input.
       features: inner channels.
       stride: of the first 3×3 convolution.
-      project: add a strided 1×1 unit of the input, not the input itself.
       bottleneck: three units.
-      rngs: for initialisation.
+      **options: of `ResidualBlock`.
     """
 
-    def __init__(
-        self,
-        *,
-        cfg: ConvolutionConfig,
-        in_features: int,
-        features: int,
-        stride: int,
-        project: bool,
-        bottleneck: bool,
-        rngs: nnx.Rngs,
-    ):
-        # name → (size of the kernel, channels out, stride)
+    def __init__(self, *, features: int, stride: int, bottleneck: bool, **options: Any):
         units = {"first": (3, features, stride), "second": (3, features, 1)}
         if bottleneck:
             units = {
@@ -52,39 +35,7 @@ class Block(nnx.Module):
                 "second": (3, features, stride),
                 "third": (1, 4 * features, 1),
             }
-        self.units = tuple(units)
-        channels = in_features
-        for name, (size, out_features, unit_stride) in units.items():
-            last = name == self.units[-1]
-            unit = square_unit(
-                cfg=cfg,
-                in_features=channels,
-                out_features=out_features,
-                size=size,
-                stride=unit_stride,
-                relu=not last,
-                scale_init=nnx.initializers.zeros if last else nnx.initializers.ones,
-                rngs=rngs,
-            )
-            setattr(self, name, unit)
-            channels = out_features
-        if project:
-            self.shortcut = square_unit(
-                cfg=cfg,
-                in_features=in_features,
-                out_features=channels,
-                size=1,
-                stride=stride,
-                relu=False,
-                rngs=rngs,
-            )
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [N, H, W, C]
-        y = x
-        for name in self.units:
-            y = getattr(self, name)(y, train=train)
-        shortcut = self.shortcut(x, train=train) if hasattr(self, "shortcut") else x
-        return jax.nn.relu(y + shortcut)
+        super().__init__(units=units, **options)
 
 
 class ImageResNet(ResNet):
@@ -95,6 +46,8 @@ class ImageResNet(ResNet):
 
     Args:
       bottleneck: blocks of three units (ResNet-50 and deeper), not two.
+      zero_init_last: the scale of each block's last BatchNorm starts at 0, as timm has it by
+        default; torchvision's and LGSSL's (but for SimSiam) start at 1.
       projection: width of a dense layer, in float32, on the pooled features; 0 for none.
       drop_rate: of dropout before it.
       rngs: for initialisation.
@@ -109,6 +62,7 @@ class ImageResNet(ResNet):
         self,
         *,
         bottleneck: bool = False,
+        zero_init_last: bool = True,
         projection: int = 0,
         drop_rate: float = 0.0,
         rngs: nnx.Rngs,
@@ -116,6 +70,7 @@ class ImageResNet(ResNet):
     ):
         check_rate("drop_rate", drop_rate)
         self.bottleneck = bottleneck
+        self.zero_init_last = zero_init_last
         self.expansion = 4 if bottleneck else 1
         self.drop_rate = drop_rate
         super().__init__(channels=3, shift=False, rngs=rngs, **options)
@@ -132,8 +87,8 @@ class ImageResNet(ResNet):
             self.out_features = projection
 
     def make_block(self, **options: Any) -> Block:
-        """A block with the options of `Block`, but `bottleneck`."""
-        return Block(bottleneck=self.bottleneck, **options)
+        """A block with the options of `Block`, but those of the tower."""
+        return Block(bottleneck=self.bottleneck, zero_init_last=self.zero_init_last, **options)
 
     def __call__(
         self, x: jax.Array, *, key: jax.Array | None = None

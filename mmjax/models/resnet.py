@@ -5,7 +5,8 @@ Sources: He et al. 2016; VATT's published code (which takes SimCLR's ResNet) for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,18 +47,16 @@ def temporal_shift(x: jax.Array) -> jax.Array:
     return jnp.concatenate([before, after, x[..., 2 * share :]], axis=-1)
 
 
-class Bottleneck(nnx.Module):
-    """1×1 → 3×3 (strided) → 1×1 of four times the width, plus the input, then ReLU.
-
-    The last BatchNorm's scale starts at 0, so that a new block without `project` is a ReLU.
+class ResidualBlock(nnx.Module):
+    """Units in a row plus the input, then ReLU.
 
     Args:
       cfg: options of the tower.
       in_features: channels of the input.
-      features: inner channels; there are 4 times as many out.
-      stride: of the 3×3 convolution.
-      project: add a strided 1×1 unit of the input, not the input itself.
-      shift: shift channels in time before the first convolution; the input is then [N, T, …].
+      units: {name: (size of the kernel, channels out, stride)}; all but the last end with ReLU.
+      project: add a strided 1×1 unit of the input, `shortcut`, not the input itself.
+      zero_init_last: the last BatchNorm's scale starts at 0, so that a new block without `project`
+        is a ReLU.
       rngs: for initialisation.
     """
 
@@ -66,42 +65,75 @@ class Bottleneck(nnx.Module):
         *,
         cfg: ConvolutionConfig,
         in_features: int,
-        features: int,
-        stride: int,
+        units: Mapping[str, tuple[int, int, int]],
         project: bool,
-        shift: bool,
+        zero_init_last: bool = True,
         rngs: nnx.Rngs,
     ):
-        shared = dict(cfg=cfg, rngs=rngs)
-        self.shift = shift
+        self.units = tuple(units)
+        channels = in_features
+        for name, (size, out_features, stride) in units.items():
+            last = name == self.units[-1]
+            unit = square_unit(
+                cfg=cfg,
+                in_features=channels,
+                out_features=out_features,
+                size=size,
+                stride=stride,
+                relu=not last,
+                scale_init=getattr(
+                    nnx.initializers, "zeros" if last and zero_init_last else "ones"
+                ),
+                rngs=rngs,
+            )
+            setattr(self, name, unit)
+            channels = out_features
         if project:
             self.shortcut = square_unit(
+                cfg=cfg,
                 in_features=in_features,
-                out_features=4 * features,
+                out_features=channels,
                 size=1,
-                stride=stride,
+                stride=math.prod(stride for *_, stride in units.values()),
                 relu=False,
-                **shared,
+                rngs=rngs,
             )
-        self.reduce = square_unit(in_features=in_features, out_features=features, size=1, **shared)
-        self.spatial = square_unit(
-            in_features=features, out_features=features, size=3, stride=stride, **shared
-        )
-        self.expand = square_unit(
-            in_features=features,
-            out_features=4 * features,
-            size=1,
-            relu=False,
-            scale_init=nnx.initializers.zeros,
-            **shared,
-        )
+
+    def branch_input(self, x: jax.Array) -> jax.Array:
+        """What the first unit takes of the input."""
+        return x
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [N, …, H, W, C]
-        y = temporal_shift(x) if self.shift else x
-        y = self.spatial(self.reduce(y, train=train), train=train)
-        y = self.expand(y, train=train)
+        y = self.branch_input(x)
+        for name in self.units:
+            y = getattr(self, name)(y, train=train)
         shortcut = self.shortcut(x, train=train) if hasattr(self, "shortcut") else x
         return jax.nn.relu(y + shortcut)
+
+
+class Bottleneck(ResidualBlock):
+    """1×1 → 3×3 (strided) → 1×1 of four times the width, plus the input, then ReLU.
+
+    Args:
+      cfg: options of the tower.
+      in_features: channels of the input.
+      features: inner channels; there are 4 times as many out.
+      stride: of the 3×3 convolution.
+      shift: shift channels in time before the first convolution; the input is then [N, T, …].
+      **options: of `ResidualBlock`.
+    """
+
+    def __init__(self, *, features: int, stride: int, shift: bool, **options: Any):
+        self.shift = shift
+        units = {
+            "reduce": (1, features, 1),
+            "spatial": (3, features, stride),
+            "expand": (1, 4 * features, 1),
+        }
+        super().__init__(units=units, **options)
+
+    def branch_input(self, x: jax.Array) -> jax.Array:
+        return temporal_shift(x) if self.shift else x
 
 
 class ResNet(ConvolutionTower):

@@ -33,7 +33,7 @@ def test_parameters_are_as_many_as_torchs():
     model = _model("resnet18")
     assert count(model) - _statistics(model) == 11_570_496
     model = _model("resnet50")
-    assert count(model) - _statistics(model) == 25_557_032 - (2048 * 1000 + 1000)
+    assert count(model) - _statistics(model) == 25_557_032 - (2048 * 1000 + 1000) == 23_508_032
     assert _statistics(model) == 2 * 26_560
 
 
@@ -94,6 +94,17 @@ def test_initial_values_are_torchs():
     np.testing.assert_array_equal(block["second"]["norm"]["scale"], 0)
     for leaf in params["projection"].values():
         assert 0.9 * 256**-0.5 < np.abs(leaf).max() <= 256**-0.5
+
+
+@pytest.mark.parametrize("zero", [True, False])
+@pytest.mark.parametrize("spec", [BASIC, BOTTLENECK])
+def test_the_last_scales_start_at_zero_or_at_one(spec, zero):
+    model = _model(dict(spec, zero_init_last=zero))
+    params, _ = jax.jit(model.init)(jax.random.key(0))
+    last = "third" if spec is BOTTLENECK else "second"
+    for path, leaf in tree.flatten(params).items():
+        if path.endswith("norm/scale"):
+            np.testing.assert_array_equal(leaf, 0 if zero and f"/{last}/" in path else 1)
 
 
 @pytest.mark.parametrize(

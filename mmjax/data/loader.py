@@ -13,7 +13,6 @@ import functools
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ import tensorflow as tf
 
 from mmjax.data import dmvr, keywords, modalities, schema, sources, stills, stored
 from mmjax.data.config import DataConfig, parse_config
+from mmjax.data.corrupt import ATTEMPTS, CorruptRecords
 from mmjax.data.dataset import DatasetInfo
 from mmjax.data.pipeline import (
     Features,
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
-_ATTEMPTS = 16  # records that may be corrupt in a row before training gives up
 _FOREVER = np.iinfo(np.int64).max
 # Our functions are written in TensorFlow's own terms; translating their Python first only costs
 # time.
@@ -86,11 +85,11 @@ class _Data:
         self.num_classes = _num_classes(cfg.label, self.infos) if cfg.label else None
         self.pipeline = self._pipeline()
         self._stock = self.pipeline.functions("parse", "sample")
-        self._skipped: set[tuple[int, int]] = set()
+        self._corrupt = CorruptRecords(cfg, opened, train=train, example=self._try_example)
 
     @property
     def corrupt(self) -> int:
-        return len(self._skipped)
+        return self._corrupt.number
 
     @property
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -232,10 +231,10 @@ class _Data:
                 serialized = one.map(_as_is(lambda *which: read(*which)[0]))
             return serialized.map(example).ignore_errors()
 
-        tries = tf.data.Dataset.range(_ATTEMPTS if self.train else 1).flat_map(attempt)
+        tries = tf.data.Dataset.range(ATTEMPTS if self.train else 1).flat_map(attempt)
         nothing = {key: tf.zeros(spec.shape, spec.dtype) for key, spec in self._spec.items()}
         nothing["example_id"] = tf.cast(item["record"], tf.int32)
-        nothing["_attempt"] = tf.constant(_ATTEMPTS, tf.int64)
+        nothing["_attempt"] = tf.constant(ATTEMPTS, tf.int64)
         return tries.concatenate(tf.data.Dataset.from_tensors(nothing)).take(1)
 
     @property
@@ -271,9 +270,11 @@ class _Data:
             except StopIteration:
                 return
             except tf.errors.OpError as error:
-                raise self._culprit(ids_of, number) or error from error
+                ahead = 1 + math.ceil((self._records_per_read() - 1) / self.rows)
+                batches = [ids_of(n) for n in range(number, number + ahead)]
+                raise self._corrupt.culprit(batches) or error from error
             if self.cfg.corrupt == "skip" and batch["_attempt"].any():
-                self._count_skipped(batch["_attempt"], ids_of(number))
+                self._corrupt.count(batch["_attempt"], ids_of(number))
             yield self._finished(batch)
             number += 1
 
@@ -281,63 +282,10 @@ class _Data:
         batch.pop("_attempt", None)
         return batch
 
-    def _problem(self, item: dict[str, int]) -> str | None:
-        """Why a record cannot be used, or None if it can."""
-        source = self.sources[item["source"]]
-        try:
-            self._function(
-                {key: tf.constant(value, tf.int64) for key, value in item.items()},
-                tf.constant(source.fetch(item["record"])),
-            )
-        except UserError as error:  # already says where
-            return str(error)
-        except tf.errors.OpError as error:
-            # The reason is the line before the one that names the node of the graph.
-            reason = error.message.partition("\n\t [[{{node")[0].strip().split("\n")[-1]
-            if (asserted := "assertion failed: ") in reason:  # its parts come in brackets
-                reason = re.sub(r"\[(.*?)\](?= \[|$)", r"\1", reason.partition(asserted)[2])
-            return f"{source.where(item['record'])}: {reason}"
-        return None
-
-    def _culprit(self, ids_of: Callable[[int], Features], number: int) -> UserError | None:
-        """What is wrong with a record of batch `number`, or one that is read along with it."""
-        count = 1 + math.ceil((self._records_per_read() - 1) / self.rows)
-        batches = [ids_of(number + ahead) for ahead in range(count)]
-        ids = {key: np.concatenate([batch[key] for batch in batches]).tolist() for key in _IDS}
-        for row in zip(*ids.values(), strict=True):
-            if problem := self._problem(dict(zip(_IDS, row, strict=True))):
-                return UserError(
-                    f"{problem} (`mmjax validate` checks a whole dataset; data.corrupt='skip' "
-                    "leaves such records out.)"
-                )
-        return None
-
-    def _count_skipped(self, attempts: np.ndarray, ids: Features) -> None:
-        for row in np.flatnonzero(attempts):
-            item = {key: int(ids[key][row]) for key in _IDS}
-            size = self.sources[item["source"]].num_examples
-            first = item["record"]
-            for number in range(int(attempts[row]) if self.train else 1):
-                item["record"] = (first + number) % size
-                key = (item["source"], item["record"])
-                if key not in self._skipped:
-                    self._skipped.add(key)
-                    log.warning(
-                        "skipped a corrupt record (%d so far): %s",
-                        self.corrupt,
-                        self._problem(item),
-                    )
-                if self.corrupt > self.cfg.max_corrupt:
-                    raise UserError(
-                        f"More than data.max_corrupt={self.cfg.max_corrupt} records are corrupt, "
-                        "last: "
-                        f"{self._problem(item)}"
-                    )
-            if self.train and attempts[row] >= _ATTEMPTS:
-                raise UserError(
-                    f"{_ATTEMPTS} corrupt records in a row, from "
-                    f"{self.sources[item['source']].where(first)} on."
-                )
+    def _try_example(self, item: dict[str, int], serialized: bytes) -> None:
+        """Makes one example outside of the stream, for the error that comes with it."""
+        ids = {key: tf.constant(value, tf.int64) for key, value in item.items()}
+        self._function(ids, tf.constant(serialized))
 
 
 _IDS = ("position", "source", "record")

@@ -153,13 +153,16 @@ def cosine(
     warmup_steps: int = 0,
     warmup_from: float = 0.0,
     end: float = 0.0,
+    hold_steps: int = 0,
     total_steps: int,
 ) -> Schedule:
-    """Linear warm-up to `base`, then half a cosine down to `end` at `total_steps`."""
-    _check_steps("warmup_steps", warmup_steps, total_steps)
+    """Linear warm-up to `base`, `hold_steps` there, then half a cosine down to `end` at
+    `total_steps`."""
+    start = warmup_steps + hold_steps
+    _check_steps("hold_steps" if hold_steps else "warmup_steps", start, total_steps)
 
     def schedule(step):
-        return end + (base - end) * _half_cosine(step - warmup_steps, total_steps - warmup_steps)
+        return end + (base - end) * _half_cosine(step - start, total_steps - start)
 
     return _with_warmup(schedule, base, warmup_steps, warmup_from)
 

@@ -1,18 +1,21 @@
-"""Projections of pooled features into the spaces where modalities are compared.
+"""Projections of pooled features into the spaces where they are compared.
 
-Sources: the fine-and-coarse space of MMV (Alayrac et al. 2020), as in VATT's published code.
+Sources: the fine-and-coarse space of MMV (Alayrac et al. 2020), as in VATT's published code; the
+projection MLP of SimCLR (Chen et al. 2020), as in LGSSL's (El Banani et al. 2023).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.errors import UserError
+from mmjax.models.initializers import fan_in_uniform
 
 
 def _dense(fan_in: int, fan_out: int, *, use_bias: bool, param_dtype: Any, rngs: nnx.Rngs):
@@ -150,6 +153,61 @@ class JointHead(nnx.Module):
         """Forward operations for one example of a modality."""
         layer = getattr(self, modality)
         return 2.0 * layer.in_features * layer.out_features
+
+
+class ProjectionMLP(nnx.Module):
+    """Dense layers without bias, BatchNorm and ReLU after all but the last; in float32.
+
+    Args:
+      in_features: width of the input.
+      dims: width of each layer; one is a linear map.
+      final_norm: BatchNorm after the last layer too.
+      param_dtype: of parameters.
+      rngs: for initialisation, PyTorch's default of dense layers.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_features: int,
+        dims: Sequence[int],
+        final_norm: bool = False,
+        param_dtype: Any = "float32",
+        rngs: nnx.Rngs,
+    ):
+        if not dims or min(dims) < 1:
+            raise UserError(f"dims={tuple(dims)} of a head must be at least one width above 0.")
+        self.linear, self.norm = nnx.List(), nnx.List()
+        for number, (fan_in, fan_out) in enumerate(itertools.pairwise((in_features, *dims))):
+            layer = nnx.Linear(
+                fan_in,
+                fan_out,
+                use_bias=False,
+                kernel_init=fan_in_uniform(fan_in),
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+            self.linear.append(layer)
+            if number < len(dims) - 1 or final_norm:
+                self.norm.append(_batch_norm(fan_out, param_dtype=param_dtype, rngs=rngs))
+        self.in_features, self.out_features = in_features, dims[-1]
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[B, in_features] → float32 [B, dims[-1]]; `train` normalises by the batch and updates the
+        statistics."""
+        x = x.astype(jnp.float32)
+        last = len(self.linear) - 1
+        for number, layer in enumerate(self.linear):
+            x = layer(x)
+            if number < len(self.norm):
+                x = self.norm[number](x, use_running_average=not train)
+            if number < last:
+                x = jax.nn.relu(x)
+        return x
+
+    def flops(self) -> float:
+        """Forward operations for one row."""
+        return sum(2.0 * layer.in_features * layer.out_features for layer in self.linear)
 
 
 HEADS = {"fac": FACHead, "joint": JointHead}

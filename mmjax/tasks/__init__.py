@@ -32,6 +32,7 @@ TASKS = {
     "pretrain": "mmjax.tasks.pretrain:Pretrain",
     "finetune": "mmjax.tasks.finetune:Finetune",
     "touch": "mmjax.tasks.touch:Touch",
+    "guided": "mmjax.tasks.guided:Guided",
 }
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]

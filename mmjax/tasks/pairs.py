@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
+
 from mmjax.errors import UserError
 
 
@@ -45,3 +48,11 @@ def fit_vocabulary(model: dict, vocab_size: int) -> dict:
             f"{vocab_size}: raise it, or give config.data.text a smaller vocabulary."
         )
     return model | {"text": text}
+
+
+def present(batch: Mapping[str, jax.Array], modality: str) -> jax.Array:
+    """float32 [B], 1 where the example has the modality."""
+    mask = batch.get(f"{modality}_mask")
+    if mask is None:
+        return jnp.ones(len(batch[modality]), jnp.float32)
+    return mask.reshape(len(mask), -1).max(axis=1)

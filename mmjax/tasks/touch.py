@@ -23,7 +23,7 @@ from mmjax.models import tvl
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts
 from mmjax.tasks.inputs import MODALITIES, Inputs, map_views
-from mmjax.tasks.pairs import fit_vocabulary, parse_weights
+from mmjax.tasks.pairs import fit_vocabulary, parse_weights, present
 
 _LOSSES = {
     "info_nce": contrastive.info_nce,
@@ -200,7 +200,7 @@ class Touch:
             options = {"logit_scale": scale}
             if takes_bias and bias is not None:
                 options["logit_bias"] = bias[...]
-            mask = _present(batch, a) * _present(batch, b)
+            mask = present(batch, a) * present(batch, b)
             rows = (projected[a], projected[b], mask)
             value = _in_groups(loss, rows, self._groups, options)
             total += weight * value
@@ -287,11 +287,3 @@ def _is_features(modality: str, x: Any) -> bool:
     """Whether a field holds the tower's outputs instead of pictures or words."""
     pictures = modality != "text" and x.ndim > 2
     return not pictures and jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def _present(batch: Mapping[str, jax.Array], modality: str) -> jax.Array:
-    """[B], 1 where the example has the modality."""
-    mask = batch.get(f"{modality}_mask")
-    if mask is None:
-        return jnp.ones(len(batch[modality]), jnp.float32)
-    return mask.reshape(len(mask), -1).max(axis=1)

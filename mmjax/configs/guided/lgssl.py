@@ -1,0 +1,71 @@
+"""LGSSL's published trainings on RedCaps: ResNet-50, 250,000 steps of 512 pictures or pairs.
+
+    mmjax sentences data/redcaps --encoder st:all-mpnet-base-v2 --out features/redcaps
+    mmjax neighbours features/redcaps --out pairs/redcaps
+    python -m mmjax.main --task=guided --config=lgssl:lgsimclr
+
+The argument names the method: lgsimclr, lgsimsiam or lgslip, which need the pairs, or simclr,
+simsiam, nnclr, swav, clip, declip, slip; clip_sbert takes the features of the captions
+(--config.data.text.features=features/redcaps). docs/guided.md says how the data are made, and lists
+the figures that others have published.
+"""
+
+from mmjax import config
+from mmjax.configs.guided._methods import METHODS, method
+from mmjax.errors import UserError
+
+
+def get_config(arg: str = "lgsimclr"):
+    """`arg`: a method; 'exempt': norms, biases and scales do not decay, as LGSSL intended;
+    'fixed_blur': kornia's blur until 0.6.9, as its runs had; with commas between."""
+    words = config.variants(arg, *METHODS, "exempt", "fixed_blur")
+    names = sorted(words - {"exempt", "fixed_blur"}) or ["lgsimclr"]
+    if len(names) > 1:
+        raise UserError(f"The recipe's argument names more than one method: {', '.join(names)}.")
+    parts = method(names[0], fixed_blur="fixed_blur" in words)
+    cfg = config.base()
+    cfg.task = "guided"
+    cfg.seed = 8
+    cfg.batch_size = 512
+    cfg.total_steps = 250_000
+    cfg.log_every = 50
+    cfg.checkpoint = dict(every=25_000, keep=10)
+    text = dict(candidates=1, sample="first")
+    if parts["text"] == "tower":
+        text |= dict(tokenizer="clip", max_words=77)
+    cfg.data = dict(
+        train="data/redcaps",
+        split="train",
+        corrupt="skip",
+        max_corrupt=100_000,
+        image=dict(size=224, crops=parts["crops"], antialias=False),
+        pairs=dict(path="pairs/redcaps") if parts["pairs"] else None,
+        text=text if parts["text"] else None,
+    )
+    if parts["text"] == "features":
+        cfg.data.text.features = "features/redcaps"
+    backbone = dict(name="resnet50", zero_init_last=names[0] in ("simsiam", "lgsimsiam"))
+    cfg.model = dict(
+        image=backbone,
+        text="clip_text_b" if parts["text"] == "tower" else None,
+        heads=parts["heads"],
+        prototypes=parts["prototypes"],
+        dtype="bfloat16",
+    )
+    cfg.augment = dict(image=parts["augment"])
+    cfg.loss = parts["loss"]
+    cfg.optimizer = dict(
+        name="adamw",
+        weight_decay=0.01,
+        weight_decay_exclude=("bias$", "scale$") if "exempt" in words else (),
+        schedule=dict(
+            name="cosine",
+            base=1e-3,
+            per_examples=512,
+            warmup_from=1e-5,
+            warmup_steps=4999,
+            hold_steps=1,
+            end=1e-6,
+        ),
+    )
+    return cfg

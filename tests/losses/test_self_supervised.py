@@ -1,0 +1,137 @@
+"""Losses of views against values of LGSSL's formulas, written out in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+from mmjax.errors import UserError
+from mmjax.losses.self_supervised import (
+    negative_cosine,
+    nt_xent,
+    one_way_nce,
+    sinkhorn,
+    swapped_prediction,
+)
+
+A = np.array([[1, 2, 0.5], [0.2, -1, 0.3], [1, 0, 1]], np.float32)
+B = np.array([[1, 1, 0.2], [0.1, -1, 0.9], [0.5, 0.6, 1]], np.float32)
+P0 = np.array([[0.1, 0.2, -0.1, 0], [0.3, -0.2, 0.1, 0.2], [0, 0.1, 0.2, -0.3]], np.float32)
+P1 = np.array([[0.2, 0.1, 0, -0.1], [0.2, -0.1, 0.2, 0.1], [0.1, 0, 0.3, -0.2]], np.float32)
+
+
+def draws(count=8, features=5, seed=0):
+    draw = np.random.default_rng(seed)
+    return [draw.normal(size=(count, features)).astype(np.float32) for _ in range(2)]
+
+
+def unit(x):
+    x = np.asarray(x, np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def by_hand(a, b, temperature):
+    """SimCLR, embedding after embedding."""
+    z = np.concatenate([unit(a), unit(b)])
+    losses = []
+    for i in range(len(z)):
+        others = [z[i] @ z[j] / temperature for j in range(len(z)) if j != i]
+        losses.append(logsumexp(others) - z[i] @ z[(i + len(a)) % len(z)] / temperature)
+    return np.mean(losses)
+
+
+def test_simclr_gives_the_published_value():
+    np.testing.assert_allclose(nt_xent(A, B, temperature=0.1), 0.1686849, rtol=1e-5)
+
+
+def test_nnclr_gives_the_published_value():
+    both = one_way_nce(A, B, temperature=0.1) + one_way_nce(B, A, temperature=0.1)
+    np.testing.assert_allclose(0.5 * both, 0.1149118, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 4, 16])
+def test_simclr_has_two_n_minus_two_negatives(chunk_size):
+    a, b = draws()
+    loss = nt_xent(a, b, temperature=0.3, chunk_size=chunk_size)
+    np.testing.assert_allclose(loss, by_hand(a, b, 0.3), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [nt_xent, one_way_nce])
+def test_chunks_change_no_gradient(loss):
+    a, b = draws()
+    whole = jax.grad(lambda x: loss(x, b))(a)
+    parts = jax.grad(lambda x: loss(x, b, chunk_size=2))(a)
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [nt_xent, one_way_nce, negative_cosine])
+def test_examples_that_lack_a_view_do_not_count(loss):
+    a, b = draws()
+    mask = np.array([1, 0, 1, 1, 0, 1, 1, 1], np.float32)
+    a[1], b[4] = a[0], b[0]  # would be hard negatives
+    there = mask > 0
+    np.testing.assert_allclose(loss(a, b, mask=mask), loss(a[there], b[there]), rtol=1e-5)
+    gradient = jax.grad(lambda x: loss(x, b, mask=mask))(a)
+    assert not gradient[~there].any()
+    assert loss(a, b, mask=np.zeros(8, np.float32)) == 0
+
+
+def test_a_chunk_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match="chunk_size=3 does not divide"):
+        nt_xent(*draws(), chunk_size=3)
+
+
+def test_simsiam_compares_directions_and_leaves_the_target_alone():
+    a, b = draws()
+    expected = -np.mean(np.sum(unit(a) * unit(b), axis=1))
+    np.testing.assert_allclose(negative_cosine(a, 7 * b), expected, rtol=1e-5)
+    assert not jax.grad(lambda x: negative_cosine(a, x))(b).any()
+    assert jax.grad(lambda x: negative_cosine(x, b))(a).any()
+
+
+def codes_by_hand(scores, epsilon=0.05, iterations=3):
+    """The published order: prototypes in rows, all that is divided by divided by."""
+    q = np.exp(np.asarray(scores, np.float64) / epsilon).T
+    prototypes, rows = q.shape
+    q /= q.sum()
+    for _ in range(iterations):
+        q = q / q.sum(axis=1, keepdims=True) / prototypes
+        q = q / q.sum(axis=0, keepdims=True) / rows
+    return (q * rows).T
+
+
+def test_sinkhorn_gives_the_published_row():
+    row = [0.0731489, 0.8503894, 0.0026716, 0.0737901]
+    np.testing.assert_allclose(sinkhorn(P0)[0], row, rtol=2e-5)
+    np.testing.assert_allclose(sinkhorn(P0), codes_by_hand(P0), rtol=2e-5)
+
+
+@pytest.mark.parametrize(("axis", "value"), [("batch", 0.5993439), ("prototypes", 1.0303807)])
+def test_swav_gives_the_published_values(axis, value):
+    q0, q1 = sinkhorn(P0), sinkhorn(P1)
+    loss = 0.5 * (swapped_prediction(P1, q0, axis=axis) + swapped_prediction(P0, q1, axis=axis))
+    np.testing.assert_allclose(loss, value, rtol=2e-5)
+
+
+def test_rows_without_a_view_take_no_part_in_assignments():
+    scores = np.random.default_rng(0).uniform(-1, 1, (6, 4)).astype(np.float32)
+    mask = np.array([1, 0, 1, 1, 0, 1], np.float32)
+    codes = np.asarray(sinkhorn(scores, mask=mask))
+    assert not codes[mask == 0].any()
+    np.testing.assert_allclose(codes[mask > 0], codes_by_hand(scores[mask > 0]), rtol=2e-5)
+    for axis in ("batch", "prototypes"):
+        loss = swapped_prediction(scores, codes, axis=axis, mask=mask)
+        alone = swapped_prediction(scores[mask > 0], codes[mask > 0], axis=axis)
+        np.testing.assert_allclose(loss, alone, rtol=1e-5)
+
+
+def test_sharp_assignments_stay_finite():
+    scores = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
+    codes = sinkhorn(scores, epsilon=0.01)
+    np.testing.assert_allclose(codes, np.eye(2), atol=1e-6)
+
+
+def test_another_axis_is_refused():
+    with pytest.raises(UserError, match="softmax_axis='rows'"):
+        swapped_prediction(P0, P1, axis="rows")

@@ -94,6 +94,8 @@ class Unit(nnx.Module):
       strides: of each axis; None is 1.
       padding: 'SAME' (TensorFlow's: an odd padding has its larger half behind), or (before, after)
         of each axis.
+      feature_groups: of channels, each of which sees its own part of the input's alone; as many as
+        channels make a depthwise convolution.
       relu: end with ReLU.
       scale_init: initialiser of BatchNorm's scale.
       rngs: for initialisation.
@@ -108,6 +110,7 @@ class Unit(nnx.Module):
         kernel_size: Sequence[int],
         strides: Sequence[int] | None = None,
         padding: str | Sequence[tuple[int, int]] = "SAME",
+        feature_groups: int = 1,
         relu: bool = True,
         scale_init: Callable[..., jax.Array] = nnx.initializers.ones,
         rngs: nnx.Rngs,
@@ -120,6 +123,7 @@ class Unit(nnx.Module):
             tuple(kernel_size),
             strides=None if strides is None else tuple(strides),
             padding=padding if isinstance(padding, str) else tuple(padding),
+            feature_group_count=feature_groups,
             use_bias=False,
             kernel_init=nnx.initializers.zeros,
             dtype=cfg.dtype,

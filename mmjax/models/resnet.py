@@ -74,6 +74,7 @@ class ResidualBlock(nnx.Module):
         channels = in_features
         for name, (size, out_features, stride) in units.items():
             last = name == self.units[-1]
+            zero = last and zero_init_last
             unit = square_unit(
                 cfg=cfg,
                 in_features=channels,
@@ -81,9 +82,7 @@ class ResidualBlock(nnx.Module):
                 size=size,
                 stride=stride,
                 relu=not last,
-                scale_init=getattr(
-                    nnx.initializers, "zeros" if last and zero_init_last else "ones"
-                ),
+                scale_init=nnx.initializers.zeros if zero else nnx.initializers.ones,
                 rngs=rngs,
             )
             setattr(self, name, unit)

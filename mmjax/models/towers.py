@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from mmjax.errors import UserError, choose, unknown
-from mmjax.models import audio, clip, i3d, image_resnet, resnet, text, video, vit
+from mmjax.models import audio, clip, i3d, image_resnet, mobilenet, resnet, text, video, vit
 from mmjax.models.noise import split_key
 from mmjax.models.transformer import Encoder, EncoderConfig
 
@@ -32,6 +32,7 @@ TOWERS: dict[str, tuple[str, type, dict[str, Any]]] = {
     **{n: ("text", clip.ClipText, c) for n, c in clip.CONFIGS.items()},
     **{n: ("image", vit.ImageTransformer, c) for n, c in vit.CLIP_CONFIGS.items()},
     **{n: ("image", image_resnet.ImageResNet, c) for n, c in image_resnet.IMAGE_CONFIGS.items()},
+    **{n: ("image", mobilenet.MobileNetV2, c) for n, c in mobilenet.CONFIGS.items()},
     **{n: ("touch", vit.ImageTransformer, c) for n, c in vit.TOUCH_CONFIGS.items()},
     **{n: ("touch", image_resnet.ImageResNet, c) for n, c in image_resnet.TOUCH_CONFIGS.items()},
 }

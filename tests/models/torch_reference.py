@@ -217,6 +217,40 @@ def torch_resnet(state, pictures):
 torch_resnet18 = torch_resnet
 
 
+def _depthwise(x, kernel, *, stride):  # [N, H, W, C], [C, 1, 3, 3]
+    planes = [
+        convolve(x[..., c : c + 1], kernel[c : c + 1], stride=stride, pad=1)
+        for c in range(x.shape[-1])
+    ]
+    return np.concatenate(planes, axis=-1)
+
+
+def torch_mobilenet(state, pictures, strides):
+    """Pooled features [N, D] in evaluation of a torchvision MobileNetV2; strides of its blocks."""
+    state = _state(state)
+
+    def unit(x, convolution, norm, *, stride=1, relu=True):
+        kernel = state[f"{convolution}.weight"]
+        if kernel.shape[1] == 1:
+            y = _depthwise(x, kernel, stride=stride)
+        else:
+            y = convolve(x, kernel, stride=stride, pad=kernel.shape[-1] // 2)
+        y = _batch_norm(state, norm, y)
+        return np.clip(y, 0, 6) if relu else y
+
+    x = unit(np.asarray(pictures, ARRAY), "features.0.0", "features.0.1", stride=2)
+    for n, stride in enumerate(strides, 1):
+        block, y = f"features.{n}.conv", x
+        units = 2 if f"{block}.3.weight" in state else 1  # before the last: expansion, depthwise
+        for k in range(units):
+            strided = stride if k == units - 1 else 1
+            y = unit(y, f"{block}.{k}.0", f"{block}.{k}.1", stride=strided)
+        y = unit(y, f"{block}.{units}", f"{block}.{units + 1}", relu=False)
+        x = x + y if stride == 1 and x.shape[-1] == y.shape[-1] else y
+    last = f"features.{len(strides) + 1}"
+    return unit(x, f"{last}.0", f"{last}.1").mean((1, 2))
+
+
 def _draw(shapes, seed):
     """Random arrays: scales and variances around 1, all else around 0, kernels by their fan-in."""
     rng = np.random.default_rng(seed)
@@ -335,4 +369,37 @@ def torch_resnet_state(*, blocks=(2, 2, 2, 2), bottleneck=False, width=64, num_c
             channels = out
     if num_classes:
         shapes |= {"fc.weight": (num_classes, channels), "fc.bias": (num_classes,)}
+    return _draw(shapes, seed)
+
+
+def torch_mobilenet_state(*, groups, stem, head, num_classes=0, seed=0):
+    """A random state of a torchvision MobileNetV2.
+
+    Args:
+      groups: (expansion, channels, blocks, stride) of each, channels as they are.
+      stem, head: channels of the first and of the last convolution.
+      num_classes: of the classifier; 0 for none.
+      seed: of the values.
+    """
+    shapes = {}
+
+    def unit(convolution, norm, channels, features, size):
+        shapes[f"{convolution}.weight"] = (features, channels, size, size)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm}.{name}"] = (features,)
+
+    unit("features.0.0", "features.0.1", 3, stem, 3)
+    n, channels = 1, stem
+    for expansion, features, count, _ in groups:
+        for _ in range(count):
+            block, k = f"features.{n}.conv", 0
+            if expansion > 1:
+                unit(f"{block}.0.0", f"{block}.0.1", channels, expansion * channels, 1)
+                k = 1
+            unit(f"{block}.{k}.0", f"{block}.{k}.1", 1, expansion * channels, 3)
+            unit(f"{block}.{k + 1}", f"{block}.{k + 2}", expansion * channels, features, 1)
+            n, channels = n + 1, features
+    unit(f"features.{n}.0", f"features.{n}.1", channels, head, 1)
+    if num_classes:
+        shapes |= {"classifier.1.weight": (num_classes, head), "classifier.1.bias": (num_classes,)}
     return _draw(shapes, seed)

@@ -1,0 +1,136 @@
+"""MobileNetV2 over single pictures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax import tree
+from mmjax.errors import UserError
+from mmjax.models.mobilenet import GROUPS, round_channels
+from mmjax.models.towers import TOWERS, build_tower
+from mmjax.state import ModelDef
+from tests.models import torch_reference
+from tests.models.convolution_fixture import TensorFlowUnits, count, random_arrays
+from tests.models.vatt_fixture import relative
+
+SMALL_GROUPS = ((1, 8, 1, 1), (6, 16, 2, 2), (3, 16, 1, 1), (2, 24, 1, 2))
+SMALL = dict(name="mobilenet_v2", groups=SMALL_GROUPS, stem=16, head=40)
+STRIDES = (1, 2, 1, 1, 2)
+
+
+def _model(spec):
+    return ModelDef(lambda rngs: build_tower(spec, rngs=rngs))
+
+
+def _pictures(*sizes):
+    return np.random.default_rng(0).normal(size=(2, *sizes, 3)).astype(np.float32)
+
+
+def test_parameters_and_operations_are_torchvisions():
+    model = _model("mobilenet_v2")
+    assert TOWERS["mobilenet_v2"][0] == "image" and model.module.out_features == 1280
+    statistics = sum(leaf.size for leaf in jax.tree.leaves(model.extra))
+    assert count(model) - statistics == 3_504_872 - 1000 * 1281 == 2_223_872
+    assert statistics == 2 * 17_056
+    # 300.774e6 multiply-adds are published, those of the classifier among them.
+    assert model.module.flops((224, 224, 3)) == 2 * (300_774_272 - 1000 * 1280)
+
+
+@pytest.mark.parametrize(
+    "channels, rounded", [(32 * 0.35, 16), (96 * 0.75, 72), (24 * 1.4, 32), (3, 8), (160 * 0.5, 80)]
+)
+def test_channels_are_multiples_of_eight(channels, rounded):
+    assert round_channels(channels) == rounded
+
+
+@pytest.mark.parametrize("width, widths", [(0.5, (8, 16, 16, 32, 48, 80, 160)), (1.0, None)])
+def test_the_width_multiplier(width, widths):
+    module = _model(dict(name="mobilenet_v2", width_multiplier=width)).module
+    found = tuple(module.groups[str(g)]["0"].project.conv.out_features for g in range(len(GROUPS)))
+    assert found == (widths or tuple(channels for _, channels, *_ in GROUPS))
+    assert module.out_features == 1280
+
+
+@pytest.mark.parametrize("sizes", [(32, 32), (27, 46)])
+def test_tower_equals_torchs(sizes):
+    state = torch_reference.torch_mobilenet_state(groups=SMALL_GROUPS, stem=16, head=40)
+    model = _model(SMALL)
+    names = iter(n.removesuffix(".weight") for n, x in state.items() if x.ndim == 4)
+    leaves, groups = {}, [(g, j) for g, (_, _, n, _) in enumerate(SMALL_GROUPS) for j in range(n)]
+
+    def put(path):
+        name = next(names)
+        number = int(name.rsplit(".", 1)[1]) + 1
+        norm = f"{name.rsplit('.', 1)[0]}.{number}"
+        leaves[f"{path}/conv/kernel"] = state[f"{name}.weight"].transpose(2, 3, 1, 0)
+        norms = dict(scale="weight", bias="bias", mean="running_mean", var="running_var")
+        for ours, theirs in norms.items():
+            leaves[f"{path}/norm/{ours}"] = state[f"{norm}.{theirs}"]
+
+    put("stem")
+    for g, j in groups:
+        for part in ("expand", "depthwise", "project"):
+            if part != "expand" or SMALL_GROUPS[g][0] > 1:
+                put(f"groups/{g}/{j}/{part}")
+    put("head")
+    assert next(names, None) is None
+    assert leaves.keys() == (tree.flatten(model.params) | tree.flatten(model.extra)).keys()
+    params, extra = (
+        tree.map_named(lambda path, leaf: jnp.asarray(leaves[path]), part)
+        for part in (model.params, model.extra)
+    )
+    x = _pictures(*sizes)
+    pooled, tokens = jax.jit(lambda x: model.bind(params, extra)(x))(x)
+    assert pooled.dtype == jnp.float32 and tokens.shape[0] == 2 and tokens.shape[-1] == 40
+    assert relative(pooled, torch_reference.torch_mobilenet(state, x, STRIDES)) < 1e-5
+
+
+def test_activations_end_at_six():
+    model = _model(SMALL)
+    params, extra = random_arrays(model)
+    unit = TensorFlowUnits(params, extra)
+    x = 40 * _pictures(16, 16)
+    plain = unit("stem", np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), stride=2, padding="VALID")
+    assert plain.numpy().max() > 6
+    _, tokens = model.bind(params, extra)(x)
+    assert tokens.max() <= 6
+
+
+def test_initial_values_are_torchs():
+    params, _ = jax.jit(_model(dict(SMALL, head=640)).init)(jax.random.key(0))
+    block = params["groups"]["1"]["0"]
+    for part, fan_out in (("expand", 48), ("depthwise", 9 * 48), ("project", 16)):
+        kernel = np.asarray(block[part]["conv"]["kernel"])
+        assert abs(kernel.std() / np.sqrt(2 / fan_out) - 1) < 0.15, part
+        np.testing.assert_array_equal(block[part]["norm"]["scale"], 1)
+
+
+def test_training_updates_statistics_whatever_is_recomputed():
+    x, results = _pictures(16, 16), {}
+    for remat in ("none", "full"):
+        model = _model(dict(SMALL, remat=remat))
+        params, extra = random_arrays(model)
+
+        def loss(params, model=model, extra=extra):
+            module = model.bind(params, extra)
+            pooled, _ = module(x, key=jax.random.key(0))
+            return (pooled**2).mean(), model.extra_of(module)
+
+        results[remat] = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, new), gradients = results["none"]
+    for path, leaf in tree.flatten(gradients).items():
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
+    for path, leaf in tree.flatten(new).items():
+        assert np.abs(leaf - tree.flatten(extra)[path]).max() > 1e-4, path
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        results["none"],
+        results["full"],
+    )
+
+
+@pytest.mark.parametrize("groups", [(), ((1, 8, 1),), ((1, 8, 0, 1),)])
+def test_groups_that_are_none_are_named(groups):
+    with pytest.raises(UserError, match="groups="):
+        _model(dict(SMALL, groups=groups))

@@ -75,7 +75,7 @@ def _places(data: memoryview, at: int, end: int) -> list[tuple[int, int]]:
         for _ in range(3):  # Feature, BytesList, value
             if data[at] != _DELIMITED:
                 raise ValueError
-            size, at = _varint(data, at + 1)
+            size, at = varint(data, at + 1)
             ends.append(at + size)
         if not ends[0] == ends[1] == ends[2] <= end:
             raise ValueError
@@ -90,7 +90,7 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
         tag = data[at]
         if tag & 7 != 2 or tag > 127:
             raise ValueError
-        size, start = _varint(data, at + 1)
+        size, start = varint(data, at + 1)
         if start + size > end:
             raise ValueError
         yield tag, at, start, start + size
@@ -107,7 +107,8 @@ def _message(tag: int, parts: list[bytes | memoryview]) -> list[bytes | memoryvi
     return [bytes(header), *parts]
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def varint(data: memoryview, at: int) -> tuple[int, int]:
+    """(the whole number that begins at `at`, where it ends), as protobuf writes them."""
     value = shift = 0
     while (byte := data[at]) > 127:
         value |= (byte & 127) << shift

@@ -1,29 +1,25 @@
-"""Where examples come from: a dataset folder, the built-in world, TFDS, a folder of pictures.
+"""Where examples come from: a dataset folder, the built-in world, TFDS, pictures in folders, tables
+and arrays.
 
 Each gives any record at any time as a serialized SequenceExample, which is what makes a batch a
-function of (seed, step). DMVR factories are streams and have a module of their own,
-`mmjax.data.dmvr`.
+function of (seed, step), and parts of its splits as `mmjax.data.slices` says. DMVR factories are
+streams and have a module of their own, `mmjax.data.dmvr`.
 """
 
 from __future__ import annotations
 
-import io
-import logging
+import functools
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import tensorflow as tf
 
-from mmjax.data import records, schema, world
-from mmjax.data.dataset import DatasetFolder, DatasetInfo, Split, SplitInfo, shard_name
-from mmjax.errors import UserError, unknown
+from mmjax.data import image_arrays, image_sets, schema, slices, tfds, world
+from mmjax.data.dataset import DatasetFolder, DatasetInfo, Split
+from mmjax.errors import UserError
 
-log = logging.getLogger(__name__)
-
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_PREFIX = 4096  # bytes: what comes before the pictures of a record, and some
 
 
 class Source(Protocol):
@@ -48,21 +44,63 @@ class Source(Protocol):
     def fetch(self, record: int) -> bytes:
         """A serialized SequenceExample; UserError if it cannot be read. Thread safe."""
 
+    def fetch_without(self, key: str, record: int) -> bytes:
+        """As `fetch`, with references in place of the values of a feature list, if there are
+        shards."""
+
+    def resolve(self, values: list[bytes]) -> list[bytes]:
+        """What references of `fetch_without` refer to; other values as they are."""
+
     def where(self, record: int) -> str:
         """File and number of a record, for messages."""
 
+    def labels(self) -> np.ndarray:
+        """int64 [num_examples]: the class of each record, its first if it has several, or -1."""
+
 
 class FolderSource:
-    """A split of a dataset folder (see `mmjax.data.dataset`)."""
+    """Records in shards.
 
-    def __init__(self, path: str, *, split: str, check_crc: bool = True):
+    Args:
+      split: the records.
+      info: what the dataset holds.
+      folder: where it lies.
+      check_crc: check each record's CRC as it is read.
+    """
+
+    def __init__(self, split: Split, *, info: DatasetInfo, folder: str, check_crc: bool = True):
+        self._split, self._check_crc = split, check_crc
+        self.folder, self.info = folder, info
+        self.name = f"{self.info.name}/{split.name}"
+        self.num_examples = len(split)
+        self.files, self.index = split.files, split.index
+
+    @classmethod
+    def open(cls, path: str, *, split: str, check_crc: bool = True) -> FolderSource:
+        """A split of a dataset folder (see `mmjax.data.dataset`), or another word for it."""
         dataset = DatasetFolder(path)
-        self._split: Split = dataset.split(split)
-        self._check_crc = check_crc
-        self.folder, self.info = dataset.path, dataset.info
-        self.name = f"{self.info.name}/{split}"
-        self.num_examples = len(self._split)
-        self.files, self.index = self._split.files, self._split.index
+        if not dataset.info.stored(split.partition("@")[0]):
+            split = slices.same_split(split, dataset.info.split_sizes()) or split
+        found = dataset.split(split)
+        return cls(found, info=dataset.info, folder=dataset.path, check_crc=check_crc)
+
+    @classmethod
+    def joined(cls, sources: Sequence[FolderSource]) -> FolderSource:
+        """All records of several, one after the other."""
+        files = [len(source.files) for source in sources]
+        shifts = (
+            np.cumsum([0, *files[:-1]]),
+            np.cumsum([0, *(s.num_examples for s in sources[:-1])]),
+        )
+        parts = list(zip(sources, *shifts, strict=True))
+        split = Split(
+            name="+".join(source._split.name for source in sources),
+            files=[file for source in sources for file in source.files],
+            index=np.concatenate([source.index + [[shift, 0, 0]] for source, shift, _ in parts]),
+            first=np.concatenate([source._split.first + shift for source, _, shift in parts]),
+        )
+        first = sources[0]
+        return cls(split, info=first.info, folder=first.folder, check_crc=first._check_crc)
 
     def fetch(self, record: int) -> bytes:
         return self._split.read(record, check_crc=self._check_crc)
@@ -79,152 +117,57 @@ class FolderSource:
         file = int(self.index[record, 0])
         return f"{self.files[file]}, record {record - int(self._split.first[file])}"
 
-
-class ImageFolderSource:
-    """Pictures in one subfolder per class; under them, or beside, subfolders named like the split.
-
-    `FOLDER/SPLIT/CLASS/*.jpg` if there is a folder FOLDER/SPLIT, else `FOLDER/CLASS/*.jpg`. Classes
-    are numbered by name. JPEG and PNG are handed on as they are, others become PNG.
-    """
-
-    files = index = None
-    folder = ""
-
-    def __init__(self, path: str, *, split: str):
-        root = os.path.expanduser(path)
-        if not os.path.isdir(root):
-            raise UserError(f"There is no folder of pictures at {root}.")
-        if os.path.isdir(os.path.join(root, split)):
-            root = os.path.join(root, split)
-        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-        self._pictures = [
-            (os.path.join(folder, name), number)
-            for number, label in enumerate(classes)
-            for folder, _, names in sorted(os.walk(os.path.join(root, label)))
-            for name in sorted(names)
-            if name.lower().endswith(_PICTURES)
-        ]
-        if not self._pictures:
-            raise UserError(
-                f"{root} has no pictures in subfolders, one per class; found: "
-                f"{', '.join(classes[:8]) or 'no subfolder'}."
-            )
-        self.num_examples = len(self._pictures)
-        self.info = DatasetInfo(
-            name=os.path.basename(os.path.normpath(path)),
-            splits={split: SplitInfo(num_examples=self.num_examples, shards=[])},
-            modalities=("video", "label"),
-            num_classes=len(classes),
-            class_names=classes,
-            num_frames=1,
-        )
-        self.name = f"{self.info.name}/{split}"
-
-    def fetch(self, record: int) -> bytes:
-        path, label = self._pictures[record]
-        with open(path, "rb") as file:
-            picture = file.read()
-        return _image_example(picture, label, self.info.class_names[label], path)
-
-    def where(self, record: int) -> str:
-        return self._pictures[record][0]
+    def labels(self) -> np.ndarray:
+        # Training, validation and test parts of one split are opened one after the other.
+        key = tuple((file, os.stat(file).st_mtime_ns) for file in self.files)
+        if key not in _labels:
+            if len(_labels) >= 16:
+                _labels.clear()
+            _labels[key] = _read_labels(self._split)
+        return _labels[key]
 
 
-def _image_example(picture: bytes, label: int | None, label_text: str, filename: str) -> bytes:
-    """One picture as a record; may be a PNG, hence not by `schema.encode`."""
-    if not picture.startswith((b"\xff\xd8", b"\x89PNG")):
-        picture = _as_png(picture, filename)
-    proto = tf.train.SequenceExample()
-    frames = proto.feature_lists.feature_list[schema.FRAMES[0]]
-    frames.feature.add().bytes_list.value.append(picture)
-    context = proto.context.feature
-    if label is not None:
-        context[schema.LABELS[0]].int64_list.value.append(label)
-        context[schema.LABEL_TEXTS[0]].bytes_list.value.append(label_text.encode())
-    context[schema.FILENAME[0]].bytes_list.value.append(filename.encode())
-    return proto.SerializeToString()
+_labels: dict[tuple, np.ndarray] = {}
 
 
-def _as_png(picture: bytes, filename: str) -> bytes:
-    import PIL.Image
-
+def _read_labels(split: Split) -> np.ndarray:
+    """The first label of each record, by the beginnings of the records where that is enough."""
+    labels, opened = np.full(len(split), -1, np.int64), {}
     try:
-        with PIL.Image.open(io.BytesIO(picture)) as image:
-            out = io.BytesIO()
-            image.convert("RGB").save(out, "PNG")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{filename} is not a picture: {error}") from error
-    return out.getvalue()
+        for record, (file, offset, length) in enumerate(split.index.tolist()):
+            if file not in opened:
+                opened[file] = os.open(split.files[file], os.O_RDONLY)
+            context = _context(os.pread(opened[file], min(length, _PREFIX), offset))
+            payload = context or split.read(record, check_crc=False)
+            if found := schema.decode(payload, waveform_format="unchecked").labels:
+                labels[record] = found[0]
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)
+    return labels
 
 
-def tfds_folder(name: str, *, split: str, data_dir: str | None = None) -> str:
-    """A TFDS image set as a dataset folder, written once below $MMJAX_CACHE with its encoded
-    pictures as they are.
-
-    Args:
-      name: of TFDS, with configuration or version if wanted: `cifar10`, `imagenet2012:5.1.0`.
-      split: of TFDS; other splits are written when they are asked for, into folders of their own.
-      data_dir: where TFDS keeps its data; None is TFDS's own default.
-
-    Raises:
-      UserError: no such set or split, data that is neither there nor can be downloaded, or no
-        picture in it.
-    """
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # TFDS has many kinds for this
-        raise UserError(f"tfds:{name}: TFDS cannot make this dataset: {error}") from error
-    key = re.sub(r"[^\w.-]+", "_", f"{builder.info.full_name}-{split}")
-    folder = os.path.join(world.cache_folder(), "tfds", key)
-    if os.path.exists(os.path.join(folder, "dataset.json")):
-        return folder
-    features = builder.info.features
-    image = next((k for k, f in features.items() if isinstance(f, tfds.features.Image)), None)
-    label = next((k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)), None)
-    if image is None:
-        raise UserError(f"tfds:{name} has no picture; it has {', '.join(features)}.")
-    try:
-        builder.download_and_prepare()
-    except Exception as error:
-        raise UserError(
-            f"tfds:{name}: the data are not prepared and cannot be downloaded ({error}). Prepare "
-            "them with "
-            f"`tfds build {name}` where there is a network, and copy them to {builder.data_dir}."
-        ) from error
-    if split.partition("[")[0] not in builder.info.splits:  # slices too: train[:10%]
-        raise unknown(f"split of tfds:{name}", split, builder.info.splits)
-    names = features[label].names if label else []
-    log.info("writing tfds:%s, split %s, to %s", name, split, folder)
-    dataset = builder.as_dataset(split=split, decoders={image: tfds.decode.SkipDecoding()})
-
-    def payloads() -> Iterator[bytes]:
-        for number, item in enumerate(dataset.as_numpy_iterator()):
-            index = int(item[label]) if label and item[label] >= 0 else None
-            text = names[index] if index is not None else ""
-            yield _image_example(item[image], index, text, f"{name}/{split}/{number}")
-
-    shard = shard_name("pictures", 0, 1)
-    count = records.write_shard(os.path.join(folder, shard), payloads())
-    DatasetInfo(
-        name=builder.info.name,
-        splits={split: SplitInfo(num_examples=count, shards=[shard])},
-        modalities=("video", "label") if label else ("video",),
-        num_classes=len(names),
-        class_names=list(names),
-        num_frames=1,
-        source={"tfds": builder.info.full_name, "split": split},
-    ).save(folder)
-    return folder
+def _context(prefix: bytes) -> bytes | None:
+    """A SequenceExample's context, which alone is one too; None if the prefix ends before it."""
+    size, shift, at = 0, 0, 1
+    if prefix[:1] != b"\x0a":  # no context, or not first
+        return None
+    while at < len(prefix):
+        size |= (prefix[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if prefix[at - 1] < 128:
+            return prefix[: at + size] if at + size <= len(prefix) else None
+    return None
 
 
 def open_source(spec: str, *, split: str, check_crc: bool = True) -> Source:
     """The source of a specification.
 
     Args:
-      spec: `world` or `world:NAME`; a dataset folder; `tfds:NAME`; `images:FOLDER`.
-      split: which part.
+      spec: `world` or `world:NAME`; a dataset folder; `tfds:NAME`; `images:FOLDER`; `csv:FILE`;
+        `npz:FILE` or `npz:FOLDER`.
+      split: which part: a split's name, slices or sums, see `mmjax.data.slices`. A dataset that has
+        no `validation` but `val` or `valid` gives that, and so on.
       check_crc: check each record's CRC as it is read.
 
     Raises:
@@ -235,29 +178,53 @@ def open_source(spec: str, *, split: str, check_crc: bool = True) -> Source:
             "config.data.train is empty: this recipe is for a dataset of yours. Give its folder, "
             "--config.data.train=FOLDER; `mmjax build` makes one."
         )
-    kind, colon, rest = spec.partition(":")
-    if colon and kind == "images":
-        return ImageFolderSource(rest, split=split)
-    if colon and kind == "dmvr":
+    kind, rest = _parsed(spec)
+    if kind == "dmvr":
         raise UserError(
             f"{spec} is a stream and cannot be part of a mixture: make it the only source."
         )
-    return FolderSource(dataset_folder(spec, split=split), split=split, check_crc=check_crc)
+    if kind in _PICTURES:
+        opener = functools.partial(_PICTURES[kind][0], rest)
+        return slices.open_split(split, lambda name: opener(split=name), slices.Joined)
+    shards = functools.partial(FolderSource.open, check_crc=check_crc)
+    if slices.is_plain(split):
+        folder, name = _folder(spec, split=split)
+        return shards(folder, split=name)
+    if kind == "tfds":
+        if earlier := tfds.earlier_slice(rest, split):
+            return shards(earlier, split=split)
+    elif DatasetFolder(folder := _folder(spec, split=split)[0]).info.stored(split):
+        return shards(folder, split=split)  # a name with '+', as of shards in two splits
+
+    def whole(name: str) -> FolderSource:
+        folder, known = _folder(spec, split=name, whole=False)
+        return shards(folder, split=known)
+
+    return slices.open_split(split, whole, FolderSource.joined)
+
+
+def split_names(spec: str) -> list[str]:
+    """The splits that a specification has; [] if any name will do, or it is not known yet.
+
+    Raises:
+      UserError: what is wrong with the specification, or with the dataset.
+    """
+    kind, rest = _parsed(spec)
+    if kind in _PICTURES:
+        return _PICTURES[kind][1](rest)
+    if kind == "tfds":
+        return tfds.tfds_splits(rest)
+    return list(DatasetFolder(_folder(spec, split="")[0]).info.split_sizes())
 
 
 def dataset_folder(spec: str, *, split: str) -> str:
     """The dataset folder of a specification; the world and TFDS sets are written if need be."""
-    kind, colon, rest = spec.partition(":")
-    if kind == "world":
-        return world.ensure_world(spec)
-    if colon and kind == "tfds":
-        return tfds_folder(rest, split=split)
-    return spec
+    return _folder(spec, split=split)[0]
 
 
 def vocabulary(spec: str, *, split: str) -> str:
     """The file of words that a dataset brings; UserError if it brings none."""
-    if spec.partition(":")[0] not in ("images", "dmvr"):
+    if _parsed(spec)[0] not in (*_PICTURES, "tfds", "dmvr"):
         dataset = DatasetFolder(dataset_folder(spec, split=split))
         if dataset.info.vocabulary:
             return os.path.join(dataset.path, dataset.info.vocabulary)
@@ -266,3 +233,29 @@ def vocabulary(spec: str, *, split: str) -> str:
         "with "
         "`mmjax vocab`, or name a file."
     )
+
+
+# {kind: (opens a split, lists the splits)} of what is not in shards.
+_PICTURES = {
+    "images": (image_sets.open_folder, image_sets.folder_splits),
+    "csv": (image_sets.open_csv, image_sets.csv_splits),
+    "npz": (image_arrays.NpzSource, image_arrays.npz_splits),
+}
+
+
+def _parsed(spec: str) -> tuple[str, str]:
+    """(kind, what comes after the colon); ('', folder) for dataset folders."""
+    kind, colon, rest = spec.partition(":")
+    if kind == "world" or colon and kind in (*_PICTURES, "tfds", "dmvr"):
+        return kind, rest
+    return "", spec
+
+
+def _folder(spec: str, *, split: str, whole: bool = True) -> tuple[str, str]:
+    """(dataset folder, name of the split in it), written if need be."""
+    kind, rest = _parsed(spec)
+    if kind == "world":
+        return world.ensure_world(spec), split
+    if kind == "tfds":
+        return tfds.tfds_folder(rest, split=split, whole=whole)
+    return spec, split

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mmjax.data import schema, sources
+from mmjax.data import image_sets, schema, sources
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
 
@@ -150,7 +150,7 @@ def test_a_stream_is_no_part_of_a_mixture():
 def test_pictures_of_other_formats_become_png():
     out = io.BytesIO()
     PIL.Image.new("RGB", (5, 4), (1, 2, 3)).save(out, "BMP")
-    (frame,) = frames(sources._image_example(out.getvalue(), None, "", "x.bmp"))
+    (frame,) = frames(image_sets.image_example(out.getvalue(), None, "", "x.bmp"))
     assert (frame == [1, 2, 3]).all() and frame.shape == (4, 5, 3)
 
 

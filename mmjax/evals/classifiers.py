@@ -1,12 +1,14 @@
 """The classifiers of the linear probe: `fit(x, labels, num_classes=…, options) -> Fitted`.
 
-Each function's keywords are the options that `linear_probe` takes with its name. Features x are
-[N, V, D], V views of every example; labels int [N], or [N, C] for multi-label data.
+Each function's keywords are the options that `linear_probe` takes with its name (`held_out` is its
+valid_split). Features x are [N, V, D], V views of every example; labels int [N], or [N, C] for
+multi-label data. The classifier 'sweep' is in `sweep`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +21,7 @@ from mmjax.errors import UserError
 from mmjax.evals import logistic, metrics, vatt_head
 
 STRENGTHS = tuple(10.0**e for e in range(-4, 3))
-_CHOICE_TOLERANCE = 1e-4  # enough to rank strengths; the chosen one is then solved to the end
+CHOICE_TOLERANCE = 1e-4  # enough to rank strengths; the chosen one is then solved to the end
 _NEVER = -1e9  # the score of a class that no training example has
 
 
@@ -43,6 +45,7 @@ def fit_logistic(
     labels: np.ndarray,
     *,
     num_classes: int,
+    held_out: np.ndarray | None = None,
     strengths: Sequence[float] = STRENGTHS,
     validation: float = 0.2,
     standardize: bool = True,
@@ -54,21 +57,22 @@ def fit_logistic(
 
     Args:
       x, labels, num_classes: see above; each of V views counts 1 / V.
+      held_out: bool [N], the examples to choose C on; default a part that is drawn.
       strengths: values of scikit-learn's C to choose from, see `choose_strength`.
-      validation: fraction of the examples for that choice.
+      validation: fraction of the examples in that part.
       standardize: subtract the training mean and divide by the training deviation of each feature.
       average: 'probabilities' or 'logits' of the views of an example are averaged.
       seed: of the validation part.
       max_iterations: bound on the iterations of L-BFGS.
     """
     views, kind = x.shape[1], "softmax" if labels.ndim == 1 else "sigmoid"
-    prepare = standardization(x) if standardize else _as_float32
+    prepare = standardization(x) if standardize else as_float32
     targets = np.eye(num_classes, dtype=np.float32)[labels] if labels.ndim == 1 else labels
     # On the device once, for all fits; they have one shape and so one compilation.
     rows = jnp.asarray(prepare(x).reshape(-1, x.shape[-1]))
     targets = jnp.asarray(np.repeat(targets, views, axis=0))
 
-    def solve(strength, examples, start, tolerance=_CHOICE_TOLERANCE):
+    def solve(strength, examples, start, tolerance=CHOICE_TOLERANCE):
         return logistic.fit(
             rows,
             targets,
@@ -80,7 +84,8 @@ def fit_logistic(
             max_iterations=max_iterations,
         )
 
-    strength, start = choose_strength(prepare, x, labels, strengths, validation, seed, solve)
+    part = functools.partial(part_to_choose_on, labels, validation, seed, held_out)
+    strength, start = choose_strength(prepare, x, labels, strengths, part, solve)
     solution = solve(strength, np.ones(len(labels), bool), start, tolerance=1e-6)
     if solution.iterations >= max_iterations:
         logging.warning(
@@ -99,6 +104,7 @@ def fit_svm(
     labels: np.ndarray,
     *,
     num_classes: int,
+    held_out: np.ndarray | None = None,
     strengths: Sequence[float] = (6e-5,),
     validation: float = 0.2,
     standardize: bool = False,
@@ -111,8 +117,8 @@ def fit_svm(
     decision function over the views of a test example.
 
     Args:
-      x, labels, num_classes, strengths, validation, standardize, seed: as in `fit_logistic`, labels
-        int [N].
+      x, labels, num_classes, held_out, strengths, validation, standardize, seed: as in
+        `fit_logistic`, labels int [N].
 
     Raises:
       UserError: multi-label data, or fewer than two classes.
@@ -120,11 +126,11 @@ def fit_svm(
     # Imported here: a second that other evaluations need not wait for.
     from sklearn.svm import LinearSVC
 
-    _check_single(labels, "svm")
+    check_single(labels, "svm")
     if len(np.unique(labels)) < 2:
         raise UserError("classifier='svm' needs training examples of at least two classes.")
     views = x.shape[1]
-    prepare = standardization(x) if standardize else _as_float32
+    prepare = standardization(x) if standardize else as_float32
     rows, targets = prepare(x).reshape(-1, x.shape[-1]), np.repeat(labels, views)
 
     def solve(strength, examples, _):
@@ -139,7 +145,8 @@ def fit_svm(
         bias[machine.classes_] = _both(machine.intercept_) if two else machine.intercept_
         return logistic.Linear(kernel, bias)
 
-    strength, _ = choose_strength(prepare, x, labels, strengths, validation, seed, solve)
+    part = functools.partial(part_to_choose_on, labels, validation, seed, held_out)
+    strength, _ = choose_strength(prepare, x, labels, strengths, part, solve)
     machine = solve(strength, np.ones(len(labels), bool), None)
     return Fitted(
         scores=lambda x: machine.logits(prepare(x)).mean(axis=1),
@@ -168,17 +175,10 @@ def fit_vatt(
     Raises:
       UserError: multi-label data.
     """
-    _check_single(labels, "vatt")
-    rows, targets = _as_float32(x).reshape(-1, x.shape[-1]), np.repeat(labels, x.shape[1])
+    check_single(labels, "vatt")
+    rows, targets = as_float32(x).reshape(-1, x.shape[-1]), np.repeat(labels, x.shape[1])
     head = vatt_head.fit(rows, targets, num_classes=num_classes, epochs=epochs, seed=seed)
     return Fitted(scores=lambda x: average_views(head.logits(x), "probabilities", "softmax"))
-
-
-CLASSIFIERS: dict[str, Callable[..., Fitted]] = {
-    "logistic": fit_logistic,
-    "svm": fit_svm,
-    "vatt": fit_vatt,
-}
 
 
 def validation_part(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -198,13 +198,29 @@ def validation_part(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
     return chosen
 
 
+def part_to_choose_on(
+    labels: np.ndarray, fraction: float, seed: int, given: np.ndarray | None
+) -> np.ndarray:
+    """bool [N]: the examples to choose options on, `given` or else `validation_part`.
+
+    Raises:
+      UserError: all or none of the examples would be in it.
+    """
+    held_out = validation_part(labels, fraction, seed) if given is None else given
+    if not held_out.any() or held_out.all():
+        raise UserError(
+            f"{len(labels)} examples cannot be split with validation={fraction}; give one value "
+            "in strengths=(C,) of classifier='logistic' or 'svm' to skip the choice."
+        )
+    return held_out
+
+
 def choose_strength(
     prepare: Callable[[np.ndarray], np.ndarray],
     x: np.ndarray,
     labels: np.ndarray,
     strengths: Sequence[float],
-    validation: float,
-    seed: int,
+    part: Callable[[], np.ndarray],
     solve: Callable[[float, np.ndarray, Any], Any],
 ) -> tuple[float, Any]:
     """The strength that is best on the validation part, and its solution (None if it is the only).
@@ -215,7 +231,7 @@ def choose_strength(
       prepare: what makes of features [..., D] what `solve` works on.
       x, labels: all training examples.
       strengths: values of C.
-      validation, seed: see `validation_part`.
+      part: gives bool [N], the validation part, if there is a choice.
       solve: (strength, bool [N] which examples, solution of the strength before) → solution.
 
     Raises:
@@ -223,12 +239,7 @@ def choose_strength(
     """
     if len(strengths) == 1:
         return float(strengths[0]), None
-    held_out = validation_part(labels, validation, seed)
-    if not held_out.any() or held_out.all():
-        raise UserError(
-            f"{len(labels)} examples cannot be split with validation={validation}; give "
-            "one value in strengths=(C,) to skip the choice."
-        )
+    held_out = part()
     best, solution = None, None
     x, right = prepare(x[held_out]), labels[held_out]
     for strength in sorted(strengths):
@@ -249,13 +260,13 @@ def standardization(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
     The features of its argument are scaled with the mean and deviation of x.
     """
-    rows = _as_float32(x).reshape(-1, x.shape[-1])
+    rows = as_float32(x).reshape(-1, x.shape[-1])
     deviation = rows.std(axis=0, dtype=np.float64)
     mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
     # A constant feature is rounding noise after its mean is taken off: leave it so small.
     constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
     scale = np.where(constant, 1.0, deviation).astype(np.float32)
-    return lambda x: (_as_float32(x) - mean) / scale
+    return lambda x: (as_float32(x) - mean) / scale
 
 
 def average_views(logits: np.ndarray, average: str, kind: logistic.Kind) -> np.ndarray:
@@ -274,7 +285,7 @@ def average_views(logits: np.ndarray, average: str, kind: logistic.Kind) -> np.n
     return yes - special.logsumexp(special.log_expit(-logits), axis=1)
 
 
-def _as_float32(x: np.ndarray) -> np.ndarray:
+def as_float32(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, np.float32)
 
 
@@ -283,7 +294,7 @@ def _both(second: np.ndarray) -> np.ndarray:
     return np.concatenate([-second, second], axis=-1)
 
 
-def _check_single(labels: np.ndarray, name: str) -> None:
+def check_single(labels: np.ndarray, name: str) -> None:
     if labels.ndim > 1:
         raise UserError(
             f"classifier={name!r} is for single labels; the data have several for each example: "

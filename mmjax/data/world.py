@@ -20,6 +20,9 @@ hash of their names. Every value of every attribute occurs in each split. Within
 combination comes twice before all have come once, so the first 240 test clips are all different, to
 the eye, to the ear, and in their captions.
 
+`mmjax.data.world_objects` shows the same shapes and colours in single pictures, some of them in
+evaluation alone.
+
 Everything is a pure function of (config, split, index).
 """
 
@@ -29,9 +32,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import hashlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -42,83 +43,41 @@ import zlib
 import numpy as np
 
 from mmjax.data import dataset, records, schema, world_senses
-from mmjax.data.world_senses import (
-    ATTRIBUTES,
-    COLOURS,
-    LEAST_SAMPLE_RATE,
-    MOTIONS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-)
+from mmjax.data.world_config import HELD_OUT, WorldConfig, attributes_of
+from mmjax.data.world_objects import ObjectsConfig
+from mmjax.data.world_senses import ATTRIBUTES, COLOURS, MOTIONS, SHAPES, SIZES
 from mmjax.data.world_text import caption, vocabulary
-from mmjax.errors import UserError, choose, unknown
+from mmjax.errors import UserError, choose
 
-HELD_OUT = {"test": 240, "valid": 96}  # combinations; training has the rest
+__all__ = [
+    "ATTRIBUTES",
+    "COLOURS",
+    "HELD_OUT",
+    "MOTIONS",
+    "SHAPES",
+    "SIZES",
+    "WORLDS",
+    "ObjectsConfig",
+    "Scene",
+    "WorldConfig",
+    "attributes_of",
+    "build_world",
+    "cache_folder",
+    "ensure_world",
+    "example",
+    "parse_spec",
+    "scene",
+]
 
 _SHARD = 256  # examples
 _VERSION = 2  # part of the cache's name: raise it when the same config gives other data
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WorldConfig:
-    """How the world looks and sounds.
-
-    Attributes:
-      seed: another seed, other scenes; the held-out combinations stay the same.
-      num_frames: of a clip.
-      frame_size: height and width in pixels.
-      fps: frames per second.
-      num_samples: of a waveform; 0 = as long as the frames last.
-      sample_rate: Hz, at least 8000.
-      noise: standard deviation of white noise in the sound, whose tones have about 0.3.
-      num_captions: per clip.
-      label: the attribute that is the class, or 'all': then each clip has five labels out of all
-        values of all attributes.
-      touch_size: height and width of the touch image; 0 = none.
-      dense: whether to store masks, depth and optical flow.
-    """
-
-    seed: int = 0
-    num_frames: int = 8
-    frame_size: int = 32
-    fps: float = 10.0
-    num_samples: int = 0
-    sample_rate: int = 8000
-    noise: float = 0.02
-    num_captions: int = 3
-    label: str = "shape"
-    touch_size: int = 32
-    dense: bool = False
-
-    def __post_init__(self):
-        if self.label not in ATTRIBUTES and self.label != "all":
-            raise unknown("label of the world", self.label, [*ATTRIBUTES, "all"])
-        least = dict(num_frames=1, frame_size=16, num_captions=0, sample_rate=LEAST_SAMPLE_RATE)
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise UserError(f"world: {name}={getattr(self, name)} must be at least {value}.")
-        if self.fps <= 0:
-            raise UserError(f"world: fps={self.fps} must be positive.")
-        if self.touch_size and self.touch_size < 16:
-            raise UserError(f"world: touch_size={self.touch_size} must be 0 or at least 16.")
-
-    @property
-    def samples(self) -> int:
-        """Samples of a waveform."""
-        return self.num_samples or round(self.num_frames / self.fps * self.sample_rate)
-
-    @property
-    def class_names(self) -> list[str]:
-        """By class number."""
-        if self.label == "all":
-            return [value for values in ATTRIBUTES.values() for value in values]
-        return list(ATTRIBUTES[self.label])
-
-
 WORLDS = {
     "demo": (WorldConfig(), {"train": 3000, "test": 200}),
     "tiny": (WorldConfig(num_frames=4), {"train": 64, "test": 32}),
+    "objects": (ObjectsConfig(), {"train": 3000, "novel_train": 800, "novel_test": 400}),
+    "objects_tiny": (ObjectsConfig(), {"train": 64, "novel_train": 96, "novel_test": 48}),
 }
 
 
@@ -129,7 +88,7 @@ class Scene:
     Attributes:
       attributes: {'shape': 'star', …}.
       frames: uint8 [T, H, W, 3].
-      waveform: float32 [S].
+      waveform: float32 [S], S = 0 in a world without sound.
       captions: the first needs no other to be complete in `test` and `valid`.
       labels: class numbers.
       touch: uint8 [h, w, 3], or None.
@@ -154,23 +113,25 @@ def scene(cfg: WorldConfig, split: str, index: int, *, dense: bool | None = None
 
     Args:
       cfg: of the world.
-      split: 'train', 'valid' or 'test'.
+      split: one of the config's: 'train', 'valid', 'test'.
       index: in the split.
       dense: make mask, depth and flow; by default as the config says.
     """
-    attributes = attributes_of(cfg.seed, split, index)
+    attributes = cfg.attributes(split, index)
     rng = np.random.default_rng([cfg.seed, zlib.crc32(split.encode()), index])
     # Clips begin near the same point of a cycle: less variety to learn than with any phase.
     phase = rng.uniform(-0.12, 0.12)
     trajectory = world_senses.Trajectory(rng, attributes, phase)
     frames, geometry = world_senses.look(rng, cfg, attributes, trajectory)
-    waveform = world_senses.sound(rng, cfg, attributes, phase)
+    waveform = np.zeros(0, np.float32)
+    if not cfg.SILENT:
+        waveform = world_senses.sound(rng, cfg, attributes, phase)
     touch = world_senses.touch(rng, cfg.touch_size, attributes) if cfg.touch_size else None
     captions = [
-        caption(rng, attributes, complete=split != "train") for _ in range(cfg.num_captions)
+        caption(rng, attributes, complete=split != "train", still=cfg.STILL)
+        for _ in range(cfg.num_captions)
     ]
     values = cfg.class_names
-    named = attributes.values() if cfg.label == "all" else [attributes[cfg.label]]
     extra = {}
     if cfg.dense if dense is None else dense:
         extra = world_senses.dense(cfg, attributes, trajectory, geometry)
@@ -179,45 +140,10 @@ def scene(cfg: WorldConfig, split: str, index: int, *, dense: bool | None = None
         frames=frames,
         waveform=waveform,
         captions=captions,
-        labels=[values.index(value) for value in named],
+        labels=[values.index(name) for name in cfg.names_of(attributes)],
         touch=touch,
         **extra,
     )
-
-
-def attributes_of(seed: int, split: str, index: int) -> dict[str, str]:
-    """What scene `index` of a split shows, by the names in `ATTRIBUTES`."""
-    combinations = _combinations(split)
-    turn, place = divmod(index, len(combinations))
-    shape, colour, size, motion = combinations[_order(seed, split, turn)[place]]
-    texture = TEXTURES[(_hash(f"{seed}/{shape}/{colour}/{size}/{motion}") + turn) % len(TEXTURES)]
-    return dict(shape=shape, colour=colour, size=size, texture=texture, motion=motion)
-
-
-@functools.cache
-def _combinations(split: str) -> list[tuple[str, str, str, str]]:
-    """The (shape, colour, size, motion) of a split, the same for every seed."""
-    everything = sorted(
-        itertools.product(SHAPES, COLOURS, SIZES, MOTIONS), key=lambda names: _hash("/".join(names))
-    )
-    start = 0
-    for name, count in HELD_OUT.items():
-        if name == split:
-            return everything[start : start + count]
-        start += count
-    if split != "train":
-        raise unknown("split of the world", split, ["train", *HELD_OUT])
-    return everything[start:]
-
-
-@functools.lru_cache(maxsize=64)
-def _order(seed: int, split: str, turn: int) -> np.ndarray:
-    rng = np.random.default_rng([seed, zlib.crc32(split.encode()), turn, 1])
-    return rng.permutation(len(_combinations(split)))
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 # On disk ----------------------------------------------------------------------------------------
@@ -229,14 +155,14 @@ def example(cfg: WorldConfig, split: str, index: int) -> tuple[schema.Example, S
     names = cfg.class_names
     stored = schema.Example(
         frames=[schema.encode_jpeg(frame, quality=90) for frame in made.frames],
-        waveform=made.waveform,
+        waveform=made.waveform if made.waveform.size else None,
         captions=made.captions,
         labels=made.labels,
         label_texts=[names[label] for label in made.labels],
         end_us=round(1e6 * cfg.num_frames / cfg.fps),
         filename=f"world/{split}/{index}",
         frame_rate=cfg.fps,
-        sample_rate=cfg.sample_rate,
+        sample_rate=0.0 if cfg.SILENT else cfg.sample_rate,
         touch=[] if made.touch is None else [schema.encode_jpeg(made.touch, quality=90)],
     )
     if made.mask is not None:
@@ -261,7 +187,7 @@ def build_world(
     os.makedirs(path, exist_ok=True)
     jobs, infos = [], {}
     for split, count in splits.items():
-        _combinations(split)  # refuses an unknown split before anything is written
+        cfg.check_split(split)  # before anything is written
         if count < 1:
             raise UserError(f"world: {split}={count} must be at least 1.")
         shards = -(-count // _SHARD)
@@ -280,15 +206,18 @@ def build_world(
     else:
         sums = [_write_shard(job) for job in jobs]
     with open(os.path.join(path, "vocab.txt"), "w") as file:
-        file.write("\n".join(["<pad>", "<unk>", "<bos>", "<eos>", *vocabulary()]) + "\n")
+        file.write(
+            "\n".join(["<pad>", "<unk>", "<bos>", "<eos>", *vocabulary(still=cfg.STILL)]) + "\n"
+        )
     clips, *colour, power = np.sum(sums, axis=0).tolist()
     modalities = ["video", "audio", "text", "label", "touch", "mask", "depth", "flow"]
     absent = set() if cfg.dense else {"mask", "depth", "flow"}
+    absent |= {"audio"} if cfg.SILENT else set()
     absent |= set() if cfg.touch_size else {"touch"}
     absent |= set() if cfg.num_captions else {"text"}
     info = dataset.DatasetInfo(
-        name="world",
-        description="Procedural scenes of one moving object, seen, heard, described and touched.",
+        name=cfg.NAME,
+        description=cfg.DESCRIPTION,
         splits=infos,
         modalities=tuple(name for name in modalities if name not in absent),
         num_classes=len(cfg.class_names),
@@ -297,8 +226,8 @@ def build_world(
         num_frames=cfg.num_frames,
         frame_size=(cfg.frame_size, cfg.frame_size),
         fps=cfg.fps,
-        num_samples=cfg.samples,
-        sample_rate=cfg.sample_rate,
+        num_samples=0 if cfg.SILENT else cfg.samples,
+        sample_rate=0.0 if cfg.SILENT else cfg.sample_rate,
         vocabulary="vocab.txt",
         statistics={
             "rgb_mean": [round(value / clips, 5) for value in colour],
@@ -318,7 +247,8 @@ def _write_shard(job: tuple[str, WorldConfig, str, int, int]) -> np.ndarray:
         for index in range(first, last):
             stored, made = example(cfg, split, index)
             writer.write(schema.encode(stored))
-            sums += [1, *made.frames.mean((0, 1, 2)) / 255, np.mean(made.waveform**2)]
+            power = np.mean(made.waveform**2) if made.waveform.size else 0.0
+            sums += [1, *made.frames.mean((0, 1, 2)) / 255, power]
     return sums
 
 
@@ -337,7 +267,7 @@ def parse_spec(spec: str) -> tuple[str, WorldConfig, dict[str, int]]:
     cfg, splits = choose("world", name or "demo", WORLDS)
     splits, changes = dict(splits), {}
     types = {field.name: type(getattr(cfg, field.name)) for field in dataclasses.fields(cfg)}
-    types |= dict.fromkeys(["train", *HELD_OUT], int)
+    types |= dict.fromkeys(cfg.SPLITS, int)
     for setting in settings:
         key, _, value = setting.partition("=")
         kind = choose(f"setting in {spec!r}", key, types)

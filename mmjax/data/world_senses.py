@@ -12,7 +12,7 @@ import numpy as np
 from mmjax.errors import unknown
 
 if TYPE_CHECKING:
-    from mmjax.data.world import WorldConfig
+    from mmjax.data.world_config import WorldConfig
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
 COLOURS = {

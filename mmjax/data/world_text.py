@@ -58,37 +58,53 @@ _TEMPLATES = (
     "one {shape} {one} {two} and {three} keeps {motion}",
     "{one} {two} {three} {shape} seen {motion}",
 )
+_STILL_TEMPLATES = (
+    "a {one} {two} {three} {shape}",
+    "there is a {one} {two} {three} {shape}",
+    "the {one} {shape} is {two} and {three}",
+    "look at this {one} {two} {three} {shape}",
+    "here we see a {one} {two} and {three} {shape}",
+    "one {shape} {one} {two} and {three}",
+    "a picture of a {one} {two} {three} {shape}",
+)
 _OMITTED = "*"
 _OMISSION = 0.3  # share of the captions that leave an attribute out, where they may
 
 
-def caption(rng: np.random.Generator, attributes: dict[str, str], *, complete: bool) -> str:
+def caption(
+    rng: np.random.Generator, attributes: dict[str, str], *, complete: bool, still: bool = False
+) -> str:
     """One sentence of at most 16 words.
 
     Args:
       rng: decides the wording.
       attributes: {'shape': 'star', …}, all five.
       complete: mention all attributes; otherwise at most one is left out, at times.
+      still: do not mention the motion.
     """
-    words = {}
+    words, kinds = {}, [kind for kind in WORDS if not (still and kind == "motion")]
     for kind, value in attributes.items():
-        choice = rng.choice(3, p=(0.5, 0.3, 0.2))
-        words[kind] = WORDS[kind][value][choice]
+        if kind in kinds:
+            choice = rng.choice(3, p=(0.5, 0.3, 0.2))
+            words[kind] = WORDS[kind][value][choice]
     if not complete and rng.random() < _OMISSION:
-        left_out = ("shape", "colour", "size", "texture", "motion")[rng.integers(5)]
+        left_out = kinds[rng.integers(len(kinds))]
         words[left_out] = {"shape": "thing", "motion": "somehow"}.get(left_out, _OMITTED)
     adjectives = [words[kind] for kind in ("colour", "size", "texture")]
     one, two, three = (adjectives[i] for i in rng.permutation(3))
-    sentence = _TEMPLATES[rng.integers(len(_TEMPLATES))].format(
-        one=one, two=two, three=three, shape=words["shape"], motion=words["motion"]
+    templates = _STILL_TEMPLATES if still else _TEMPLATES
+    sentence = templates[rng.integers(len(templates))].format(
+        one=one, two=two, three=three, shape=words["shape"], motion=words.get("motion")
     )
     return _without_gap(sentence)
 
 
-def vocabulary() -> list[str]:
+def vocabulary(*, still: bool = False) -> list[str]:
     """Every word a caption can contain, sorted."""
-    texts = [text for rows in WORDS.values() for row in rows.values() for text in row]
-    texts += [re.sub(r"{\w+}", "", template) for template in _TEMPLATES] + ["thing somehow"]
+    rows = [row for kind in WORDS for row in WORDS[kind].values() if not still or kind != "motion"]
+    texts = [text for row in rows for text in row] + ["thing" if still else "thing somehow"]
+    templates = _STILL_TEMPLATES if still else _TEMPLATES
+    texts += [re.sub(r"{\w+}", "", template) for template in templates]
     return sorted({word for text in texts for word in text.split()})
 
 

@@ -274,6 +274,23 @@ def test_cosine():
     np.testing.assert_allclose(got, [0.005, 0.0025, 0], atol=1e-9)
 
 
+def test_cosine_of_lgssl_stays_at_its_top_for_a_step():
+    cfg = dict(name="cosine", base=1e-3, warmup_from=1e-5, warmup_steps=4999, hold_steps=1)
+    schedule = optim.make_schedule(cfg | dict(end=1e-6), total_steps=250_000, batch_size=BATCH)
+    values = {
+        0: 1e-5,
+        1: 1.0198e-5,
+        4999: 1e-3,
+        5000: 1e-3,
+        127_500: 5.005e-4,
+        250_000: 1e-6,
+    }
+    for step, value in values.items():
+        assert float(schedule(step)) == pytest.approx(value, rel=1e-5), step
+    with pytest.raises(UserError, match="hold_steps=5000 is more"):
+        optim.make_schedule(cfg, total_steps=4999, batch_size=BATCH)
+
+
 def test_stepwise_cosine():
     cfg = dict(name="stepwise_cosine", levels=(1e-3, 4e-4, 1e-4), boundaries=(10, 50, 90))
     steps = [0, 5, 10, 30, 50, 70, 90, 95, 100, 101]

@@ -10,7 +10,6 @@ its neighbour is decided by the data (`config.data.pairs`): LGSimCLR is SimCLR o
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -376,8 +375,8 @@ class Guided:
         out = {}
         for modality in module.modalities:
             if modality in batch:
-                encode = functools.partial(_pooled, module, modality)
-                out[modality] = self._inputs.each_view(encode, batch, modality)
+                tower = getattr(module, modality)
+                out[modality] = self._inputs.each_view(lambda x, t=tower: t(x)[0], batch, modality)
         heads = {"image": self._picture_head(), "text": "text"}
         for modality, other in (("image", "text"), ("text", "image")):
             head = heads[modality]
@@ -434,10 +433,6 @@ def _memories(terms: Mapping[str, tuple[float, Mapping[str, Any]]]) -> dict[str,
         options = terms["swav"][1]
         queues = dict(views=2, size=options["queue_length"], start=options["queue_start"])
     return dict(banks=banks, queues=queues)
-
-
-def _pooled(module: guided.Guided, modality: str, inputs: Mapping[str, jax.Array]) -> jax.Array:
-    return module.encode({modality: inputs[modality]})[modality]
 
 
 def _spread(features: jax.Array) -> jax.Array:

@@ -242,6 +242,7 @@ def run_job(
     *,
     overrides: Sequence[str] = (),
     override_checkpoint: str | None = None,
+    evals: Any = None,
 ) -> int:
     """`--mode=eval`: the evaluation job of a run, or the evaluation of one checkpoint.
 
@@ -255,6 +256,7 @@ def run_job(
       overrides: `--config.key=value` arguments for that config.
       override_checkpoint: `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`: evaluate
         this one, then return.
+      evals: a section that takes the place of the config's `evals`.
 
     Returns:
       The exit status: 0, or 1 if an evaluation failed.
@@ -277,6 +279,8 @@ def run_job(
             if run is None:
                 return 0
         cfg = run.read_config() if cfg is None else cfg
+        if evals is not None:
+            cfg.evals = evals
         config.apply(cfg, overrides)
         evaluators, restore = _prepare(cfg, run, any_place=bool(override_checkpoint))
         write = _writer(run, tensorboard=cfg.tensorboard)
@@ -396,8 +400,10 @@ def _facts(cfg: Any) -> DataFacts:
     from mmjax.data import config as data_config  # these import TensorFlow
     from mmjax.data import dmvr, loader
 
-    section = config.plain(cfg.data)
+    section = data_config.for_evaluation(config.plain(cfg.data))
     data = data_config.parse_config(section)
+    cfg = cfg.copy_and_resolve_references()
+    cfg.data = section
     unsaid = (data.text and not data.text.vocab) or (data.audio and not data.audio.sample_rate)
     if unsaid or data.label or any(map(dmvr.is_stream, data.specs)):
         train_data = loader.make_train_data(section, batch_size=cfg.batch_size, seed=cfg.seed)

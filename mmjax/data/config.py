@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.data import modalities, stills
+from mmjax.data import modalities, stills, stored
+from mmjax.data.pairs import PairsConfig
 from mmjax.errors import UserError, unknown
 
 
@@ -31,6 +33,8 @@ class DataConfig:
       threads: of the input pipeline; 0 is one per CPU core.
       prefetch: batches made ahead.
       video, audio, image, text, label, touch: options of each modality; None leaves it out.
+      pairs: train on pairs of records: the second of `data.image.crops` is of the neighbour's
+        picture, all else of the record's own; None is off.
     """
 
     train: str | tuple[str, ...] = "world"
@@ -49,6 +53,7 @@ class DataConfig:
     text: modalities.Text | None = None
     label: modalities.Label | None = None
     touch: stills.Touch | None = None
+    pairs: PairsConfig | None = None
 
     def __post_init__(self):
         if self.corrupt not in ("fail", "skip"):
@@ -62,11 +67,33 @@ class DataConfig:
                 "The section data asks for no modality: set data.video, audio, image, text or "
                 "touch."
             )
+        if self.pairs and len(self.image.crops if self.image else ()) < 2:
+            raise UserError(
+                "data.pairs shows a crop of the neighbour's picture beside one of the example's "
+                "own: set data.image.crops=((0.5, 1.0), (0.5, 1.0)), two or more, or "
+                "data.pairs=None."
+            )
 
     @property
     def specs(self) -> tuple[str, ...]:
         """`train` as a tuple."""
         return (self.train,) if isinstance(self.train, str) else self.train
+
+
+def for_evaluation(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `data` without the files that only training needs: without pairs, and without
+    the features of frozen towers that are not there (evaluation runs the towers)."""
+    kept = {key: value for key, value in section.items() if key != "pairs"}
+    for name, options in section.items():
+        folders = options.get("features") if isinstance(options, Mapping) else ""
+        paths = [
+            stored.features_path(folder, section.get("split", "train"), name)
+            for folder in ((folders,) if isinstance(folders, str) else folders or ())
+            if folder
+        ]
+        if not all(map(os.path.exists, paths)):
+            kept[name] = {**options, "features": ""}
+    return kept
 
 
 def parse_config(section: Mapping[str, Any]) -> DataConfig:

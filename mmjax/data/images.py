@@ -84,15 +84,18 @@ def resize(
     *,
     rounded: bool = False,
     antialias: bool = False,
+    method: str = "bilinear",
 ) -> tf.Tensor:
-    """Bilinear, half-pixel centres; uint8 by truncation (as VATT) or rounding.
+    """'bilinear' or 'bicubic', half-pixel centres; uint8 by truncation (as VATT) or rounding.
 
-    With `antialias`, smaller pictures are averages of larger ones: within a grey level as PIL does.
+    With `antialias`, smaller pictures are averages of larger ones: as PIL does, bilinear within one
+    grey level, bicubic within two.
     """
 
     def resized():
-        image = tf.image.resize(frames, size, antialias=antialias)
-        return tf.cast(tf.round(image) if rounded else image, tf.uint8)
+        image = tf.image.resize(frames, size, method, antialias=antialias)
+        # Bicubic curves overshoot.
+        return tf.saturate_cast(tf.round(image) if rounded else image, tf.uint8)
 
     same = tf.reduce_all(tf.shape(frames)[1:3] == tf.convert_to_tensor(size))
     return tf.cond(same, lambda: frames, resized)
@@ -208,6 +211,41 @@ def inception_window(
         use_image_if_no_bounding_boxes=True,
     )
     return tf.concat([begin[:2], extent[:2]], 0)
+
+
+def resized_crop_window(
+    shape: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    area: tuple[float, ...],
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tf.Tensor:
+    """A window of random area and aspect ratio as torchvision's RandomResizedCrop draws it.
+
+    Of ten windows of random shape the first that fits is taken, anywhere in the picture; if none
+    does, the largest one in the middle whose aspect ratio is allowed.
+
+    Args:
+      shape: int32 [2], of the stored picture.
+      seed: of this crop.
+      area: range of the window's share of the picture.
+      aspect: range of width / height, of which the logarithm is uniform.
+    """
+    draws = tf.random.stateless_uniform([22], seed, dtype=tf.float64)
+    height, width = tf.unstack(tf.cast(shape, tf.float64))
+    low, high = (tf.constant(bound, tf.float64) for bound in aspect)
+    areas = height * width * (area[0] + (area[1] - area[0]) * draws[:10])
+    ratios = tf.exp(tf.math.log(low) + (tf.math.log(high) - tf.math.log(low)) * draws[10:20])
+    tried = tf.cast(tf.round(tf.sqrt(tf.stack([areas / ratios, areas * ratios], 1))), tf.int32)
+    fits = tf.reduce_all((tried > 0) & (tried <= shape), 1)  # [10]
+    extent = tried[tf.argmax(fits)]
+    room = shape - extent + 1
+    start = tf.cast(draws[20:] * tf.cast(room, tf.float64), tf.int32)
+    largest = tf.stack([tf.minimum(height, width / low), tf.minimum(width, height * high)])
+    largest = tf.cast(tf.round(largest), tf.int32)
+    found = tf.reduce_any(fits)
+    start = tf.where(found, tf.minimum(start, room - 1), (shape - largest) // 2)
+    return tf.concat([start, tf.where(found, extent, largest)], 0)
 
 
 def drawn_flip(seed: tf.Tensor) -> tf.Tensor:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-from mmjax.data import dmvr, keywords, modalities, schema, sources, stills, stored
+from mmjax.data import dmvr, keywords, modalities, pairs, schema, sources, stills, stored
 from mmjax.data.config import DataConfig, parse_config
 from mmjax.data.corrupt import ATTEMPTS, CorruptRecords
 from mmjax.data.dataset import DatasetInfo
@@ -29,6 +29,7 @@ from mmjax.data.pipeline import (
     Order,
     Pipeline,
     host_positions,
+    permuted,
     pure_reader,
     reader,
     resolver,
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
+_DRAWS = 2**31 - 1  # among which the remainder of a division by a few neighbours favours none
 _FOREVER = np.iinfo(np.int64).max
 # Our functions are written in TensorFlow's own terms; translating their Python first only costs
 # time.
@@ -54,6 +56,7 @@ class _Data:
 
     Attributes:
       pipeline: phases of named functions; change them before the first call of `iterate`.
+      partner_pipeline: those of the neighbour's picture; None without `data.pairs`.
       info: of the first source; `infos` of all.
       sample_rate: of the windows of sound in Hz; None without sound.
       tokenizer: or None without text.
@@ -83,9 +86,14 @@ class _Data:
         self.num_examples = sum(source.num_examples for source in opened)
         self.tokenizer = open_tokenizer(cfg) if cfg.text else None
         self.num_classes = _num_classes(cfg.label, self.infos) if cfg.label else None
+        paired = train and cfg.pairs is not None
+        self._id_names = (*_IDS, "partner") if paired else _IDS
+        self.partner_pipeline = Pipeline() if paired else None
         self.pipeline = self._pipeline()
-        self._stock = self.pipeline.functions("parse", "sample")
-        self._corrupt = CorruptRecords(cfg, opened, train=train, example=self._try_example)
+        self._stock = self._reading_functions()
+        self._corrupt = CorruptRecords(
+            cfg, opened, train=train, example=self._try_example, following=self._try_following
+        )
 
     @property
     def corrupt(self) -> int:
@@ -123,8 +131,17 @@ class _Data:
         for options in (cfg.image, cfg.touch):
             if options:
                 features = self._features(options.SECTION)
-                stills.add_picture(pipeline, options, train=train, features=features)
+                views = None
+                if options is cfg.image and self.partner_pipeline:
+                    stills.add_picture(self.partner_pipeline, options, train=True, views=[1])
+                    views = [view for view in range(len(options.crops)) if view != 1]
+                stills.add_picture(pipeline, options, train=train, features=features, views=views)
         return pipeline
+
+    def _reading_functions(self) -> list:
+        """What may look at a record as it was read."""
+        pipelines = (self.pipeline, self.partner_pipeline)
+        return [f for pipeline in pipelines if pipeline for f in pipeline.functions(*_READING)]
 
     def _features(self, modality: str) -> list[np.ndarray] | None:
         """What training takes in place of a modality, see `mmjax.data.stored`."""
@@ -134,16 +151,19 @@ class _Data:
         return stored.open_features(folders, modality, sources=self.sources, split=self.cfg.split)
 
     def _example(self, ids: Features, serialized: tf.Tensor) -> Features:
-        """One example; `ids` says position, source, record and attempt."""
+        """One example of its records, string [R]; `ids` says which and where."""
         seed = tf.stack([tf.constant(self.seed, tf.int64), ids["position"]])
+        given = {"_seed": seed, "_source": ids["source"]}
         features = self.pipeline.example(
-            {
-                "_serialized": serialized,
-                "_seed": seed,
-                "_source": ids["source"],
-                "_record": ids["record"],
-            }
+            {**given, "_serialized": serialized[0], "_record": ids["record"]}
         )
+        if self.partner_pipeline:
+            other = self.partner_pipeline.example(
+                {**given, "_serialized": serialized[1], "_record": ids["partner"]}
+            )
+            own = features["image"]
+            features["image"] = tf.concat([own[:1], other["image"], own[1:]], 0)
+            features["image_mask"] *= other["image_mask"]
         features["example_id"] = tf.cast(ids["record"], tf.int32)
         if len(self.sources) > 1:
             features["source"] = tf.cast(ids["source"], tf.int32)
@@ -153,10 +173,12 @@ class _Data:
     def _function(self):
         """`_example`, traced once for the stream, its types and single records."""
         if self._without:
-            self.pipeline.resolve = resolver(self.sources)
-        ids = {key: tf.TensorSpec([], tf.int64) for key in _IDS}
+            for pipeline in filter(None, (self.pipeline, self.partner_pipeline)):
+                pipeline.resolve = resolver(self.sources)
+        ids = {key: tf.TensorSpec([], tf.int64) for key in self._id_names}
         function = tf.function(self._example, autograph=False)
-        return function.get_concrete_function(ids, tf.TensorSpec([], tf.string))
+        number = len(self._id_names) - len(_IDS) + 1
+        return function.get_concrete_function(ids, tf.TensorSpec([number], tf.string))
 
     @property
     def _spec(self) -> dict[str, tf.TensorSpec]:
@@ -169,37 +191,43 @@ class _Data:
         read = pure_reader(self.sources) if pure else reader(self.sources, without=self._without)
         several = dict(num_parallel_calls=self.threads, deterministic=True)
 
+        def texts(items: Features) -> tf.Tensor:  # ids [...] → string [..., R]
+            records = self._records_of(items)
+            sources = tf.broadcast_to(items["source"][..., None], tf.shape(records))
+            found = read(tf.reshape(sources, [-1]), tf.reshape(records, [-1]))
+            return tf.ensure_shape(tf.reshape(found, tf.shape(records)), records.shape)
+
+        def opened(item: Features) -> tf.data.Dataset:  # ids [] → dataset of one string [R]
+            if not pure:
+                # The reading too must happen where its errors can be ignored: in `map`.
+                return tf.data.Dataset.from_tensors(item).map(_as_is(texts))
+            each = tuple(read(item["source"], r) for r in tf.unstack(self._records_of(item)))
+            return tf.data.Dataset.zip(each).map(_as_is(lambda *found: tf.stack(found)))
+
         if self.cfg.corrupt == "skip":
-            attempts = _as_is(lambda item: self._attempts(item, read))
+            attempts = _as_is(lambda item: self._attempts(item, opened))
             return ids.interleave(attempts, cycle_length=self.threads, **several)
-
-        @_as_is
-        def opened(item: Features) -> tf.data.Dataset:
-            return read(item["source"], item["record"]).map(_as_is(lambda text: (item, text)))
-
-        @_as_is
-        def fetched(items: Features) -> tuple[Features, tf.Tensor]:
-            return items, read(items["source"], items["record"])
-
-        @_as_is
-        def alone(item: Features) -> Features:
-            serialized = read(item["source"][None], item["record"][None])
-            return self._function(item, tf.reshape(serialized, []))
 
         together = self._records_per_read()
         if not pure and together == 1:  # large records: unbatch would copy them
-            return ids.map(alone, **several)
+            return ids.map(_as_is(lambda item: self._function(item, texts(item))), **several)
         if pure:
-            records = ids.interleave(opened, cycle_length=self.threads, **several)
+            named = _as_is(lambda item: opened(item).map(_as_is(lambda found: (item, found))))
+            records = ids.interleave(named, cycle_length=self.threads, **several)
         else:
+            fetched = _as_is(lambda items: (items, texts(items)))
             records = ids.batch(together).map(fetched, **several).unbatch()
         return records.map(_as_is(lambda *record: self._function(*record)), **several)
+
+    def _records_of(self, items: Features) -> tf.Tensor:
+        """int64 [..., R]: the numbers of all records of each example."""
+        return tf.stack([items[name] for name in self._id_names[len(_IDS) - 1 :]], -1)
 
     @functools.cached_property
     def _without(self) -> str | None:
         """The feature list of which only what is sampled is read: the frames, if records are
         large. Functions of the user's own may want all of it."""
-        own = self.pipeline.functions("parse", "sample") != self._stock
+        own = self._reading_functions() != self._stock
         indexed = all(source.index is not None for source in self.sources)
         if own or not indexed or self.cfg.read == "tf" or not (self.cfg.video or self.cfg.image):
             return None
@@ -211,31 +239,25 @@ class _Data:
         lengths = [np.mean(s.index[:, 2]) for s in self.sources if s.index is not None]
         return int(np.clip(2**20 / max(lengths), 1, 32)) if lengths else 1
 
-    def _attempts(self, item: Features, read: Callable) -> tf.data.Dataset:
+    def _attempts(self, item: Features, opened: Callable) -> tf.data.Dataset:
         """The example, or what the policy puts in its place; adds '_attempt'."""
-        sizes = tf.constant([source.num_examples for source in self.sources], tf.int64)
 
         @_as_is
         def attempt(number):
-            now = item | {"record": (item["record"] + number) % sizes[item["source"]]}
-
-            @_as_is
-            def example(serialized):
-                return self._function(now, serialized) | {"_attempt": number}
-
-            # The reading too must happen where its errors can be ignored: not here, but in `map`.
-            if self.cfg.read == "tf":
-                serialized = read(now["source"], now["record"])
-            else:
-                one = tf.data.Dataset.from_tensors((now["source"][None], now["record"][None]))
-                serialized = one.map(_as_is(lambda *which: read(*which)[0]))
-            return serialized.map(example).ignore_errors()
+            now = self._following(item, number)
+            example = _as_is(lambda texts: self._function(now, texts) | {"_attempt": number})
+            return opened(now).map(example).ignore_errors()
 
         tries = tf.data.Dataset.range(ATTEMPTS if self.train else 1).flat_map(attempt)
         nothing = {key: tf.zeros(spec.shape, spec.dtype) for key, spec in self._spec.items()}
         nothing["example_id"] = tf.cast(item["record"], tf.int32)
         nothing["_attempt"] = tf.constant(ATTEMPTS, tf.int64)
         return tries.concatenate(tf.data.Dataset.from_tensors(nothing)).take(1)
+
+    def _following(self, item: Features, number: tf.Tensor) -> Features:
+        """Ids of the example that comes in the place of another after so many attempts."""
+        sizes = tf.constant([source.num_examples for source in self.sources], tf.int64)
+        return item | {"record": (item["record"] + number) % sizes[item["source"]]}
 
     @property
     def threads(self) -> int:
@@ -282,13 +304,21 @@ class _Data:
         batch.pop("_attempt", None)
         return batch
 
-    def _try_example(self, item: dict[str, int], serialized: bytes) -> None:
+    def _try_example(self, item: dict[str, int], serialized: list[bytes]) -> None:
         """Makes one example outside of the stream, for the error that comes with it."""
-        ids = {key: tf.constant(value, tf.int64) for key, value in item.items()}
-        self._function(ids, tf.constant(serialized))
+        self._function(_tensors(item), tf.constant(serialized))
+
+    def _try_following(self, item: dict[str, int], number: int) -> dict[str, int]:
+        following = self._following(_tensors(item), tf.constant(number, tf.int64))
+        return {key: int(value) for key, value in following.items()}
 
 
-_IDS = ("position", "source", "record")
+_IDS = ("position", "source", "record")  # and with pairs, 'partner'
+_READING = ("parse", "sample")
+
+
+def _tensors(item: Mapping[str, int]) -> Features:
+    return {key: tf.constant(value, tf.int64) for key, value in item.items()}
 
 
 class TrainData(_Data):
@@ -297,6 +327,10 @@ class TrainData(_Data):
     def __init__(self, cfg: DataConfig, opened: Sequence[Source], **kwargs):
         super().__init__(cfg, opened, train=True, **kwargs)
         self._sizes = [source.num_examples for source in opened]
+        self._partners = None
+        if cfg.pairs:
+            self._partners = pairs.Partners(cfg.pairs, sources=opened, split=cfg.split)
+            self._sizes = self._partners.sizes
         self._used = [min(size, cfg.limit or size) for size in self._sizes]
         self.num_examples = sum(self._used)
         self._order = Order(self._used, weights=cfg.weights or None, seed=self.seed)
@@ -308,14 +342,10 @@ class TrainData(_Data):
         return self._run(dataset, lambda number: self._host_ids(first_step + number))
 
     def batch_ids(self, step: int) -> dict[str, np.ndarray]:
-        """int64 [global batch] each: `position`, `source`, `record` of the rows of a step."""
+        """int64 [global batch] each: `position`, `source`, `record` of the rows of a step; with
+        `data.pairs` also `partner`, the record of the neighbour."""
         positions = step * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
-        source, record = self._records(positions)
-        return {
-            "position": positions.numpy(),
-            "source": source.numpy(),
-            "record": record.numpy(),
-        }
+        return {key: value.numpy() for key, value in self._ids_at(positions).items()}
 
     def _host_ids(self, step: int) -> dict[str, np.ndarray]:
         first = self.process_index * self.rows
@@ -328,16 +358,37 @@ class TrainData(_Data):
             process_index=self.process_index,
             process_count=self.process_count,
         )
-        source, record = self._records(positions)
-        return {"position": positions, "source": source, "record": record}
+        return self._ids_at(positions)
 
-    def _records(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Source and record of each position; `limit` takes records at even distances."""
+    def _ids_at(self, positions: tf.Tensor) -> Features:
+        """Ids of the examples of some positions; `limit` takes records at even distances."""
         source, number = self._order(positions)
-        if self._used == self._sizes:
-            return source, number
-        size, used = tf.constant(self._sizes, tf.int64), tf.constant(self._used, tf.int64)
-        return source, number * tf.gather(size, source) // tf.gather(used, source)
+        if self._used != self._sizes:
+            size, used = tf.constant(self._sizes, tf.int64), tf.constant(self._used, tf.int64)
+            number = number * tf.gather(size, source) // tf.gather(used, source)
+        ids = {"position": positions, "source": source, "record": number}
+        if self._partners:
+            ids |= self._paired(self._partners.pair, positions, source, number)
+        return ids
+
+    def _paired(self, function: Callable, positions: tf.Tensor, *given: tf.Tensor) -> Features:
+        """What a method of `Partners` gives for examples [n], the neighbour being drawn."""
+        drawn = permuted(
+            tf.zeros_like(positions), tf.constant(_DRAWS, tf.int64), self.seed, -2, positions
+        )
+        types = [tf.int64, tf.int64]
+        pair = tf.numpy_function(function, [*given, drawn], types, stateful=False)
+        return {
+            name: tf.ensure_shape(value, positions.shape)
+            for name, value in zip(("record", "partner"), pair, strict=True)
+        }
+
+    def _following(self, item: Features, number: tf.Tensor) -> Features:
+        if not self._partners:
+            return super()._following(item, number)
+        given = [x[None] for x in (item["position"], item["source"], item["record"], number)]
+        pair = self._paired(self._partners.following, *given)
+        return item | {name: value[0] for name, value in pair.items()}
 
 
 class EvalData(_Data):

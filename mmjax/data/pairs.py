@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +26,8 @@ from mmjax.errors import UserError
 
 if TYPE_CHECKING:  # which imports TensorFlow
     from mmjax.data.sources import Source
+
+log = logging.getLogger(__name__)
 
 FILE, NEIGHBOURS, SIMILARITY = "pairs.json", "neighbours.npy", "similarity.npy"
 WORDS = "words"
@@ -45,11 +50,6 @@ class PairsConfig:
     neighbours: int = 1
 
     def __post_init__(self):
-        if not self.path:
-            raise UserError(
-                "data.pairs.path is empty: name the folder that `mmjax neighbours` wrote, or "
-                f"'{WORDS}', or set data.pairs=None."
-            )
         if self.neighbours < 1:
             raise UserError(f"data.pairs.neighbours must be at least 1, not {self.neighbours}.")
         if not -1 <= self.min_similarity <= 1:
@@ -185,3 +185,135 @@ def _problem(neighbours: np.ndarray, similarity: np.ndarray, *, number: int) -> 
     if not np.isfinite(similarity).all():
         return "a similarity is not a number"
     return None
+
+
+class Partners:
+    """Which records are trained on, and with which other: `data.pairs` on the training data.
+
+    Arguments and results of the methods are int64 [n], one of each example.
+
+    Args:
+      options: the section.
+      sources: the training data.
+      split: of all of them.
+
+    Attributes:
+      sizes: of each source, how many of its records have a neighbour.
+
+    Raises:
+      UserError: folders that do not fit the sources, too few neighbours in them, or a source of
+        which no record has a neighbour.
+    """
+
+    def __init__(self, options: PairsConfig, *, sources: Sequence[Source], split: str):
+        self._neighbours, self._counts, self._records = [], [], []
+        for path, source in zip(_paths(options, sources), sources, strict=True):
+            if path == WORDS:
+                pairs = _by_words(source, number=options.neighbours)
+            else:
+                pairs = open_pairs(path, source=source, split=split)
+            stored = pairs.neighbours.shape[1]
+            if options.neighbours > stored:
+                raise UserError(
+                    f"data.pairs.neighbours={options.neighbours}, but {path} has {stored} for each "
+                    "record: find more, or ask for fewer."
+                )
+            neighbours = pairs.neighbours[:, : options.neighbours]
+            similarity = pairs.similarity[:, : options.neighbours]
+            near = (neighbours >= 0) & (similarity >= options.min_similarity)
+            counts = np.logical_and.accumulate(near, axis=1).sum(1)  # the best come first
+            records = np.flatnonzero(counts)
+            best = np.asarray(pairs.similarity[:, 0])[np.asarray(neighbours[:, 0]) >= 0]
+            _log_pairs(source.name, len(records), best, options.min_similarity, len(counts))
+            self._neighbours.append(neighbours)
+            self._counts.append(counts)
+            self._records.append(records)
+        self.sizes = [len(records) for records in self._records]
+
+    def pair(
+        self, source: np.ndarray, number: np.ndarray, draw: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A record that has a neighbour, and this neighbour.
+
+        Args:
+          source: numbers of the sources.
+          number: which one of the records that have a neighbour.
+          draw: a random number from 0, for the choice among several neighbours.
+        """
+        record, partner = np.empty_like(number), np.empty_like(number)
+        for which in np.unique(source):
+            rows = source == which
+            found = self._records[which][number[rows]]
+            rank = draw[rows] % self._counts[which][found]
+            record[rows], partner[rows] = found, self._neighbours[which][found, rank]
+        return record, partner
+
+    def following(
+        self, source: np.ndarray, record: np.ndarray, steps: np.ndarray, draw: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `pair`, so many steps after the `record`, and at the end again from the first."""
+        number = np.empty_like(record)
+        for which in np.unique(source):
+            rows, records = source == which, self._records[which]
+            at = np.searchsorted(records, record[rows])
+            number[rows] = (at + steps[rows]) % len(records)
+        return self.pair(source, number, draw)
+
+
+def _paths(options: PairsConfig, sources: Sequence[Source]) -> Sequence[str]:
+    """A folder of pairs for each source, or 'words'."""
+    paths = (options.path,) if isinstance(options.path, str) else options.path
+    if not all(paths) or not paths:
+        raise UserError(
+            f"data.pairs.path={options.path!r}: name the folder of pairs that `mmjax neighbours` "
+            f"wrote, or {WORDS!r} for the nearest captions by their words; or set data.pairs=None."
+        )
+    if paths == (WORDS,):
+        return paths * len(sources)
+    if len(paths) != len(sources):
+        raise UserError(
+            f"data.pairs.path names {len(paths)} folders, but data.train {len(sources)} sources: "
+            "give one for each."
+        )
+    return paths
+
+
+def _by_words(source: Source, *, number: int) -> Pairs:
+    """The pairs of a source's first captions by the words in them."""
+    from mmjax.data import schema  # imports TensorFlow
+    from mmjax.data.word_neighbours import nearest_by_words
+
+    start = time.monotonic()
+    examples = (schema.decode(source.fetch(record)) for record in range(source.num_examples))
+    captions = [(*example.captions, "")[0] for example in examples]
+    pairs = Pairs(*nearest_by_words(captions, k=number))
+    log.info(
+        "data.pairs: found the nearest of %d captions of %s by their words in %.1f s.",
+        len(captions),
+        source.name,
+        time.monotonic() - start,
+    )
+    return pairs
+
+
+def _log_pairs(name: str, used: int, similarity: np.ndarray, minimum: float, number: int) -> None:
+    """Says how many records have a neighbour, and how near these are; raises if none has."""
+    points = (0, 5, 25, 50, 75, 95, 100)
+    quantiles = "none"
+    if len(similarity):
+        values = np.percentile(similarity, points)
+        quantiles = ", ".join(f"{v:.3f} ({p} %)" for p, v in zip(points, values, strict=True))
+    if not used:
+        raise UserError(
+            f"data.pairs: no record of {name} has a neighbour of similarity {minimum:g} or more "
+            f"(data.pairs.min_similarity); quantiles of the nearest ones: {quantiles}."
+        )
+    log.info(
+        "data.pairs: %d of %d records of %s have a neighbour of similarity %g or more; quantiles "
+        "of the nearest ones: %s.",
+        used,
+        number,
+        name,
+        minimum,
+        quantiles,
+    )

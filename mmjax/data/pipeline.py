@@ -179,18 +179,18 @@ class Order:
             source, number = tf.zeros_like(positions), positions
         else:
             block, slot = positions // _BLOCK, positions % _BLOCK
-            slot = _permuted(slot, tf.constant(_BLOCK, tf.int64), self._seed, -1, block)
+            slot = permuted(slot, tf.constant(_BLOCK, tf.int64), self._seed, -1, block)
             source = tf.searchsorted(self._ends, slot, side="right", out_type=tf.int64)
             count = tf.gather(self._counts, source)
             number = block * count + slot - (tf.gather(self._ends, source) - count)
         size = tf.gather(self._sizes, source)
         record = number % size
         if self._shuffle:
-            record = _permuted(record, size, self._seed, source, number // size)
+            record = permuted(record, size, self._seed, source, number // size)
         return source, record
 
 
-def _permuted(index: tf.Tensor, size: tf.Tensor, *key: tf.Tensor | int) -> tf.Tensor:
+def permuted(index: tf.Tensor, size: tf.Tensor, *key: tf.Tensor | int) -> tf.Tensor:
     """`index` [n] in a pseudorandom permutation of `size` numbers; another for each `key`."""
     columns = [
         tf.broadcast_to(tf.constant(k, tf.int64) if isinstance(k, int) else k, tf.shape(index))

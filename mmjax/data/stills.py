@@ -18,7 +18,7 @@ import tensorflow as tf
 from mmjax.data import images, schema
 from mmjax.data.modalities import encoded_parser, random_below
 from mmjax.data.pictures import read_image
-from mmjax.data.pipeline import Features, Pipeline, seed_of
+from mmjax.data.pipeline import Features, Function, Pipeline, seed_of
 from mmjax.data.stored import add_stored
 from mmjax.errors import UserError, unknown
 
@@ -33,6 +33,7 @@ class _Square:
     square: str = "crop"
     quarter_turns: int = 0
     antialias: bool = True
+    resize: str = "bilinear"
     features: str | tuple[str, ...] = ""
 
     SECTION = ""
@@ -42,6 +43,8 @@ class _Square:
             raise UserError(f"data.{self.SECTION}.size must be at least 1, not {self.size}.")
         if self.square not in ("crop", "pad"):
             raise unknown(f"data.{self.SECTION}.square", self.square, ("crop", "pad"))
+        if self.resize not in ("bilinear", "bicubic"):
+            raise unknown(f"data.{self.SECTION}.resize", self.resize, ("bilinear", "bicubic"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,12 +60,17 @@ class Picture(_Square):
         black margin.
       quarter_turns: counter-clockwise.
       antialias: resize as PIL does; without, as PyTorch resizes tensors.
+      resize: 'bilinear' or 'bicubic'.
       features: folders of `mmjax.data.stored`, one for each source: in training, these features of
         the frozen tower come in place of pictures.
+      crops: training only: the ranges (low, high) of several views' shares of this part. Each view
+        is a crop of random place, area and shape, resized: torchvision's RandomResizedCrop.
+        `square` is then for evaluation alone.
     """
 
     roi: bool = True
     jitter: float = 0.0
+    crops: tuple[tuple[float, ...], ...] = ()
 
     SECTION = "image"
 
@@ -73,6 +81,22 @@ class Picture(_Square):
                 f"data.image.jitter={self.jitter} must be at least 0 and below 1: it is a share "
                 "of the picture's side."
             )
+        for number, area in enumerate(self.crops):
+            if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
+                raise UserError(
+                    f"data.image.crops[{number}]={area} must be (low, high) with "
+                    "0 < low <= high <= 1: shares of the picture's area."
+                )
+        if self.crops and self.jitter:
+            raise UserError(
+                f"data.image.jitter={self.jitter} moves the one picture of an example, but the "
+                "places of data.image.crops are random already: set data.image.jitter=0."
+            )
+        if self.crops and self.features:
+            raise UserError(
+                "data.image.features come in place of pictures, of which data.image.crops are "
+                "cut: leave one of them out."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +104,8 @@ class Touch(_Square):
     """The section `data.touch`: one of a record's touch pictures.
 
     Attributes:
-      size, square, quarter_turns, antialias, features: see `Picture`. TVL pads, and turns once.
+      size, square, quarter_turns, antialias, resize, features: see `Picture`. TVL pads, and turns
+        once.
       background: a picture of the sensor untouched, which comes along as `touch_background` in the
         same shape: '' is none, 'recording' the record's own, anything else a file for all.
     """
@@ -96,13 +121,15 @@ def add_picture(
     *,
     train: bool,
     features: Sequence[np.ndarray] | None = None,
+    views: Sequence[int] | None = None,
 ) -> None:
-    """Adds `image` or `touch`, uint8 [H, W, 3] ([1, H, W, 3] for tests), its mask [], and
-    `touch_background` if it is asked for; or the `features` of `stored.open_features` as float32
-    [D], and the mask.
+    """Adds `image` or `touch`, uint8 [H, W, 3] ([1, H, W, 3] for tests, [V, H, W, 3] with `crops`
+    in training), its mask [], and `touch_background` if it is asked for; or the `features` of
+    `stored.open_features` as float32 [D], and the mask.
 
     Functions: parse, sample, decode and preprocess 'image' or 'touch', the same but sample
     'touch_background'. In training any of the record's pictures is taken, for tests the middle one.
+    `views` are the numbers of the crops to make, None is all.
     """
     name = options.SECTION
     key, stored = (schema.FRAMES if name == "image" else schema.TOUCH)[0], f"_{name}"
@@ -122,13 +149,26 @@ def add_picture(
             chosen = pipeline.resolve(features["_source"], chosen)
         return features | {stored: chosen}
 
+    if train and getattr(options, "crops", ()):
+        decode, preprocess = _cropping(options, views)
+    else:
+        decode, preprocess = _showing(options, train=train)
+    pipeline.add("sample", name, sample)
+    pipeline.add("decode", name, decode)
+    pipeline.add("preprocess", name, preprocess)
+    if name == "touch" and options.background:
+        _add_background(pipeline, options, train=train)
+
+
+def _showing(options: Picture | Touch, *, train: bool) -> tuple[Function, Function]:
+    """The functions of the decode and the preprocess phase: one square picture."""
+    name = options.SECTION
+
     def decode(features: Features) -> Features:
-        picture, roi = features[stored], None
-        if name == "image" and options.roi:
-            present = tf.cast(features["image_mask"], tf.int32)
-            roi = tf.cast(features[f"_context/{schema.ROI[0]}"][: 4 * present], tf.int32)
+        picture = features[f"_{name}"]
         seed = seed_of(features, f"{name} jitter") if train else None
-        part = window(images.encoded_size(picture[0]), options, roi=roi, seed=seed)
+        shape = images.encoded_size(picture[0])
+        part = window(shape, options, roi=_roi(features, options), seed=seed)
         if train:
             decoded = images.decode(picture, part, number=1, dct="accurate")
         else:  # where a JPEG is decoded in part, colours at its edges may differ by a little
@@ -139,11 +179,41 @@ def add_picture(
         picture = shaped(features[name], options)
         return features | {name: picture[0] if train else picture}
 
-    pipeline.add("sample", name, sample)
-    pipeline.add("decode", name, decode)
-    pipeline.add("preprocess", name, preprocess)
-    if name == "touch" and options.background:
-        _add_background(pipeline, options, train=train)
+    return decode, preprocess
+
+
+def _cropping(options: Picture, views: Sequence[int] | None) -> tuple[Function, Function]:
+    """The functions of the decode and the preprocess phase: random crops, one for each view."""
+    views = range(len(options.crops)) if views is None else views
+
+    def decode(features: Features) -> Features:
+        picture = features["_image"]
+        start, extent = _shown(images.encoded_size(picture[0]), _roi(features, options))
+        parts = []
+        for view in views:
+            seed = seed_of(features, f"image crop {view}")
+            part = images.resized_crop_window(extent, seed, area=options.crops[view])
+            parts.append(tf.concat([start + part[:2], part[2:]], 0))
+        if len(parts) == 1:
+            cut = [images.decode(picture, parts[0], number=1, dct="accurate")]
+        else:
+            whole = images.decode(picture, number=1, dct="accurate")
+            cut = [_cut(whole, part) for part in parts]
+        return features | {f"_crop/{view}": crop for view, crop in zip(views, cut, strict=True)}
+
+    def preprocess(features: Features) -> Features:
+        crops = [_resized(features[f"_crop/{view}"], options) for view in views]
+        return features | {"image": tf.concat(crops, 0)}
+
+    return decode, preprocess
+
+
+def _roi(features: Features, options: Picture | Touch) -> tf.Tensor | None:
+    """int32 [4], or [0] if the record does not say what matters; None if nobody asks."""
+    if not getattr(options, "roi", False):
+        return None
+    present = tf.cast(features["image_mask"], tf.int32)
+    return tf.cast(features[f"_context/{schema.ROI[0]}"][: 4 * present], tf.int32)
 
 
 def _add_background(pipeline: Pipeline, options: Touch, *, train: bool) -> None:
@@ -200,14 +270,7 @@ def window(
         an error.
       seed: of the jitter; None is evaluation.
     """
-    start, extent = tf.zeros([2], tf.int32), shape
-    if roi is not None:
-        start, extent = tf.cond(
-            tf.size(roi) > 0, lambda: (roi[:2], roi[2:4]), lambda: (start, extent)
-        )
-        inside = tf.reduce_all((start >= 0) & (extent > 0) & (start + extent <= shape))
-        message = [f"{schema.ROI[0]} (top, left, height, width) leaves the picture:", roi]
-        tf.debugging.Assert(inside, [*message, "of height and width", shape], summarize=4)
+    start, extent = _shown(shape, roi)
     side = tf.reduce_min(extent)
     if options.square == "crop":
         start, extent = start + (extent - side) // 2, tf.stack([side, side])
@@ -220,14 +283,33 @@ def window(
     return tf.ensure_shape(tf.concat([start, extent], 0), [4])
 
 
+def _shown(shape: tf.Tensor, roi: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """int32 [2] top and left, int32 [2] height and width of a picture's part that matters."""
+    start, extent = tf.zeros([2], tf.int32), shape
+    if roi is not None:
+        start, extent = tf.cond(
+            tf.size(roi) > 0, lambda: (roi[:2], roi[2:4]), lambda: (start, extent)
+        )
+        inside = tf.reduce_all((start >= 0) & (extent > 0) & (start + extent <= shape))
+        message = [f"{schema.ROI[0]} (top, left, height, width) leaves the picture:", roi]
+        tf.debugging.Assert(inside, [*message, "of height and width", shape], summarize=4)
+    return tf.ensure_shape(start, [2]), tf.ensure_shape(extent, [2])
+
+
 def shaped(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
     """uint8 [1, H, W, 3] → uint8 [1, size, size, 3]: made square, resized, turned."""
     height, width = tf.unstack(tf.shape(picture)[1:3])
     side = tf.maximum(height, width)  # a crop is square already
     top, left = (side - height) // 2, (side - width) // 2
-    picture = tf.image.pad_to_bounding_box(picture, top, left, side, side)
+    return _resized(tf.image.pad_to_bounding_box(picture, top, left, side, side), options)
+
+
+def _resized(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
+    """uint8 [1, H, W, 3] → uint8 [1, size, size, 3], turned."""
     size = (options.size, options.size)
-    picture = images.resize(picture, size, rounded=True, antialias=options.antialias)
+    picture = images.resize(
+        picture, size, rounded=True, antialias=options.antialias, method=options.resize
+    )
     # Turned last, when it is small: a turn commutes with what goes before.
     picture = tf.image.rot90(picture, options.quarter_turns % 4)
     return tf.ensure_shape(picture, [1, *size, 3])

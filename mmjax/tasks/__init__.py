@@ -97,7 +97,8 @@ class DataFacts:
             shapes |= {"text": (words, "int32"), "text_mask": (words[:1], "float32")}
         for name in ("image", "touch"):
             if picture := getattr(data, name):
-                square = ((picture.size, picture.size, 3), "uint8")
+                views = (len(picture.crops),) if getattr(picture, "crops", ()) else ()
+                square = ((*views, picture.size, picture.size, 3), "uint8")
                 shapes |= {name: square, f"{name}_mask": ((), "float32")}
         if data.touch and data.touch.background:
             shapes["touch_background"] = shapes["touch"]

@@ -14,7 +14,7 @@ from mmjax.losses import classification
 from mmjax.models import vatt
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts
-from mmjax.tasks.inputs import Inputs, map_views
+from mmjax.tasks.inputs import Inputs
 
 
 class Finetune:
@@ -113,11 +113,10 @@ class Finetune:
     def _pooled(self, module, batch) -> jax.Array:
         """[B, V, D]."""
 
-        def pool(view):
-            inputs = self._inputs({self.modality: view}, None, train=False)
-            return module.encode(inputs, key=None, train=False)
+        def encode(x):
+            return module.encode({self.modality: x}, key=None, train=False)
 
-        return map_views(pool, batch[self.modality])
+        return self._inputs.each_view(encode, batch, self.modality)
 
     def _logits(self, params, extra, batch) -> dict[str, jax.Array]:
         """[B, C]: logits averaged over views, before any softmax or sigmoid, as in VATT."""

@@ -33,6 +33,8 @@ class Inputs:
       sample_rate: of the waveforms, Hz.
       image, touch: keywords of `mmjax.pictures.Augmentation` for these pictures; None only scales
         them, see `zero_centered`. Pictures that come as features of their towers stay as they are.
+        Of `image` there may be several, one for each of `data.image.crops`; evaluation takes the
+        first.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Inputs:
         spectrogram: Mapping[str, Any] | None = None,
         spec_augment: Mapping[str, Any] | None = None,
         sample_rate: float | None = None,
-        image: Mapping[str, Any] | None = None,
+        image: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         touch: Mapping[str, Any] | None = None,
     ):
         if spec_augment is not None and spectrogram is None:
@@ -59,10 +61,12 @@ class Inputs:
                 f"config.augment.audio_mixup={audio_mixup} must be two numbers above 0, or None."
             )
         self._pictures = {
-            name: pictures.Augmentation.from_config(section, f"augment.{name}")
+            name: _augmentations(section, f"augment.{name}")
             for name, section in (("image", image), ("touch", touch))
             if section is not None
         }
+        if len(self._pictures.get("touch", "1")) > 1:
+            raise UserError("config.augment.touch must be one section: touch has one view.")
         self._zero_centered = zero_centered
         self._color_jitter = color_jitter
         self._repeat_frames = repeat_frames
@@ -124,10 +128,32 @@ class Inputs:
     def _picture(
         self, name: str, batch: Mapping[str, jax.Array], key: jax.Array | None
     ) -> jax.Array:
-        """What towers take of uint8 pictures [N, H, W, 3]; augmented when there is a key."""
+        """What towers take of uint8 pictures [N, H, W, 3], or [N, V, H, W, 3] of several views;
+        augmented when there is a key."""
+        x, background = batch[name], batch.get(f"{name}_background")
         if name not in self._pictures:
-            return preprocess.normalize_video(batch[name], zero_centered=self._zero_centered)
-        return self._pictures[name](batch[name], batch.get(f"{name}_background"), key=key)
+            return preprocess.normalize_video(x, zero_centered=self._zero_centered)
+        sections = self._pictures[name]
+        views = x.shape[1] if x.ndim == 5 else 1
+        if key is None:
+            sections = sections[:1]
+        elif len(sections) not in (1, views):
+            raise UserError(
+                f"config.augment.{name} has {len(sections)} sections, but the pictures of an "
+                f"example have {views} views (config.data.{name}.crops): give one section for "
+                "each, or one for all."
+            )
+        if x.ndim < 5:
+            return sections[0](x, background, key=key)
+        made = [
+            sections[view % len(sections)](
+                x[:, view],
+                None if background is None else background[:, view],
+                key=None if key is None else jax.random.fold_in(key, view),
+            )
+            for view in range(views)
+        ]
+        return jnp.stack(made, axis=1)
 
     def _video(self, frames: jax.Array, flip: jax.Array | None, key: jax.Array | None) -> jax.Array:
         """What towers take of uint8 frames [N, T, H, W, 3]; augmented when there is a key."""
@@ -149,6 +175,34 @@ class Inputs:
         abstract = {name: spec[name] for name in fields if name in spec}
         made = jax.eval_shape(lambda batch: self(batch, None, train=False), abstract)
         return {name: tuple(leaf.shape) for name, leaf in made.items()}
+
+    def each_view(
+        self, encode: Callable[[jax.Array], jax.Array], batch: Mapping[str, Any], modality: str
+    ) -> jax.Array:
+        """What a tower makes of an evaluation batch: [B, V, …] → [B, V, D].
+
+        Args:
+          encode: from what the tower takes, [B, …], to its output, [B, D].
+          batch: with the modality, and its background if there is one.
+          modality: which field to encode.
+        """
+        fields = (modality, f"{modality}_background")
+        views = {name: batch[name] for name in fields if name in batch}
+        return map_views(lambda view: encode(self(view, None, train=False)[modality]), views)
+
+
+def _augmentations(
+    sections: Mapping[str, Any] | Sequence[Mapping[str, Any]], where: str
+) -> list[pictures.Augmentation]:
+    """Of a section, or of each of several."""
+    if isinstance(sections, Mapping):
+        return [pictures.Augmentation.from_config(sections, where)]
+    if not sections or not all(isinstance(section, Mapping) for section in sections):
+        raise UserError(f"config.{where}={sections!r} must be a section, or several in brackets.")
+    return [
+        pictures.Augmentation.from_config(section, f"{where}[{number}]")
+        for number, section in enumerate(sections)
+    ]
 
 
 def map_views(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:

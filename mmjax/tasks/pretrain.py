@@ -18,7 +18,7 @@ from mmjax.losses import contrastive
 from mmjax.models import vatt
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts
-from mmjax.tasks.inputs import MODALITIES, Inputs, map_views
+from mmjax.tasks.inputs import MODALITIES, Inputs
 from mmjax.tasks.pairs import fit_vocabulary, parse_weights
 
 _LOSSES = {
@@ -165,11 +165,10 @@ class Pretrain:
         module = self.model.bind(params, extra)
 
         def pool(modality):
-            def one(view):
-                inputs = self._inputs({modality: view}, None, train=False)
-                return module.encode(inputs, key=None, train=False)[modality]
+            def encode(x):
+                return module.encode({modality: x}, key=None, train=False)[modality]
 
-            return map_views(one, batch[modality])
+            return self._inputs.each_view(encode, batch, modality)
 
         pooled = {modality: pool(modality) for modality in MODALITIES if modality in batch}
         flat = {modality: x.reshape(-1, x.shape[-1]) for modality, x in pooled.items()}

@@ -22,7 +22,7 @@ from mmjax.losses import contrastive
 from mmjax.models import tvl
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts
-from mmjax.tasks.inputs import MODALITIES, Inputs, map_views
+from mmjax.tasks.inputs import MODALITIES, Inputs
 from mmjax.tasks.pairs import fit_vocabulary, parse_weights, present
 
 _LOSSES = {
@@ -223,12 +223,10 @@ class Touch:
         modalities = module.modalities
 
         def pool(modality):
-            def one(view):
-                inputs = self._inputs(view, None, train=False)
-                return module.encode({modality: inputs[modality]}, key=None)[modality]
+            def encode(x):
+                return module.encode({modality: x}, key=None)[modality]
 
-            fields = (modality, f"{modality}_background")
-            return map_views(one, {name: batch[name] for name in fields if name in batch})
+            return self._inputs.each_view(encode, batch, modality)
 
         out = {modality: pool(modality) for modality in modalities if modality in batch}
         flat = {modality: x.reshape(-1, x.shape[-1]) for modality, x in out.items()}

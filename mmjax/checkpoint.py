@@ -12,6 +12,7 @@ state, wherever its parts are.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -31,6 +32,19 @@ from mmjax.errors import UserError
 FOLDER = "checkpoints"
 FROZEN = "frozen"  # in the JSON of a step, and how the folders' names begin
 METADATA = "_CHECKPOINT_METADATA"
+
+_Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # by path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contents:
+    """What a step holds: shapes of its own arrays and of the frozen ones, which are in a folder
+    beside it (None: there are none), and its JSON."""
+
+    own: _Shapes
+    frozen: _Shapes
+    folder: str | None
+    meta: dict
 
 
 def folder_of(run_dir: str | os.PathLike) -> pathlib.Path:
@@ -184,20 +198,23 @@ class Checkpoints:
             "space (or give another --model_dir) and start again: the run resumes from it."
         )
 
-    def restore(self, step: int, state: Any, *, as_numpy: bool = False) -> tuple[dict, dict]:
+    def restore(self, step: int, state: Any) -> tuple[dict, dict]:
         """The state and the JSON of a step.
 
         Args:
           step: of `steps()`.
           state: abstract state (`jax.ShapeDtypeStruct` with shardings); may hold some of the
             top-level parts only, then only these are read.
-          as_numpy: arrays of the host; `state` needs no shardings.
 
         Raises:
           UserError: the checkpoint belongs to another architecture; what differs is named.
         """
-        self._check_same(step, state)
-        kept = self._kept_apart(step)
+        there = self._contents(step)
+        self._check_same(step, state, there.own | there.frozen)
+        return self._restore(step, state, there, as_numpy=False), there.meta
+
+    def _restore(self, step: int, state: Any, there: _Contents, *, as_numpy: bool) -> dict:
+        """A state that is known to be there; arrays of the host need no shardings."""
 
         def args(item):
             how = ocp.checkpoint_utils.construct_restore_args(item)
@@ -205,18 +222,16 @@ class Checkpoints:
                 how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             return ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
 
-        own = _params_only(state, lambda path: path not in kept)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=args(own), meta=ocp.args.JsonRestore())
-        )
-        found, meta = dict(restored.state), dict(restored.meta)
-        name = meta.pop(FROZEN, None)
+        own = _params_only(state, lambda path: path not in there.frozen)
+        found = dict(self._manager.restore(step, args=ocp.args.Composite(state=args(own))).state)
         parts = {"params": state["params"]} if "params" in state else {}
-        if rest := _params_only(parts, lambda path: path in kept):
-            frozen = self._from_frozen(name, lambda c, path: c.restore(path, args=args(rest)))
+        if rest := _params_only(parts, lambda path: path in there.frozen):
+            frozen = self._from_frozen(
+                there.folder, lambda c, path: c.restore(path, args=args(rest))
+            )
             leaves = tree.flatten(frozen["params"]) | tree.flatten(found.get("params", {}))
             found["params"] = tree.map_named(lambda path, _: leaves[path], state["params"])
-        return found, meta
+        return found
 
     def restore_newest(self, state: Any) -> tuple[dict, dict, int] | None:
         """`(state, json, step)` of the newest checkpoint that can be read; None if there is none.
@@ -249,20 +264,23 @@ class Checkpoints:
         self._manager.reload()
         logging.warning("Set aside as %d.damaged; trying the one before.", step)
 
-    def shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    def shapes(self, step: int) -> _Shapes:
         """{path: (shape, dtype)} of what a checkpoint holds."""
+        there = self._contents(step)
+        return there.own | there.frozen
+
+    def _contents(self, step: int) -> _Contents:
+        """What a step says of itself, without its arrays."""
         metadata = self._manager.item_metadata(step)["state"]
         if metadata is None:
             raise ValueError(f"the metadata of step {step} cannot be read")
-        return _shapes(metadata) | self._kept_apart(step)
-
-    def _kept_apart(self, step: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """`shapes` of the frozen parameters that are not in the step's own folder."""
         restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        name = (restored.meta or {}).get(FROZEN)
-        if name is None:
-            return {}
-        return self._from_frozen(name, lambda c, path: _shapes(c.metadata(path).item_metadata))
+        meta = dict(restored.meta or {})
+        folder = meta.pop(FROZEN, None)
+        frozen = {}
+        if folder is not None:
+            frozen = self._from_frozen(folder, lambda c, p: _shapes(c.metadata(p).item_metadata))
+        return _Contents(own=_shapes(metadata), frozen=frozen, folder=folder, meta=meta)
 
     def _from_frozen(
         self, name: str, function: Callable[[ocp.Checkpointer, pathlib.Path], Any]
@@ -288,15 +306,16 @@ class Checkpoints:
 
     def read(self, step: int, parts: Sequence[str]) -> dict:
         """Some parts of the state ('params', 'extra', …) as numpy arrays, on whatever devices."""
-        shapes = self.shapes(step)
+        there = self._contents(step)
         target = {
-            p: jax.ShapeDtypeStruct(*s) for p, s in shapes.items() if p.split("/")[0] in parts
+            path: jax.ShapeDtypeStruct(*shape)
+            for path, shape in (there.own | there.frozen).items()
+            if path.split("/")[0] in parts
         }
-        found = self.restore(step, tree.unflatten(target), as_numpy=True)[0]
+        found = self._restore(step, tree.unflatten(target), there, as_numpy=True)
         return {part: found.get(part, {}) for part in parts}
 
-    def _check_same(self, step: int, state: Any) -> None:
-        there = self.shapes(step)
+    def _check_same(self, step: int, state: Any, there: _Shapes) -> None:
         parts = set(state)
         wanted = {path: tuple(leaf.shape) for path, leaf in tree.flatten(state).items()}
         found = {path: s for path, (s, _) in there.items() if path.split("/")[0] in parts}
@@ -341,7 +360,7 @@ def _frozen_reader() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
 
-def _shapes(metadata: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def _shapes(metadata: Any) -> _Shapes:
     leaves = tree.flatten(getattr(metadata, "tree", metadata))
     return {path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves.items()}
 

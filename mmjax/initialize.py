@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from mmjax import checkpoint, tree
-from mmjax.convert import tf2, torch_files, tvl, vatt, words
+from mmjax.convert import guided, tf2, torch_files, tvl, vatt, words
 from mmjax.errors import UserError
 from mmjax.models.positions import resize_table
 
@@ -53,7 +53,8 @@ def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
       source: `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`, where a moving average
         of the parameters is what is read if there is one; a TensorFlow checkpoint of VATT, by its
         prefix (`…/ckpt-500000`); a file of PyTorch's (.pth, .safetensors, …) with TVL's touch
-        encoder or OpenCLIP's towers; or a file of word embeddings (.npz, .npy, .pkl).
+        encoder, OpenCLIP's towers, a backbone of pictures (ResNet, MobileNetV2) or what LGSSL's
+        trainings save; or a file of word embeddings (.npz, .npy, .pkl).
 
     Raises:
       UserError: it is none of these, or cannot be read.
@@ -63,7 +64,7 @@ def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
     if prefix := tf2.find(source):
         return vatt.load(prefix)
     if torch_files.is_file(source):
-        return tvl.load(source)
+        return guided.load(source) if guided.fits(source) else tvl.load(source)
     path, step = checkpoint.find(source)
     saved = checkpoint.Checkpoints(path, read_only=True)
     parts = {p.split("/")[0] for p in saved.shapes(step)}
@@ -116,7 +117,8 @@ def match(
         if name in renamed:
             raise UserError(f"config.init_map: {path} and another path both become {name}.")
         renamed[name] = source[path]
-    renamed = _share_encoder(tvl.with_scale_of_clip(renamed, target), target)
+    renamed = tvl.with_scale_of_clip(guided.of_tower(renamed, target), target)
+    renamed = _share_encoder(renamed, target)
     report, values = Report(), {}
     for path, leaf in target.items():
         value = renamed.get(path)

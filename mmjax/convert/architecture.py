@@ -11,12 +11,11 @@ import ml_collections
 from mmjax import config
 from mmjax.configs.pretrain._vatt import SPECTROGRAM
 from mmjax.convert import vatt_names
+from mmjax.convert.shapes import HEAD_DIM, encoder_options, resnet_options
 from mmjax.convert.vatt import Contents
 from mmjax.errors import UserError
 from mmjax.models.patches import SIZES
 from mmjax.models.towers import TOWERS
-
-HEAD_DIM = 64  # of every published model
 
 
 class _Shapes(dict):
@@ -66,7 +65,7 @@ def model_section(contents: Contents, *, head_dim: int | None = None) -> dict[st
     fine, coarse = (shapes[f"head/{name}/kernel"][1] for name in ("video_hidden", "video_coarse"))
     head = dict(name="fac", fine=fine, coarse=coarse)
     if "" in kinds:
-        encoder = _encoder(shapes, "encoder", head_dim)
+        encoder = encoder_options(shapes, "encoder", head_dim)
         size = next((n for n in ("base", "medium", "large") if _is(SIZES[n], encoder)), "medium")
         towers = {m: _unified_tower(shapes, m) for m in ("video", "audio", "text")}
         return dict(name="ut_fac", size=size, **encoder, **towers, head=head)
@@ -85,23 +84,6 @@ def _named(prefix: str, encoder: Mapping[str, Any]) -> str:
     kind = TOWERS[f"{prefix}base"][0]  # vit_ begins towers of video, and of touch
     names = [name for name in TOWERS if name.startswith(prefix) and TOWERS[name][0] == kind]
     return next((name for name in names if _is(TOWERS[name][2], encoder)), f"{prefix}base")
-
-
-def _encoder(shapes: Mapping, at: str, head_dim: int) -> dict[str, Any]:
-    num_layers, width, inner = shapes[f"{at}/layers/attention/query/kernel"]
-    if inner % head_dim:
-        raise UserError(
-            f"{at}: queries of {inner} features are not heads of {head_dim}. Give the size of a "
-            "head with --head-dim."
-        )
-    return dict(
-        width=width,
-        num_layers=num_layers,
-        num_heads=inner // head_dim,
-        head_dim=head_dim,
-        mlp_dim=shapes[f"{at}/layers/mlp/up/kernel"][2],
-        use_bias=f"{at}/layers/attention/query/bias" in shapes,
-    )
 
 
 _AXES = {
@@ -123,7 +105,7 @@ def _patches(shapes: Mapping, modality: str, kind: str) -> dict[str, Any]:
 
 def _patch_tower(kind: str):
     def options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
-        encoder = _encoder(shapes, f"{modality}/encoder", head_dim)
+        encoder = encoder_options(shapes, f"{modality}/encoder", head_dim)
         post = f"{modality}/post_projection/kernel"
         return dict(
             name=_named(f"{kind}_", encoder),
@@ -152,12 +134,12 @@ def _t5(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
     del head_dim  # the table of relative positions tells the number of heads
     num_buckets, num_heads = shapes["text/relative_bias"]
     inner = shapes["text/encoder/layers/attention/query/kernel"][2]
-    encoder = _encoder(shapes, "text/encoder", inner // num_heads)
+    encoder = encoder_options(shapes, "text/encoder", inner // num_heads)
     return dict(name=_named("t5_", encoder), **encoder, **_words(shapes), num_buckets=num_buckets)
 
 
 def _bert(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
-    encoder = _encoder(shapes, "text/encoder", head_dim)
+    encoder = encoder_options(shapes, "text/encoder", head_dim)
     return dict(
         name=_named("bert_", encoder),
         **encoder,
@@ -179,16 +161,9 @@ def _i3d(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
 
 
 def _resnet(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
-    numbers = [path.split("/")[2:4] for path in shapes if path.startswith("audio/groups/")]
-    blocks = tuple(
-        1 + max(int(j) for g, j in numbers if int(g) == group)
-        for group in range(1 + max((int(g) for g, _ in numbers), default=-1))
-    )
-    return dict(
-        name="resnet2d_101" if blocks == (3, 4, 23, 3) else "resnet2d_50",
-        blocks=blocks,
-        width_multiplier=shapes["audio/stem/conv/kernel"][3] / 64,
-    )
+    options = resnet_options(shapes, "audio")
+    name = "resnet2d_101" if options["blocks"] == (3, 4, 23, 3) else "resnet2d_50"
+    return dict(name=name, **options)
 
 
 _TOWERS = {

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mmjax import initialize
-from mmjax.convert import safetensors, tvl
+from mmjax.convert import backbones, safetensors, tvl
 from mmjax.convert.names import is_statistic
 from mmjax.convert.torch_names import Rules, below
 from mmjax.convert.torch_names import export as rename
@@ -48,7 +48,7 @@ def export(source: str, *, to: str, out: str) -> list[str]:
         at = tvl.TOUCH if to == "tvl" else ""
         count = np.zeros((), np.int64)
         means = [name for name in names if name.startswith(at) and name.endswith("running_mean")]
-        names |= {name.replace("running_mean", tvl.COUNTER): count for name in means}
+        names |= {name.replace("running_mean", backbones.COUNTER): count for name in means}
     safetensors.write(out, names)
     number = sum(x.size for path, x in arrays.items() if not is_statistic(path))
     lines = [f"{out}: {number:,} parameters of {what} in {len(names)} arrays."]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+
+_STATISTIC = re.compile(r"norm(/\d+)?/(mean|var)$")
 
 
 def is_statistic(path: str) -> bool:
     """Whether our array is of BatchNorm's statistics, and so in `extra`."""
-    return path.endswith(("norm/mean", "norm/var"))
+    return _STATISTIC.search(path) is not None
 
 
 def listing(problems: Mapping[str, str], limit: int = 12) -> str:

@@ -8,26 +8,13 @@ of `model`, `optimizer`, `epoch`, `scaler` and, of one's own trainings, `args`.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from mmjax.convert import clip, torch_files
-from mmjax.convert.names import is_statistic, listing
-from mmjax.convert.torch_names import (
-    QKV,
-    Leaf,
-    Rule,
-    Rules,
-    below,
-    dense,
-    names_of,
-    norm,
-    prefixes,
-    sort,
-)
+from mmjax.convert import backbones, clip, contents
+from mmjax.convert.contents import UNKNOWN, Contents, Layout
+from mmjax.convert.torch_names import QKV, Rule, Rules, below, dense, norm, prefixes
 from mmjax.errors import UserError
 
 _BLOCK, _LAYERS = "blocks.{i}", "encoder/layers"
@@ -49,35 +36,6 @@ VIT: Rules = [
 ]
 
 
-def _unit(convolution: str, batch_norm: str, ours: str) -> Rules:
-    """A convolution and its BatchNorm."""
-    return [
-        Rule(f"{convolution}.weight", (f"{ours}/conv/kernel",), "convolution"),
-        *norm(batch_norm, f"{ours}/norm"),
-        Rule(f"{batch_norm}.running_mean", (f"{ours}/norm/mean",)),
-        Rule(f"{batch_norm}.running_var", (f"{ours}/norm/var",)),
-    ]
-
-
-_UNITS = {
-    "first": ("conv1", "bn1"),
-    "second": ("conv2", "bn2"),
-    "third": ("conv3", "bn3"),
-    "shortcut": ("downsample.0", "downsample.1"),
-}
-RESNET: Rules = [
-    *_unit("conv1", "bn1", "stem"),
-    *(
-        rule
-        for group in range(4)
-        for ours, theirs in _UNITS.items()
-        for rule in _unit(
-            *(f"layer{group + 1}.{{j}}.{name}" for name in theirs), f"groups/{group}/{{j}}/{ours}"
-        )
-    ),
-    *dense("fc", "projection"),
-]
-COUNTER = "num_batches_tracked"  # of BatchNorm, which needs none with a constant momentum
 SCALAR_PATHS = ("logit_scale", "logit_bias")
 SCALARS: Rules = [Rule(name, (name,)) for name in SCALAR_PATHS]
 CLIP = "clip/"  # in front of the paths of an OpenCLIP model's own scalars
@@ -86,7 +44,7 @@ HEADS: Rules = [
     for theirs, ours in {"tactile": "touch", "vision": "image", "text": "text"}.items()
 ]
 TOUCH = "tactile_encoder."
-_ENDINGS = {"vit": "patch_embed.proj.weight", "resnet": "layer1.0.conv1.weight"}
+_ENDINGS = {"vit": "patch_embed.proj.weight", "resnet": backbones.ENDINGS["resnet"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +69,7 @@ class Part:
 
 RULES: dict[str, Rules] = {
     "vit": VIT,
-    "resnet": RESNET,
+    "resnet": [*backbones.RESNET, *dense("fc", "projection")],
     "clip_image": clip.IMAGE,
     "clip_text": clip.TEXT,
     "scalars": SCALARS,
@@ -155,43 +113,29 @@ def layout_of(names: Sequence[str]) -> tuple[Part, ...]:
     return tuple(parts + [Part("heads", "", root) for root in heads[:1]])
 
 
-@dataclasses.dataclass
-class Contents:
-    """What one or several files hold.
+def find(names: Sequence[str]) -> Layout | None:
+    """The layout of a file with arrays of these names; None if it is none of ours.
 
-    Attributes:
-      entries: {key: array or other value}, all there are. A key is a name; of several files the
-        file's, a colon and a name.
-      parts: of the model, {'touch', 'image', 'text', 'scalars' or 'heads': kind}.
-      leaves: {our path: what it is made of}; statistics of BatchNorm have no `extra/` here.
-      leftovers: {key: what it is} for keys that no leaf is made of.
-      problems: {key: what is wrong}.
-      step: training steps, by the optimizer's state; else 0.
+    Raises:
+      UserError: see `layout_of`.
     """
-
-    entries: dict[str, Any]
-    parts: dict[str, str]
-    leaves: dict[str, Leaf]
-    leftovers: dict[str, str]
-    problems: dict[str, str]
-    step: int
-    rules: list[Rule] = dataclasses.field(default_factory=list)  # of the keys
-
-    def names(self, path: str, shape: Sequence[int]) -> list[str]:
-        """The keys that make up our array of this path and shape; the path itself if none do."""
-        return names_of(path, shape[0] if shape else 1, self.rules) or [path]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """{key: array} of the entries that are."""
-        return {k: x for k, x in self.entries.items() if isinstance(x, np.ndarray)}
-
-    def unknown(self) -> list[str]:
-        """Keys of arrays in the model that mmjax has no array for."""
-        return [key for key, what in self.leftovers.items() if what == UNKNOWN]
+    parts = layout_of(names)
+    if not parts:
+        return None
+    roots = tuple(part.theirs.removesuffix(TOUCH).removesuffix("visual.") for part in parts)
+    kinds = {part.ours.rstrip("/") or part.kind: part.kind for part in parts}
+    rules = [rule for part in parts for rule in part.rules]
+    return Layout(kinds, rules, lambda name: _what(name, roots))
 
 
-UNKNOWN = "unknown, in the model"
-EARLIER = "left out, an earlier file has it"
+def _what(name: str, roots: tuple[str, ...]) -> str:
+    """What an array is that no rule knows."""
+    last = name.rsplit(".", 1)[-1]
+    if last == backbones.COUNTER or last in clip.CONSTANTS:
+        return "constant"
+    if last == "logit_scale":
+        return "left out, the model has its own"
+    return UNKNOWN if name.startswith(roots) else "unknown, outside the model"
 
 
 def read(source: str) -> Contents:
@@ -200,49 +144,13 @@ def read(source: str) -> Contents:
     Raises:
       UserError: it cannot be read, or holds no model of these kinds.
     """
-    entries = torch_files.entries(source)
-    arrays = {name: x for name, x in entries.items() if isinstance(x, np.ndarray)}
-    try:
-        layout = layout_of(list(arrays))
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
-    if not layout:
-        some = ", ".join(list(arrays)[:4]) or "none"
-        raise UserError(
-            f"{source} holds neither a touch encoder of TVL (timm's ViT, torchvision's ResNet) nor "
-            f"an OpenCLIP model with a ViT, by the names of its arrays: {some} … Files of the "
-            "library transformers have other names; take the model's open_clip_* file."
-        )
-    shapes = {name: array.shape for name, array in arrays.items()}
-    rules = [rule for part in layout for rule in part.rules]
-    leaves, problems, rest = sort(shapes, rules)
-    roots = tuple(part.theirs.removesuffix(TOUCH).removesuffix("visual.") for part in layout)
-    leftovers = {name: _what(name, roots) for name in rest}
-    leftovers |= {k: f"value: {_shown(v)}" for k, v in entries.items() if k not in arrays}
-    steps = [
-        int(value)
-        for name, value in entries.items()
-        if name.startswith("optimizer.state.") and name.endswith(".step") and np.size(value) == 1
-    ]
-    kinds = {part.ours.rstrip("/") or part.kind: part.kind for part in layout}
-    return Contents(entries, kinds, leaves, leftovers, problems, max(steps, default=0), rules)
-
-
-def _what(name: str, roots: tuple[str, ...]) -> str:
-    """What an array is that no rule knows."""
-    last = name.rsplit(".", 1)[-1]
-    if name.startswith("optimizer.") or ".optimizer." in name:
-        return "optimizer state"
-    if last == COUNTER or last in clip.CONSTANTS:
-        return "constant"
-    if last == "logit_scale":
-        return "left out, the model has its own"
-    return UNKNOWN if name.startswith(roots) else "unknown, outside the model"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return contents.read(
+        source,
+        find,
+        otherwise="holds neither a touch encoder of TVL (timm's ViT, torchvision's ResNet) nor an "
+        "OpenCLIP model with a ViT, by the names of its arrays: {names} … Files of the library "
+        "transformers have other names; take the model's open_clip_* file.",
+    )
 
 
 def read_all(sources: Sequence[str]) -> Contents:
@@ -251,30 +159,7 @@ def read_all(sources: Sequence[str]) -> Contents:
     Raises:
       UserError: see `read`; or two files have the same tower.
     """
-    whole = Contents({}, {}, {}, {}, {}, 0)
-    names = [pathlib.Path(source).name for source in sources]
-    labels = names if len(set(names)) == len(names) else list(sources)
-    of: dict[str, str] = {}
-    for source, label in zip(sources, labels, strict=True):
-        one = read(source)
-        prefix = f"{label}: " if len(sources) > 1 else ""
-        for part, kind in one.parts.items():
-            if part in of and part not in ("scalars", "heads"):
-                raise UserError(f"{of[part]} and {source} both hold a tower for {part}. Give one.")
-            of.setdefault(part, source)
-            whole.parts.setdefault(part, kind)
-        for path, leaf in one.leaves.items():
-            keys = tuple(prefix + key for key in leaf.keys)
-            if path in whole.leaves:
-                whole.leftovers |= dict.fromkeys(keys, EARLIER)
-            else:
-                whole.leaves[path] = dataclasses.replace(leaf, keys=keys)
-        whole.entries |= {prefix + key: value for key, value in one.entries.items()}
-        whole.leftovers |= {prefix + key: what for key, what in one.leftovers.items()}
-        whole.problems |= {prefix + key: what for key, what in one.problems.items()}
-        whole.step = max(whole.step, one.step)
-        whole.rules += below(one.rules, theirs=prefix)
-    return whole
+    return contents.together(sources, read, shared=("scalars", "heads"))
 
 
 def load(source: str) -> tuple[dict[str, np.ndarray], str]:
@@ -286,20 +171,13 @@ def load(source: str) -> tuple[dict[str, np.ndarray], str]:
     Raises:
       UserError: see `read`; or the array of some layer is missing or has another shape.
     """
-    contents = read(source)
-    if contents.problems:
-        raise UserError(f"{source}:\n{listing(contents.problems)}")
-    arrays = contents.arrays()
-    leaves: dict[str, np.ndarray] = {
-        f"extra/{path}" if is_statistic(path) else path: leaf.read(arrays)
-        for path, leaf in contents.leaves.items()
-    }
-    if "touch" not in contents.parts:
+    found = read(source)
+    leaves = found.values(source)
+    if "touch" not in found.parts:
         scalars = [path for path in leaves if path in SCALAR_PATHS]
         leaves |= {CLIP + path: leaves.pop(path) for path in scalars}
-    leaves |= {key: arrays[key] for key in contents.unknown()}
     what = {"touch": "touch encoder", "image": "picture tower", "text": "text tower"}
-    parts = [words for part, words in what.items() if part in contents.parts]
+    parts = [words for part, words in what.items() if part in found.parts]
     return leaves, f"the {' and '.join(parts)} of {source}"
 
 

@@ -12,26 +12,23 @@ import ml_collections
 
 from mmjax import config
 from mmjax.convert import tvl
+from mmjax.convert.contents import Contents
+from mmjax.convert.shapes import (
+    HEAD_DIM,
+    Shapes,
+    encoder_options,
+    named,
+    picture_resnet_options,
+)
 from mmjax.errors import UserError
 from mmjax.models import clip, vit
 
-HEAD_DIM = 64  # of every published model
 RECIPE = "mmjax.configs.touch.tvl"
 _RECIPES = ("tiny", "small", "base")  # its arguments, by the sizes of the ViT
 
 
-class _Shapes(dict):
-    """Shapes by our path; one that is not there is an error that names it."""
-
-    def __missing__(self, path: str) -> tuple[int, ...]:
-        raise UserError(
-            f"The files have nothing for {path}, whose shape says how the model is built. Nothing "
-            "can be made of them without."
-        )
-
-
 def model_section(
-    contents: tvl.Contents, *, head_dim: int | None = None, quick_gelu: bool = False
+    contents: Contents, *, head_dim: int | None = None, quick_gelu: bool = False
 ) -> dict[str, Any]:
     """The section `model` of a config of the touch task: every tower and its sizes.
 
@@ -43,43 +40,22 @@ def model_section(
     Raises:
       UserError: an array that tells a size is missing, or a size cannot be.
     """
-    shapes = _Shapes({path: leaf.shape for path, leaf in contents.leaves.items()})
+    shapes = Shapes({path: leaf.shape for path, leaf in contents.leaves.items()})
     head_dim = head_dim or HEAD_DIM
     activation = dict(activation="quick_gelu") if quick_gelu else {}
     model: dict[str, Any] = {}
     if kind := contents.parts.get("touch"):
-        model["touch"] = _vit_touch(shapes, head_dim) if kind == "vit" else _resnet(shapes)
+        model["touch"] = _touch(kind, shapes, head_dim)
     if "image" in contents.parts:
         model["image"] = _clip_image(shapes, head_dim) | activation
     if "text" in contents.parts:
-        model["text"] = _clip_text(shapes, head_dim) | activation
+        model["text"] = clip_text_options(shapes, head_dim) | activation
     for path in shapes:
         if path.startswith("heads/"):
             model["common_dim"] = shapes[path][1]
     if "logit_bias" in shapes:
         model["logit_bias"] = 0.0
     return model
-
-
-def _named(configs: Mapping[str, Mapping], options: Mapping[str, Any]) -> str:
-    """The name whose options are most like these."""
-    return max(configs, key=lambda name: sum(configs[name].get(k) == v for k, v in options.items()))
-
-
-def _encoder(shapes: Mapping, at: str, head_dim: int) -> dict[str, Any]:
-    num_layers, width, inner = shapes[f"{at}/encoder/layers/attention/query/kernel"]
-    if inner % head_dim:
-        raise UserError(
-            f"{at}: queries of {inner} features are not heads of {head_dim}. Give the size of a "
-            "head with --head-dim."
-        )
-    return dict(
-        width=width,
-        num_layers=num_layers,
-        num_heads=inner // head_dim,
-        head_dim=head_dim,
-        mlp_dim=shapes[f"{at}/encoder/layers/mlp/up/kernel"][2],
-    )
 
 
 def _projection(shapes: Mapping, at: str) -> int:
@@ -100,10 +76,12 @@ def _patches(shapes: Mapping, at: str) -> dict[str, Any]:
     return dict(image_size=side * rows, patch_size=rows)
 
 
-def _vit_touch(shapes: Mapping, head_dim: int) -> dict[str, Any]:
+def _touch(kind: str, shapes: Mapping, head_dim: int) -> dict[str, Any]:
+    if kind == "resnet":
+        return dict(name="resnet18", **picture_resnet_options(shapes, "touch"))
     mean = "touch/pool_norm/scale" in shapes  # timm's fc_norm stands behind its mean
     options = dict(
-        **_encoder(shapes, "touch", head_dim),
+        **encoder_options(shapes, "touch/encoder", head_dim),
         **_patches(shapes, "touch"),
         patch_bias="touch/patch/bias" in shapes,
         input_norm="touch/pre_norm/scale" in shapes,
@@ -112,45 +90,31 @@ def _vit_touch(shapes: Mapping, head_dim: int) -> dict[str, Any]:
         final_norm="layer" if "touch/encoder/final_norm/scale" in shapes else "none",
         projection=_projection(shapes, "touch"),
     )
-    return dict(name=_named(vit.TOUCH_CONFIGS, options), **options)
+    return dict(name=named(vit.TOUCH_CONFIGS, options), **options)
 
 
 def _clip_image(shapes: Mapping, head_dim: int) -> dict[str, Any]:
     options = dict(
-        **_encoder(shapes, "image", head_dim),
+        **encoder_options(shapes, "image/encoder", head_dim),
         **_patches(shapes, "image"),
         projection=_projection(shapes, "image"),
     )
-    return dict(name=_named(vit.CLIP_CONFIGS, options), **options)
+    return dict(name=named(vit.CLIP_CONFIGS, options), **options)
 
 
-def _clip_text(shapes: Mapping, head_dim: int) -> dict[str, Any]:
+def clip_text_options(shapes: Mapping, head_dim: int) -> dict[str, Any]:
+    """`name` and options of CLIP's tower of texts below `text`."""
     options = dict(
-        **_encoder(shapes, "text", head_dim),
+        **encoder_options(shapes, "text/encoder", head_dim),
         vocab_size=shapes["text/token_embedding"][0],
         context_length=shapes["text/positions"][0],
         projection=_projection(shapes, "text"),
     )
-    return dict(name=_named(clip.CONFIGS, options), **options)
-
-
-def _resnet(shapes: Mapping) -> dict[str, Any]:
-    blocks: dict[int, int] = {}
-    for path in shapes:
-        if match := re.match(r"touch/groups/(\d+)/(\d+)/", path):
-            group = int(match[1])
-            blocks[group] = max(blocks.get(group, 0), 1 + int(match[2]))
-    return dict(
-        name="resnet18",
-        blocks=tuple(blocks[group] for group in sorted(blocks)),
-        bottleneck=any("/third/" in path for path in shapes),
-        width_multiplier=shapes["touch/stem/conv/kernel"][3] / 64,
-        projection=_projection(shapes, "touch"),
-    )
+    return dict(name=named(clip.CONFIGS, options), **options)
 
 
 def make_config(
-    contents: tvl.Contents, *, head_dim: int | None = None, quick_gelu: bool = False
+    contents: Contents, *, head_dim: int | None = None, quick_gelu: bool = False
 ) -> ml_collections.ConfigDict:
     """A whole config: the model of the files in TVL's recipe.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from mmjax import config
-from mmjax.convert import clip, run, tvl, tvl_architecture, vocabulary
+from mmjax.convert import clip, run, torch_plan, tvl, tvl_architecture, vocabulary
+from mmjax.convert.contents import Contents
 from mmjax.errors import UserError
 from mmjax.models.towers import Towers
 from mmjax.models.tvl import make_model
@@ -54,39 +53,19 @@ def plan(
             f"{sources[0]} has a tower for {tower} alone; a model compares two at least. Give the "
             f"file with the others too: mmjax convert {sources[0]} OPENCLIP_FILE --out RUN"
         )
-    unknown = dict.fromkeys(contents.unknown(), "is no array of a model that mmjax knows")
-    arrays = contents.arrays()
-    problems, fresh = run.compare(
-        model, leaves, contents.problems | unknown, lambda path, shape: contents.names(path, shape)
-    )
-    keys = {
-        key: (value.shape, str(value.dtype))
-        if isinstance(value, np.ndarray)
-        else ((), type(value).__name__)
-        for key, value in contents.entries.items()
-    }
-    rest = {key: problems.get(key, "?") for key in keys}
-    return run.Plan(
+    return torch_plan.make(
+        contents,
         source=" and ".join(sources),
-        step=contents.step,
         cfg=cfg,
         model=model,
-        keys=keys,
-        becomes=rest | run.becomes_of(contents.leaves, contents.leftovers),
-        made_of={path: leaf.keys for path, leaf in contents.leaves.items()},
-        read=lambda path: contents.leaves[path].read(arrays),
-        problems=problems,
-        fresh=fresh,
-        facts={"parts": contents.parts},
+        leaves=leaves,
         notes=_notes(contents, quick_gelu, words),
         vocabulary=words,
         partial=partial,
     )
 
 
-def _notes(
-    contents: tvl.Contents, quick_gelu: bool, words: vocabulary.Vocabulary | None
-) -> list[str]:
+def _notes(contents: Contents, quick_gelu: bool, words: vocabulary.Vocabulary | None) -> list[str]:
     """What no shape tells."""
     notes = []
     if {"image", "text"} & set(contents.parts):

@@ -27,11 +27,13 @@ def convert_checkpoint(
     """Converts published weights to a run directory, or describes them.
 
     Args:
-      sources: a TensorFlow checkpoint of VATT; or PyTorch's files of TVL, of OpenCLIP, or both.
+      sources: a TensorFlow checkpoint of VATT; PyTorch's files of TVL, of OpenCLIP, or both; or one
+        of a backbone of pictures, or of a training of LGSSL's.
       out: the run directory.
       inspect: only say what the sources are and hold.
       as_json: say it as JSON.
-      head_dim, quick_gelu, vocab: see the plans, `vatt_plan.plan` and `tvl_plan.plan`.
+      head_dim, quick_gelu, vocab: see the plans, `vatt_plan.plan`, `tvl_plan.plan` and
+        `guided_plan.plan`.
       allow: see `run.convert`.
 
     Returns:
@@ -40,9 +42,14 @@ def convert_checkpoint(
     Raises:
       UserError: anything the user can put right.
     """
-    from mmjax.convert import run, tvl_plan, vatt_plan  # import jax
+    from mmjax.convert import guided, guided_plan, run, tvl_plan, vatt_plan  # import jax
 
-    if all(map(torch_files.is_file, sources)):
+    torch = all(map(torch_files.is_file, sources))
+    if torch and len(sources) == 1 and guided.fits(sources[0]):
+        if quick_gelu:
+            raise UserError("--quick-gelu is of OpenCLIP's towers. Leave it out.")
+        plan = guided_plan.plan(sources[0], head_dim=head_dim, vocab=vocab)
+    elif torch:
         plan = tvl_plan.plan(sources, head_dim=head_dim, quick_gelu=quick_gelu, vocab=vocab)
     else:
         prefix = _tensorflow(sources)

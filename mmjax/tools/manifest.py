@@ -21,7 +21,7 @@ from mmjax.errors import UserError
 
 _COLUMN = re.compile(r"^(path|start|end|split|captions?|labels?|touch|background|crop)[ _]?\d*$")
 _SEVERAL = ("caption", "label", "touch")  # columns whose cells may hold several values
-_SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
+SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def read_image_folder(folder: str, *, split: str = "train") -> list[Clip]:
     if not found:
         raise UserError(f"There are no pictures in {folder}.")
     tops = {parts[0] if parts else "" for parts, _ in found}
-    by_split = tops <= set(_SPLIT_FOLDERS)
+    by_split = tops <= set(SPLIT_FOLDERS)
     clips = []
     for number, (parts, file) in enumerate(found, 1):
         classes = parts[1:] if by_split else parts
@@ -300,6 +300,18 @@ def _rows(path: str) -> Iterable[tuple[int, list[tuple[str, object]]]]:
                 yield reader.line_num, list(zip(header, cells, strict=False))
 
 
+def free_column(name: str) -> str:
+    """The name if a column of that name is ignored here, or another one of which that is true."""
+    return f"kept_{name}" if _COLUMN.match(name) or _like(name) else name
+
+
+def _like(column: str) -> list[str]:
+    """The columns that a name is likely to be meant for, if it is none of them."""
+    return difflib.get_close_matches(
+        column, ("start", "end", "caption", "label", "split"), 1, 0.75
+    ) or difflib.get_close_matches(column, ("touch", "background", "crop"), 1, 0.85)
+
+
 def _check_columns(path: str, columns: Sequence[str]) -> None:
     if not {"path", "touch"} & set(columns):
         raise UserError(
@@ -308,10 +320,7 @@ def _check_columns(path: str, columns: Sequence[str]) -> None:
             "crop; all but path may be left out, and path too where there is touch."
         )
     for column in columns:
-        near = difflib.get_close_matches(
-            column, ("start", "end", "caption", "label", "split"), 1, 0.75
-        ) or difflib.get_close_matches(column, ("touch", "background", "crop"), 1, 0.85)
-        if not _COLUMN.match(column) and near:
+        if not _COLUMN.match(column) and (near := _like(column)):
             raise UserError(f"{path} has a column {column!r}. Did you mean {near[0]!r}?")
 
 

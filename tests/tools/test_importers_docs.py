@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -150,7 +151,18 @@ def tvl():
     return {"data/tvl": {"train": 18 + 27 + 2, "valid": 2 + 3, "test": 2 + 3}}
 
 
-MAKE = (howto100m, audioset, kinetics, moments_in_time, imagenet, tvl)
+def captions():
+    for number, directory in enumerate(("crochet_2017_000001", "itookapicture_2020_000002")):
+        for instance in ("a", "b"):
+            film(f"redcaps/{directory}/{instance}.JPEG", number)
+            write(f"redcaps/{directory}/{instance}.json", json.dumps({"caption": f"a {number}"}))
+    film("cc3m/0/1.JPEG", 1)
+    rows = {"path": ["0/1.JPEG"], "alt_text": ["a man | a dog"], "label": [3]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), "cc3m/train.parquet")
+    return {"data/redcaps": {"train": 4}, "data/cc3m": {"train": 1}}
+
+
+MAKE = (howto100m, audioset, kinetics, moments_in_time, imagenet, tvl, captions)
 MAKE = {make.__name__: make for make in (*MAKE, ucf101, hmdb51, esc50, youcook2, msrvtt)}
 
 

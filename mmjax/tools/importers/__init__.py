@@ -4,6 +4,7 @@ Adding one means a function that reads its files and an `Importer` in the list b
 """
 
 from mmjax.tools.importers.captioned import MSRVTT, YOUCOOK2
+from mmjax.tools.importers.captions import CAPTIONS
 from mmjax.tools.importers.folds import ESC50, HMDB51, UCF101
 from mmjax.tools.importers.howto100m import HOWTO100M
 from mmjax.tools.importers.imagenet import IMAGENET
@@ -25,5 +26,6 @@ IMPORTERS = {
         MSRVTT,
         IMAGENET,
         TVL,
+        CAPTIONS,
     )
 }

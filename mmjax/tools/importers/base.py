@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from tqdm import tqdm
@@ -56,6 +56,7 @@ class Item:
       touch, background, crop: see `mmjax.tools.manifest.Clip`; only of importers with these
         columns.
       absent: a file that the importer knows to be missing; the clip is left out.
+      more: columns of its own, which `mmjax build` ignores; tables that are .jsonl have them.
     """
 
     files: tuple[File, ...] = ()
@@ -69,6 +70,7 @@ class Item:
     background: str = ""
     crop: tuple[int, int, int, int] | None = None
     absent: str = ""
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -258,6 +260,7 @@ def _found(
                 "background": item.background,
                 "crop": item.crop,
                 "split": item.split,
+                "more": item.more,
             },
         )
 
@@ -274,7 +277,7 @@ def _writer(file: IO[str], out: str, columns: Sequence[str]) -> Callable[[dict[s
 
         def write_json(row: dict[str, Any]) -> None:
             kept = {name: row[name] for name in columns if row[name] not in (None, "", (), [])}
-            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+            file.write(json.dumps({**kept, **row["more"]}, ensure_ascii=False) + "\n")
 
         return write_json
     if not out.endswith((".csv", ".tsv")):
@@ -283,6 +286,11 @@ def _writer(file: IO[str], out: str, columns: Sequence[str]) -> Callable[[dict[s
     table.writerow(columns)
 
     def write_cells(row: dict[str, Any]) -> None:
+        if row["more"]:
+            raise UserError(
+                f"--out {out}: columns of its own ({', '.join(row['more'])}) are kept in a table "
+                "that ends in .jsonl."
+            )
         table.writerow([_cell(name, row, out) for name in columns])
 
     return write_cells

@@ -170,3 +170,83 @@ def test_one_test_window_is_the_middle_one():
 def test_the_stand_in_for_a_missing_picture_stays_black():
     frames = images.decode(tf.constant([images.black_jpeg()]), number=1)
     assert not images.resize(frames, (50, 40)).numpy().any()
+
+
+@tf.function(reduce_retracing=True)
+def _resized_crops(shape, seeds, area):
+    def one(seed):
+        return images.resized_crop_window(shape, seed, area=tf.unstack(area))
+
+    return tf.map_fn(one, seeds, fn_output_signature=tf.int32)
+
+
+def resized_crops(shape, area, number, seed=5):
+    seeds = np.stack([np.full(number, seed), np.arange(number)], 1)
+    shape, area = tf.constant(shape, tf.int32), tf.constant(area, tf.float64)
+    return _resized_crops(shape, tf.constant(seeds, tf.int64), area).numpy()
+
+
+def torchvision_crops(shape, area, number):
+    """RandomResizedCrop by its description, all windows at once."""
+    draw, (height, width) = np.random.default_rng(1), shape
+    size = height * width * draw.uniform(*area, (number, 10))
+    aspect = (4 / 3) ** draw.uniform(-1, 1, (number, 10))
+    extents = np.rint(np.sqrt(np.stack([size / aspect, size * aspect], -1))).astype(int)
+    fits = ((extents >= 1) & (extents <= shape)).all(-1)
+    extent = extents[np.arange(number), fits.argmax(1)]
+    if height * 3 > width * 4:
+        largest = (round(width * 4 / 3), width)
+    elif width * 3 > height * 4:
+        largest = (height, round(height * 4 / 3))
+    else:
+        largest = shape
+    found = fits.any(1)[:, None]
+    extent = np.where(found, extent, largest)
+    middle = (np.array(shape) - extent) // 2
+    start = np.where(found, draw.integers(0, np.array(shape) - extent + 1), middle)
+    return np.concatenate([start, extent], 1)
+
+
+@pytest.mark.parametrize(
+    "shape, area",
+    [
+        ((224, 224), (0.2, 1.0)),
+        ((300, 400), (0.5, 1.0)),
+        ((60, 150), (0.2, 1.0)),
+        ((9, 7), (0.08, 1)),
+    ],
+)
+def test_resized_crops_are_distributed_as_torchvisions(shape, area):
+    stats = pytest.importorskip("scipy.stats")
+    got, want = resized_crops(shape, area, 3000), torchvision_crops(shape, area, 3000)
+    assert (got[:, :2] >= 0).all() and (got[:, 2:] >= 1).all()
+    assert (got[:, :2] + got[:, 2:] <= shape).all()
+    measures = (
+        lambda w: w[:, 2] * w[:, 3],
+        lambda w: w[:, 3] / w[:, 2],
+        lambda w: w[:, 0],
+        lambda w: w[:, 1],
+        lambda w: w[:, 0] * shape[0] + w[:, 1] * w[:, 3],  # whether they go together
+    )
+    for number, measure in enumerate(measures):
+        test = stats.ks_2samp(measure(got), measure(want))
+        assert test.pvalue > 1e-3, (number, test)
+
+
+@pytest.mark.parametrize(
+    "shape, window",
+    [
+        ((40, 400), [0, 173, 40, 53]),
+        ((400, 30), [180, 0, 40, 30]),
+        ((1, 50), [0, 24, 1, 1]),
+        ((1, 1), [0, 0, 1, 1]),
+    ],
+)
+def test_where_no_crop_fits_it_is_the_largest_in_the_middle(shape, window):
+    assert (resized_crops(shape, (1.0, 1.0), 5) == window).all()
+
+
+def test_resized_crops_of_other_seeds_are_others():
+    a, b = (resized_crops((224, 224), (0.2, 1.0), 50, seed) for seed in (1, 2))
+    assert np.array_equal(a, resized_crops((224, 224), (0.2, 1.0), 50, 1))
+    assert (a != b).any(1).all() and len({tuple(window) for window in a}) == 50

@@ -31,7 +31,12 @@ def jpeg(image):
     return out.getvalue()
 
 
-def as_pil(image, options, box=None):
+def sharp(image):
+    """A JPEG with all its colours, of which any part can be decoded alone."""
+    return tf.io.encode_jpeg(image, quality=100, chroma_downsampling=False).numpy()
+
+
+def as_pil(image, options, box=None, resample=PIL.Image.BILINEAR):
     """The same picture by PIL: cut, margin or middle, turn, resize."""
     image = PIL.Image.fromarray(image)
     if box:
@@ -43,7 +48,7 @@ def as_pil(image, options, box=None):
         left, top = -((side - image.width) // 2), -((side - image.height) // 2)
     image = image.crop((left, top, left + side, top + side))
     image = image.rotate(90 * options.quarter_turns)
-    return np.asarray(image.resize((options.size, options.size), PIL.Image.BILINEAR))
+    return np.asarray(image.resize((options.size, options.size), resample))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +162,68 @@ def test_image_and_video_of_one_record_beside_each_other(folder, monkeypatch):
     assert np.array_equal(next(alone.iterate())["image"], whole["image"])
 
 
+def test_bicubic_pictures_are_those_of_pil():
+    for shape, size in (((240, 320), 56), ((97, 130), 64), ((64, 64), 100)):
+        image = noise(*shape)
+        got = stills.prepare(image, stills.Picture(size=size, resize="bicubic")).astype(int)
+        options = stills.Picture(size=size)
+        difference = np.abs(got - as_pil(image, options, resample=PIL.Image.BICUBIC))
+        assert difference.max() <= 2 and difference.mean() < 0.25
+        assert np.abs(got - as_pil(image, options)).max() > 2  # which is bilinear
+
+
+def test_bicubic_overshoot_is_clipped():
+    stripes = np.repeat(np.repeat([[0, 255] * 8], 16, 0)[..., None], 3, 2).astype(np.uint8)
+    got = stills.prepare(stripes, stills.Picture(size=64, resize="bicubic"))
+    assert got.min() == 0 and got.max() == 255
+    assert (np.abs(np.diff(got[0, :, 0].astype(int))) < 200).all()  # nothing wraps round
+
+
+CROPS = ((0.2, 0.4), (0.2, 0.4), (0.9, 1.0))
+
+
+def plain(height, width):
+    """A picture whose pixels say where they are: row, column, and 255."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, np.full_like(rows, 255)], -1).astype(np.uint8)
+
+
+def test_crops_are_parts_of_the_picture_of_the_area_asked_for(folder):
+    data = train(folder, image=dict(size=32, crops=CROPS))
+    image, roi = plain(200, 240), (40, 80, 100, 120)
+    areas = []
+    for position in range(30):
+        got = run(data, toy.example(1, frames=[sharp(image)], roi=roi), position)["image"]
+        assert got.shape == (3, 32, 32, 3) and (got[..., 2] > 250).all()
+        down, across = got[..., 0].astype(int), got[..., 1].astype(int)
+        assert down.min() >= 39 and down.max() <= 140 and across.min() >= 79 and across.max() <= 200
+        # Of 32 pixels the centres of the first and last are 31/32 of the crop apart.
+        height = (down[:, -1, 16] - down[:, 0, 16]) * 32 / 31
+        width = (across[:, 16, -1] - across[:, 16, 0]) * 32 / 31
+        areas.append(height * width / (100 * 120))
+        assert (0.7 < width[:2] / height[:2]).all() and (width[:2] / height[:2] < 1.4).all()
+    areas = np.array(areas)
+    assert (
+        (areas[:, :2] > 0.18).all() and (areas[:, :2] < 0.43).all() and (areas[:, 2] > 0.83).all()
+    )
+    assert np.abs(areas[:, 0] - areas[:, 1]).mean() > 0.02  # each view is a draw of its own
+    whole = run(evaluate(folder, image=dict(size=32, crops=CROPS)), toy.example(1, roi=roi[:0]))
+    assert whole["image"].shape == (1, 32, 32, 3)
+
+
+def test_one_crop_is_the_same_whether_its_window_or_all_is_decoded(folder):
+    stored = toy.example(1, frames=[sharp(noise(80, 100))])
+    both = train(folder, image=dict(size=24, crops=CROPS))
+    for number in range(3):
+        pipeline = type(both.pipeline)()
+        options = stills.Picture(size=24, crops=CROPS)
+        stills.add_picture(pipeline, options, train=True, views=[number])
+        alone = type("Data", (), {"pipeline": pipeline})
+        for position in range(3):
+            want = run(both, stored, position)["image"][number]
+            assert np.array_equal(run(alone, stored, position)["image"][0], want)
+
+
 TOUCH = dict(size=40, square="pad", quarter_turns=1)
 
 
@@ -219,6 +286,12 @@ def test_evaluation_batches_have_one_view_and_labels(folder):
         (dict(image=dict(size=0)), "data.image.size must be at least 1"),
         (dict(touch=dict(square="middle")), "Unknown data.touch.square 'middle'"),
         (dict(image=dict(jitter=1.5)), "data.image.jitter=1.5 must be"),
+        (dict(image=dict(resize="lanczos")), "Unknown data.image.resize 'lanczos'"),
+        (dict(image=dict(crops=((0.5, 0.2),))), r"data.image.crops\[0\]=\(0.5, 0.2\) must be"),
+        (dict(image=dict(crops=((0.5, 1.0), (0, 1)))), r"data.image.crops\[1\]=\(0.0, 1.0\)"),
+        (dict(image=dict(crops=(0.5, 1.0))), r"data.image.crops\[0\] must be tuple"),
+        (dict(image=dict(crops=CROPS, jitter=0.1)), "set data.image.jitter=0"),
+        (dict(image=dict(crops=CROPS, features="x")), "data.image.features come in place of pic"),
         (dict(image=dict(background="")), "Unknown config key data.image.background"),
         (dict(touch=dict(background="nowhere.png")), "data.touch.background: .*nowhere.png"),
     ],

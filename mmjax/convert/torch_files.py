@@ -1,8 +1,9 @@
 """Files of PyTorch's arrays, read without PyTorch and without running what they say.
 
-`.safetensors`, and what `torch.save` writes since PyTorch 1.6: a zip archive with a pickle, whose
-tensors are views of storages that lie in the archive as they are. A pickle may name tensors, plain
-containers, numbers and text; anything else is refused before it could run.
+`.safetensors`, and what `torch.save` writes: a zip archive with a pickle, whose tensors are views
+of storages that lie in the archive as they are; before PyTorch 1.6, a pickle with the storages
+behind it. A pickle may name tensors, plain containers, numbers and text; anything else is refused
+before it could run.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import io
 import os
 import pathlib
 import zipfile
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +23,7 @@ from mmjax.errors import UserError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", safetensors.SUFFIX)
 _MAX_DEPTH, _MAX_ENTRIES = 50, 100_000  # of containers in containers, and in all
-_LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # starts files of PyTorch before 1.6
+_LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # begins files of PyTorch before 1.6
 _ADVICE = (
     "which is neither a tensor nor a plain container, number or text; loading it could run code. "
     "Where you trust the file, save its weights alone: torch.save(torch.load(FILE, "
@@ -117,10 +118,12 @@ def _open(path: pathlib.Path) -> Any:
         start = file.read(512)
     if start[:2] == b"PK":
         return _Archive(path).load()
-    if _LEGACY in start[:32] or start[257:262] == b"ustar":
+    if _LEGACY in start[:32]:
+        return _Legacy(path).load()
+    if start[257:262] == b"ustar":
         raise UserError(
-            "it was written by PyTorch before 1.6, or in its old format. Write it anew with "
-            "PyTorch: torch.save(torch.load(FILE), NEW)"
+            "it is in PyTorch's first format, a tar archive. Write it anew with PyTorch: "
+            "torch.save(torch.load(FILE), NEW)"
         )
     if start.startswith(b"version https://git-lfs"):
         raise UserError("it is Git LFS's pointer to a file, not the file: git lfs pull")
@@ -215,16 +218,33 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickles.Unpickler):
-    def __init__(self, file, archive: _Archive):
-        super().__init__(file, allowed=_ALLOWED, advice=_ADVICE, encoding="utf-8")
-        self._archive = archive
+# For a first reading, before it is known where storages lie: no tensor is made.
+_WITHOUT_TENSORS = _ALLOWED | {
+    (module, name): pickles.Function(lambda *_: None)
+    for (module, name), made in _ALLOWED.items()
+    if module.startswith("torch") and isinstance(made, pickles.Function)
+}
 
-    def persistent_load(self, pid: tuple) -> np.ndarray:
-        kind, storage, key, _, count = pid
-        if kind != "storage":
-            raise UserError(f"refused: the pickle refers to a {kind!r}.")
-        return self._archive.storage(str(key), _DTYPES[storage.name], count)
+
+class _Unpickler(pickles.Unpickler):
+    """Reads a pickle whose storages `storage(key, dtype, count)` finds."""
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        storage: Callable[[str, np.dtype, int], Any],
+        allowed: Mapping[tuple[str, str], Any] = _ALLOWED,
+    ):
+        super().__init__(file, allowed=allowed, advice=_ADVICE, encoding="utf-8")
+        self._storage = storage
+
+    def persistent_load(self, pid: tuple) -> Any:
+        kind, storage, key, _, count, *view = pid
+        if kind != "storage" or any(part is not None for part in view):
+            raise UserError(
+                f"refused: the pickle refers to a {kind!r} as no PyTorch since 0.4 did."
+            )
+        return self._storage(str(key), _DTYPES[storage.name], count)
 
 
 class _Archive:
@@ -254,7 +274,7 @@ class _Archive:
 
     def load(self) -> Any:
         data = self._member(f"{self._root}data.pkl").tobytes()
-        return _Unpickler(io.BytesIO(data), self).load()
+        return _Unpickler(io.BytesIO(data), self.storage).load()
 
     def storage(self, key: str, dtype: np.dtype, count: int) -> np.ndarray:
         """A storage, flat; the same array whenever it is asked for."""
@@ -279,3 +299,56 @@ class _Archive:
         if header[:4] != b"PK\x03\x04" or start + info.file_size > len(self._bytes):
             raise UserError(f"{name} is damaged in it; copy the file again.")
         return self._bytes[start : start + info.file_size]
+
+
+class _Legacy:
+    """A file of PyTorch before 1.6: pickles in a row, and the bytes of storages.
+
+    The pickles are a number, the format's version, facts of the machine, what was saved, and the
+    keys of its storages, each of which then follows, with its length in front.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._bytes = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        self._dtypes: dict[str, np.dtype] = {}
+        self._storages: dict[str, np.ndarray] = {}
+
+    def load(self) -> Any:
+        with open(self._path, "rb") as file:
+            for _ in range(2):
+                self._skip(file)
+            machine = self._skip(file)
+            if not (isinstance(machine, dict) and machine.get("little_endian", True)):
+                raise UserError(
+                    "it was written on a big-endian machine, which mmjax does not read."
+                )
+            start = file.tell()
+            self._skip(file)
+            keys = self._skip(file)
+            self._find(file.tell(), keys)
+            file.seek(start)
+            return _Unpickler(file, self._storage).load()
+
+    def _skip(self, file: IO[bytes]) -> Any:
+        """A pickle without its tensors; the types of its storages are kept."""
+
+        def note(key: str, dtype: np.dtype, count: int) -> None:
+            self._dtypes[key] = dtype
+
+        return _Unpickler(file, note, _WITHOUT_TENSORS).load()
+
+    def _find(self, at: int, keys: Sequence[Any]) -> None:
+        for key in map(str, keys):
+            count = int.from_bytes(self._bytes[at : at + 8].tobytes(), "little")
+            end = at + 8 + count * self._dtypes[key].itemsize
+            if end > len(self._bytes):
+                raise UserError(f"its storage {key} is cut short: the file is damaged.")
+            self._storages[key] = self._bytes[at + 8 : end].view(self._dtypes[key])
+            at = end
+
+    def _storage(self, key: str, dtype: np.dtype, count: int) -> np.ndarray:
+        found = self._storages[key]
+        if len(found) != count or found.dtype != dtype:
+            raise UserError(f"its storage {key} has {len(found)} items: the file is damaged.")
+        return found

@@ -55,11 +55,18 @@ def test_what_torch_saves_is_read(tmp_path):
     assert entries["args.size"] == (1, 2) and entries["args.score"] == 0.5
 
 
-def test_what_torch_saved_in_its_old_format_is_refused(tmp_path):
+def test_what_torch_saves_in_its_old_format_is_read(tmp_path):
     path = tmp_path / "x.pth"
-    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"before 1\.6, or in its old format"):
-        torch_files.open_file(path)
+    base = torch.randn(3, 4)
+    saved = dict(base=base, part=base[1:, ::2], parameter=torch.nn.Parameter(torch.randn(2)))
+    saved |= dict(count=torch.tensor(3), half=torch.randn(3).to(torch.bfloat16))
+    more = dict(state=torch.nn.BatchNorm1d(3).state_dict(), score=np.float64(0.5), flag=True)
+    torch.save({**saved, **more}, path, _use_new_zipfile_serialization=False)
+    found = torch_files.entries(path)
+    for name, tensor in {**saved, **{f"state.{k}": v for k, v in more["state"].items()}}.items():
+        wanted = tensor.detach().double().numpy()
+        np.testing.assert_array_equal(found[name].astype(np.float64), wanted)
+    assert found["score"] == 0.5 and found["flag"] is True
 
 
 def test_the_library_safetensors_reads_and_writes_alike(tmp_path):

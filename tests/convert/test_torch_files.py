@@ -16,7 +16,7 @@ import pytest
 from mmjax.convert import safetensors, torch_files
 from mmjax.errors import UserError
 from tests.convert import torch_writer
-from tests.convert.torch_writer import Call, Global, Tensor, Writer, save
+from tests.convert.torch_writer import Call, Global, Tensor, Writer, save, save_as_before
 
 rng = np.random.default_rng(0)
 W = rng.normal(size=(3, 4)).astype(np.float32)
@@ -264,13 +264,9 @@ def test_other_files(tmp_path):
     path = tmp_path / "file.pt"
     with pytest.raises(UserError, match="there is no such file"):
         torch_files.open_file(path)
-    old = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
-    path.write_bytes(old + pickle.dumps({"protocol_version": 1001}, 2))
-    with pytest.raises(UserError, match=r"before 1\.6.*torch\.save\(torch\.load\(FILE\), NEW\)"):
-        torch_files.open_file(path)
     with tarfile.open(path, "w") as file:
         file.addfile(tarfile.TarInfo("sys_info"), io.BytesIO())
-    with pytest.raises(UserError, match=r"before 1\.6"):
+    with pytest.raises(UserError, match=r"first format.*torch\.save\(torch\.load\(FILE\), NEW\)"):
         torch_files.open_file(path)
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10\n")
     with pytest.raises(UserError, match="git lfs pull"):
@@ -287,6 +283,48 @@ def test_other_files(tmp_path):
     assert not torch_files.is_file(tmp_path / "run.ckpt")
     (tmp_path / "model.ckpt.index").touch()  # of TensorFlow
     assert not torch_files.is_file(tmp_path / "model.ckpt")
+
+
+# ---- the format before 1.6
+
+
+def test_files_of_pytorch_before_its_archives(tmp_path):
+    shared = rng.normal(size=12).astype(np.float32)
+    value = dict(
+        a=W,
+        b=np.arange(5),
+        c=Tensor(shared, (2, 3), (1, 4), 2),
+        d=Tensor(shared, (12,), (1,)),
+        more=dict(step=np.array(3), name="x", numbers=[1, 2.5], args=argparse.Namespace(lr=0.1)),
+    )
+    found = torch_files.entries(save_as_before(tmp_path / "a.pth", value))
+    np.testing.assert_array_equal(found["a"], W)
+    np.testing.assert_array_equal(found["b"], np.arange(5))
+    np.testing.assert_array_equal(found["c"], shared[2:].reshape(-1)[[[0, 4, 8], [1, 5, 9]]])
+    np.testing.assert_array_equal(found["d"], shared)
+    assert np.shares_memory(found["c"], found["d"]) and found["more.step"] == 3
+    assert found["more.name"] == "x" and found["more.args.lr"] == 0.1
+
+
+def test_damaged_and_hostile_files_of_that_format(tmp_path):
+    path = tmp_path / "a.pth"
+    save_as_before(path, dict(a=W, b=np.arange(5)))
+    whole = path.read_bytes()
+    for length in range(30, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"a\.pth"):
+            torch_files.open_file(path)
+    for value, words in (
+        (Call(Global("os", "system"), "true"), "names os.system"),
+        ([Tensor(W.ravel(), (1000,), (1,))], "beyond its storage"),
+        ([W, Call(Global("builtins", "eval"), "1")], "names builtins.eval"),
+    ):
+        with pytest.raises(UserError, match=words):
+            torch_files.open_file(save_as_before(path, value))
+    with pytest.raises(UserError, match="big-endian"):
+        torch_files.open_file(save_as_before(path, [W], little_endian=False))
+    with pytest.raises(UserError, match="since 0.4"):
+        torch_files.open_file(save_as_before(path, [W], view=("1", 0, 2)))
 
 
 # ---- safetensors

@@ -1,4 +1,5 @@
-"""Writes what `torch.save` writes, without PyTorch: a zip archive with a pickle of protocol 2.
+"""Writes what `torch.save` writes, without PyTorch: a zip archive with a pickle of protocol 2, or,
+as before 1.6, pickles in a row.
 
 The pickle is put together from opcodes, so that it can also hold what no honest writer writes.
 """
@@ -56,8 +57,9 @@ def tensor(array):
 
 
 class Writer:
-    def __init__(self):
+    def __init__(self, *more):
         self.storages = []
+        self.more = more  # at the end of what a storage is called
 
     def key(self, storage):
         for key, known in enumerate(self.storages):
@@ -71,7 +73,8 @@ class Writer:
 
     def persistent(self, storage):
         kind = Global("torch", STORAGES[storage.dtype.name])
-        return self.tuple("storage", kind, self.key(storage), "cpu", len(storage)) + b"Q"
+        name = ("storage", kind, self.key(storage), "cpu", len(storage), *self.more)
+        return self.tuple(*name) + b"Q"
 
     def code(self, value):
         """The opcodes that put a value on the stack."""
@@ -117,4 +120,18 @@ def save(path, value, *, compression=zipfile.ZIP_STORED, root="archive", **more)
         for name, data in members.items():
             if data is not None:
                 file.writestr(f"{root}/{name}", data)
+    return str(path)
+
+
+def save_as_before(path, value, *, little_endian=True, view=None):
+    """Writes a file as PyTorch before 1.6 did."""
+    writer = Writer(view)
+    code = writer.code(value)
+    facts = dict(protocol_version=1001, little_endian=little_endian)
+    start = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, facts)]
+    keys = pickle.dumps([str(i) for i in range(len(writer.storages))], 2)
+    content = b"".join([*start, b"\x80\x02" + code + b".", keys])
+    for storage in writer.storages:
+        content += struct.pack("<q", len(storage)) + storage.tobytes()
+    path.write_bytes(content)
     return str(path)

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax import preprocess
+from mmjax import config, preprocess
 from mmjax.data import loader
 from mmjax.errors import UserError
 from mmjax.models.towers import build_tower
 from mmjax.state import ModelDef
-from mmjax.tasks import DataFacts
+from mmjax.tasks import DataFacts, make_task
 from mmjax.tasks.inputs import Inputs
 
 DRAW = np.random.default_rng(0)
@@ -131,3 +131,119 @@ def test_features_of_towers_stay_as_they_are():
     assert all(np.array_equal(out[name], batch[name]) for name in batch)
     with pytest.raises(UserError, match="augment.image.crop"):
         Inputs(image=dict(crop=1))
+
+
+VIEWS = DRAW.integers(0, 256, (40, 3, 6, 6, 3), np.uint8)
+
+
+def test_each_view_is_augmented_by_its_own_section_with_a_draw_of_its_own():
+    sections = (dict(horizontal_flip=0.5), dict(horizontal_flip=0.5), dict(std=(0.5,) * 3))
+    batch = {"image": np.repeat(VIEWS[:, :1], 3, axis=1)}
+    inputs = Inputs(image=sections)
+    out = np.asarray(inputs(batch, jax.random.key(1), train=True)["image"])
+    assert out.shape == (40, 3, 6, 6, 3) and out.dtype == np.float32
+    flipped = (np.abs(out - batch["image"] / 255) > 1e-3).any((2, 3, 4))
+    assert 8 < flipped[:, 0].sum() < 32 and 8 < flipped[:, 1].sum() < 32
+    assert not np.array_equal(flipped[:, 0], flipped[:, 1])
+    np.testing.assert_allclose(out[:, 2], batch["image"][:, 2] / 127.5, atol=1e-5)
+    again = inputs(batch, jax.random.key(1), train=True)["image"]
+    assert np.array_equal(out, again)
+    # View v of a key is what its section alone makes of that view with the v-th key of it.
+    one = Inputs(image=sections[0])(batch, jax.random.key(1), train=True)["image"]
+    assert np.array_equal(one[:, 0], out[:, 0]) and np.array_equal(one[:, 1], out[:, 1])
+
+
+def test_views_without_a_section_are_scaled_and_shapes_know_them():
+    batch = {"image": VIEWS}
+    out = Inputs()(batch, jax.random.key(0), train=True)["image"]
+    np.testing.assert_allclose(out, VIEWS * (2 / 255) - 1, atol=1e-6)
+    spec = {"image": jax.ShapeDtypeStruct((8, 3, 16, 16, 3), np.uint8)}
+    for image in (None, dict(), (dict(), dict(grayscale=0.2), dict()), dict(in_eval=True)):
+        assert Inputs(image=image).shapes(spec) == {"image": (8, 3, 16, 16, 3)}
+
+
+def test_evaluation_takes_the_first_section_whatever_the_views():
+    inputs = Inputs(image=(dict(mean=(0.1,) * 3), dict(mean=(0.9,) * 3)))
+    batch = {"image": VIEWS[:, :1]}
+    seen = inputs.each_view(lambda x: x.reshape(len(x), -1), batch, "image")
+    assert seen.shape == (40, 1, 6 * 6 * 3)
+    np.testing.assert_allclose(
+        seen.reshape(VIEWS[:, :1].shape), VIEWS[:, :1] / 255 - 0.1, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(image=(dict(), dict())), "2 sections, but the pictures of an example have 3 views"),
+        (dict(image=(dict(), dict(crop=1), dict())), r"augment.image\[1\].crop"),
+        (dict(image=()), "must be a section, or several"),
+        (dict(image=(dict(), 3)), "must be a section, or several"),
+        (dict(touch=(dict(), dict())), "config.augment.touch must be one section"),
+    ],
+)
+def test_sections_that_do_not_fit_the_views_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        Inputs(**options)({"image": VIEWS}, jax.random.key(0), train=True)
+
+
+def test_several_sections_need_several_views():
+    with pytest.raises(UserError, match=r"2 sections.*1 views \(config.data.image.crops\)"):
+        Inputs(image=(dict(), dict()))({"image": PICTURES}, jax.random.key(0), train=True)
+
+
+def test_views_are_encoded_one_after_the_other_with_their_backgrounds():
+    felt, calm = (DRAW.integers(0, 256, (4, 2, 6, 6, 3), np.uint8) for _ in range(2))
+    inputs = Inputs(touch=dict(subtract_background=True))
+    batch = {"touch": felt, "touch_background": calm, "image": felt}
+    seen = inputs.each_view(lambda x: x.mean((1, 2)), batch, "touch")
+    want = (felt.astype(float) - calm).mean((2, 3)) / 255
+    assert seen.shape == (4, 2, 3)
+    np.testing.assert_allclose(seen, want, atol=1e-6)
+
+
+ENCODER = dict(width=8, num_layers=1, num_heads=1, head_dim=8, mlp_dim=8, projection=12)
+TOUCH = dict(ENCODER, name="touch_tiny", image_size=16, patch_size=8)
+MODELS = {
+    "finetune": dict(name="classifier", backbone=TOUCH, dropout_rate=0.0),
+    "pretrain": dict(
+        name="tx_fac",
+        video=None,
+        audio=None,
+        text=None,
+        head="joint",
+        touch=TOUCH,
+        image=dict(TOUCH, name="clip_vit_tiny"),
+    ),
+    "touch": dict(touch=TOUCH, image=dict(TOUCH, name="clip_vit_tiny"), text=None),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_task_evaluates_pictures_less_their_background(name):
+    cfg = config.base()
+    cfg.task, cfg.model = name, MODELS[name]
+    cfg.augment = dict(touch=dict(subtract_background=True))
+    cfg.loss = {} if name == "finetune" else dict(weights=dict(touch_image=1.0))
+    square = jax.ShapeDtypeStruct((4, 16, 16, 3), np.uint8)
+    spec = {"touch": square, "touch_background": square}
+    if name == "finetune":
+        spec["label"] = jax.ShapeDtypeStruct((4,), np.int32)
+    else:
+        spec["image"] = square
+    task = make_task(cfg, DataFacts(spec=spec, num_classes=3))
+    params, extra = jax.jit(task.init)(jax.random.key(0))
+    calm = DRAW.integers(0, 100, (4, 1, 16, 16, 3), np.uint8)
+    felt = calm + DRAW.integers(0, 100, calm.shape, np.uint8)
+    run = jax.jit(task.predict["features"])
+
+    def seen(batch):
+        return np.asarray(run(params, extra, batch)["touch"])
+
+    want = seen({"touch": felt, "touch_background": calm})
+    assert want.shape[:2] == (4, 1) and np.ptp(want, axis=0).max() > 1e-3
+    brighter = seen({"touch": felt + 50, "touch_background": calm + 50})
+    np.testing.assert_allclose(brighter, want, atol=1e-5)
+    assert np.abs(seen({"touch": felt + 50, "touch_background": calm}) - want).max() > 1e-3
+    with pytest.raises(UserError, match="subtract_background needs backgrounds in the batch"):
+        run(params, extra, {"touch": felt})

@@ -213,9 +213,9 @@ def stratified_order(labels: np.ndarray) -> np.ndarray:
 
 
 def _place(bound: str, count: int) -> int:
-    # Python's rounding of a half is to the even number, as in TFDS.
+    # As in TFDS: a half is rounded to the even number, and '-1%' of few is 0, not all of them.
     place = round(float(bound[:-1]) * count / 100) if bound.endswith("%") else int(bound)
-    return place + count if bound.startswith("-") else place
+    return place + count if place < 0 else place
 
 
 def _records(part: Part, source: Source) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The world: its splits, its determinism, what each sense can tell, and its cache."""
 
+import hashlib
 import io
 import itertools
 import os
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.data import dataset, schema, world, world_senses, world_text
+from mmjax.data import dataset, schema, world, world_objects, world_senses, world_text
 from mmjax.errors import UserError
 
 CFG = world.WorldConfig()
@@ -336,6 +337,103 @@ def test_parse_spec():
 def test_bad_specs(spec, message, tmp_path):
     with pytest.raises(UserError, match=message):
         world.ensure_world(spec, cache_dir=str(tmp_path))
+
+
+def test_objects_of_evaluation_are_never_in_training():
+    splits = {split: world_objects.objects_of(split) for split in world.ObjectsConfig.SPLITS}
+    assert len(splits["train"]) == 48 and len(splits["novel_train"]) == 16
+    assert splits["novel_train"] == splits["novel_test"]
+    assert not set(splits["train"]) & set(splits["novel_test"])
+    for split, each in (("train", 6), ("novel_test", 2)):
+        for at, values in enumerate((world.COLOURS, world.SHAPES)):
+            counts = {value: 0 for value in values}
+            for names in splits[split]:
+                counts[names[at]] += 1
+            assert set(counts.values()) == {each}, split  # every colour and every shape
+
+
+@pytest.mark.parametrize("name", ["objects", "objects_tiny"])
+def test_objects_as_they_are_drawn(name):
+    _, cfg, sizes = world.parse_spec(f"world:{name}")
+    assert len(cfg.class_names) == 64 and cfg.class_names[9] == "orange square"
+    for split, count in sizes.items():
+        everything = [cfg.attributes(split, index) for index in range(count)]
+        names = [cfg.names_of(attributes)[0] for attributes in everything]
+        shown = {f"{colour} {shape}" for colour, shape in world_objects.objects_of(split)}
+        assert set(names) == shown
+        each = [names.count(one) for one in shown]
+        assert max(each) - min(each) <= 1
+        if split == "novel_train":
+            assert min(each) >= 5  # supports of a few-shot episode
+    styles = {
+        (a["size"], a["texture"]) for a, n in zip(everything, names, strict=True) if n == names[0]
+    }
+    assert len(styles) == min(12, count // 16)
+
+
+def test_pictures_of_objects_are_determined_and_described():
+    cfg = world.ObjectsConfig()
+    words = set(world_text.vocabulary(still=True))
+    assert words < set(world_text.vocabulary()) | {"picture", "of", "is"}
+    assert not {"bouncing", "swaying", "spinning", "somehow"} & words and len(words) < 110
+    for split in cfg.SPLITS:
+        for index in (0, 5, 700):
+            made, again = (world.scene(cfg, split, index) for _ in range(2))
+            assert made.frames.shape == (1, 32, 32, 3) and not made.waveform.size
+            assert (made.frames == again.frames).all() and made.captions == again.captions
+            other = world.scene(world.ObjectsConfig(seed=1), split, index)
+            assert (made.frames != other.frames).any()
+            assert cfg.class_names[made.labels[0]] == "{colour} {shape}".format(**made.attributes)
+    omitted = 0
+    for index in range(400):
+        split = "train" if index % 2 else "novel_test"
+        for text in world.scene(cfg, split, index).captions:
+            tokens = text.split()
+            assert set(tokens) <= words and tokens[-1] not in ("and", "is", "a"), text
+            assert "and and" not in text and "is and" not in text, text
+            attributes = cfg.attributes(split, index)
+            absent = [
+                kind
+                for kind in ("shape", "colour", "size", "texture")
+                if not set(world_text.WORDS[kind][attributes[kind]]) & set(tokens)
+            ]
+            assert len(absent) <= (split == "train"), text
+            omitted += len(absent)
+    assert 0.2 < omitted / 600 < 0.4
+
+
+def test_objects_on_disk(tmp_path):
+    path = world.ensure_world("world:objects_tiny,train=10", cache_dir=str(tmp_path))
+    folder = dataset.DatasetFolder(path)
+    assert folder.info.modalities == ("video", "text", "label") and folder.info.num_classes == 64
+    assert folder.info.split_sizes() == {"train": 10, "novel_train": 96, "novel_test": 48}
+    stored = schema.decode(folder.split("novel_test").read(3))
+    assert stored.waveform is None and not stored.touch and len(stored.frames) == 1
+    assert stored.label_texts == [folder.info.class_names[stored.labels[0]]]
+    words = open(os.path.join(path, folder.info.vocabulary)).read().split()
+    assert words[4:] == world_text.vocabulary(still=True)
+    for spec, message in (
+        ("world:objects_tiny,test=4", "Unknown setting"),
+        ("world:tiny,label=object", "Unknown label of the world 'object'"),
+        ("world:objects_tiny,label=objects", "Did you mean 'object'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            world.ensure_world(spec, cache_dir=str(tmp_path))
+    with pytest.raises(UserError, match="Unknown split of the world 'test'"):
+        world.scene(world.ObjectsConfig(), "test", 0)
+
+
+def test_a_world_does_not_change():
+    """Figures of recipes depend on it, and caches are found by its version."""
+    made = [world.scene(world.WORLDS["tiny"][0], "train", index) for index in range(4)]
+    told = repr([(one.captions, one.labels) for one in made])
+    assert hashlib.sha256(told.encode()).hexdigest()[:16] == "399b394b349527f2"
+    means = [[one.frames.mean(), one.touch.mean()] for one in made]
+    np.testing.assert_allclose(
+        means, [[38.44, 96.68], [47.75, 100.48], [40.75, 97.54], [80.46, 100.94]], atol=0.02
+    )
+    assert world_text.vocabulary()[:3] == ["a", "amber", "and"]
+    assert len(world_text.vocabulary()) == 113
 
 
 def test_unknown_split():

@@ -1,0 +1,189 @@
+"""The catalogue of image sets: its parts against published sizes, and what is found on a disk."""
+
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+
+from mmjax.data import catalogue, slices, sources
+from mmjax.data.catalogue import ALL, CATALOGUE
+from mmjax.errors import UserError
+from tests.data import toy_clips as toy
+
+# Pictures in TFDS's splits, and how many LGSSL trains, validates and tests on.
+SIZES = {
+    "food101": (dict(train=75750, validation=25250), (60600, 15150, 25250)),
+    "cifar10": (dict(train=50000, test=10000), (40000, 10000, 10000)),
+    "cifar100": (dict(train=50000, test=10000), (40000, 10000, 10000)),
+    "cub2011": (dict(train=5994, test=5794), (4795, 1199, 5794)),
+    "sun397": (dict(train=19850, test=19850), (15880, 3970, 19850)),
+    "cars196": (dict(train=8144, test=8041), (6515, 1629, 8041)),
+    "aircraft": (dict(train=3334, validation=3333, test=3333), (3334, 3333, 3333)),
+    "dtd": (dict(train=1880, validation=1880, test=1880), (1880, 1880, 1880)),
+    "pets": (dict(train=3680, test=3669), (2944, 736, 3669)),
+    "caltech101": (dict(train=3059, test=6084), (2447, 612, 6084)),
+    "flowers": (dict(train=1020, validation=1020, test=6149), (1020, 1020, 6149)),
+    "stl10": (dict(train=5000, test=8000), (4000, 1000, 8000)),
+    "eurosat": (dict(train=27000), (5000, 5000, 5000)),
+    "resisc45": (dict(train=31500), (3150, 3150, 25200)),
+    "pcam": (dict(train=262144, validation=32768, test=32768), (262144, 32768, 32768)),
+    "mnist": (dict(train=60000, test=10000), (48000, 12000, 10000)),
+    "clevr": (dict(train=70000, validation=15000), (1500, 500, 500)),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_of_the_parts(name):
+    splits, expected = SIZES[name]
+    entry, found, seen = CATALOGUE[name], [], {}
+    for text in (entry.train, entry.valid, entry.test):
+        (part,) = slices.parse(text)
+        start, stop = part.bounds(splits[part.name])
+        found.append(stop - start)
+        places = set(range(start, stop))
+        assert not places & seen.get(part.name, set())  # nothing is both fitted and judged
+        seen[part.name] = seen.get(part.name, set()) | places
+    assert tuple(found) == expected
+
+
+def test_what_lgssl_averages_over():
+    assert len(ALL) == 15 and ALL[0] == "food101" and ALL[-1] == "pcam"
+    mean = {name for name in ALL if CATALOGUE[name].metric == "mean_per_class"}
+    assert mean == {"aircraft", "pets", "caltech101", "flowers"}
+    assert [name for name in ALL if not CATALOGUE[name].few_shot] == ["pcam"]
+    classes = [101, 10, 100, 200, 397, 196, 100, 47, 37, 102, 102, 10, 10, 45, 2]
+    assert [CATALOGUE[name].num_classes for name in ALL] == classes
+
+
+def test_tfds_has_these_sets():
+    """By its code, which needs no data."""
+    known = set(tfds.list_builders(with_community_datasets=False))
+    for name, entry in CATALOGUE.items():
+        if entry.tfds:
+            assert entry.tfds.split(",")[0].split("/")[0] in known, name
+    assert not {builder for builder in known if "aircraft" in builder}
+
+
+def test_tensorflow_is_not_loaded(user_env):
+    code = "import sys, mmjax.data.catalogue; assert 'tensorflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=user_env())
+
+
+@pytest.fixture(autouse=True)
+def no_sets_of_tfds(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "own"))
+
+
+def pictures(root, *folders, count=1):
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            PIL.Image.new("RGB", (4, 4)).save(root / folder / f"{number}.png")
+
+
+def arrays(path, count=3):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, images=np.zeros((count, 4, 4, 3), np.uint8), labels=np.arange(count))
+
+
+def test_the_order_in_which_sets_are_found(tmp_path):
+    root, name = tmp_path / "sets", "cifar10"
+    with pytest.raises(UserError) as error:
+        catalogue.find(name, str(root))
+    for way in (f"{root}/{name} ", "SPLIT/CLASS", ".npz", "labels.csv", "TFDS", "own"):
+        assert way in str(error.value), way
+    for make, spec in (
+        (
+            lambda: prepared(tmp_path / "own" / name / "3.0.2"),
+            f"tfds:cifar10,data_dir={tmp_path}/own",
+        ),
+        (lambda: prepared(root / name / "3.0.2"), f"tfds:cifar10,data_dir={root}"),
+        (lambda: (root / name / "labels.csv").touch(), f"csv:{root}/{name}/labels.csv"),
+        (lambda: (root / f"{name}.csv").touch(), f"csv:{root}/{name}.csv"),
+        (lambda: arrays(root / name / "train.npz"), f"npz:{root}/{name}"),
+        (lambda: arrays(root / f"{name}.npz"), f"npz:{root}/{name}.npz"),
+        (lambda: pictures(root / name, "train/cat"), f"images:{root}/{name}"),
+        (lambda: toy.build(root / name, 2, shards=1), f"{root}/{name}"),
+    ):
+        make()
+        assert catalogue.find(name, str(root)) == spec
+
+
+def prepared(folder):
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{}")
+
+
+def test_configurations_of_tfds(tmp_path):
+    prepared(tmp_path / "eurosat" / "rgb" / "2.0.0")
+    assert catalogue.find("eurosat", str(tmp_path)) == f"tfds:eurosat,data_dir={tmp_path}"
+    prepared(tmp_path / "sun397" / "tfds" / "4.0.0")
+    with pytest.raises(UserError, match="There is no sun397.*sun397/standard-part1-120k"):
+        catalogue.find("sun397", str(tmp_path))
+    prepared(tmp_path / "own" / "clevr" / "3.1.0")
+    assert catalogue.find("clevr") == f"tfds:clevr,label=objects,data_dir={tmp_path}/own"
+    with pytest.raises(UserError, match="There is no aircraft"):
+        catalogue.find("aircraft")
+    with pytest.raises(UserError, match="Unknown image set 'cifar'.*Did you mean 'cifar10'"):
+        catalogue.find("cifar")
+
+
+@pytest.mark.parametrize(
+    "name, there, expected",
+    [
+        ("cifar10", "train test", ("train[:80%]", "train[80%:]", "test")),
+        ("cifar10", "train val test", ("train", "val", "test")),
+        ("cifar10", "train val", ("train[:80%]", "train[80%:]", "val")),
+        ("food101", "train test", ("train[:80%]", "train[80%:]", "test")),
+        ("food101", "train validation", ("train[:80%]", "train[80%:]", "validation")),
+        ("dtd", "train test", ("train[:80%]", "train[80%:]", "test")),
+        ("dtd", "training valid testing", ("training", "valid", "testing")),
+        ("eurosat", "train", ("train[:5000]", "train[5000:10000]", "train[10000:15000]")),
+        ("eurosat", "train test", ("train[:80%]", "train[80%:]", "test")),
+        ("imagenet", "train val", ("train", "", "val")),
+        ("imagenet_r", "test", ("", "", "test")),
+        ("imagenet_r", "val", ("", "", "val")),
+    ],
+)
+def test_splits_of_other_data(tmp_path, name, there, expected):
+    for split in there.split():
+        arrays(tmp_path / f"{split}.npz")
+    spec = f"npz:{tmp_path}"
+    assert catalogue.splits_of(name, spec) == expected
+    stratified = tuple(part.replace("]", ":stratified]") for part in expected)
+    assert catalogue.splits_of(name, spec, stratified=True) == stratified
+
+
+def test_splits_of_tfds_are_as_published():
+    entry = CATALOGUE["food101"]
+    published = (entry.train, entry.valid, entry.test)
+    assert catalogue.splits_of("food101", "tfds:food101,data_dir=/nowhere") == published
+
+
+def test_folders_are_parted_class_by_class(tmp_path):
+    """They come sorted by class: a contiguous slice would lose classes."""
+    pictures(tmp_path / "a", *(f"train/{c}" for c in "abc"), "test/a", count=10)
+    spec = f"images:{tmp_path}/a"
+    parts = catalogue.splits_of("cifar10", spec)
+    assert parts == ("train[:80%:stratified]", "train[80%::stratified]", "test")
+    for split, count in zip(parts, (8, 2), strict=False):
+        assert np.bincount(sources.open_source(spec, split=split).labels()).tolist() == [count] * 3
+    plain = catalogue.splits_of("cifar10", spec, stratified=False)
+    assert plain == ("train[:80%]", "train[80%:]", "test")
+    pictures(tmp_path / "b", "a", "b")  # no splits: all of them, by any name
+    spec = f"images:{tmp_path}/b"
+    assert catalogue.splits_of("imagenet_a", spec) == ("", "", "test")
+    assert catalogue.splits_of("resisc45", spec)[2] == "train[20%::stratified]"
+
+
+@pytest.mark.parametrize("name, there", [("cifar10", "train"), ("cifar10", "test")])
+def test_data_without_a_part(tmp_path, name, there):
+    arrays(tmp_path / f"{there}.npz")
+    with pytest.raises(UserError, match=f"has the splits {there}: {name} needs train and test"):
+        catalogue.splits_of(name, f"npz:{tmp_path}")
+    pictures(tmp_path / "flat", "a")
+    with pytest.raises(UserError, match="has no splits"):
+        catalogue.splits_of(name, f"images:{tmp_path}/flat")

@@ -14,6 +14,7 @@ from mmjax.evals.affinity import Affinity
 from mmjax.evals.base import Evaluator, Schedule, format_results
 from mmjax.evals.classification import Classification
 from mmjax.evals.features import FeatureStore
+from mmjax.evals.few_shot import FewShot
 from mmjax.evals.knn import NearestNeighbours
 from mmjax.evals.linear_probe import LinearProbe
 from mmjax.evals.retrieval import Retrieval
@@ -33,6 +34,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "retrieval": Retrieval,
     "linear_probe": LinearProbe,
     "knn": NearestNeighbours,
+    "few_shot": FewShot,
     "classification": Classification,
     "semantic_retrieval": SemanticRetrieval,
     "zero_shot": ZeroShot,

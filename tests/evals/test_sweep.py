@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mmjax.errors import UserError
 from mmjax.evals import norm_penalty, wolfe
-from mmjax.evals.sweep import COARSE, fine_grid, fit_sweep, mean_per_class, search
+from mmjax.evals.sweep import fine_grid, fit_sweep, mean_per_class, search
 
 # Six points of three classes.
 POINTS = np.array([[1, 0], [0.8, 0.3], [0, 1], [0.2, 0.9], [-1, -1], [-0.7, -1.2]], np.float32)

@@ -39,6 +39,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "beam": ["apache-beam>=2.77"],
         "wandb": ["wandb>=0.17"],
+        "sentences": ["sentence-transformers>=5"],  # `mmjax sentences --encoder st:NAME`
         "tensorboard": ["tensorboard>=2.18"],
         # Compares what mmjax reads and writes with PyTorch's own: tests/convert/test_torch.py.
         "torch": ["open_clip_torch>=3.3", "safetensors>=0.8", "timm>=1.0.31", "torch>=2.13"],

@@ -22,6 +22,7 @@ from mmjax.data.pipeline import Features, Function, Pipeline, seed_of
 from mmjax.data.stored import add_stored
 from mmjax.errors import UserError, unknown
 
+_SQUARES = ("crop", "crop_resized", "pad")
 RECORDING = "recording"  # the background that a record itself brings
 
 
@@ -41,8 +42,8 @@ class _Square:
     def __post_init__(self):
         if self.size < 1:
             raise UserError(f"data.{self.SECTION}.size must be at least 1, not {self.size}.")
-        if self.square not in ("crop", "pad"):
-            raise unknown(f"data.{self.SECTION}.square", self.square, ("crop", "pad"))
+        if self.square not in _SQUARES:
+            raise unknown(f"data.{self.SECTION}.square", self.square, _SQUARES)
         if self.resize not in ("bilinear", "bicubic"):
             raise unknown(f"data.{self.SECTION}.resize", self.resize, ("bilinear", "bicubic"))
 
@@ -57,7 +58,8 @@ class Picture(_Square):
       jitter: training only: move this part by up to so much of its shorter side: down, and half as
         far to either side, within the stored picture (TVL's randomized crop: 0.05).
       square: how a part that is not square becomes so: 'crop' takes its middle, 'pad' gives it a
-        black margin.
+        black margin. 'crop_resized' takes the middle once the shorter side is `size`, as PyTorch's
+        Resize and CenterCrop: the same up to half a pixel, for figures that must be met exactly.
       quarter_turns: counter-clockwise.
       antialias: resize as PIL does; without, as PyTorch resizes tensors.
       resize: 'bilinear' or 'bicubic'.
@@ -298,6 +300,8 @@ def _shown(shape: tf.Tensor, roi: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tenso
 
 def shaped(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
     """uint8 [1, H, W, 3] → uint8 [1, size, size, 3]: made square, resized, turned."""
+    if options.square == "crop_resized":
+        return _turned(_middle(picture, options), options)
     height, width = tf.unstack(tf.shape(picture)[1:3])
     side = tf.maximum(height, width)  # a crop is square already
     top, left = (side - height) // 2, (side - width) // 2
@@ -306,13 +310,30 @@ def shaped(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
 
 def _resized(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
     """uint8 [1, H, W, 3] → uint8 [1, size, size, 3], turned."""
-    size = (options.size, options.size)
-    picture = images.resize(
+    return _turned(_scaled(picture, (options.size, options.size), options), options)
+
+
+def _middle(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
+    """The middle of a picture whose shorter side was made `size`, in torchvision's rounding."""
+    shape = images.shortest_side(tf.shape(picture)[1:3], options.size)
+    # Half a pixel goes to the even side.
+    start = tf.cast(tf.round(tf.cast(shape - options.size, tf.float32) / 2), tf.int32)
+    size = tf.fill([2], options.size)
+    return _cut(_scaled(picture, shape, options), tf.concat([start, size], 0))
+
+
+def _scaled(
+    picture: tf.Tensor, size: tf.Tensor | tuple[int, int], options: Picture | Touch
+) -> tf.Tensor:
+    return images.resize(
         picture, size, rounded=True, antialias=options.antialias, method=options.resize
     )
+
+
+def _turned(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
     # Turned last, when it is small: a turn commutes with what goes before.
     picture = tf.image.rot90(picture, options.quarter_turns % 4)
-    return tf.ensure_shape(picture, [1, *size, 3])
+    return tf.ensure_shape(picture, [1, options.size, options.size, 3])
 
 
 def prepare(

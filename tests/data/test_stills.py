@@ -172,6 +172,36 @@ def test_bicubic_pictures_are_those_of_pil():
         assert np.abs(got - as_pil(image, options)).max() > 2  # which is bilinear
 
 
+def resized_then_cropped(image, size, resample):
+    """Resize and CenterCrop of torchvision, by PIL."""
+    height, width = image.shape[:2]
+    short = min(height, width)
+    extent = [int(size * side / short) for side in (width, height)]
+    image = PIL.Image.fromarray(image).resize(extent, resample)
+    left, top = (int(round((side - size) / 2)) for side in extent)
+    return np.asarray(image.crop((left, top, left + size, top + size))).astype(int)
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (130, 97), (97, 131), (64, 64), (50, 300)])
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+def test_the_middle_after_resizing_is_that_of_pytorch(shape, resize):
+    image, resample = noise(*shape), getattr(PIL.Image, resize.upper())
+    section = dict(size=56, resize=resize, square="crop_resized")
+    want = resized_then_cropped(image, 56, resample)
+    difference = np.abs(stills.prepare(image, stills.Picture(**section)) - want)
+    assert difference.max() <= 2 and difference.mean() < 0.25
+
+
+def test_the_middle_after_resizing_in_batches(folder):
+    image = noise(120, 175)
+    stored = toy.example(1, frames=[sharp(image)])
+    section = dict(size=40, square="crop_resized", quarter_turns=1)
+    decoded = np.asarray(PIL.Image.open(io.BytesIO(sharp(image))))
+    want = stills.prepare(decoded, stills.Picture(**section))
+    assert np.array_equal(run(evaluate(folder, image=section), stored)["image"][0], want)
+    assert np.array_equal(run(train(folder, image=section), stored)["image"], want)
+
+
 def test_bicubic_overshoot_is_clipped():
     stripes = np.repeat(np.repeat([[0, 255] * 8], 16, 0)[..., None], 3, 2).astype(np.uint8)
     got = stills.prepare(stripes, stills.Picture(size=64, resize="bicubic"))

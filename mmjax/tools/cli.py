@@ -344,26 +344,27 @@ def _add_convert(commands) -> None:
     p = commands.add_parser(
         "convert",
         help="turn published weights into a run directory, or a run into PyTorch's names",
-        description="Reads a TensorFlow checkpoint of VATT, or PyTorch's files of TVL and of "
-        "OpenCLIP, and writes a run directory that any task can start from, with a report of every "
-        "name. A pickle of word embeddings becomes an .npz. Pickles are never executed. With --to "
-        "a run of the touch task becomes a .safetensors file.",
+        description="Reads a TensorFlow checkpoint of VATT, or PyTorch's files of TVL, OpenCLIP or "
+        "LGSSL, or of a ResNet or MobileNetV2, and writes a run directory that any task can start "
+        "from, with a report of every name. A pickle of word embeddings becomes an .npz. "
+        "Pickles are never executed. With --to a run becomes a .safetensors or .pth file.",
     )
     p.add_argument(
         "sources",
         nargs="+",
         metavar="SOURCE",
         help="prefix (…/ckpt-500000), its .index, its folder; a .pth, .pt, .bin, .ckpt or "
-        ".safetensors of TVL, of OpenCLIP, or both; a .pkl of word embeddings; with --to a run",
+        ".safetensors of TVL, of OpenCLIP, of both, or of a backbone of pictures; a .pkl of word "
+        "embeddings; with --to a run",
     )
-    p.add_argument("--out", metavar="PATH", help="the run directory, .npz or .safetensors")
+    p.add_argument("--out", metavar="PATH", help="the run directory, .npz, .safetensors or .pth")
     p.add_argument("--inspect", action="store_true", help="only say what SOURCE is and holds")
     p.add_argument("--json", action="store_true", help="with --inspect: as JSON")
     p.add_argument(
         "--to",
-        choices=("timm", "tvl", "open_clip"),
-        help="write a run's touch encoder in the names of timm, or of TVL's checkpoints, or its "
-        "other towers in OpenCLIP's",
+        choices=("timm", "tvl", "open_clip", "torchvision"),
+        help="write a run's touch encoder in the names of timm, or of TVL's checkpoints, its "
+        "other towers in OpenCLIP's, or its backbone of pictures in torchvision's",
     )
     p.add_argument(
         "--head-dim",
@@ -421,10 +422,11 @@ def _convert(args) -> int:
 def _add_embed(commands) -> None:
     p = commands.add_parser(
         "embed",
-        help="compute what frozen towers make of a dataset, once",
-        description="Runs frozen towers of the touch task over the training data of a recipe and "
-        "writes what they make of it. A training that is given these features reads neither the "
-        "pictures nor runs the towers. --config.key=value overrides values as in training.",
+        help="compute what towers make of a dataset, once",
+        description="Runs towers over the training data of a recipe or a run and writes what they "
+        "make of it: frozen towers of the touch task, of which a training then neither reads the "
+        "pictures nor runs the towers, or a backbone of the guided task, to find neighbours by. "
+        "--config.key=value overrides values as in training.",
     )
     p.add_argument(
         "modalities",
@@ -433,11 +435,13 @@ def _add_embed(commands) -> None:
         metavar="MODALITY",
         help="image, text or touch",
     )
-    p.add_argument("--config", default="tvl", metavar="NAME", help="recipe or .py file (tvl)")
+    p.add_argument(
+        "--config", default="tvl", metavar="NAME", help="recipe of touch, or .py file (tvl)"
+    )
+    p.add_argument("--run", default="", metavar="RUN", help="a run's recipe and weights instead")
     p.add_argument(
         "--weights",
         nargs="+",
-        required=True,
         metavar="SOURCE",
         help="what the training will start from: a run directory or published files",
     )
@@ -456,23 +460,47 @@ def _add_embed(commands) -> None:
 
 
 def _embed(args) -> int:
-    from mmjax import config
+    from mmjax import checkpoint, config, rundir
     from mmjax.tools import embed
 
-    cfg = config.load("touch", args.config, args.rest)
+    if args.run:
+        run, _ = checkpoint.find(args.run)
+        cfg = rundir.RunDir(run, create=False).read_config()
+        config.apply(cfg, args.rest)
+    else:
+        cfg = config.load("touch", args.config, args.rest)
+    if not (args.weights or args.run):
+        raise UserError("Give --weights, or --run RUN to take a run's recipe and weights.")
     embed.embed(
         cfg,
         args.modalities,
-        weights=args.weights,
+        weights=args.weights or [args.run],
         out=args.out,
         variants=args.variants,
         batch_size=args.batch_size,
         progress=not args.quiet,
     )
-    print(f"{args.out}: train on it with")
+    if cfg.task == "touch":
+        print(f"{args.out}: train on it with")
     for modality in args.modalities:
-        print(f"  --config.data.{modality}.features={args.out}")
+        if cfg.task == "touch":
+            print(f"  --config.data.{modality}.features={args.out}")
+        else:
+            print(f"mmjax neighbours {args.out} --modality {modality} --out PAIRS")
     return 0
+
+
+def _add_sentences(commands) -> None:
+    from mmjax.tools import sentences
+
+    sentences.add(commands)
+
+
+def _add_neighbours(commands) -> None:
+    from mmjax.tools import neighbours, pair_lists
+
+    neighbours.add(commands)
+    pair_lists.add(commands)
 
 
 def _finish(bad: list[dict], plan, args) -> int:
@@ -534,6 +562,8 @@ COMMANDS = [
     _add_vocab,
     _add_background,
     _add_embed,
+    _add_sentences,
+    _add_neighbours,
     _add_plan,
     _add_convert,
     _add_thresholds,

@@ -239,7 +239,6 @@ def test_bad_tables(folder, capsys, name, content, options, message):
     (folder.root / name).write_text(content)
     assert folder.run("--table", folder.root / name, *options) == 2
     said = capsys.readouterr().err
-
     assert re.search(message, said), said
 
 

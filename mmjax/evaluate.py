@@ -379,7 +379,12 @@ def _prepare(
     data_cfg = config.plain(cfg.data)
     task = make_task(cfg, _facts(cfg))
     evaluators = make_evaluators(
-        config.plain(cfg.evals), task=task, data_cfg=data_cfg, mesh=mesh, folder=run.path
+        config.plain(cfg.evals),
+        task=task,
+        data_cfg=data_cfg,
+        mesh=mesh,
+        folder=run.path,
+        made_by=config.plain(cfg),
     )
     if not evaluators:
         raise UserError("config.evals is empty: there is nothing to evaluate.")

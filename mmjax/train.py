@@ -219,6 +219,7 @@ def train(
         mesh=mesh,
         where="train",
         folder=run.path,
+        made_by=config.plain(cfg),
     )
     for evaluator in evaluators:
         evaluator.check(program.state)

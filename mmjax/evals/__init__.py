@@ -41,6 +41,8 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "affinity": Affinity,
 }
 _SCHEDULE = ("every", "at", "where")
+_MADE_BY = ("task", "model", "loss", "augment")  # sections that decide what outputs are
+_COMMON = (*_SCHEDULE, "cache")
 
 
 def make_evaluators(
@@ -52,23 +54,32 @@ def make_evaluators(
     where: str | None = None,
     folder: str | os.PathLike = ".",
     make_eval_data: Callable[..., Any] | None = None,
+    made_by: Mapping[str, Any] | None = None,
 ) -> list[Evaluator]:
     """The evaluators of a config; they share one feature store.
 
     Args:
-      cfg: {name: dict(type=…, every=… or at='final', where='train' or 'eval', options of the
-        type)}; None for one that is left out.
+      cfg: {name: dict(type=…, every=… or at='final', where='train' or 'eval', cache=True or False,
+        options of the type)}; None for one that is left out.
       task: its `predict` functions give features and logits.
       data_cfg: the `data` section of the config.
       mesh: the devices that share a batch.
       where: only those for this place; all are checked.
       folder: the run directory, for evaluators that leave files.
       make_eval_data: replaces `mmjax.data.loader.make_eval_data`.
+      made_by: the config that the task was made from; needed by `cache=True`.
 
     Raises:
       UserError: an unknown type or key, with the nearest valid one, or a value that cannot be.
     """
-    store = FeatureStore(task=task, data_cfg=data_cfg, mesh=mesh, make_eval_data=make_eval_data)
+    sections = {key: made_by[key] for key in _MADE_BY if key in made_by} if made_by else None
+    store = FeatureStore(
+        task=task,
+        data_cfg=data_cfg,
+        mesh=mesh,
+        make_eval_data=make_eval_data,
+        made_by=sections,
+    )
     evaluators = [
         _make(name, section, store, folder) for name, section in cfg.items() if section is not None
     ]
@@ -88,9 +99,7 @@ def _make(
         if p.kind is p.KEYWORD_ONLY
     ]
     for key in section:
-        if key not in options and key not in _SCHEDULE:
-            raise unknown(
-                f"config key evals.{name}.{key}: no such key", key, [*options, *_SCHEDULE]
-            )
+        if key not in options and key not in _COMMON:
+            raise unknown(f"config key evals.{name}.{key}: no such key", key, [*options, *_COMMON])
     schedule = Schedule(**{key: section.pop(key) for key in _SCHEDULE if key in section})
     return kind(name=name, store=store, schedule=schedule, folder=folder, **section)

@@ -73,6 +73,7 @@ class Evaluator(abc.ABC):
       store: where features come from, shared by the evaluators of a run.
       schedule: when and where it runs.
       folder: where it may leave files, the run directory; default the current one.
+      cache: keep features on disk, so that the same weights need not compute them again.
 
     Attributes:
       step: updates of the state that `run` was last called with.
@@ -85,17 +86,19 @@ class Evaluator(abc.ABC):
         store: FeatureStore,
         schedule: Schedule | None = None,
         folder: str | os.PathLike = ".",
+        cache: bool = False,
     ):
         self.name = name
         self.store = store
         self.schedule = schedule or Schedule()
         self.folder = pathlib.Path(folder)
+        self._cache = cache
         self.step = 0
         self.requests: list[Request] = []
 
     def ask(self, names: Sequence[str], **options: Any) -> Request:
         """`FeatureStore.request`; kept in `requests`, so that `check` finds what cannot be."""
-        self.requests.append(self.store.request(names, **options))
+        self.requests.append(self.store.request(names, cache=self._cache, **options))
         return self.requests[-1]
 
     def check(self, state: Mapping[str, Any]) -> None:

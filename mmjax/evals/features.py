@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
+import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,115 +12,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from mmjax import distributed, sharding
+from mmjax import checkpoint, distributed, sharding
 from mmjax import step as step_lib
 from mmjax.errors import UserError, choose, unknown
+from mmjax.evals import feature_cache
 from mmjax.evals import views as views_lib
+from mmjax.evals.arrays import Features, Request
 
 _MASK_SUFFIX = "_mask"
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """Which examples go through which function of the task, and how they are cut. Made by the
-    store.
-
-    Attributes:
-      predict: name of the task's function.
-      data, split: the dataset ('' is the one of training) and its split.
-      batch_size: examples of a batch over all devices.
-      views: JSON of what replaces keys in sections of the data config.
-      limit: only the first so many examples (0: all).
-    """
-
-    predict: str
-    data: str
-    split: str
-    batch_size: int
-    views: str
-    limit: int
-
-    def __str__(self) -> str:
-        first = f" (the first {self.limit})" if self.limit else ""
-        return f"{self.predict!r} of {self.data or 'the training dataset'}, {self.split}{first}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """Host arrays of N examples, ordered by `example_id`, each example once.
-
-    Attributes:
-      arrays: {name: float32 [N, …]}; pooled features and embeddings are [N, views, D].
-      masks: {modality: float32 [N] or [N, captions]}, 1 where it is present.
-      label: int32 [N], -1 for none, or float32 [N, C] for multi-label data; None without labels.
-      example_id: int32 [N].
-      info: the dataset's `DatasetInfo`.
-      tokenizer: from captions to the numbers in `text`; None without text.
-      seconds: what the computation took.
-    """
-
-    arrays: dict[str, np.ndarray]
-    masks: dict[str, np.ndarray]
-    label: np.ndarray | None
-    example_id: np.ndarray
-    info: Any
-    tokenizer: Any
-    seconds: float
-
-    def __len__(self) -> int:
-        return len(self.example_id)
-
-    def present(self, modality: str) -> np.ndarray:
-        """bool [N, captions] for text, [N, 1] for others: what is there."""
-        mask = self.masks.get(modality, np.ones(len(self)))
-        return mask.reshape(len(self), -1) > 0
-
-    def having(self, *modalities: str, who: str) -> np.ndarray:
-        """bool [N]: the examples that have all these modalities; the log says how many do not.
-
-        Args:
-          modalities: their names.
-          who: the evaluator that asks, for messages.
-
-        Raises:
-          UserError: no example has them.
-        """
-        there = np.all([self.present(m).any(axis=1) for m in modalities], axis=0)
-        if not there.any():
-            raise UserError(
-                f"Evaluator {who}: no example of {self.info.name} has {' and '.join(modalities)}."
-            )
-        if not there.all():
-            logging.info(
-                "%s: %d of %d examples lack %s and are left out.",
-                who,
-                (~there).sum(),
-                len(there),
-                " or ".join(modalities),
-            )
-        return there
-
-    def labelled(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """`(array, labels)` of the examples that have a label and the modality of this name.
-
-        Raises:
-          UserError: no example has one.
-        """
-        if self.label is None:
-            raise UserError(f"{self.info.name} has no labels to evaluate {name!r} with.")
-        has_label = self.label >= 0 if self.label.ndim == 1 else np.ones(len(self), bool)
-        keep = has_label & self.present(name.split("/")[0]).any(axis=1)
-        if not keep.any():
-            raise UserError(f"No example of {self.info.name} has both a label and {name!r}.")
-        if not keep.all():
-            logging.info(
-                "%d of %d examples of %s have no label or no %s and are left out.",
-                (~keep).sum(),
-                len(keep),
-                self.info.name,
-                name,
-            )
-        return self.arrays[name][keep], self.label[keep]
 
 
 class FeatureStore:
@@ -131,6 +30,7 @@ class FeatureStore:
       data_cfg: the `data` section of the config.
       mesh: the devices that share a batch.
       make_eval_data: replaces `mmjax.data.loader.make_eval_data`.
+      made_by: what the task was made from (the sections of the config), for features on disk.
 
     Attributes:
       data_cfg: as given.
@@ -143,11 +43,15 @@ class FeatureStore:
         data_cfg: Mapping[str, Any],
         mesh: jax.sharding.Mesh,
         make_eval_data: Callable[..., Any] | None = None,
+        made_by: Mapping[str, Any] | None = None,
     ):
         self._task = task
         self.data_cfg = dict(data_cfg)
         self._mesh = mesh
         self._make_eval_data = make_eval_data
+        self._made_by = made_by
+        self._on_disk: set[Request] = set()
+        self._weights: str | None = None  # fingerprint of the state
         self._names: dict[Request, set[str]] = collections.defaultdict(set)
         self._data: dict[Request, Any] = {}
         self._compiled: dict[str, Callable] = {}
@@ -165,6 +69,7 @@ class FeatureStore:
         batch_size: int,
         views: Mapping[str, Any] | None = None,
         limit: int = 0,
+        cache: bool = False,
     ) -> Request:
         """Says what will be asked for with `get`; same requests are computed together.
 
@@ -177,6 +82,8 @@ class FeatureStore:
           views: {section of the data config: {key: value}} that differ from training, e.g.
             `dict(video=dict(num_clips=4), text=None)`; see `mmjax.evals.views.merge`.
           limit: only the first so many examples (0: all).
+          cache: keep the features on disk, and look for them there; see
+            `mmjax.evals.feature_cache`.
 
         Raises:
           UserError: anything in the request that is not possible.
@@ -192,6 +99,10 @@ class FeatureStore:
             limit=limit,
         )
         self._names[request].update(names)
+        if cache and self._made_by is None:
+            raise UserError("cache=True needs made_by=…, the config that the task was made from.")
+        if cache:
+            self._on_disk.add(request)
         return request
 
     def get(self, state: Mapping[str, Any], request: Request) -> Features:
@@ -204,8 +115,14 @@ class FeatureStore:
             self.clear()
             self._state = state
         if request not in self._features:
-            self._features[request] = self._extract(state, request)
+            found = self._read(state, request) if request in self._on_disk else None
+            self._features[request] = found or self._extract(state, request)
         return self._features[request]
+
+    def release(self, requests: Sequence[Request]) -> None:
+        """Frees the memory of features; who still asks for them has them computed again."""
+        for request in requests:
+            self._features.pop(request, None)
 
     def pick(self, state: Mapping[str, Any], request: Request, ids: np.ndarray) -> Features:
         """`get` of some examples alone, ordered by their ids and not kept for others.
@@ -264,8 +181,48 @@ class FeatureStore:
 
     def clear(self) -> None:
         """Forgets the features of the last state."""
-        self._state = None
+        self._state = self._weights = None
         self._features = {}
+
+    def _path(self, state: Mapping[str, Any], request: Request) -> pathlib.Path | None:
+        """Where the features are on disk, or would be; None for data that cannot be known."""
+        data_cfg = self.data_cfg | views_lib.from_json(request.views)
+        specs = data_cfg.get("train", "")
+        spec = request.data or (specs if isinstance(specs, str) else specs[0])
+        data = feature_cache.data_identity(self._open(request), spec, data_cfg)
+        if data is None:
+            logging.warning("%s: features of a stream are not kept on disk.", request)
+            return None
+        if self._weights is None:
+            params = step_lib.evaluation_params(state)
+            with jax.set_mesh(self._mesh):
+                parts = {"params": params, "extra": state["extra"]}
+                self._weights = checkpoint.fingerprint(parts)
+        asked = dict(predict=request.predict, split=request.split, limit=request.limit)
+        key = {"weights": self._weights, "made_by": self._made_by, "data": data, **asked}
+        return feature_cache.path_of(key, f"{data['sources'][0]['info']['name']}-{request.split}")
+
+    def _read(self, state: Mapping[str, Any], request: Request) -> Features | None:
+        """The features on disk; None if any process does not have them."""
+        began, path = time.monotonic(), self._path(state, request)
+        found = path and feature_cache.read(path, self._names[request])
+        if distributed.any_process(found is None):
+            return None
+        logging.info("%s: features from %s.", request, path)
+        return self._made(request, *found, began)
+
+    def _made(self, request: Request, outputs: dict, fields: dict, began: float) -> Features:
+        fields, data = dict(fields), self._open(request)
+        ids, label = fields.pop("example_id"), fields.pop("label", None)
+        return Features(
+            arrays=outputs,
+            masks={name.removesuffix(_MASK_SUFFIX): value for name, value in fields.items()},
+            label=label,
+            example_id=ids,
+            info=data.info,
+            tokenizer=data.tokenizer,
+            seconds=time.monotonic() - began,
+        )
 
     def _open(self, request: Request) -> Any:
         if request not in self._data:
@@ -348,7 +305,7 @@ class FeatureStore:
                     break
         total = self._check_count(request, fields["example_id"], filled, total)
         arrays, fields = ({k: v[:total] for k, v in group.items()} for group in (arrays, fields))
-        ids = fields.pop("example_id")
+        ids = fields["example_id"]
         order = np.argsort(ids, kind="stable")
         for name, value in arrays.items():
             bad = ~np.isfinite(value).reshape(total, -1).all(axis=1)
@@ -358,19 +315,14 @@ class FeatureStore:
                     f"(first: {ids[bad][:5].tolist()}). The parameters are broken or the compute "
                     "dtype overflows."
                 )
-        label = fields.pop("label", None)
-        masks = {name.removesuffix(_MASK_SUFFIX): value[order] for name, value in fields.items()}
-        seconds = time.monotonic() - began
-        logging.info("%s: %d examples in %.1f s.", request, total, seconds)
-        return Features(
-            arrays={name: value[order] for name, value in arrays.items()},
-            masks=masks,
-            label=None if label is None else label[order],
-            example_id=ids[order],
-            info=data.info,
-            tokenizer=data.tokenizer,
-            seconds=seconds,
-        )
+        arrays, fields = ({k: v[order] for k, v in group.items()} for group in (arrays, fields))
+        if request in self._on_disk and only is None:
+            path = self._path(state, request)
+            if path and distributed.is_primary():
+                feature_cache.write(path, arrays, fields)
+        found = self._made(request, arrays, fields, began)
+        logging.info("%s: %d examples in %.1f s.", request, total, found.seconds)
+        return found
 
     def _check_count(self, request: Request, ids: np.ndarray, filled: int, total: int) -> int:
         """How many examples there are to judge: all of them, or all but the corrupt records."""

@@ -72,6 +72,7 @@ class Bench:
             corrupt=policy, video=dict(num_frames=4), text=dict(max_words=4), label=None
         )
         self.tokenizer = None
+        self.made_by = {"model": {"name": "fake"}}
 
     def make_eval_data(
         self, data_cfg, *, data, split, batch_size, max_examples, process_index, process_count
@@ -93,6 +94,7 @@ class Bench:
             mesh=mesh or self.mesh,
             folder=folder,
             make_eval_data=self.make_eval_data,
+            made_by=self.made_by,
         )
 
     def run(self, folder=".", **cfg):

@@ -184,7 +184,7 @@ def _parts(entry: Entry, found: dict[str, str], *, any_name: bool) -> tuple[str,
     if not (train and test):
         return train, valid, test
     if not entry.valid:
-        return train, valid, test
+        return train, "", test
     if not valid:
         return f"{train}[:80%]", f"{train}[80%:]", test
     return train, valid, test

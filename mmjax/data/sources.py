@@ -138,8 +138,12 @@ def _read_labels(split: Split) -> np.ndarray:
             if file not in opened:
                 opened[file] = os.open(split.files[file], os.O_RDONLY)
             context = _context(os.pread(opened[file], min(length, _PREFIX), offset))
-            payload = context or split.read(record, check_crc=False)
-            if found := schema.decode(payload, waveform_format="unchecked").labels:
+            try:
+                payload = context or split.read(record, check_crc=False)
+                found = schema.decode(payload, waveform_format="unchecked").labels
+            except UserError:  # whoever reads the record finds it, and `data.corrupt` decides
+                continue
+            if found:
                 labels[record] = found[0]
     finally:
         for descriptor in opened.values():

@@ -205,6 +205,21 @@ def test_sums_of_two_splits_of_a_folder(tmp_path):
         assert source.resolve(short.frames) == truth.frames
 
 
+def test_slices_of_a_split_with_a_corrupt_record(tmp_path):
+    """It is met when it is read, not when the labels are: `data.corrupt` decides."""
+    payload = lambda n: b"\xff" * 9 if n == 2 else sources.schema.encode(toy.example(n))  # noqa: E731
+    toy.build(tmp_path, 6, shards=1, payload=payload)
+    source = sources.open_source(str(tmp_path), split="train[1:4]")
+    assert source.labels().tolist() == [1, -1, 3] and source.fetch(1) == b"\xff" * 9
+
+
+def test_labels_behind_long_contexts(tmp_path):
+    """A plain tf.train.Example has its pictures in the context."""
+    stored = toy.example(3, captions=["word " * 2000])
+    toy.build(tmp_path, 4, shards=1, payload=lambda n: sources.schema.encode(stored))
+    assert sources.open_source(str(tmp_path), split="train").labels().tolist() == [3] * 4
+
+
 def test_a_split_with_a_plus_in_its_name(tmp_path):
     toy.build(tmp_path, 4, shards=1, split="train1+train2")
     for split in ("train1", "train1+train2"):

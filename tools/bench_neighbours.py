@@ -1,0 +1,109 @@
+"""The bench `neighbours`: the search of mmjax.neighbours beside faiss, on the same vectors."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from mmjax.errors import UserError
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the bench."""
+    group = parser.add_argument_group("neighbours")
+    group.add_argument("--n", type=int, default=200_000, help="vectors (200000)")
+    group.add_argument("--dim", type=int, default=384, help="their size (384)")
+    group.add_argument("--k", type=int, default=1, help="neighbours of each (1)")
+    group.add_argument(
+        "--queries",
+        type=int,
+        default=0,
+        help="faiss searches so many of the vectors, and its time is that of all in proportion "
+        "(0: all); mmjax always finds the neighbours of all",
+    )
+    group.add_argument(
+        "--indexes",
+        nargs="*",
+        default=("IndexFlatIP", "IndexFlatL2"),
+        help="of faiss; none: mmjax alone",
+    )
+
+
+def bench_neighbours(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of both for the k nearest of all vectors, in turns, and how far they agree."""
+    import numpy as np
+
+    from mmjax import neighbours
+    from mmjax.neighbours.rows import unit
+
+    draw = np.random.default_rng(0)
+    # A mixture: a few hundred topics with spread, so that neighbours are nearer than by chance.
+    centres = draw.standard_normal((500, options.dim), np.float32)
+    vectors = centres[draw.integers(0, 500, options.n)]
+    vectors += 1.5 * draw.standard_normal(vectors.shape, np.float32)
+    vectors = unit(vectors)
+    settings = neighbours.choose_settings()
+    neighbours.nearest(neighbours.prepare(vectors[:4096]), k=options.k, settings=settings)
+
+    queries = options.queries or options.n
+    rows, found, theirs = [], None, {}
+    for _ in range(options.repeats):
+        began = time.perf_counter()
+        prepared = neighbours.prepare(vectors)
+        ready = time.perf_counter()
+        found = neighbours.nearest(prepared, k=options.k, settings=settings)
+        row = {
+            "prepare_seconds": ready - began,
+            "mmjax_seconds": time.perf_counter() - began,
+        }
+        for name in options.indexes:
+            index = _faiss_index(name, options.dim)
+            began = time.perf_counter()
+            index.add(vectors)
+            added = time.perf_counter()
+            theirs[name] = index.search(vectors[:queries], options.k + 1)
+            seconds = added - began + (time.perf_counter() - added) * options.n / queries
+            row[f"{name}_seconds"] = seconds
+            row[f"mmjax_over_{name}"] = row["mmjax_seconds"] / seconds
+        rows.append(row)
+    figures: dict[str, Any] = {
+        name: float(np.median([row[name] for row in rows])) for name in rows[0]
+    }
+    pairs = options.n * (options.n - 1)
+    figures |= {
+        "n": options.n,
+        "dim": options.dim,
+        "k": options.k,
+        "dtype": settings.dtype,
+        "queries_of_faiss": queries,
+        "counts": found.counts,
+        "scores_per_second": pairs / figures["mmjax_seconds"],
+    }
+    for name, (scores, numbers) in theirs.items():
+        figures[f"agreement_{name}"] = _agreement(found, name, scores, numbers)
+    return figures
+
+
+def _faiss_index(name: str, dim: int) -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError("The bench compares with faiss: pip install faiss-cpu.") from error
+    return getattr(faiss, name)(dim)
+
+
+def _agreement(found: Any, name: str, scores: Any, numbers: Any) -> dict[str, float]:
+    """How often faiss, without the query itself, names the same rows, and how far cosines are."""
+    import numpy as np
+
+    queries, k = len(numbers), found.neighbours.shape[1]
+    if name == "IndexFlatL2":
+        scores = 1 - scores / 2
+    other = numbers != np.arange(queries)[:, None]
+    order = np.argsort(~other, 1, kind="stable")[:, :k]
+    numbers, scores = (np.take_along_axis(x, order, 1) for x in (numbers, scores))
+    return {
+        "equal_neighbours": float((numbers == found.neighbours[:queries]).mean()),
+        "largest_difference": float(np.abs(scores - found.similarity[:queries]).max()),
+    }

@@ -5,6 +5,7 @@
     python -m tools.bench packed --config=demo:ut_fac    one encoder for all modalities at once
     python -m tools.bench loop                 what the loop adds; time to the first step
     python -m tools.bench eval                 feature extraction and the linear probe
+    python -m tools.bench neighbours           nearest neighbours, and faiss's
     python -m tools.bench data step --task=pretrain --config=demo --config.batch_size=32
 
 Recipes and overrides are those of `mmjax.main`. The output is one JSON object: figures, the command
@@ -33,6 +34,7 @@ from typing import Any
 from mmjax import config
 from mmjax.errors import UserError
 from mmjax.monitor import report, writers
+from tools import bench_neighbours
 
 # ---- measuring
 
@@ -500,6 +502,7 @@ BENCHES = {
     "packed": bench_packed,
     "loop": bench_loop,
     "eval": bench_eval,
+    "neighbours": bench_neighbours.bench_neighbours,
 }
 
 
@@ -528,6 +531,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--steps", type=int, default=60, help="loop: steps of a run")
     parser.add_argument("--starts", type=int, default=1, help="loop: cold and warm starts")
+    bench_neighbours.add_options(parser)
     options = parser.parse_args(rest, argparse.Namespace(overrides=overrides))
 
     try:

@@ -42,6 +42,7 @@ import zlib
 
 import numpy as np
 
+from mmjax import cache
 from mmjax.data import dataset, records, schema, world_senses
 from mmjax.data.world_config import HELD_OUT, WorldConfig, attributes_of
 from mmjax.data.world_objects import ObjectsConfig
@@ -281,7 +282,7 @@ def parse_spec(spec: str) -> tuple[str, WorldConfig, dict[str, int]]:
 
 def cache_folder() -> str:
     """Where generated datasets are kept: $MMJAX_CACHE, or ~/.cache/mmjax."""
-    return os.path.expanduser(os.environ.get("MMJAX_CACHE") or "~/.cache/mmjax")
+    return os.fspath(cache.cache_folder())
 
 
 def ensure_world(spec: str = "world", *, cache_dir: str | None = None, workers: int = 1) -> str:

@@ -1,8 +1,11 @@
 """`mmjax sentences`: which row is of which record, and what training reads of it."""
 
 import json
+import re
+import shlex
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,6 +286,26 @@ def test_rows_by_file_name(data, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "1 records have no row, first 'd/4.jpg': they are zeros." in said
     assert "1 rows are of no record of the split." in said
+
+
+def test_the_commands_of_the_page(bert, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    Path("models/all-MiniLM-L6-v2").symlink_to(bert)
+    Path("models/wiki-news-300d-1M.vec").write_text("cat 1 2 2\ndog 0 3 4\n")
+    np.save("mine.npy", np.eye(COUNT))
+    Path("mine.txt").write_text("".join(f"d/{n}.jpg\n" for n in range(COUNT)))
+    build(tmp_path / "data", TEXTS, "redcaps")
+    page = Path(__file__).parents[2] / "docs" / "sentences.md"
+    blocks = re.findall(r"^```\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert cli.main([*shlex.split(line)[1:], "--quiet"]) == 0, line
+    for name, width in {"redcaps": 24, "words": 1024, "vectors": 3, "mine": COUNT}.items():
+        assert np.load(f"features/{name}/train/text.npy").shape == (COUNT, width)
+    neighbours = np.load("pairs/redcaps/neighbours.npy")
+    assert neighbours[0, 0] == 4 and neighbours[1, 0] == -1  # the same words; no caption
 
 
 def save(path, array):

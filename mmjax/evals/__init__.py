@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import jax
 
 from mmjax.errors import UserError, choose, unknown
 from mmjax.evals.affinity import Affinity
-from mmjax.evals.base import Evaluator, Schedule, format_results
+from mmjax.evals.base import Evaluator, Schedule, format_results, options_of
 from mmjax.evals.classification import Classification
 from mmjax.evals.features import FeatureStore
 from mmjax.evals.few_shot import FewShot
@@ -19,6 +18,7 @@ from mmjax.evals.knn import NearestNeighbours
 from mmjax.evals.linear_probe import LinearProbe
 from mmjax.evals.retrieval import Retrieval
 from mmjax.evals.semantic_retrieval import SemanticRetrieval
+from mmjax.evals.suite import Suite
 from mmjax.evals.zero_shot import ZeroShot
 
 __all__ = [
@@ -39,6 +39,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "semantic_retrieval": SemanticRetrieval,
     "zero_shot": ZeroShot,
     "affinity": Affinity,
+    "suite": Suite,
 }
 _SCHEDULE = ("every", "at", "where")
 _MADE_BY = ("task", "model", "loss", "augment")  # sections that decide what outputs are
@@ -93,11 +94,7 @@ def _make(
     if "type" not in section:
         raise UserError(f"config.evals.{name} has no type=…; there are: {', '.join(EVALUATORS)}.")
     kind = choose(f"config.evals.{name}.type", section.pop("type"), EVALUATORS)
-    options = [
-        p.name
-        for p in inspect.signature(kind.__init__).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    ]
+    options = options_of(kind)
     for key in section:
         if key not in options and key not in _COMMON:
             raise unknown(f"config key evals.{name}.{key}: no such key", key, [*options, *_COMMON])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import inspect
 import os
 import pathlib
 import time
@@ -127,6 +128,13 @@ class Evaluator(abc.ABC):
             "Evaluated %s at step %d in %.1f s.", self.name, step, time.monotonic() - began
         )
         return {f"{self.name}/{metric}": float(value) for metric, value in metrics.items()}
+
+
+def options_of(kind: type[Evaluator]) -> list[str]:
+    """The options of a type of evaluator, without those that all have."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    common = inspect.signature(Evaluator.__init__).parameters
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in common]
 
 
 def _one_device() -> contextlib.AbstractContextManager:

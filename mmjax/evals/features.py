@@ -56,6 +56,7 @@ class FeatureStore:
         self._data: dict[Request, Any] = {}
         self._compiled: dict[str, Callable] = {}
         self._applied: dict[tuple[str, str], Callable] = {}
+        self._outputs: dict[tuple, set[str]] = {}  # by predict function and form of the batch
         self._state: Any = None
         self._features: dict[Request, Features] = {}
 
@@ -173,8 +174,12 @@ class FeatureStore:
             for name, rows in self._open(request).spec.items()
         }
         predict, params = self._task.predict[request.predict], step_lib.evaluation_params(state)
-        with jax.set_mesh(self._mesh):
-            outputs = jax.eval_shape(predict, params, state["extra"], batch)
+        form = request.predict, tuple((k, v.shape, v.dtype) for k, v in sorted(batch.items()))
+        if form not in self._outputs:
+            with jax.set_mesh(self._mesh):
+                made = jax.eval_shape(predict, params, state["extra"], batch)
+            self._outputs[form] = set(made)
+        outputs = self._outputs[form]
         for name in sorted(self._names[request]):
             if name not in outputs:
                 raise unknown(f"output {request}:", name, outputs)

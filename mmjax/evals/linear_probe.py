@@ -139,7 +139,7 @@ class LinearProbe(Evaluator):
 
     def _check_options(self, classifier: str, has_valid_split: bool) -> None:
         takes = list(inspect.signature(self._fit).parameters)[3:]  # after x, labels, num_classes
-        if "held_out" in takes:
+        if takes_valid_split(classifier):
             takes.remove("held_out")
         elif has_valid_split:
             raise UserError(
@@ -178,6 +178,12 @@ class LinearProbe(Evaluator):
         own = metrics.classification_metrics(fitted.scores(x), labels)
         own = {f"train_{key}": own[key] for key in ("top1", "top5") if key in own}
         return found | own | fitted.facts
+
+
+def takes_valid_split(classifier: str) -> bool:
+    """Whether a classifier chooses something on validation examples."""
+    fit = choose("classifier", classifier, CLASSIFIERS)
+    return "held_out" in inspect.signature(fit).parameters
 
 
 def _tuple(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -44,7 +44,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_SAVE_SECONDS = 60.0
+_SAVE_SECONDS = 60.0  # between two notes of how far it is
+_PATIENCE = 20  # and so many times what a note takes
 
 
 @dataclasses.dataclass
@@ -157,7 +158,7 @@ def _first_pass(
         nonlocal done, saved, took
         done += products
         progress(products)
-        if work and time.perf_counter() - saved > max(_SAVE_SECONDS, 20 * took):
+        if work and time.perf_counter() - saved > max(_SAVE_SECONDS, _PATIENCE * took):
             began = time.perf_counter()
             _save(work, key, done, snapshot())
             saved = time.perf_counter()

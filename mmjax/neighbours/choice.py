@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -83,11 +84,6 @@ class Choice:
         """Neighbours by all scores, for queries that are open after `resolve`."""
         block = self.settings.block
 
-        @jax.jit
-        def all_scores(query, candidates):
-            (vectors, *marks), (others, *other_marks) = query, candidates
-            return masked_scores(scores_of(vectors, others), *marks, *other_marks)
-
         low, high = self.rows.bounds
         for start in range(0, len(queries), 64):
             mine = queries[start : start + 64]
@@ -96,7 +92,7 @@ class Choice:
             pieces = []
             for first in range(low[mine[0]] // block * block, high[mine[-1]], block):
                 numbers = np.arange(first, min(first + block, len(self.rows)))
-                scores = np.asarray(all_scores(query, self.rows.padded(numbers, block)))[
+                scores = np.asarray(_all_scores(query, self.rows.padded(numbers, block)))[
                     : len(mine)
                 ]
                 both = np.concatenate([best, scores], 1)
@@ -146,6 +142,17 @@ def _kth(scores: np.ndarray, k: int) -> np.ndarray:
     return -np.partition(-scores, k - 1, 1)[:, k - 1 : k]
 
 
+@jax.jit
+def _all_scores(query: tuple, candidates: tuple) -> jax.Array:
+    (vectors, *marks), (others, *other_marks) = query, candidates
+    return masked_scores(scores_of(vectors, others), *marks, *other_marks)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _best_of(query: tuple, candidates: tuple, keep: int) -> list[jax.Array]:
+    return jax.lax.top_k(_all_scores(query, candidates), keep)
+
+
 def open_tiles(
     rows: Rows, queries: np.ndarray, tiles: np.ndarray, *, keep: int, settings: Settings
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -162,12 +169,6 @@ def open_tiles(
     """
     tile = settings.tile
     keep = min(keep, tile)
-
-    @jax.jit
-    def best(candidates, query):
-        (vectors, group, tag), (others, *marks) = query, candidates
-        return jax.lax.top_k(masked_scores(scores_of(vectors, others), group, tag, *marks), keep)
-
     edges = np.flatnonzero(np.diff(tiles)) + 1
     waiting: collections.deque = collections.deque()
     for number, here in enumerate(np.split(np.arange(len(tiles)), edges) if len(tiles) else ()):
@@ -179,7 +180,7 @@ def open_tiles(
             which = here[first : first + tile]
             size = max(min(tile, 32), 1 << (len(which) - 1).bit_length())  # few shapes to compile
             query = jax.device_put(rows.padded(queries[which], size), device)
-            waiting.append((which, start, best(candidates, query)))
+            waiting.append((which, start, _best_of(query, candidates, keep)))
             if len(waiting) > AHEAD:
                 yield _fetched(*waiting.popleft())
     while waiting:

@@ -129,7 +129,7 @@ def best_tiles(
     low, high = _reach(rows, numbers, block)
     if symmetric:
         low = np.arange(len(low))  # the products below the diagonal are those above it
-    step = _make_step(mesh, settings, keep, symmetric)
+    step = _make_step(settings, keep, symmetric)
     whole = NamedSharding(mesh, PartitionSpec())
     held_count = settings.blocks_held(math.ceil(len(rows) / block), rows.width)
     for part in range(state.part, math.ceil(len(rows) / block / held_count)):
@@ -203,24 +203,11 @@ def _load(rows: Rows, start: int, count: int, settings: Settings) -> tuple[jax.A
     Blocks are dealt out in turns: slot s of device d holds block `start + s · devices + d`, so that
     all have as much to do above the diagonal. The host holds one block for each device at a time.
     """
-    mesh, block, ways = settings.mesh, settings.block, len(settings.devices)
-    split = NamedSharding(mesh, PartitionSpec(_AXIS))
-    kinds = [((count, block, rows.width), settings.dtype), *[((count, block), "int32")] * 2]
-    empty = jax.jit(lambda: tuple(jnp.full(shape, -1, dtype) for shape, dtype in kinds))
-    held = jax.jit(empty, out_shardings=split)()
-
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=split)
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(PartitionSpec(_AXIS), PartitionSpec(_AXIS), PartitionSpec()),
-        out_specs=PartitionSpec(_AXIS),
-    )
-    def put(held, new, slot):
-        return jax.tree.map(
-            lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, slot, 0), held, new
-        )
-
+    block, ways = settings.block, len(settings.devices)
+    split = NamedSharding(settings.mesh, PartitionSpec(_AXIS))
+    shapes = [((count, block, rows.width), settings.dtype), *[((count, block), "int32")] * 2]
+    held = tuple(jnp.full(shape, -1, dtype, device=split) for shape, dtype in shapes)
+    put = _make_put(settings)
     for slot in range(count // ways):
         first = start + slot * ways
         parts = [
@@ -234,6 +221,22 @@ def _load(rows: Rows, start: int, count: int, settings: Settings) -> tuple[jax.A
         new = tuple(np.stack(arrays) for arrays in zip(*parts, strict=True))
         held = put(held, jax.device_put(new, split), np.int32(slot))
     return held
+
+
+@functools.cache
+def _make_put(settings: Settings) -> Callable:
+    """The function that writes a block of each device into a slot of what they hold."""
+    split = PartitionSpec(_AXIS)
+
+    def put(held, new, slot):
+        return jax.tree.map(
+            lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, slot, 0), held, new
+        )
+
+    sharded = jax.shard_map(
+        put, mesh=settings.mesh, in_specs=(split, split, PartitionSpec()), out_specs=split
+    )
+    return jax.jit(sharded, donate_argnums=0)
 
 
 def _found(state: Best, count: int, keep: int, settings: Settings) -> list[jax.Array]:
@@ -254,7 +257,8 @@ def _in_order(array: jax.Array, settings: Settings) -> np.ndarray:
     return array.swapaxes(2, 3).reshape(-1, array.shape[2])
 
 
-def _make_step(mesh: Mesh, settings: Settings, keep: int, symmetric: bool) -> Callable:
+@functools.cache
+def _make_step(settings: Settings, keep: int, symmetric: bool) -> Callable:
     """The function that searches the candidates at hand for a block of queries."""
     block, tile, ways = settings.block, settings.tile, len(settings.devices)
     tiles_of_block = block // tile
@@ -302,7 +306,7 @@ def _make_step(mesh: Mesh, settings: Settings, keep: int, symmetric: bool) -> Ca
     split, whole = PartitionSpec(_AXIS), PartitionSpec()
     sharded = jax.shard_map(
         step,
-        mesh=mesh,
+        mesh=settings.mesh,
         in_specs=(*[split] * 5, *[whole] * 5),
         out_specs=(split, split, split, split),
     )

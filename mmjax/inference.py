@@ -1,9 +1,10 @@
-"""Using a trained touch model: embeddings of touch, pictures and words, and classes by words.
+"""Using a trained model: embeddings of touch, pictures and words, and classes by words.
 
 import mmjax
 model = mmjax.load("runs/touch-demo")
 model.embed_touch(["felt.png"]) @ model.embed_text(["rough", "smooth"]).T
 model.zero_shot(["rough", "smooth"]).classify("felt.png")
+mmjax.load("lgsimclr.ckpt").embed_image(["cat.jpg", "dog.jpg"])  # a backbone's features
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 
 from mmjax import checkpoint, config, initialize, rundir, tree
 from mmjax.errors import UserError, choose
-from mmjax.models import tvl
+from mmjax.losses.similarity import normalize
+from mmjax.models import guided, tvl
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts, touch
 from mmjax.tasks.inputs import Inputs
@@ -30,15 +32,20 @@ Picture = Any
 _BATCH = 64
 
 
-class Model:
-    """A touch model with its parameters, for use on what a user has at hand. Made by `load`.
+# What builds the model of each task that `load` takes.
+_MODELS = {"touch": tvl.make_model, "guided": guided.make_model}
 
-    Embeddings are float32 of length 1: products are cosines.
+
+class Model:
+    """A model with its parameters, for use on what a user has at hand. Made by `load`.
+
+    Embeddings are float32 of length 1: products are cosines. A model of pictures alone
+    (`--task=guided` without texts) gives the backbone's features, of any length.
 
     Attributes:
       modalities: those it has, of 'touch', 'image' and 'text'.
       cfg: the config it was trained with.
-      logit_scale: what cosines are multiplied by before a softmax.
+      logit_scale: what cosines are multiplied by before a softmax; 1 without texts or touch.
     """
 
     def __init__(
@@ -49,21 +56,27 @@ class Model:
 
         self.cfg = cfg
         self._data = data_config.parse_config(config.plain(cfg.data))
-        self._tokenizer = loader.open_tokenizer(self._data) if self._data.text else None
         options = config.plain(cfg.model)
+        reads = self._data.text and options.get("text") is not None
+        self._tokenizer = loader.open_tokenizer(self._data) if reads else None
         if self._tokenizer is not None:
             options = fit_vocabulary(options, self._tokenizer.vocab_size)
-        model = ModelDef(tvl.make_model(**options))
+        if "text" in options.get("heads", ()) and options.get("text") is None:
+            # Trained on texts' features from elsewhere, whose width its head tells.
+            options["text_features"] = leaves["heads/text/linear/0/kernel"].shape[0]
+        model = ModelDef(_MODELS[cfg.task](**options))
         self.modalities: tuple[str, ...] = model.module.modalities
         inputs = Inputs.from_config(cfg.augment, DataFacts(spec={}))
         self._state = _fill(model, leaves, where)
-        scale = np.exp(np.asarray(self._state[0]["logit_scale"], np.float64))
+        scale = np.exp(np.asarray(self._state[0].get("logit_scale", 0.0), np.float64))
         limit = config.plain(cfg.loss).get("max_logit_scale", touch.MAX_LOGIT_SCALE)
         self.logit_scale = float(min(scale, limit) if limit else scale)
 
+        project = _project if cfg.task == "guided" else tvl.TVL.project
+
         def embed(state, batch):
             module = model.bind(*state)
-            return module.project(module.encode(inputs(batch, None, train=False)))
+            return project(module, module.encode(inputs(batch, None, train=False)))
 
         self._embed = jax.jit(embed)
 
@@ -171,6 +184,15 @@ class Model:
         return np.concatenate(made)
 
 
+def _project(module: guided.Guided, pooled: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Points that pictures and texts share, of length 1; without such heads, what was pooled."""
+    picture = "clip" if "clip" in module.heads else "projection"
+    heads = {"image": picture, "text": "text"}
+    if not set(heads.values()) <= set(module.heads):
+        return dict(pooled)
+    return {m: normalize(module.heads[heads[m]](x, train=False)) for m, x in pooled.items()}
+
+
 def _read(picture: Picture) -> np.ndarray:
     """uint8 [H, W, 3] of a file, an object of Pillow or an array."""
     from mmjax.data import pictures
@@ -219,12 +241,13 @@ class ZeroShotClassifier:
 
 
 def load(source: str | os.PathLike | Sequence[str], *, overrides: Sequence[str] = ()) -> Model:
-    """A touch model, ready for use.
+    """A model of touch, or of pictures, ready for use.
 
     Args:
-      source: a run directory of `--task=touch` (its newest checkpoint; `<run>/best`;
-        `<run>/checkpoints/<step>`), or published files: TVL's `.pth`, OpenCLIP's `.safetensors` or
-        `.bin`, or both as a tuple.
+      source: a run directory of `--task=touch` or `--task=guided` (its newest checkpoint;
+        `<run>/best`; `<run>/checkpoints/<step>`), or published files: TVL's `.pth`, OpenCLIP's
+        `.safetensors` or `.bin`, or both as a tuple; LGSSL's `.ckpt`, or any ResNet or MobileNetV2
+        of torchvision or timm.
       overrides: `--config.key=value` arguments for its config.
 
     Raises:
@@ -234,8 +257,10 @@ def load(source: str | os.PathLike | Sequence[str], *, overrides: Sequence[str] 
     sources = tuple(os.fspath(each) for each in sources)
     cfg = _config_of(sources)
     config.apply(cfg, overrides)
-    if cfg.task != "touch":
-        raise UserError(f"{source} is of --task={cfg.task}; mmjax.load takes models of touch.")
+    if cfg.task not in _MODELS:
+        raise UserError(
+            f"{source} is of --task={cfg.task}; mmjax.load takes models of {' and '.join(_MODELS)}."
+        )
     return Model(cfg, *initialize.load_sources(sources))
 
 
@@ -244,8 +269,10 @@ def _config_of(sources: Sequence[str]) -> ml_collections.ConfigDict:
     if len(sources) == 1 and not os.path.isfile(sources[0]):
         run, _ = checkpoint.find(sources[0])
         return rundir.RunDir(run, create=False).read_config()
-    from mmjax.convert import tvl_architecture
+    from mmjax.convert import guided, guided_plan, torch_files, tvl_architecture
 
+    if len(sources) == 1 and torch_files.is_file(sources[0]) and guided.fits(sources[0]):
+        return guided_plan.config_of(sources[0])
     return tvl_architecture.config_of(sources)
 
 
@@ -255,11 +282,9 @@ def _fill(model: ModelDef, leaves: Mapping[str, np.ndarray], where: str) -> tupl
     Raises:
       UserError: some are missing or of another shape.
     """
-    from mmjax.convert.tvl import with_scale_of_clip
-
     parts = {"params": model.params, "extra": model.extra}
     target = initialize.target_of(parts)
-    values, report = initialize.match(target, with_scale_of_clip(leaves, target))
+    values, report = initialize.match(target, leaves)
     if report.missing or report.mismatched:
         raise UserError(f"{where} does not hold the whole model of its config:\n{report}")
 

@@ -1,4 +1,4 @@
-"""Parameters of a run under the names of PyTorch's libraries, as a .safetensors file."""
+"""Parameters of a run under the names of PyTorch's libraries, as a .safetensors or .pth file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from mmjax import initialize
-from mmjax.convert import backbones, safetensors, tvl
+from mmjax.convert import backbones, guided, safetensors, torch_archive, tvl
 from mmjax.convert.names import is_statistic
-from mmjax.convert.torch_names import Rules, below
+from mmjax.convert.shapes import block_counts
+from mmjax.convert.torch_names import Rules, below, dense
 from mmjax.convert.torch_names import export as rename
 from mmjax.errors import UserError
 
@@ -20,27 +21,43 @@ TARGETS = {
     "timm": ("touch/",),
     "tvl": ("touch/", "heads/", *tvl.SCALAR_PATHS),
     "open_clip": ("image/", "text/", *tvl.SCALAR_PATHS),
+    "torchvision": ("image/",),
 }
+# Names of ResNets by their blocks, and whether these are bottlenecks.
+_RESNETS = {
+    ((2, 2, 2, 2), False): "resnet18",
+    ((3, 4, 6, 3), False): "resnet34",
+    ((3, 4, 6, 3), True): "resnet50",
+    ((3, 4, 23, 3), True): "resnet101",
+    ((3, 8, 36, 3), True): "resnet152",
+}
+_WRITERS = {safetensors.SUFFIX: safetensors.write, torch_archive.SUFFIX: torch_archive.write}
 
 
 def export(source: str, *, to: str, out: str) -> list[str]:
     """Writes a file; returns lines that say what is in it and how it is loaded.
 
     Args:
-      source: a run of the touch task, or anything else that `initialize.load_params` reads.
+      source: a run, or anything else that `initialize.load_params` reads.
       to: 'timm': the touch encoder, as `timm.create_model` or torchvision has it; 'tvl': the same
-        as in the entry `model` of TVL's checkpoints; 'open_clip': the towers of pictures and text.
-      out: the .safetensors file; it must not be there yet.
+        as in the entry `model` of TVL's checkpoints; 'open_clip': the towers of pictures and text;
+        'torchvision': the backbone of pictures, a ResNet (timm's names are the same) or
+        MobileNetV2, with the dense layer behind it, if it has one, as `fc`.
+      out: the .safetensors or .pth file; it must not be there yet.
 
     Raises:
       UserError: the source cannot be read or lacks what is to be written, or `out` cannot be
         written.
     """
-    if pathlib.Path(out).suffix != safetensors.SUFFIX:
+    suffix = pathlib.Path(out).suffix
+    if suffix not in _WRITERS:
         raise UserError(
-            f"--out {out}: --to {to} writes a file that ends with {safetensors.SUFFIX}."
+            f"--out {out}: --to {to} writes a file that ends with {' or '.join(_WRITERS)}."
         )
     leaves, what = initialize.load_params(source)
+    if to in ("timm", "tvl", "torchvision"):  # a backbone alone is whichever is asked for
+        tower = "image/" if to == "torchvision" else "touch/"
+        leaves = {path.replace(guided.BACKBONE, tower, 1): x for path, x in leaves.items()}
     leaves = {path.removeprefix("extra/").removeprefix(tvl.CLIP): x for path, x in leaves.items()}
     arrays = {path: x for path, x in leaves.items() if path.startswith(TARGETS[to])}
     names = rename(arrays, rules_of(arrays, to))
@@ -49,11 +66,13 @@ def export(source: str, *, to: str, out: str) -> list[str]:
         count = np.zeros((), np.int64)
         means = [name for name in names if name.startswith(at) and name.endswith("running_mean")]
         names |= {name.replace("running_mean", backbones.COUNTER): count for name in means}
-    safetensors.write(out, names)
+    _WRITERS[suffix](out, names)
     number = sum(x.size for path, x in arrays.items() if not is_statistic(path))
     lines = [f"{out}: {number:,} parameters of {what} in {len(names)} arrays."]
     if to != "tvl":
-        lines.append(f"In PyTorch: {_model(arrays, to)}.load_state_dict(load_file({out!r}))")
+        load = "load_file" if suffix == safetensors.SUFFIX else "torch.load"
+        more = ", strict=False" if "features.0.0.weight" in names else ""  # has a classifier
+        lines.append(f"In PyTorch: {_model(arrays, to)}.load_state_dict({load}({out!r}){more})")
     return lines
 
 
@@ -69,6 +88,12 @@ def rules_of(arrays: Mapping[str, np.ndarray], to: str) -> Rules:
                 raise UserError(f"--to open_clip: there is no tower of CLIP for {tower}.")
         parts = [tvl.Part("clip_image", "image/", "visual."), tvl.Part("clip_text", "text/", "")]
         return [rule for part in [*parts, tvl.Part("scalars", "", "")] for rule in part.rules]
+    if to == "torchvision":
+        if "image/stem/conv/kernel" not in arrays:
+            raise UserError(f"--to {to}: there is no ResNet or MobileNetV2 over pictures.")
+        kind = "resnet" if "image/head/conv/kernel" not in arrays else "mobilenet"
+        rules = below(backbones.RULES[kind], ours="image/")
+        return [*rules, *below(dense("fc", "projection"), ours="image/")]
     kinds = {"vit": "touch/class_token", "resnet": "touch/stem/conv/kernel"}
     found = [kind for kind, path in kinds.items() if path in arrays]
     if not found:
@@ -81,6 +106,12 @@ def _model(arrays: Mapping[str, np.ndarray], to: str) -> str:
     """How the model is made that takes the file; sizes that no name has are left to the reader."""
     if to == "open_clip":
         return "open_clip.create_model(NAME)"
+    if to == "torchvision":
+        if "image/head/conv/kernel" in arrays:
+            return "torchvision.models.mobilenet_v2(num_classes=0)"
+        kind = (block_counts(arrays, "image"), "image/groups/0/0/third/conv/kernel" in arrays)
+        classes = len(arrays.get("image/projection/bias", ()))
+        return f"timm.create_model({_RESNETS.get(kind, 'NAME')!r}, num_classes={classes})"
     classes = len(arrays.get("touch/projection/bias", ()))
     if "touch/class_token" not in arrays:
         name, pool = "resnet18", "avg"

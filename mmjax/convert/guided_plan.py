@@ -81,7 +81,7 @@ def make_config(contents: Contents, *, head_dim: int | None = None) -> ml_collec
     cfg.task = "guided"
     cfg.model = model_section(contents, head_dim=head_dim)
     cfg.total_steps = max(cfg.total_steps, contents.step)
-    cfg.data = dict(image=dict(size=_SIZE, resize="bicubic"))
+    cfg.data = dict(image=dict(size=_SIZE, resize="bicubic", square="crop_resized"))
     if "text" in cfg.model:
         words = cfg.model.text.context_length
         cfg.data.text = dict(tokenizer="clip", max_words=words, candidates=1)
@@ -105,7 +105,7 @@ def model_section(contents: Contents, *, head_dim: int | None = None) -> dict[st
     if "text" in contents.parts:
         # LGSSL's code has OpenAI's GELU.
         text = tvl_architecture.clip_text_options(shapes, head_dim or HEAD_DIM)
-        model["text"] = dict(text, activation="quick_gelu")
+        model["text"] = dict(text, name="clip_text_b", activation="quick_gelu")
     if heads := _heads(shapes):
         model["heads"] = heads
     if "prototypes/kernel" in shapes:

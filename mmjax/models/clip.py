@@ -28,7 +28,7 @@ class ClipText(nnx.Module):
       encoder: options of the encoder.
       vocab_size: rows of the table of tokens.
       context_length: rows of the table of positions, the most ids that a text may have.
-      projection: width of the pooled features.
+      projection: width of a dense layer on the pooled features; 0 for none.
       rngs: for initialisation.
     """
 
@@ -45,13 +45,14 @@ class ClipText(nnx.Module):
     ):
         width, dtype = encoder.width, encoder.param_dtype
         self.cfg = encoder
-        self.out_features = projection
+        self.out_features = projection or width
         token_init, position_init = nnx.initializers.normal(0.02), nnx.initializers.normal(0.01)
         self.token_embedding = nnx.Param(token_init(rngs.params(), (vocab_size, width), dtype))
         self.positions = nnx.Param(position_init(rngs.params(), (context_length, width), dtype))
         self.encoder = Encoder(encoder, rngs=rngs)
-        exact = dataclasses.replace(encoder, dtype="float32")
-        self.projection = exact.linear(width, projection, use_bias=False, rngs=rngs)
+        if projection:
+            exact = dataclasses.replace(encoder, dtype="float32")
+            self.projection = exact.linear(width, projection, use_bias=False, rngs=rngs)
 
     def __call__(
         self, ids: jax.Array, *, key: jax.Array | None = None
@@ -74,8 +75,8 @@ class ClipText(nnx.Module):
         tokens = tokens + self.positions[:length].astype(tokens.dtype)
         tokens = self.encoder(tokens, causal=True, key=key)
         end = jnp.max(jnp.where(ids != 0, jnp.arange(length), 0), axis=1)
-        pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
-        return self.projection(pooled.astype(jnp.float32)), tokens
+        pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+        return self.projection(pooled) if hasattr(self, "projection") else pooled, tokens
 
     def _check(self, shape: Sequence[int]) -> None:
         if shape[0] > len(self.positions):
@@ -88,7 +89,10 @@ class ClipText(nnx.Module):
         """Forward operations for ids of this shape, (W,); scores count whole, not their half."""
         del train  # no token is dropped
         self._check(shape)
-        return self.cfg.flops(shape[0]) + 2.0 * self.cfg.width * self.out_features
+        total = self.cfg.flops(shape[0])
+        if hasattr(self, "projection"):
+            total += 2.0 * self.cfg.width * self.out_features
+        return total
 
 
 _TEXT: dict[str, Any] = dict(epsilon=1e-5, kernel_init="clip", dropout_rate=0.0)

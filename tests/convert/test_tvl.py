@@ -330,9 +330,10 @@ def test_every_bit_of_a_resnet_comes_back(files, tmp_path):
 def test_export_that_cannot_be(run, files, tmp_path, capsys):
     out = str(tmp_path / "x.safetensors")
     for arguments, words in (
-        ([str(run), "--to", "timm", "--out", str(tmp_path / "x.pth")], "ends with .safetensors"),
+        ([str(run), "--to", "timm", "--out", str(tmp_path / "x.npz")], "ends with .safetensors"),
         ([files["clip"], "--to", "timm", "--out", out], "there is no touch encoder"),
         ([files["tvl"], "--to", "open_clip", "--out", out], "no tower of CLIP for image"),
+        ([str(run), "--to", "torchvision", "--out", out], "no ResNet or MobileNetV2 over"),
         ([str(run), files["tvl"], "--to", "tvl", "--out", out], "takes one SOURCE"),
         ([str(run), "--to", "tvl", "--inspect"], "takes one SOURCE"),
         ([str(tmp_path), "--to", "tvl", "--out", out], "not a run directory"),

@@ -6,6 +6,7 @@
     python -m tools.bench loop                 what the loop adds; time to the first step
     python -m tools.bench eval                 feature extraction and the linear probe
     python -m tools.bench neighbours           nearest neighbours, and faiss's
+    python -m tools.bench probe --examples 10000 --dim 2048    the probe's fit, and scikit-learn's
     python -m tools.bench data step --task=pretrain --config=demo --config.batch_size=32
 
 Recipes and overrides are those of `mmjax.main`. The output is one JSON object: figures, the command
@@ -34,7 +35,7 @@ from typing import Any
 from mmjax import config
 from mmjax.errors import UserError
 from mmjax.monitor import report, writers
-from tools import bench_neighbours
+from tools import bench_neighbours, bench_probe
 
 # ---- measuring
 
@@ -503,6 +504,7 @@ BENCHES = {
     "loop": bench_loop,
     "eval": bench_eval,
     "neighbours": bench_neighbours.bench_neighbours,
+    "probe": bench_probe.bench_probe,
 }
 
 
@@ -532,6 +534,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=60, help="loop: steps of a run")
     parser.add_argument("--starts", type=int, default=1, help="loop: cold and warm starts")
     bench_neighbours.add_options(parser)
+    bench_probe.add_options(parser)
     options = parser.parse_args(rest, argparse.Namespace(overrides=overrides))
 
     try:

@@ -106,6 +106,20 @@ def test_one_encoder_packed_and_apart(tmp_path, user_env):
     assert other.returncode == 2 and "--config=demo:ut_fac" in other.stderr
 
 
+def test_the_probe_beside_scikit_learn(tmp_path, user_env):
+    small = ("--examples=300", "--dim=16", "--classes=3", "--repeats=1", "--strengths", "0.1")
+    run = bench(user_env, tmp_path / "recipe.py", "probe", *small)
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads(run.stdout)["probe"]
+    assert found["shape"] == [300, 16, 3]
+    row = found["C=0.1"]
+    for name in ("mmjax", "scikit_learn"):
+        assert row[name]["objective"] == pytest.approx(row["lowest_objective"], rel=2e-4)
+        assert abs(row[name]["gap"]) <= 1e-4 and row[name]["iterations"] > 1
+    ratio = row["scikit_learn"]["seconds"] / row["mmjax"]["seconds"]
+    assert row["scikit_learn_over_mmjax_seconds"] == pytest.approx(ratio)
+
+
 def test_an_unknown_override_is_named(tmp_path, user_env):
     run = bench(user_env, tmp_path / "recipe.py", "data", "--config.data.vidio.size=8")
     assert run.returncode == 2 and run.stdout == ""

@@ -153,11 +153,8 @@ def test_a_folder_that_is_half_written_has_no_description(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("read", ["pread", "tf"])
-@pytest.mark.parametrize("corrupt", ["fail", "skip"])
-def test_the_second_view_is_the_neighbours_and_all_else_the_records_own(
-    folder, tmp_path, read, corrupt
-):
-    data = make(folder, write(tmp_path), read=read, corrupt=corrupt)
+def test_the_second_view_is_the_neighbours_and_all_else_the_records_own(folder, tmp_path, read):
+    data = make(folder, write(tmp_path), read=read)
     found = batches(data, number=4)  # more than an epoch
     for step, batch in enumerate(found):
         record = batch["example_id"]
@@ -194,7 +191,7 @@ def test_views_of_one_picture_are_other_parts_of_it(tmp_path):
 
 
 def test_hosts_together_have_the_global_batch(folder, tmp_path):
-    path, options = write(tmp_path), dict(neighbours=3, corrupt="skip")
+    path, options = write(tmp_path), dict(neighbours=3)
     whole = batches(make(folder, path, **options), number=3)
     parts = [batches(make(folder, path, hosts=(p, 2), **options), number=3) for p in range(2)]
     for batch, *rows in zip(whole, *parts, strict=True):
@@ -343,8 +340,6 @@ def test_a_wrong_crc_of_a_partner_is_named(tmp_path):
     pairs_path = write(tmp_path / "pairs", only, np.ones((COUNT, 1)))
     with pytest.raises(UserError, match="record 5: the CRC of the payload"):
         batches(make(folder, pairs_path))
-    with pytest.raises(UserError, match="16 corrupt records in a row"):
-        batches(make(folder, pairs_path, corrupt="skip"))
 
 
 # Words, and what is refused.

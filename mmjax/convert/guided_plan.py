@@ -85,6 +85,8 @@ def make_config(contents: Contents, *, head_dim: int | None = None) -> ml_collec
     if "text" in cfg.model:
         words = cfg.model.text.context_length
         cfg.data.text = dict(tokenizer="clip", max_words=words, candidates=1)
+        if "clip" not in cfg.model.heads and "projection" in cfg.model.heads:
+            cfg.loss = dict(clip=dict(head="projection"))  # LGSLIP compares these with texts
     cfg.augment = dict(image=dict(mean=pictures.IMAGENET_MEAN, std=pictures.IMAGENET_STD))
     config.check(cfg)
     return cfg

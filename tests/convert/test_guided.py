@@ -391,6 +391,8 @@ def test_trainings(tmp_path, name):
         close(made, text)
         close(embedded(module, "text", np.float32(text)), text @ state["language_project.weight"].T)
         assert module.logit_scale[...] == np.float32(2.7)
+        wanted = dict(clip=dict(head="projection")) if name == "lgslip" else {}
+        assert config.plain(cfg.loss) == wanted
         assert (cfg.data.text.tokenizer, cfg.data.text.max_words) == ("clip", 9)
     if name == "swav":
         leaves, _ = initialize.load_params(str(run))

@@ -8,6 +8,7 @@ import pytest
 
 from mmjax import config, initialize, tree
 from mmjax.convert import safetensors, torch_files
+from mmjax.models.guided import make_model as make_guided
 from mmjax.models.tvl import make_model
 from mmjax.rundir import RunDir
 from mmjax.state import ModelDef
@@ -84,10 +85,10 @@ def test_the_library_safetensors_reads_and_writes_alike(tmp_path):
         assert back[name].dtype == array.dtype
 
 
-def features(run, inputs):
+def features(run, inputs, make=make_model):
     """Pooled features of a run's model."""
     cfg = RunDir(run, create=False).read_config()
-    model = ModelDef(make_model(**config.plain(cfg.model)))
+    model = ModelDef(make(**config.plain(cfg.model)))
     leaves, _ = initialize.load_params(str(run))
     extra = {k.removeprefix("extra/"): v for k, v in leaves.items() if k.startswith("extra/")}
     params = {k: v for k, v in leaves.items() if not k.startswith("extra/")}
@@ -191,6 +192,65 @@ def test_features_of_a_touch_encoder_as_tvl_saves_it(clip, kind, tmp_path):
     loaded = {name: torch.from_numpy(np.array(x)) for name, x in safetensors.read(out).items()}
     other.load_state_dict(loaded, strict=True)
     assert torch.equal(other(pictures(TOUCH)), model(pictures(TOUCH)))
+
+
+BACKBONES = {  # name, and what computes the last feature map
+    "torchvision resnet50": ("resnet50", lambda model, x: trunk(model, x)),
+    "timm resnet50": ("resnet50", lambda model, x: model.forward_features(x)),
+    "torchvision mobilenet": ("mobilenet_v2", lambda model, x: model.features(x)),
+    "timm mobilenet": ("mobilenetv2_050", lambda model, x: model.forward_features(x)),
+}
+
+
+def trunk(model, x):
+    """A torchvision ResNet's last feature map."""
+    x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
+    return model.layer4(model.layer3(model.layer2(model.layer1(x))))
+
+
+@pytest.mark.parametrize("which", BACKBONES)
+def test_backbones_of_pictures(which, tmp_path):
+    library, (name, run_trunk) = which.split()[0], BACKBONES[which]
+    if library == "timm":
+        make = pytest.importorskip("timm").create_model
+    else:
+        make = getattr(pytest.importorskip("torchvision").models, name)
+    torch.manual_seed(0)
+    model = (make(name, num_classes=3) if library == "timm" else make(num_classes=3)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # scales may start at 0
+            parameter += 0.2 * torch.randn_like(parameter) if parameter.ndim == 1 else 0
+        for path, buffer in model.named_buffers():
+            if "running_mean" in path:
+                buffer += 0.1 * torch.randn_like(buffer)
+            elif "running_var" in path:
+                buffer *= torch.exp(0.3 * torch.randn_like(buffer))
+    source, run = tmp_path / "model.pth", tmp_path / "run"
+    old = library == "torchvision"  # whose published files are of the old format
+    torch.save(model.state_dict(), source, _use_new_zipfile_serialization=not old)
+    assert cli.main(["convert", str(source), "--out", str(run)]) == 0
+    inputs = rng.normal(size=(2, 49, 70, 3)).astype(np.float32)
+    with torch.no_grad():
+        wanted = run_trunk(model, pictures(inputs)).mean((2, 3))
+    ours = features(run, {"image": inputs}, make=make_guided)
+    close(ours["image"], wanted)
+    if which == "timm mobilenet":
+        return
+    for suffix in (".pth", ".safetensors"):
+        back = tmp_path / f"back{suffix}"
+        command = ["convert", str(run), "--to", "torchvision", "--out", str(back)]
+        assert cli.main(command) == 0
+        if suffix == ".pth":
+            loaded = torch.load(back, weights_only=True)
+        else:
+            loaded = {k: torch.from_numpy(np.array(x)) for k, x in safetensors.read(back).items()}
+        state = model.state_dict()
+        missing = set(state) - set(loaded)
+        assert set(loaded) <= set(state)
+        assert {key.split(".")[0] for key in missing} <= {"fc", "classifier"}
+        for key, tensor in loaded.items():
+            assert torch.equal(tensor, state[key]), key
+            assert tensor.dtype == state[key].dtype
 
 
 @pytest.mark.parametrize("old, new", [(14, 16), (16, 7)])

@@ -22,6 +22,7 @@ import ml_collections
 from mmjax.errors import UserError, unknown
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
+EVALS = "evals"  # its folder of sets of evaluators, which are no recipes
 
 # Every top-level key of a recipe and its default; recipes start from `base()`.
 _DEFAULTS: dict[str, Any] = dict(
@@ -174,7 +175,8 @@ def find_recipe(task: str, name: str) -> pathlib.Path:
         if (CONFIGS / name).is_file():
             return CONFIGS / name
         raise UserError(f"--config={name}: no such file.")
-    tasks = [p.name for p in CONFIGS.iterdir() if p.is_dir() and not p.name.startswith("_")]
+    folders = [p.name for p in CONFIGS.iterdir() if p.is_dir()]
+    tasks = [name for name in folders if name != EVALS and not name.startswith("_")]
     if task not in tasks:
         raise unknown("--task", task, tasks)
     names = [p.stem for p in (CONFIGS / task).glob("*.py") if not p.stem.startswith("_")]
@@ -251,17 +253,39 @@ def load(task: str, name: str, overrides: Sequence[str] = ()) -> ml_collections.
       UserError: no such recipe, a recipe for another task, or an override that cannot be.
     """
     name, _, arg = name.partition(":")
-    path = find_recipe(task, name)
+    cfg = _run(find_recipe(task, name), arg)
+    apply(cfg, overrides)
+    if cfg.task != task:
+        raise UserError(f"--config={name} is a recipe for --task={cfg.task}, not {task}.")
+    return cfg
+
+
+def load_evals(name: str) -> ml_collections.ConfigDict:
+    """A section `evals` that stands in a file of its own, for models of any task.
+
+    Args:
+      name: a file of `mmjax/configs/evals` without its ending, or another .py file, with `:ARG` for
+        its `get_config` if it takes one.
+
+    Raises:
+      UserError: no such file.
+    """
+    name, _, arg = name.partition(":")
+    path = pathlib.Path(name) if name.endswith(".py") else CONFIGS / EVALS / f"{name}.py"
+    if not path.is_file():
+        names = [p.stem for p in (CONFIGS / EVALS).glob("*.py") if not p.stem.startswith("_")]
+        raise unknown("--evals", name, names)
+    return _run(path, arg)
+
+
+def _run(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
+    """What the `get_config` of a file gives."""
     spec = importlib.util.spec_from_file_location(f"mmjax_recipe_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} has no function get_config.")
-    cfg = module.get_config(arg) if arg else module.get_config()
-    apply(cfg, overrides)
-    if cfg.task != task:
-        raise UserError(f"--config={name} is a recipe for --task={cfg.task}, not {task}.")
-    return cfg
+    return module.get_config(arg) if arg else module.get_config()
 
 
 def apply(cfg: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:

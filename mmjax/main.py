@@ -43,6 +43,12 @@ _OVERRIDE_CHECKPOINT = flags.DEFINE_string(
     "VATT's TensorFlow checkpoint (…/ckpt-500000). "
     "Eval: evaluate this checkpoint alone, then end.",
 )
+_EVALS = flags.DEFINE_string(
+    "evals",
+    None,
+    "Eval: these evaluators in place of the run's own: suite, or a .py file, with :ARG for its "
+    "argument.",
+)
 _MAX_HOURS = flags.DEFINE_float("max_hours", 0.0, "Save and end after so many hours (0: never).")
 _PROFILE = flags.DEFINE_string("profile", "", "START:STOP: steps to trace with jax.profiler.")
 
@@ -79,8 +85,11 @@ def _dispatch(overrides: list[str]) -> None:
             model_dir,
             overrides=overrides,
             override_checkpoint=_OVERRIDE_CHECKPOINT.value,
+            evals=config.load_evals(_EVALS.value) if _EVALS.value else None,
         )
         sys.exit(status)
+    if _EVALS.value:
+        raise UserError("--evals is for --mode=eval; a training has config.evals.")
     cfg = config.load(_TASK.value, recipe, overrides)
     if cfg.compilation_cache:
         _enable_compilation_cache()

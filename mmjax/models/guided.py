@@ -62,7 +62,7 @@ class Guided(Towers):
       UserError: what `Towers` raises, or a head without its input.
     """
 
-    OPTIONS = ("image", "text", "heads", "prototypes", "logit_scale")
+    OPTIONS = ("image", "text", "heads", "text_features", "prototypes", "logit_scale")
 
     def __init__(
         self,
@@ -78,6 +78,11 @@ class Guided(Towers):
         **shared: Any,
     ):
         super().__init__(towers=towers, rngs=rngs, **shared)
+        if text_features and "text" in towers:
+            raise UserError(
+                f"config.model.text_features={text_features} is for texts that come as features: "
+                "leave it or the tower (config.model.text) out."
+            )
         widths = {"image": self.image.out_features, "text": text_features}
         if "text" in self.modalities:
             widths["text"] = self.text.out_features
@@ -109,7 +114,8 @@ class Guided(Towers):
         if not width:
             raise UserError(
                 f"config.model.heads.{name} takes the features of texts, and there are none: set a "
-                "tower (config.model.text), or a folder of features (config.data.text.features)."
+                "tower (config.model.text), or a folder of features (config.data.text.features) "
+                "and their width (config.model.text_features)."
             )
         return width
 

@@ -245,7 +245,7 @@ class Guided:
     None for none. Without a term nothing can be trained, but evaluated.
 
     Texts may come as the features of a frozen encoder (`config.data.text.features`): then there is
-    no tower for them.
+    no tower for them, and `config.model.text_features` is the features' width.
 
     Raises:
       UserError: a term without its heads, views or texts.
@@ -264,19 +264,25 @@ class Guided:
                 "dict(size=224, crops=((0.2, 1.0), (0.2, 1.0)))."
             )
         self._num_views = image.shape[1] if image.ndim == 5 else 1
-        given = text is not None and jnp.issubdtype(text.dtype, jnp.floating)
-        self._text_is_given = given
-        self.model = ModelDef(
-            guided.make_model(
-                **model, **_memories(self._terms), text_features=text.shape[-1] if given else 0
+        self._text_is_given = text is not None and jnp.issubdtype(text.dtype, jnp.floating)
+        self.model = ModelDef(guided.make_model(**model, **_memories(self._terms)))
+        if self._text_is_given and model.get("text_features", 0) != text.shape[-1]:
+            raise UserError(
+                f"config.data.text.features have {text.shape[-1]} numbers each: set "
+                f"config.model.text_features={text.shape[-1]}, not "
+                f"{model.get('text_features', 0)}."
             )
-        )
         self._check_terms(text)
         self._inputs = Inputs.from_config(cfg.augment, facts)
         self.predict = {"features": self._features}
 
     def _check_terms(self, text: jax.ShapeDtypeStruct | None) -> None:
         module = self.model.module
+        if text is not None and "text" not in module.heads:
+            raise UserError(
+                "config.data loads texts, for which config.model.heads has no head 'text': set "
+                "config.data.text=None."
+            )
         for name, (_, keywords) in self._terms.items():
             where = f"config.loss.{name}"
             for head in _heads_of(name, keywords):
@@ -307,11 +313,6 @@ class Guided:
                         f"{where} compares embeddings of different widths: "
                         f"{', '.join(f'{head} {width}' for head, width in widths.items())} "
                         "(config.model.heads)."
-                    )
-                if not self._text_is_given and "text" not in module.modalities:
-                    raise UserError(
-                        f"{where} needs a tower for texts (config.model.text) or their features "
-                        "(config.data.text.features)."
                     )
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:

@@ -81,6 +81,7 @@ def task_of(name="simclr", *, views=None, text=None, augment=None, model=(), **l
             image=VIT,
             text=TEXT if text == "tower" else None,
             heads=parts["heads"],
+            text_features=GIVEN if text == "features" else 0,
             prototypes=parts["prototypes"],
         ),
         **dict(model),
@@ -355,5 +356,11 @@ def test_texts_that_are_missing_are_refused():
     with pytest.raises(UserError, match="different widths: clip 4, text 6"):
         heads = dict(clip=dict(dims=(4,)), text=dict(dims=(6,)))
         task_of("clip", model=dict(heads=heads))
+    with pytest.raises(UserError, match=r"set config\.data\.text=None"):
+        task_of("simclr", text="tower")
+    with pytest.raises(UserError, match="have 7 numbers each: set config.model.text_features=7"):
+        task_of("clip_sbert", model=dict(text_features=8))
+    with pytest.raises(UserError, match="leave it or the tower"):
+        task_of("clip", model=dict(text_features=8))
     with pytest.raises(UserError, match=r"model\.heads\.clip\.dims is missing"):
         task_of("clip", model=dict(heads=dict(clip=dict())))

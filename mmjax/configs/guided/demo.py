@@ -5,8 +5,9 @@
 
 A small ResNet learns from 3,000 captioned pictures of 48 kinds of objects. Each is paired with the
 picture whose caption has the most telling words in common (LGSimCLR), or with another crop of
-itself (SimCLR); any other method of docs/guided.md may be named too. Judged are 16 kinds that it
-has never met: by 5-way 5-shot episodes, a linear probe, and nearest neighbours.
+itself (SimCLR); any other method of docs/guided.md may be named too (clip_sbert after
+`mmjax sentences world:objects --encoder words --width 64 --out features/objects`). Judged are 16
+kinds that it has never met: by 5-way 5-shot episodes, a linear probe, and nearest neighbours.
 """
 
 from mmjax import config
@@ -49,11 +50,14 @@ def get_config(arg: str = "lgsimclr"):
         pairs=dict(path="words") if parts["pairs"] else None,
         text=dict(candidates=1, max_words=16, sample="random") if parts["text"] else None,
     )
+    if parts["text"] == "features":
+        cfg.data.text.features = "features/objects"
     cfg.model = dict(
         image=dict(name="resnet50", blocks=(1, 1, 1), bottleneck=False, width_multiplier=0.25),
         text=dict(name="clip_text_tiny", num_layers=2, dropout_rate=0.0, scan_unroll=0)
         if parts["text"] == "tower"
         else None,
+        text_features=64 if parts["text"] == "features" else 0,
         heads=parts["heads"],
         prototypes=parts["prototypes"],
     )

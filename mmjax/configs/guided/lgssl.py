@@ -48,6 +48,7 @@ def get_config(arg: str = "lgsimclr"):
     cfg.model = dict(
         image=backbone,
         text="clip_text_b" if parts["text"] == "tower" else None,
+        text_features=768 if parts["text"] == "features" else 0,  # all-mpnet-base-v2's
         heads=parts["heads"],
         prototypes=parts["prototypes"],
         dtype="bfloat16",

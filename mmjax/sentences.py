@@ -27,7 +27,8 @@ class SentenceModel:
     Args:
       folder: config.json, model.safetensors, tokenizer.json …, see `mmjax.convert.sentence`.
       dtype: of computation: float32 or bfloat16.
-      batch_size: texts computed at a time, over all devices.
+      batch_size: texts computed at a time, over all devices; None: 32 on each CPU (larger ones leave
+        its cache), 256 on each accelerator.
       max_length: pieces of a text at most, [CLS] and [SEP] among them; None: as the folder says.
 
     Attributes:
@@ -45,7 +46,7 @@ class SentenceModel:
         folder: str | os.PathLike,
         *,
         dtype: str = "float32",
-        batch_size: int = 128,
+        batch_size: int | None = None,
         max_length: int | None = None,
     ):
         cfg, params, self._tokenizer = sentence.load(folder, dtype=dtype)
@@ -60,6 +61,10 @@ class SentenceModel:
         self.fingerprint = checkpoint.fingerprint(params)
         self._mesh = sharding.make_mesh()
         devices = self._mesh.size
+        if batch_size is None:
+            batch_size = devices * (32 if jax.default_backend() == "cpu" else 256)
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be at least 1.")
         self._batch_size = -(-batch_size // devices) * devices
         self._params = jax.device_put(params, sharding.replicated(self._mesh))
         model = ModelDef(lambda rngs: SentenceEncoder(cfg, rngs=rngs))

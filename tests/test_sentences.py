@@ -97,6 +97,8 @@ def test_bfloat16_is_near(folder):
 def test_batches_are_split_over_all_devices(folder):
     model = sentences.SentenceModel(folder, batch_size=9)
     assert model._batch_size == 16 and jax.device_count() == 8
+    with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
+        sentences.SentenceModel(folder, batch_size=0)
     values = {id(x): x for x in jax.tree.leaves(model._params)}.values()
     assert all(len(x.sharding.device_set) == 8 for x in values)
 

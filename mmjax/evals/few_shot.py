@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mmjax.errors import UserError
+from mmjax.errors import UserError, choose
 from mmjax.evals import metrics
 from mmjax.evals.base import CHANCE, CONFIDENCE, DEVIATION, Evaluator
 
@@ -168,8 +168,10 @@ class FewShot(Evaluator):
     Args:
       feature: output(s) of the task, e.g. 'image' or ('image', 'touch'), each on its own.
       data: dataset; default the one of training.
-      support: split whose examples are shown, several joined by `+`, e.g. 'train+valid'.
-      split: whose examples are asked for.
+      train_split: the examples that are shown.
+      valid_split: more of them, with `support='train+valid'`.
+      support: 'train' (LGSSL's published code) or 'train+valid'.
+      split: the examples that are asked for.
       batch_size: over all devices.
       views: what differs from the training's data config.
       episodes: how many problems.
@@ -184,6 +186,8 @@ class FewShot(Evaluator):
         *,
         feature: str | Sequence[str] = "image",
         data: str = "",
+        train_split: str = "train",
+        valid_split: str | None = None,
         support: str = "train",
         split: str = "test",
         batch_size: int = 64,
@@ -208,9 +212,11 @@ class FewShot(Evaluator):
         self._ways, self._shots, self._average = ways, shots, average_features
         self._features = (feature,) if isinstance(feature, str) else tuple(feature)
         common = dict(data=data, batch_size=batch_size, views=views)
-        self._support = [
-            self.ask(self._features, split=part, **common) for part in support.split("+")
-        ]
+        choose(f"support of evaluator {self.name}", support, {"train": 0, "train+valid": 0})
+        if support == "train+valid" and not valid_split:
+            raise UserError(f"Evaluator {self.name}: support='train+valid' needs valid_split=….")
+        shown = (train_split, valid_split) if support == "train+valid" else (train_split,)
+        self._support = [self.ask(self._features, split=part, **common) for part in shown]
         self._queries = self.ask(self._features, split=split, **common)
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:

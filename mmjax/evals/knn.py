@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.evals import metrics
+from mmjax.evals import classification, metrics
 from mmjax.evals.base import Evaluator, with_chance
 from mmjax.evals.retrieval import aggregate_views
 
@@ -112,7 +112,7 @@ class NearestNeighbours(Evaluator):
             queries, right = test.labelled(name)
             if labels.ndim > 1:
                 raise UserError(f"Evaluator {self.name}: knn needs data with single labels.")
-            num_classes = int(max(labels.max(), right.max())) + 1
+            num_classes = classification.num_classes(labels, right, train.info)
             scores = knn_scores(
                 aggregate_views(x, "embd"),
                 labels,

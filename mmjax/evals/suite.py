@@ -21,8 +21,8 @@ _DEFAULTS = types.MappingProxyType({})  # all options as they are
 _KINDS = {"probe": LinearProbe, "few_shot": FewShot, "knn": NearestNeighbours}
 _METRICS = {"top1": "top1", "mean_per_class": "mean_class_top1"}  # and their names in a probe
 # What the suite decides for its parts.
-_OWN = ("data", "train_split", "valid_split", "split", "feature", "batch_size", "support")
-_VIEWS = ("views", "train_views")
+_OWN = ("data", "train_split", "valid_split", "split", "feature", "batch_size")
+_OWN += ("views", "train_views")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Suite(Evaluator):
       missing: what to do about a dataset that is not there, 'fail' or 'skip' it.
       feature: output of the task.
       probe: options of `linear_probe`, whose classifier is 'sweep' here; None is no probe.
-      few_shot: options of `few_shot`, with `support='train+valid'` to draw from both; None is none.
+      few_shot: options of `few_shot`; None is none.
       knn: options of `knn`; default None, none.
       batch_size: over all devices.
       views: what differs from the training's data config.
@@ -109,8 +109,7 @@ class Suite(Evaluator):
             )
 
     def _checked(self, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        own = {*_OWN, *_VIEWS} - ({"support"} if kind == "few_shot" else set())
-        takes = [key for key in options_of(_KINDS[kind]) if key not in own]
+        takes = [key for key in options_of(_KINDS[kind]) if key not in _OWN]
         for key in options:
             if key not in takes:
                 raise unknown(f"config key evals.{self.name}.{kind}.{key}: no such key", key, takes)
@@ -162,20 +161,17 @@ class Suite(Evaluator):
 
     def _make(self, name: str, dataset: Dataset) -> dict[str, Evaluator]:
         """The evaluators of a dataset."""
-        shared = {**self._shared, "data": dataset.data, "split": dataset.test}
+        shared = dict(data=dataset.data, train_split=dataset.train, split=dataset.test)
+        shared |= self._shared
         made: dict[str, Evaluator] = {}
         for kind, options in self._options.items():
             own = {**shared, **options, "name": f"{self.name}/{name}/{kind}"}
             if kind == "few_shot":
                 if not dataset.few_shot:
                     continue
-                parts = {"train": dataset.train, "valid": dataset.valid}
-                support = own.pop("support", "train").split("+")
-                for part in support:
-                    choose(f"evals.{self.name}.few_shot.support", part, parts)
-                own["support"] = "+".join(parts[part] for part in support if parts[part])
-            else:
-                own["train_split"] = dataset.train
+                if own.get("support") == "train+valid" and not dataset.valid:
+                    own["support"] = "train"  # that is all there is
+                own["valid_split"] = dataset.valid
             if kind == "probe":
                 own = {"classifier": "sweep", "train_views": own["views"], **own}
                 if own["classifier"] == "sweep":

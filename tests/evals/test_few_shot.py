@@ -103,7 +103,7 @@ def test_the_evaluator(bench, data, caplog):
     half = [arrays(support[0][rows], support[1][rows]) for rows in (slice(80), slice(80, None))]
     parts = {"train": half[0], "val": half[1], "test": arrays(*queries)}
     cfg = dict(type="few_shot", feature="image", episodes=40, shots=6, seed=2)
-    found = bench(parts).run(f=cfg | {"support": "train+val"})
+    found = bench(parts).run(f=cfg | {"support": "train+valid", "valid_split": "val"})
     both = [np.concatenate([part[name] for part in half]) for name in ("image", "label")]
     kept = np.array([0, 2, 3, 4, 5, 6, 7, 8])  # class 1 has five
     options = dict(classes=kept, episodes=40, shots=6, seed=2)
@@ -116,7 +116,7 @@ def test_the_evaluator(bench, data, caplog):
     assert found["f/image/top1_ci95"] == pytest.approx(ci95, abs=1e-3)
     assert found["f/image/top1_chance"] == 0.2
     assert "1 of 9 classes have fewer than 6 support examples" in caplog.text
-    assert bench(parts).run(f=cfg | {"support": "train"}) != found
+    assert bench(parts).run(f=cfg | {"valid_split": "val"}) != found
 
 
 def test_classes_without_queries_are_left_out(bench, data):
@@ -132,6 +132,8 @@ def test_classes_without_queries_are_left_out(bench, data):
     [
         (dict(ways=1), "ways=1 must be a number from 2"),
         (dict(shots=0), "shots=0"),
+        (dict(support="train+valid"), "needs valid_split"),
+        (dict(support="valid"), "support of evaluator f"),
         (dict(way=3), "Did you mean 'ways'"),
     ],
 )

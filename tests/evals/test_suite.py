@@ -62,7 +62,7 @@ def test_numbers_are_those_of_the_evaluators_alone(make):
     cifar, flowers = (f"npz:{make.root}/{name}.npz" for name in ("cifar10", "flowers"))
     parts = dict(train_split="train[:80%]", valid_split="train[80%:]")
     probe = dict(type="linear_probe", classifier="sweep", feature="image", **PROBE)
-    few = dict(type="few_shot", support="train[:80%]", **EPISODES)
+    few = dict(type="few_shot", train_split="train[:80%]", **EPISODES)
     alone = make.run(
         probe=dict(data=cifar, **parts, **probe),
         few=dict(data=cifar, **few),
@@ -152,7 +152,8 @@ def test_support_of_both_splits(make):
         make, datasets=("dtd",), probe=None, few_shot={**EPISODES, "support": "train+valid"}
     )
     data = f"npz:{make.root}/dtd.npz"
-    alone = make.run(f=dict(type="few_shot", data=data, support="train+validation", **EPISODES))
+    parts = dict(support="train+valid", valid_split="validation")
+    alone = make.run(f=dict(type="few_shot", data=data, **parts, **EPISODES))
     assert found["s/dtd/few_shot"] == alone["f/image/top1"]
     assert "s/dtd/linear" not in found
 

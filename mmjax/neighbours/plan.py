@@ -45,7 +45,8 @@ def plan(
     return {
         "products": products,
         "flops": 2 * products * block**2 * width,
-        "seconds": products * _probe(width, keep, settings),
+        "seconds": products
+        * _probe(min(blocks, max(6, 2 * len(settings.devices))), width, keep, settings),
         "device_bytes": on_device,
         "host_bytes": on_host,
         "passes": 3 if cached else 2 + 2 * math.ceil(blocks / held),
@@ -53,9 +54,9 @@ def plan(
     }
 
 
-def _probe(width: int, keep: int, settings: Settings) -> float:
-    """Seconds of a product of blocks, measured."""
-    count = max(8, 2 * len(settings.devices)) * settings.block
+def _probe(blocks: int, width: int, keep: int, settings: Settings) -> float:
+    """Seconds of a product of blocks, measured on so many."""
+    count = max(blocks, 1) * settings.block
     vectors = np.random.default_rng(0).standard_normal((settings.block, width), np.float32)
     vectors /= np.sqrt(width)
     same = np.zeros(count, np.int32)

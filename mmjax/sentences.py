@@ -27,8 +27,8 @@ class SentenceModel:
     Args:
       folder: config.json, model.safetensors, tokenizer.json …, see `mmjax.convert.sentence`.
       dtype: of computation: float32 or bfloat16.
-      batch_size: texts computed at a time, over all devices; None: 32 on each CPU (larger ones leave
-        its cache), 256 on each accelerator.
+      batch_size: texts computed at a time, over all devices; None: 32 on each CPU (more leave its
+        cache), 256 on each accelerator.
       max_length: pieces of a text at most, [CLS] and [SEP] among them; None: as the folder says.
 
     Attributes:

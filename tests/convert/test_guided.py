@@ -438,6 +438,22 @@ def test_pictures_and_texts_of_a_training_meet(tmp_path):
     np.testing.assert_allclose(model.logit_scale, np.exp(2.7), rtol=1e-5)
 
 
+def test_pictures_of_a_model_whose_texts_were_features(tmp_path):
+    """Its head for texts has no tower below it, and none is needed for pictures."""
+    state, _ = TRAININGS["clip"]
+    source = save(tmp_path / "clip.ckpt", lightning(state))
+    leaves, _ = initialize.load_params(source)
+    cfg = guided_plan.config_of(source)
+    cfg.model.text = cfg.data.text = None
+    cfg.data.image.size = 32
+    picture = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    found = mmjax.inference.Model(cfg, leaves, source).embed_image(picture)
+    x = (picture / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    backbone = {n.removeprefix("visual_backbone."): v for n, v in state.items()}
+    expected = torch_reference.torch_resnet(backbone, x[None])[0] @ state["visual_project.weight"].T
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-4)
+
+
 # ---- starting from the files
 
 

@@ -1,4 +1,5 @@
-"""Features of frozen towers, computed once instead of at every step."""
+"""Features of towers, computed once: of frozen ones instead of at every step, or to find neighbours
+by."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ def embed(
     """Writes the features of the training split of a recipe, as `mmjax.data.stored` reads them.
 
     Args:
-      cfg: a recipe of the touch task with one source of data.
-      modalities: whose features; their towers must be frozen.
+      cfg: a recipe with one source of data, of the touch or the guided task.
+      modalities: whose features; those of the touch task must be frozen.
       weights: of the towers, as `config.init_from`.
       out: the folder; features of other splits and modalities in it stay.
       variants: see the command.
@@ -60,16 +61,24 @@ def embed(
         raise UserError(f"--variants {variants} must be at least 0.")
     for name in _MODALITIES:
         (data.get(name) or {}).pop("features", None)  # they are made here
+    if data.get("image"):  # of whole pictures, not of views
+        data["image"].pop("crops", None)
+    data.pop("pairs", None)
     text = open_tokenizer(parse_config(data)) if data.get("text") else None
     cfg = cfg.copy_and_resolve_references()
     cfg.data = data
+    if cfg.task == "guided":
+        cfg.loss = {}  # compares views
     facts = DataFacts.of_config(cfg)
     task = make_task(cfg, dataclasses.replace(facts, vocab_size=text and text.vocab_size))
+    frozen = getattr(task, "frozen", None)
+    if frozen is None and variants:
+        raise UserError(f"--variants are for --task=touch, not {cfg.task}: leave them out.")
     for modality in modalities:
-        if modality not in task.frozen:
+        if frozen is not None and modality not in frozen:
             raise UserError(
                 f"The tower of {modality} is not frozen in this recipe: its features change with "
-                f"every step. Frozen: {', '.join(task.frozen) or 'none'} "
+                f"every step. Frozen: {', '.join(frozen) or 'none'} "
                 f"(config.optimizer.frozen=('^{modality}/',) freezes it)."
             )
     sizes = config.keywords(sharding.make_mesh, cfg.mesh, "mesh", given=["devices"])
@@ -83,8 +92,9 @@ def embed(
     os.makedirs(os.path.join(out, split), exist_ok=True)
     paths = {m: stored.features_path(out, split, m) for m in modalities}
     arrays: dict[str, np.memmap] = {}
+    function = _make_function(task, augmented=variants > 0)
     for variant in range(max(variants, 1)):
-        opened, function = _pass(task, section, split, variant if variants else None, batch_size)
+        opened = _make_data(section, split, variant if variants else None, batch_size)
         count, seen = opened.num_examples, np.zeros(opened.num_examples, bool)
         batches = tqdm(
             itertools.islice(opened.iterate(), math.ceil(count / batch_size)),
@@ -131,19 +141,22 @@ def embed(
     )
 
 
-def _pass(
-    task: Any, section: Mapping[str, Any], split: str, variant: int | None, batch_size: int
-) -> tuple[Any, Callable]:
-    """Data that hold every example once, and the function of their batches: augmented as the
-    training does if there is the number of a variant, else as in evaluation."""
+def _make_data(section: Mapping[str, Any], split: str, variant: int | None, batch_size: int) -> Any:
+    """Data that hold every example once: drawn as for training if there is the number of a variant,
+    else as in evaluation."""
     from mmjax.data import loader
 
     if variant is None:
-        data = loader.make_eval_data(section, split=split, batch_size=batch_size)
+        return loader.make_eval_data(section, split=split, batch_size=batch_size)
+    return loader.make_train_data(section, batch_size=batch_size, seed=variant)
+
+
+def _make_function(task: Any, *, augmented: bool) -> Callable:
+    """(state, batch, key) → {modality: features}, compiled."""
+    if not augmented:
         predict = task.predict["features"]
-        return data, jax.jit(lambda state, batch, key: predict(*state, batch))
-    data = loader.make_train_data(section, batch_size=batch_size, seed=variant)
-    return data, jax.jit(lambda state, batch, key: task.encode(*state, batch, key)[0])
+        return jax.jit(lambda state, batch, key: predict(*state, batch))
+    return jax.jit(lambda state, batch, key: task.encode(*state, batch, key)[0])
 
 
 def _load(task: Any, modalities: Sequence[str], weights: Sequence[str]) -> tuple[dict, dict]:

@@ -280,12 +280,11 @@ def _paths(options: PairsConfig, sources: Sequence[Source]) -> Sequence[str]:
 
 def _by_words(source: Source, *, number: int) -> Pairs:
     """The pairs of a source's first captions by the words in them."""
-    from mmjax.data import schema  # imports TensorFlow
+    from mmjax.data.captions import read_captions  # imports TensorFlow
     from mmjax.data.word_neighbours import nearest_by_words
 
     start = time.monotonic()
-    examples = (schema.decode(source.fetch(record)) for record in range(source.num_examples))
-    captions = [(*example.captions, "")[0] for example in examples]
+    captions = [(*found, "")[0] for found in read_captions(source, range(source.num_examples))]
     pairs = Pairs(*nearest_by_words(captions, k=number))
     log.info(
         "data.pairs: found the nearest of %d captions of %s by their words in %.1f s.",

@@ -13,7 +13,7 @@ left out of the table, which RUN gets as suite.txt, suite.csv and suite.tex.
 import ml_collections
 
 # Short side to 224, bicubic, and the middle square, to the grey level.
-_PUBLISHED = dict(size=224, resize="bicubic", square="crop_resized")
+_PUBLISHED = dict(size=224, resize="bicubic", square="crop_resized", antialias=True)
 
 
 def get_config(arg: str = "all"):

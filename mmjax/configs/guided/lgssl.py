@@ -14,6 +14,8 @@ from mmjax import config
 from mmjax.configs.guided._methods import METHODS, method
 from mmjax.errors import UserError
 
+_TEXT = dict(name="clip_text_b", projection=0, activation="quick_gelu")
+
 
 def get_config(arg: str = "lgsimclr"):
     """`arg`: a method; 'exempt': norms, biases and scales do not decay, as LGSSL intended;
@@ -47,7 +49,7 @@ def get_config(arg: str = "lgsimclr"):
     backbone = dict(name="resnet50", zero_init_last=names[0] in ("simsiam", "lgsimsiam"))
     cfg.model = dict(
         image=backbone,
-        text="clip_text_b" if parts["text"] == "tower" else None,
+        text=_TEXT if parts["text"] == "tower" else None,
         text_features=768 if parts["text"] == "features" else 0,  # all-mpnet-base-v2's
         heads=parts["heads"],
         prototypes=parts["prototypes"],

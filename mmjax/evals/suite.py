@@ -109,6 +109,8 @@ class Suite(Evaluator):
             )
 
     def _checked(self, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        if not isinstance(options, Mapping):
+            raise UserError(f"config key evals.{self.name}.{kind}={options!r} must be a section.")
         takes = [key for key in options_of(_KINDS[kind]) if key not in _OWN]
         for key in options:
             if key not in takes:

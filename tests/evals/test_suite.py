@@ -193,6 +193,7 @@ def test_features_of_a_dataset_are_computed_once_and_then_forgotten(make):
         (dict(probe=dict(split="test")), "evals.s.probe.split: no such key"),
         (dict(few_shot=dict(shot=1)), "evals.s.few_shot.shot.*Did you mean 'shots'"),
         (dict(few_shot=dict(support="test")), "support"),
+        (dict(knn=5), "evals.s.knn=5 must be a section"),
         (dict(extra=dict(mine={})), "extra.mine needs data="),
         (dict(extra=dict(mine=dict(data="x", tset="test"))), "Did you mean 'test'"),
         (dict(extra=dict(cifar10=dict(data="x"))), "the name is taken"),

@@ -438,7 +438,9 @@ def _add_embed(commands) -> None:
     p.add_argument(
         "--config", default="tvl", metavar="NAME", help="recipe of touch, or .py file (tvl)"
     )
-    p.add_argument("--run", default="", metavar="RUN", help="a run's recipe and weights instead")
+    p.add_argument(
+        "--run", dest="source", default="", metavar="RUN", help="a run's recipe and weights instead"
+    )
     p.add_argument(
         "--weights",
         nargs="+",
@@ -463,18 +465,18 @@ def _embed(args) -> int:
     from mmjax import checkpoint, config, rundir
     from mmjax.tools import embed
 
-    if args.run:
-        run, _ = checkpoint.find(args.run)
+    if args.source:
+        run, _ = checkpoint.find(args.source)
         cfg = rundir.RunDir(run, create=False).read_config()
         config.apply(cfg, args.rest)
     else:
         cfg = config.load("touch", args.config, args.rest)
-    if not (args.weights or args.run):
+    if not (args.weights or args.source):
         raise UserError("Give --weights, or --run RUN to take a run's recipe and weights.")
     embed.embed(
         cfg,
         args.modalities,
-        weights=args.weights or [args.run],
+        weights=args.weights or [args.source],
         out=args.out,
         variants=args.variants,
         batch_size=args.batch_size,

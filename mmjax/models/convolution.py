@@ -6,6 +6,7 @@ Sources: batch normalisation, Ioffe & Szegedy 2015; settings as in VATT's publis
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -79,6 +80,45 @@ class ConvolutionConfig:
         return y
 
 
+class Depthwise(nnx.Conv):
+    """A convolution of each channel by itself, over the axes between the first and the last.
+
+    On CPUs it is a sum of shifted products, in a fraction of the time of XLA's convolution there.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [N, *sizes, channels]
+        x = x.astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)  # [*window, 1, channels]
+        window = kernel.shape[:-2]
+        strides = self.strides if isinstance(self.strides, Sequence) else (1,) * len(window)
+        pads = self.padding
+        if isinstance(pads, str):
+            pads = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, pads)
+
+        def convolve(x, kernel):
+            axes = "XYZ"[: len(window)]
+            return jax.lax.conv_general_dilated(
+                *(x, kernel, strides, pads),
+                dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+                feature_group_count=x.shape[-1],
+            )
+
+        def shift(x, kernel):
+            padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+            total = jnp.float32(0)
+            for at in itertools.product(*map(range, window)):
+                part = tuple(
+                    slice(first, size - span + 1 + first, stride)
+                    for first, size, span, stride in zip(
+                        at, padded.shape[1:-1], window, strides, strict=True
+                    )
+                )
+                total += padded[(slice(None), *part)].astype(jnp.float32) * kernel[(*at, 0)]
+            return total.astype(x.dtype)
+
+        return jax.lax.platform_dependent(x, kernel, cpu=shift, default=convolve)
+
+
 class Unit(nnx.Module):
     """A convolution without bias, BatchNorm and, unless it is left out, ReLU.
 
@@ -117,7 +157,8 @@ class Unit(nnx.Module):
     ):
         self.dtype = cfg.dtype
         self.relu = relu
-        self.conv = nnx.Conv(
+        depthwise = feature_groups == in_features == out_features > 1
+        self.conv = (Depthwise if depthwise else nnx.Conv)(
             in_features,
             out_features,
             tuple(kernel_size),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.evals import wolfe
-from mmjax.evals.logistic import Linear
+from mmjax.evals.logistic import Linear, transposed_product
 
 _HISTORY = 100  # pairs that L-BFGS keeps
 _GRADIENT = 1e-7  # stops when no entry of the gradient is larger,
@@ -111,7 +111,7 @@ def _solve(x, labels, weight, penalty, *, num_classes: int, max_iterations: int)
         residual = weight[:, None] * residual
         norm = jnp.sqrt(jnp.sum(theta[:-1] ** 2))
         pull = jnp.where(norm > 0, penalty / jnp.where(norm > 0, norm, 1.0), 0.0)
-        kernel = matmul(x.T, residual) + pull * theta[:-1]
+        kernel = transposed_product(x, residual) + pull * theta[:-1]
         return jnp.concatenate([kernel, residual.sum(0, keepdims=True)])
 
     def iterate(state: _State) -> _State:

@@ -84,3 +84,11 @@ def test_correlated_features_converge():
     best = objective(theirs.coef_.T, theirs.intercept_, x, labels, 100.0)
     assert objective(found.kernel, found.bias, x, labels, 100.0) == pytest.approx(best, rel=1e-6)
     assert found.gradient <= 1e-6 and found.iterations < 150
+
+
+@pytest.mark.parametrize("size", [3, 512, 513, 1500])
+def test_the_product_in_blocks(size):
+    rng = np.random.default_rng(0)
+    x, rows = (rng.normal(size=(size, n)).astype(np.float32) for n in (7, 4))
+    found = logistic.transposed_product(x, rows)
+    np.testing.assert_allclose(found, x.T.astype(np.float64) @ rows, atol=1e-4)

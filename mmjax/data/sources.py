@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from mmjax.data import image_arrays, image_sets, schema, slices, tfds, world
+from mmjax.data import contexts, image_arrays, image_sets, schema, slices, tfds, world
 from mmjax.data.dataset import DatasetFolder, DatasetInfo, Split
 from mmjax.errors import UserError
-
-_PREFIX = 4096  # bytes: what comes before the pictures of a record, and some
 
 
 class Source(Protocol):
@@ -123,45 +121,26 @@ class FolderSource:
         if key not in _labels:
             if len(_labels) >= 16:
                 _labels.clear()
-            _labels[key] = _read_labels(self._split)
+            # Whoever reads a damaged record finds it, and `data.corrupt` decides.
+            labels = contexts.read(
+                self,
+                range(self.num_examples),
+                _label,
+                lambda whole: (whole.labels or [-1])[0],
+                damaged=-1,
+            )
+            _labels[key] = np.fromiter(labels, np.int64, self.num_examples)
         return _labels[key]
 
 
 _labels: dict[tuple, np.ndarray] = {}
 
 
-def _read_labels(split: Split) -> np.ndarray:
-    """The first label of each record, by the beginnings of the records where that is enough."""
-    labels, opened = np.full(len(split), -1, np.int64), {}
-    try:
-        for record, (file, offset, length) in enumerate(split.index.tolist()):
-            if file not in opened:
-                opened[file] = os.open(split.files[file], os.O_RDONLY)
-            context = _context(os.pread(opened[file], min(length, _PREFIX), offset))
-            try:
-                payload = context or split.read(record, check_crc=False)
-                found = schema.decode(payload, waveform_format="unchecked").labels
-            except UserError:  # whoever reads the record finds it, and `data.corrupt` decides
-                continue
-            if found:
-                labels[record] = found[0]
-    finally:
-        for descriptor in opened.values():
-            os.close(descriptor)
-    return labels
-
-
-def _context(prefix: bytes) -> bytes | None:
-    """A SequenceExample's context, which alone is one too; None if the prefix ends before it."""
-    size, shift, at = 0, 0, 1
-    if prefix[:1] != b"\x0a":  # no context, or not first
-        return None
-    while at < len(prefix):
-        size |= (prefix[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-        if prefix[at - 1] < 128:
-            return prefix[: at + size] if at + size <= len(prefix) else None
-    return None
+def _label(context: Mapping[str, Any]) -> int | None:
+    """The first label that a context has, or -1; None if there is no context at the beginning."""
+    keys = (key for key in schema.LABELS if key in context)
+    values = (value for key in keys for value in context[key].int64_list.value)
+    return next(values, -1 if context else None)
 
 
 def open_source(spec: str, *, split: str, check_crc: bool = True) -> Source:

@@ -60,8 +60,8 @@ def add(commands) -> None:
     which.add_argument(
         "--scope",
         help="only among records of one group: label; subreddit, year or subreddit-year of folders "
-        "<subreddit>_<year>_<number>; or TABLE.csv:COLUMN (.tsv, .jsonl, .parquet), joined by the "
-        "column path, filename, file or image. Needs --data",
+        "<subreddit>_<year>_<number>; or TABLE.csv:COLUMN (.tsv, .jsonl, .ndjson, .parquet), "
+        "joined by the column path, filename, file or image. Needs --data",
     )
     which.add_argument("--groups", metavar="FILE.npy", help="the groups as integers [N]")
 

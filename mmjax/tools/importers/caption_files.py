@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import datetime
 import json
@@ -14,7 +13,7 @@ from typing import Any
 
 from mmjax.data import pictures
 from mmjax.errors import UserError
-from mmjax.tools import manifest
+from mmjax.tools import manifest, tables
 
 NO_PICTURE = "no picture"
 _EMPTY, _NO_TEXT = "the caption is empty", "no file with a caption"
@@ -175,13 +174,13 @@ def read_file(options: argparse.Namespace) -> Iterator[Entry]:
     if suffix == ".json":
         yield from _dictionary(path, options)
         return
-    kinds = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
-    if suffix not in kinds:
+    if suffix not in tables.SUFFIXES:
         raise UserError(
-            f"--table {path}: its name ends in {', '.join(kinds)}, or .json for LGSSL's dictionary."
+            f"--table {path}: its name ends in {', '.join(tables.SUFFIXES)}, or .json for LGSSL's "
+            "dictionary."
         )
     columns = None
-    for number, row in kinds[suffix](path):
+    for number, row in tables.rows(path):
         columns = columns or _Columns(path, list(row), options)
         yield columns.entry(number, row)
 
@@ -245,51 +244,6 @@ def _column(
         f"{path} has no column with the usual name of a {kind} ({', '.join(usual[:5])} …); it has "
         f"{', '.join(names) or 'none'}. Say which one: --{kind}-column NAME."
     )
-
-
-def _csv(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(1 << 24)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter="\t" if path.lower().endswith(".tsv") else ",")
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            for cells in reader:
-                if len(cells) > len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells for {len(header)} "
-                        'columns. Put cells that contain the delimiter in "quotes".'
-                    )
-                if any(cells):
-                    yield reader.line_num, dict(zip(header, cells, strict=False))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}.") from error
-
-
-def _jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{path}, line {number}: not JSON ({error}).") from error
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}, line {number}: not a JSON object.")
-                yield number, row
-
-
-def _parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{path}: reading Parquet needs `pip install pyarrow`.") from error
-    try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(4096)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from enumerate(rows, 1)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {error}.") from error
 
 
 def _dictionary(path: str, options: argparse.Namespace) -> Iterator[Entry]:

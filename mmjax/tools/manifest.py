@@ -6,11 +6,9 @@ the table, the options and, where films are cut or split by time, their duration
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
 import hashlib
-import json
 import math
 import os
 import re
@@ -18,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from mmjax.data import pictures
 from mmjax.errors import UserError
+from mmjax.tools import tables
 
 _COLUMN = re.compile(r"^(path|start|end|split|captions?|labels?|touch|background|crop)[ _]?\d*$")
 _SEVERAL = ("caption", "label", "touch")  # columns whose cells may hold several values
@@ -61,8 +60,8 @@ def read_table(path: str, *, separator: str = "|", split: str = "train") -> list
     """The rows of a table: path, start, end, caption, label, split, touch, background, crop.
 
     Args:
-      path: .csv, .tsv or .jsonl. Only `path` or `touch` is needed. Captions, labels and touch may
-        have several columns (caption, caption, or caption, caption2).
+      path: .csv, .tsv, .jsonl or .parquet. Only `path` or `touch` is needed. Captions, labels and
+        touch may have several columns (caption, caption, or caption, caption2).
       separator: between several captions, labels or touch pictures in one cell; '' = none.
       split: for rows that name none.
 
@@ -271,33 +270,16 @@ def check_splits(names: str) -> str:
 
 def _rows(path: str) -> Iterable[tuple[int, list[tuple[str, object]]]]:
     """(line number, [(column, cell)]); a column may come twice."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        if path.endswith((".jsonl", ".ndjson")):
-            checked: set[tuple[str, ...]] = set()
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                        cells = list(row.items())
-                    except (ValueError, AttributeError) as error:
-                        raise UserError(f"{path}, line {number}: not a JSON object.") from error
-                    columns = tuple(row)
-                    if columns not in checked:
-                        _check_columns(path, columns)
-                        checked.add(columns)
-                    yield number, cells
-            return
-        reader = csv.reader(file, delimiter="\t" if path.endswith(".tsv") else ",")
-        header = [column.strip().lower() for column in next(reader, [])]
-        _check_columns(path, header)
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                if len(cells) > len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells for {len(header)} "
-                        'columns. Put cells that contain the delimiter in "quotes".'
-                    )
-                yield reader.line_num, list(zip(header, cells, strict=False))
+    checked: set[tuple[str, ...]] = set()
+    named_by_hand = tables.suffix_of(path) in ("", ".csv", ".tsv")
+    for number, cells in tables.cells(path):
+        if named_by_hand:
+            cells = [(column.lower(), cell) for column, cell in cells]
+        columns = tuple(column for column, _ in cells)
+        if columns not in checked:
+            _check_columns(path, columns)
+            checked.add(columns)
+        yield number, cells
 
 
 def free_column(name: str) -> str:

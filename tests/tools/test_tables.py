@@ -34,7 +34,8 @@ def test_all_kinds_give_the_same(tmp_path, suffix):
     ("name", "content", "message"),
     [
         ("t.csv", b"a,b\n1,2,3\n", "line 2: 3 cells for 2 columns"),
-        ("t.csv", b"a,b\n\xff,2\n", "t.csv, line .*utf-8"),
+        ("t.csv", b"a,b\n\xff,2\n", "t.csv is not text in UTF-8"),
+        ("t.csv", b"a,b\n1\n\n1,2,3\n", "line 4: 3 cells"),
         ("t.jsonl", b'{"a": 1}\n[1]\n', "line 2: not a JSON object.$"),
         ("t.jsonl", b'{"a": 1}\n{"a"', "line 2: not JSON"),
         ("t.jsonl", b'{"a": 1}\n{"a": "\xff"}', "line 2: not JSON"),
@@ -48,6 +49,12 @@ def test_what_is_wrong_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         list(tables.rows(str(tmp_path / name)))
+
+
+def test_short_lines_and_columns_that_come_twice(tmp_path):
+    (tmp_path / "t.tsv").write_text("a\tb\tb\n1\n2\t3\t4\n")
+    want = [(2, [("a", "1"), ("b", ""), ("b", "")]), (3, [("a", "2"), ("b", "3"), ("b", "4")])]
+    assert list(tables.cells(f"{tmp_path}/t.tsv")) == want
 
 
 def test_missing_files(tmp_path):

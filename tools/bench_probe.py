@@ -82,7 +82,7 @@ def bench_probe(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
         lowest = timed(ours, strength, 1e-6)["objective"]
         row: dict[str, Any] = {"lowest_objective": lowest}
         for name, fit in fits.items():
-            for exponent in range(2, 7):
+            for exponent in range(2, 10):
                 tolerance = 10.0**-exponent
                 found = timed(fit, strength, tolerance)
                 if found["objective"] <= lowest * (1 + options.gap):

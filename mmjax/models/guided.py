@@ -92,6 +92,8 @@ class Guided(Towers):
             self.heads[name] = ProjectionMLP(
                 in_features=self._input_of(name, widths), rngs=rngs, **heads[name]
             )
+        if prototypes < 0:
+            raise UserError(f"config.model.prototypes={prototypes} must be at least 0 (none).")
         if prototypes:
             width = self.width_of(PROJECTION, "config.model.prototypes")
             self.prototypes = Prototypes(in_features=width, count=prototypes, rngs=rngs)

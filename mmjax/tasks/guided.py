@@ -10,6 +10,7 @@ its neighbour is decided by the data (`config.data.pairs`): LGSimCLR is SimCLR o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -236,6 +237,31 @@ TERMS: dict[str, Callable[..., tuple[jax.Array, dict[str, Number]]]] = {
 }
 
 
+_ABOVE_0 = (lambda value: value > 0, "above 0")
+_FROM_1 = (lambda value: value >= 1, "at least 1")
+_FROM_0 = (lambda value: value >= 0, "at least 0")
+# What the values of the terms' keywords must be.
+_RANGES = {
+    "temperature": _ABOVE_0,
+    "epsilon": _ABOVE_0,
+    "bank_size": _FROM_1,
+    "queue_length": _FROM_1,
+    "iterations": _FROM_1,
+    "queue_start": _FROM_0,
+    "freeze_prototypes": _FROM_0,
+    "max_logit_scale": _FROM_0,
+    "view": _FROM_0,
+    "views": (
+        lambda value: (
+            len(value) == 2
+            and all(type(view) is int and view >= 0 for view in value)
+            and value[0] != value[1]
+        ),
+        "such as (0, 1): it must name two views",
+    ),
+}
+
+
 class Guided:
     """Self-supervised and language-guided learning of pictures.
 
@@ -285,13 +311,17 @@ class Guided:
             )
         for name, (_, keywords) in self._terms.items():
             where = f"config.loss.{name}"
-            for head in _heads_of(name, keywords):
-                module.width_of(head, where)
+            heads = _heads_of(name, keywords)
+            widths = {head: module.width_of(head, where) for head in heads}
+            if len(set(widths.values())) > 1:
+                raise UserError(
+                    f"{where} compares embeddings of different widths: "
+                    f"{', '.join(f'{head} {width}' for head, width in widths.items())} "
+                    "(config.model.heads)."
+                )
             views = [keywords["view"]] if "view" in keywords else list(keywords["views"])
-            if "views" in keywords and len(views) != 2:
-                raise UserError(f"{where}.views={tuple(views)} must name two views.")
             for view in views:
-                if not 0 <= view < self._num_views:
+                if view >= self._num_views:
                     raise UserError(
                         f"{where} compares view {view}, but an example has {self._num_views} "
                         "(counted from 0): set config.data.image.crops, an area for each view, "
@@ -306,13 +336,6 @@ class Guided:
                     raise UserError(
                         f"{where} compares one caption of an example: set "
                         f"config.data.text.candidates=1, not {text.shape[1]}."
-                    )
-                widths = {head: module.width_of(head, where) for head in (keywords["head"], "text")}
-                if len(set(widths.values())) > 1:
-                    raise UserError(
-                        f"{where} compares embeddings of different widths: "
-                        f"{', '.join(f'{head} {width}' for head, width in widths.items())} "
-                        "(config.model.heads)."
                     )
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
@@ -406,9 +429,18 @@ def _parse(loss: Mapping[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
             raise UserError(f"config.loss.{name} must be a section (dict), not {section!r}.")
         section = dict(section)
         weight = section.pop("weight", 1.0)
-        if not isinstance(weight, int | float) or weight < 0:
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise UserError(f"config.loss.{name}.weight={weight!r} must be a number from 0.")
         given = config.keywords(function, section, f"loss.{name}", given=["batch"])
+        for key in given.keys() & _RANGES.keys():
+            try:
+                fits = _RANGES[key][0](given[key])
+            except TypeError:
+                fits = False
+            if not fits:
+                raise UserError(f"config.loss.{name}.{key}={given[key]} must be {_RANGES[key][1]}.")
+        if given.get("head") == "text":
+            raise UserError(f"config.loss.{name}.head='text' is of texts: name one of pictures.")
         if weight:
             terms[name] = (float(weight), {**function.__kwdefaults__, **given})
     return terms

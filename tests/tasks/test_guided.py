@@ -334,6 +334,19 @@ def test_flops_count_views_heads_and_texts():
         (dict(simclr=dict(weight=-1)), r"config\.loss\.simclr\.weight=-1"),
         (dict(simclr=dict(views=(0, 2))), "compares view 2, but an example has 2"),
         (dict(simclr=dict(views=(0,))), "must name two views"),
+        (dict(simclr=dict(views=(1, 1))), "must name two views"),
+        (dict(simclr=dict(views=(0, 1.5))), "must name two views"),
+        (dict(simclr=dict(views=1)), r"config\.loss\.simclr\.views=1 must be such as"),
+        (
+            dict(simclr=dict(temperature=0.0)),
+            r"config\.loss\.simclr\.temperature=0.0 must be above",
+        ),
+        (dict(simclr=dict(weight=float("nan"))), r"config\.loss\.simclr\.weight=nan"),
+        (dict(nnclr=dict(bank_size=0)), r"config\.loss\.nnclr\.bank_size=0 must be at least 1"),
+        (dict(swav=dict(queue_length=0)), r"queue_length=0 must be at least 1"),
+        (dict(swav=dict(epsilon=0.0)), r"epsilon=0.0 must be above 0"),
+        (dict(clip=dict(max_logit_scale=-1.0)), r"max_logit_scale=-1.0 must be at least 0"),
+        (dict(clip=dict(head="text")), "head='text' is of texts"),
         (dict(simclr=dict(head="mlp")), "needs the head 'mlp'"),
         (dict(simsiam=dict()), "needs the head 'predictor'"),
         (dict(swav=dict()), r"needs config\.model\.prototypes"),
@@ -345,6 +358,18 @@ def test_flops_count_views_heads_and_texts():
 def test_a_loss_that_cannot_be_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         task_of("simclr", **options)
+
+
+@pytest.mark.parametrize("name", ["simsiam", "nnclr"])
+def test_a_predictor_gives_what_it_predicts(name):
+    heads = dict(projection=dict(dims=(8, 4)), predictor=dict(dims=(8, 5)))
+    with pytest.raises(UserError, match="different widths: projection 4, predictor 5"):
+        task_of(name, model=dict(heads=heads))
+
+
+def test_there_are_no_fewer_prototypes_than_none():
+    with pytest.raises(UserError, match=r"config\.model\.prototypes=-1"):
+        task_of("swav", model=dict(prototypes=-1))
 
 
 def test_texts_that_are_missing_are_refused():

@@ -24,6 +24,8 @@ class Entry:
       num_classes: of the whole set.
       metric: 'top1' or 'mean_per_class'; '' if LGSSL reports none.
       few_shot: whether it is also used for few-shot classification.
+      corrupt: 'skip' where the published set has a picture that cannot be decoded, see
+        `config.data.corrupt`; '' is as the config says.
       note: what there is to know.
     """
 
@@ -34,6 +36,7 @@ class Entry:
     num_classes: int
     metric: str
     few_shot: bool = True
+    corrupt: str = ""
     note: str = ""
 
 
@@ -50,7 +53,8 @@ CATALOGUE = {
         *_FIFTH,
         397,
         "top1",
-        note="One picture cannot be decoded: data.corrupt='skip' leaves it out.",
+        corrupt="skip",
+        note="One picture cannot be decoded.",
     ),
     "cars196": Entry("cars196", *_FIFTH, 196, "top1"),
     "aircraft": Entry("", *_THREE, 100, "mean_per_class", note="Variants of FGVC-Aircraft."),

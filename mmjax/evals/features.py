@@ -191,7 +191,7 @@ class FeatureStore:
 
     def _path(self, state: Mapping[str, Any], request: Request) -> pathlib.Path | None:
         """Where the features are on disk, or would be; None for data that cannot be known."""
-        data_cfg = self.data_cfg | views_lib.from_json(request.views)
+        data_cfg = self._data_cfg_of(request)
         specs = data_cfg.get("train", "")
         spec = request.data or (specs if isinstance(specs, str) else specs[0])
         data = feature_cache.data_identity(self._open(request), spec, data_cfg)
@@ -229,6 +229,9 @@ class FeatureStore:
             seconds=time.monotonic() - began,
         )
 
+    def _data_cfg_of(self, request: Request) -> dict[str, Any]:
+        return {**self.data_cfg, **views_lib.from_json(request.views)}
+
     def _open(self, request: Request) -> Any:
         if request not in self._data:
             make = self._make_eval_data
@@ -237,7 +240,7 @@ class FeatureStore:
 
                 make = loader.make_eval_data
             self._data[request] = make(
-                self.data_cfg | views_lib.from_json(request.views),
+                self._data_cfg_of(request),
                 data=request.data,
                 split=request.split,
                 batch_size=request.batch_size,
@@ -331,7 +334,7 @@ class FeatureStore:
 
     def _check_count(self, request: Request, ids: np.ndarray, filled: int, total: int) -> int:
         """How many examples there are to judge: all of them, or all but the corrupt records."""
-        if 0 < filled < total and self.data_cfg.get("corrupt") == "skip":
+        if 0 < filled < total and self._data_cfg_of(request).get("corrupt") == "skip":
             logging.warning(
                 "%s: %d corrupt records are left out, %d remain.", request, total - filled, filled
             )

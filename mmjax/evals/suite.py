@@ -34,6 +34,7 @@ class Dataset:
       train, valid, test: its splits; without `valid`, a part of each class of `train` is used.
       metric: what a probe reports and chooses C by, 'top1' or 'mean_per_class'.
       few_shot: whether few-shot episodes are drawn from it.
+      corrupt: 'fail' or 'skip', as `config.data.corrupt`; '' is as the config says.
     """
 
     data: str
@@ -42,6 +43,7 @@ class Dataset:
     test: str = "test"
     metric: str = "top1"
     few_shot: bool = True
+    corrupt: str = ""
 
 
 class Suite(Evaluator):
@@ -146,7 +148,8 @@ class Suite(Evaluator):
             splits = dict(
                 zip(("train", "valid", "test"), catalogue.splits_of(name, spec), strict=True)
             )
-            found[name] = Dataset(data=spec, metric=entry.metric, few_shot=entry.few_shot, **splits)
+            same = {key: getattr(entry, key) for key in ("metric", "few_shot", "corrupt")}
+            found[name] = Dataset(data=spec, **same, **splits)
         keys = [field.name for field in dataclasses.fields(Dataset)]
         for name, section in extra.items():
             where = f"config key evals.{self.name}.extra.{name}"
@@ -159,12 +162,15 @@ class Suite(Evaluator):
                 raise UserError(f"{where} needs data=…, a dataset as in config.data.train.")
             found[name] = Dataset(**section)
             choose(f"{where}.metric", found[name].metric, _METRICS)
+            choose(f"{where}.corrupt", found[name].corrupt or "fail", {"fail": 0, "skip": 0})
         return found
 
     def _make(self, name: str, dataset: Dataset) -> dict[str, Evaluator]:
         """The evaluators of a dataset."""
         shared = dict(data=dataset.data, train_split=dataset.train, split=dataset.test)
         shared |= self._shared
+        if dataset.corrupt:
+            shared["views"] = {**(shared["views"] or {}), "corrupt": dataset.corrupt}
         made: dict[str, Evaluator] = {}
         for kind, options in self._options.items():
             own = {**shared, **options, "name": f"{self.name}/{name}/{kind}"}

@@ -9,6 +9,8 @@ from typing import Any
 from mmjax.errors import UserError, unknown
 from mmjax.tasks.inputs import MODALITIES
 
+_POLICY = ("corrupt", "max_corrupt")  # keys of config.data that are no sections
+
 
 def merge(data_cfg: Mapping[str, Any], views: Mapping[str, Any]) -> dict[str, Any]:
     """The data config with what `views` replaces; sections within sections keep their other keys.
@@ -16,14 +18,19 @@ def merge(data_cfg: Mapping[str, Any], views: Mapping[str, Any]) -> dict[str, An
     Args:
       data_cfg: the `data` section of the config, as plain dicts.
       views: {section: {key: value}}, e.g. `dict(text=dict(keywords=dict(seed=3)), video=None)`;
-        None leaves a section out.
+        None leaves a section out, if it is there. `corrupt` and `max_corrupt` may be given too.
 
     Raises:
       UserError: a section that the data config does not have, or leaves out itself.
     """
     cfg = dict(data_cfg)
     for section, changes in views.items():
+        if section in _POLICY:
+            cfg[section] = changes
+            continue
         if section not in cfg:
+            if changes is None and section in MODALITIES:
+                continue
             raise unknown("section of config.data in views", section, cfg)
         if changes is not None and cfg[section] is None:
             raise UserError(f"views.{section} is given but config.data.{section} is None.")

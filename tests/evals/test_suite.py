@@ -158,6 +158,32 @@ def test_support_of_both_splits(make):
     assert "s/dtd/linear" not in found
 
 
+def test_a_set_with_a_picture_that_cannot_be_decoded(make, caplog):
+    """As published, SUN397 has one: it is left out, whatever the config says of others."""
+    arrays = {f"{split}_images": np.zeros((5, 2, 2, 3), np.uint8) for split in ("train", "test")}
+    arrays |= {f"{split}_labels": np.arange(5) for split in ("train", "test")}
+    np.savez(make.root / "sun397.npz", **arrays)
+    make.corrupt = (3,)
+    options = dict(probe=None, views=dict(image=dict(size=4)))
+    found = run(make, datasets=("sun397",), **options)
+    assert 0 <= found["s/sun397/few_shot"] <= 1
+    assert "1 corrupt records are left out, 29 remain" in caplog.text
+    assert make.asked["corrupt"] == "skip" and make.asked["image"]["size"] == 4
+    with pytest.raises(RuntimeError, match="39 examples came, 39 different ones, of 40"):
+        run(make, datasets=(), extra=dict(mine=dict(data="mine", few_shot=True)), probe=None)
+    own = dict(data="mine", corrupt="skip")
+    assert "s/mine/few_shot" in run(make, datasets=(), extra=dict(mine=own), probe=None)
+
+
+def test_views_of_what_the_data_do_not_have(make):
+    """The recipe leaves texts out, and a converted backbone has none."""
+    del make.data_cfg["text"]
+    assert "s/dtd/few_shot" in run(make, datasets=("dtd",), probe=None, views=dict(text=None))
+    for views in (dict(text=dict(max_words=3)), dict(images=None)):
+        with pytest.raises(UserError, match="Unknown section of config.data in views"):
+            run(make, datasets=("dtd",), views=views)
+
+
 def test_one_that_fails_does_not_stop_the_others(make, caplog):
     data = f"npz:{make.root}/dtd.npz"
     make.parts[data, "train"] = pictures(np.random.default_rng(0), 4)  # too few for episodes
@@ -198,6 +224,7 @@ def test_features_of_a_dataset_are_computed_once_and_then_forgotten(make):
         (dict(extra=dict(mine=dict(data="x", tset="test"))), "Did you mean 'test'"),
         (dict(extra=dict(cifar10=dict(data="x"))), "the name is taken"),
         (dict(extra=dict(mine=dict(data="x", metric="top5"))), "metric"),
+        (dict(extra=dict(mine=dict(data="x", corrupt="skipp"))), "Did you mean 'skip'"),
         (dict(datasets=()), "none of its datasets is there"),
     ],
 )  # fmt: skip

@@ -2,8 +2,9 @@
 
 `.safetensors`, and what `torch.save` writes: a zip archive with a pickle, whose tensors are views
 of storages that lie in the archive as they are; before PyTorch 1.6, a pickle with the storages
-behind it. A pickle may name tensors, plain containers, numbers and text; anything else is refused
-before it could run.
+behind it. A pickle may name tensors, plain containers, numbers and text. Objects of configurations,
+as PyTorch Lightning saves a training's, are left empty; anything else is refused before it could
+run.
 """
 
 from __future__ import annotations
@@ -149,6 +150,41 @@ class _Namespace(dict):
         self.update(state)
 
 
+class _Defaults(dict):
+    """A defaultdict: its items."""
+
+    def __init__(self, factory: Any = None):
+        super().__init__()
+
+
+class _Object:
+    """Stands for an object of a configuration: whatever it is given is left out."""
+
+    __slots__ = ()
+    kind = ""
+
+    def __new__(cls, *_: Any) -> _Object:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return f"an object of {self.kind}"
+
+
 class _Type:
     """Stands for a class of PyTorch that is only named; it makes nothing."""
 
@@ -200,6 +236,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     **pickles.ARRAYS,
     **pickles.SCALARS,
     ("collections", "OrderedDict"): _Dict,
+    ("collections", "defaultdict"): _Defaults,
     ("argparse", "Namespace"): _Namespace,
     **{(module, "set"): set for module in ("builtins", "__builtin__")},
     (_TENSORS, "_rebuild_tensor"): pickles.Function(_view),
@@ -217,6 +254,13 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     **{("torch", dtype): dtype for dtype in _DTYPES},
 }
 
+# What configurations that were saved with weights are made of, and the types that these name.
+_CONFIGURATIONS = ("omegaconf", "pytorch_lightning", "lightning", "lightning_fabric")
+_NAMED = {("typing", "Any")} | {
+    (module, name)
+    for module in ("builtins", "__builtin__")
+    for name in ("dict", "list", "tuple", "str", "bytes", "int", "float", "bool", "object")
+}
 
 # For a first reading, before it is known where storages lie: no tensor is made.
 _WITHOUT_TENSORS = _ALLOWED | {
@@ -237,6 +281,12 @@ class _Unpickler(pickles.Unpickler):
     ):
         super().__init__(file, allowed=allowed, advice=_ADVICE, encoding="utf-8")
         self._storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = module.split(".")[0] in _CONFIGURATIONS or (module, name) in _NAMED
+        if known and (module, name) not in self._allowed:
+            return type("_Object", (_Object,), {"__slots__": (), "kind": f"{module}.{name}"})
+        return super().find_class(module, name)
 
     def persistent_load(self, pid: tuple) -> Any:
         kind, storage, key, _, count, *view = pid

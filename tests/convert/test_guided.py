@@ -19,7 +19,7 @@ from mmjax.models.towers import build_tower
 from mmjax.rundir import RunDir
 from mmjax.state import ModelDef
 from mmjax.tools import cli
-from tests.convert.torch_writer import save, save_as_before
+from tests.convert.torch_writer import Call, Global, save, save_as_before
 from tests.models import torch_reference
 
 rng = np.random.default_rng(0)
@@ -146,7 +146,10 @@ def lightning(state, step=3):
         global_step=step,
         optimizer_states=[{"state": moments, "param_groups": [{"lr": 1e-3, "params": [0]}]}],
         lr_schedulers=[{"last_epoch": 3, "_last_lr": [1e-3]}],
-        hyper_parameters={"name": "simclr", "dims": [2048, 128]},
+        hyper_parameters={
+            **{"name": "simclr", "dims": [2048, 128]},
+            "config": Call(Global("omegaconf.dictconfig", "DictConfig"), state={"_content": {}}),
+        },
         callbacks={"ModelCheckpoint": {"best_model_score": np.array(0.5, np.float32)}},
     )
 
@@ -404,6 +407,7 @@ def test_trainings(tmp_path, name):
         line.split("  ← ")[1]: line.split()[0] for line in report.splitlines() if "  ← " in line
     }
     assert rows["hyper_parameters.name"] == "value:" and rows["epoch"] == "value:"
+    assert rows["hyper_parameters.config"] == "value:"
     assert rows["optimizer_states.0.state.0.exp_avg"] == "optimizer"
     assert rows["callbacks.ModelCheckpoint.best_model_score"] == "outside"
     assert {f"state_dict.{key}" for key in state} <= set(rows)

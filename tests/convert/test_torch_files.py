@@ -6,7 +6,10 @@ import io
 import json
 import mmap
 import pickle
+import sys
 import tarfile
+import types
+import typing
 import zipfile
 
 import ml_dtypes
@@ -140,6 +143,46 @@ def test_numpy_in_a_pickle(tmp_path):
         read = torch_files.open_file(write(tmp_path, {}, **{"data.pkl": data}))
         assert read["best"] == 0.25 and read["count"] == 3 and read["best"].dtype == np.float64
         np.testing.assert_array_equal(read["scores"], np.arange(3.0))
+
+
+class _Settings:
+    """As a node of OmegaConf: its state refers to types, to other nodes and back to itself."""
+
+    def __init__(self, **content):
+        self.content = content
+        self.meta = {"kind": dict, "key": str, "any": typing.Any, "hooks": None}
+        self.parent = self
+
+
+class _Attributes(dict):
+    pass
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_configurations_are_left_empty(tmp_path, monkeypatch, protocol):
+    """As PyTorch Lightning saves them beside the weights, where OmegaConf is not installed."""
+    for name, kind in (("omegaconf", _Settings), ("pytorch_lightning", None)):
+        module = types.ModuleType(name)
+        kind = kind or _Attributes
+        monkeypatch.setattr(kind, "__module__", name)
+        setattr(module, kind.__name__, kind)
+        monkeypatch.setitem(sys.modules, name, module)
+    content = {
+        "state": collections.defaultdict(dict, {0: {"step": 3}}),
+        "hyper_parameters": {
+            "model": _Settings(name="simclr", inner=_Settings(dims=[2048, 128])),
+            "more": _Attributes(lr=1e-3),
+        },
+        "epoch": 1,
+    }
+    data = pickle.dumps(content, protocol)
+    for name in ("omegaconf", "pytorch_lightning"):
+        monkeypatch.delitem(sys.modules, name)
+    found = torch_files.entries(write(tmp_path, {}, **{"data.pkl": data}))
+    model = found.pop("hyper_parameters.model")
+    assert repr(model) == "an object of omegaconf._Settings"
+    assert repr(found.pop("hyper_parameters.more")).endswith("pytorch_lightning._Attributes")
+    assert found == {"state.0.step": 3, "epoch": 1}
 
 
 # ---- what is refused

@@ -256,11 +256,10 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 # What configurations that were saved with weights are made of, and the types that these name.
 _CONFIGURATIONS = ("omegaconf", "pytorch_lightning", "lightning", "lightning_fabric")
-_NAMED = {("typing", "Any")} | {
-    (module, name)
-    for module in ("builtins", "__builtin__")
-    for name in ("dict", "list", "tuple", "str", "bytes", "int", "float", "bool", "object")
-}
+_TYPES = ("dict", "list", "tuple", "str", "bytes", "int", "float", "bool", "object")
+_NAMED = {("builtins", name) for name in _TYPES} | {("typing", "Any")}
+# In Python 2's words, as pickles of protocol 2 have it.
+_NAMED |= {("__builtin__", name) for name in (*_TYPES, "unicode", "long")}
 
 # For a first reading, before it is known where storages lie: no tensor is made.
 _WITHOUT_TENSORS = _ALLOWED | {

@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a file in the way of a folder, no permission, a full disk
+        print(f"mmjax {args.command}: {error}", file=sys.stderr)
+        return 2
 
 
 def _add_import(commands) -> None:
@@ -63,8 +66,8 @@ def _add_build(commands) -> None:
     source.add_argument(
         "--csv",
         metavar="FILE",
-        help="table (.csv, .tsv, .jsonl) with the columns path, start, end, caption, label, split, "
-        "touch, background, crop",
+        help="table (.csv, .tsv, .jsonl, .parquet) with the columns path, start, end, caption, "
+        "label, split, touch, background, crop",
     )
     source.add_argument(
         "--images", metavar="FOLDER", help="pictures in FOLDER/class, or FOLDER/split/class"

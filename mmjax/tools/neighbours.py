@@ -91,8 +91,11 @@ def _run(args) -> int:
 
     if not args.out and not args.plan:
         raise UserError("Give --out PAIRS, or --plan.")
-    if args.k < 1:
-        raise UserError(f"--k {args.k} must be at least 1.")
+    for option in ("k", "block"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            raise UserError(f"--{option} {value} must be at least 1.")
+    if not -1 <= args.min_similarity <= 1:
+        raise UserError(f"--min-similarity {args.min_similarity} is a cosine, between -1 and 1.")
     if args.memory is not None and args.memory <= 0:
         raise UserError(f"--memory {args.memory} must be above 0.")
     features, modality, name = _features(args)

@@ -242,6 +242,12 @@ def test_bad_tables(folder, capsys, name, content, options, message):
     assert re.search(message, said), said
 
 
+@pytest.mark.parametrize("option", ["--threads", "--max-kib", "--max-aspect"])
+def test_numbers_below_one(folder, capsys, option):
+    assert folder.run(option, 0) == 2
+    assert f"{option} 0 must be at least 1" in capsys.readouterr().err
+
+
 def test_nothing_at_all(folder, capsys):
     assert folder.run() == 2
     assert "Not one of 0 clips" in capsys.readouterr().err

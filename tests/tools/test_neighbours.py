@@ -262,6 +262,8 @@ def test_thresholds_of_lists(data, tmp_path):
         (["--modality", "image"], "image.npy cannot be read"),
         (["--split", "test"], "features of nothing"),
         (["--k", "0"], "--k 0 must be at least 1"),
+        (["--block", "0"], "--block 0 must be at least 1"),
+        (["--min-similarity", "1.5"], "--min-similarity 1.5 is a cosine"),
         (["--memory", "-1"], "--memory -1.0 must be above 0"),
         (["--data", "world:tiny"], "but the features are 40 of toy/train"),
     ],
@@ -317,3 +319,10 @@ def test_names_that_occur_twice(tmp_path, capsys):
     options = ["--data", data, "--out", str(tmp_path / "out")]
     assert cli.main(["pairs", str(tmp_path / "list.json"), *options]) == 2
     assert "Two records are called d/same" in capsys.readouterr().err
+
+
+def test_a_file_in_the_way_of_the_folder(features, tmp_path, capsys):
+    (tmp_path / "pairs").write_text("mine")
+    assert find(features, tmp_path / "pairs") == 2
+    assert "mmjax neighbours: " in capsys.readouterr().err
+    assert (tmp_path / "pairs").read_text() == "mine"

@@ -32,6 +32,9 @@ _Placed = TypeVar("_Placed", Entry, caption_files.Folder)
 
 def _read(job: Job) -> Iterator[Item]:
     options, problems = job.options, _Problems()
+    for option in ("threads", "max_kib", "max_aspect"):
+        if (value := getattr(options, option)) is not None and value < 1:
+            raise UserError(f"--{option.replace('_', '-')} {value:g} must be at least 1.")
     check = _Check(job.media.root, options)
     dictionary = _Dictionary(options.dictionary) if options.dictionary else None
     looked_at: Iterable[Any]  # what a thread does in one go

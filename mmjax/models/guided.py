@@ -29,11 +29,16 @@ PREDICTOR, PROJECTION = "predictor", "projection"
 
 
 class Prototypes(nnx.Module):
-    """Directions that embeddings are assigned to (SwAV). Their lengths are of no importance."""
+    """Directions that embeddings are assigned to (SwAV).
+
+    Their lengths, 1 at the start, are of no importance: they are divided out. LGSSL's published
+    code sets the parameters themselves to length 1 before each step, so that prototypes keep
+    turning as fast as at the start; here they turn the slower the longer they grow.
+    """
 
     def __init__(self, *, in_features: int, count: int, rngs: nnx.Rngs):
-        init = fan_in_uniform(in_features)
-        self.kernel = nnx.Param(init(rngs.params(), (in_features, count)))
+        kernel = fan_in_uniform(in_features)(rngs.params(), (in_features, count))
+        self.kernel = nnx.Param(normalize(kernel.T).T)
 
     def __call__(self, x: jax.Array, *, learned: jax.Array | bool = True) -> jax.Array:
         """[B, D] → cosines [B, K]; where not `learned`, the prototypes get no gradient."""

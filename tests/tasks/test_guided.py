@@ -367,6 +367,13 @@ def test_a_predictor_gives_what_it_predicts(name):
         task_of(name, model=dict(heads=heads))
 
 
+def test_prototypes_start_at_length_one():
+    """As LGSSL's published code has them in its first step."""
+    kernel = task_of("swav").init(jax.random.key(0))[0]["prototypes"]["kernel"]
+    assert kernel.shape == (SMALL["out"], SMALL["prototypes"])
+    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1.0, rtol=1e-5)
+
+
 def test_there_are_no_fewer_prototypes_than_none():
     with pytest.raises(UserError, match=r"config\.model\.prototypes=-1"):
         task_of("swav", model=dict(prototypes=-1))

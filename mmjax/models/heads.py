@@ -177,7 +177,7 @@ class ProjectionMLP(nnx.Module):
     ):
         if not dims or min(dims) < 1:
             raise UserError(f"dims={tuple(dims)} of a head must be at least one width above 0.")
-        self.linear, self.norm = nnx.List(), nnx.List()
+        self.linear, self.norm = nnx.Dict(), nnx.Dict()  # by number, as paths have it
         for number, (fan_in, fan_out) in enumerate(itertools.pairwise((in_features, *dims))):
             layer = nnx.Linear(
                 fan_in,
@@ -187,27 +187,28 @@ class ProjectionMLP(nnx.Module):
                 param_dtype=param_dtype,
                 rngs=rngs,
             )
-            self.linear.append(layer)
+            self.linear[str(number)] = layer
             if number < len(dims) - 1 or final_norm:
-                self.norm.append(_batch_norm(fan_out, param_dtype=param_dtype, rngs=rngs))
+                norm = _batch_norm(fan_out, param_dtype=param_dtype, rngs=rngs)
+                self.norm[str(number)] = norm
         self.in_features, self.out_features = in_features, dims[-1]
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[B, in_features] → float32 [B, dims[-1]]; `train` normalises by the batch and updates the
         statistics."""
         x = x.astype(jnp.float32)
-        last = len(self.linear) - 1
-        for number, layer in enumerate(self.linear):
+        last = str(len(self.linear) - 1)
+        for number, layer in self.linear.items():
             x = layer(x)
-            if number < len(self.norm):
+            if number in self.norm:
                 x = self.norm[number](x, use_running_average=not train)
-            if number < last:
+            if number != last:
                 x = jax.nn.relu(x)
         return x
 
     def flops(self) -> float:
         """Forward operations for one row."""
-        return sum(2.0 * layer.in_features * layer.out_features for layer in self.linear)
+        return sum(2.0 * layer.in_features * layer.out_features for layer in self.linear.values())
 
 
 HEADS = {"fac": FACHead, "joint": JointHead}

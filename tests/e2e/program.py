@@ -17,6 +17,8 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
+import mmjax
+
 # The demo with towers of one layer, which compile sooner.
 SMALL = (
     "--config=demo:smoke",
@@ -68,6 +70,7 @@ def _child(arguments, folder, env, streams, before) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
+    mmjax._avoid_wrong_results_on_cpu()  # as its import does, which was under the parent's flags
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = ["mmjax.main", *arguments]

@@ -159,8 +159,8 @@ def test_simclr_is_the_loss_of_the_two_views():
 def test_slip_adds_what_the_third_view_says_of_the_text():
     task, _, params, _, loss, *_ = trained("slip")
     (a, b, _), features = projections("slip")
-    picture = features["image"][:, 2] @ params["heads"]["clip"]["linear"][0]["kernel"]
-    text = features["text"] @ params["heads"]["text"]["linear"][0]["kernel"]
+    picture = features["image"][:, 2] @ params["heads"]["clip"]["linear"]["0"]["kernel"]
+    text = features["text"] @ params["heads"]["text"]["linear"]["0"]["kernel"]
     expected = self_supervised.nt_xent(a, b) + contrastive.info_nce(
         picture, text, logit_scale=1 / 0.07
     )
@@ -170,7 +170,7 @@ def test_slip_adds_what_the_third_view_says_of_the_text():
 def test_lgslip_shares_a_head_whose_statistics_see_each_view_once():
     task, batch, params, extra, loss, new, *_ = trained("lgslip")
     (a, b), features = projections("lgslip")
-    text = features["text"] @ params["heads"]["text"]["linear"][0]["kernel"]
+    text = features["text"] @ params["heads"]["text"]["linear"]["0"]["kernel"]
     expected = self_supervised.nt_xent(a, b) + contrastive.info_nce(a, text, logit_scale=1 / 0.07)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     _, encoded = task.encode(params, extra, batch, jax.random.key(1))
@@ -286,7 +286,7 @@ def test_examples_without_a_picture_do_not_count(name):
 def test_given_features_of_texts_need_no_tower():
     task = trained("clip_sbert")[0]
     assert "text" not in task.model.params
-    assert task.model.params["heads"]["text"]["linear"][0]["kernel"].shape == (GIVEN, 6)
+    assert task.model.params["heads"]["text"]["linear"]["0"]["kernel"].shape == (GIVEN, 6)
 
 
 def test_features_for_evaluators():

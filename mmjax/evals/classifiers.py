@@ -21,7 +21,7 @@ from mmjax.errors import UserError
 from mmjax.evals import logistic, metrics, vatt_head
 
 STRENGTHS = tuple(10.0**e for e in range(-4, 3))
-CHOICE_TOLERANCE = 1e-4  # enough to rank strengths; the chosen one is then solved to the end
+_CHOICE_TOLERANCE = 1e-4  # enough to rank strengths; the chosen one is then solved to the end
 _NEVER = -1e9  # the score of a class that no training example has
 
 
@@ -72,7 +72,7 @@ def fit_logistic(
     rows = jnp.asarray(prepare(x).reshape(-1, x.shape[-1]))
     targets = jnp.asarray(np.repeat(targets, views, axis=0))
 
-    def solve(strength, examples, start, tolerance=CHOICE_TOLERANCE):
+    def solve(strength, examples, start, tolerance=_CHOICE_TOLERANCE):
         return logistic.fit(
             rows,
             targets,

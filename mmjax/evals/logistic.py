@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ _MEMORY = 20  # pairs that L-BFGS keeps
 _FIRST = 12  # iterations from zeros before the Hessian is looked at again
 _BLOCK = 512  # rows of `transposed_product`
 _LINE_STEPS = 12  # Newton steps of a line search; each costs no matrix product
-_LINE_TOLERANCE = 0.01  # of the slope at the start
+_LINE_TOLERANCE = 0.1  # of the slope at the start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,9 @@ class _State(NamedTuple):
     theta: jax.Array  # [D + 1, C], the bias last
     logits: jax.Array  # [N, C]
     gradient: jax.Array  # [D + 1, C]
-    steps: jax.Array  # [M, D + 1, C], newest last
+    steps: jax.Array  # [M, D + 1, C]; that of iteration i is at i modulo M
     changes: jax.Array  # [M, D + 1, C], of the gradient
+    products: jax.Array  # [M], of a step and its change
     iteration: jax.Array
 
 
@@ -87,8 +89,8 @@ def transposed_product(x: jax.Array, rows: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, -(-size // _BLOCK), add, zeros).T
 
 
-def _inverse_root(x: jax.Array, weight: jax.Array, penalty: jax.Array) -> jax.Array:
-    """A triangular R [D + 1, D + 1] with Rᵀ R about the inverse of the Hessian of one class.
+def _inverse_hessian(x: jax.Array, weight: jax.Array, penalty: jax.Array) -> jax.Array:
+    """About the inverse of the Hessian of one class, [D + 1, D + 1].
 
     Features of a trained encoder are correlated: they vary 10^5 times as much along one direction
     as along another. From the identity, L-BFGS would need thousands of iterations where the penalty
@@ -109,38 +111,35 @@ def _inverse_root(x: jax.Array, weight: jax.Array, penalty: jax.Array) -> jax.Ar
     ridge = penalty * scale * scale + size * jnp.finfo(x.dtype).eps
     factor = jnp.linalg.cholesky(hessian + jnp.diag(ridge))
     factor = jnp.where(jnp.isfinite(factor).all(), factor, jnp.eye(size, dtype=x.dtype))
-    inverse = jax.scipy.linalg.solve_triangular(factor, jnp.eye(size, dtype=x.dtype), lower=True)
-    return inverse * scale
+    root = jax.scipy.linalg.solve_triangular(factor, jnp.eye(size, dtype=x.dtype), lower=True)
+    root = root * scale
+    return _matmul(root.T, root)
 
 
-def _direction(state: _State, root: jax.Array) -> jax.Array:
+def _direction(state: _State, first_guess: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """-H * gradient by the two-loop recursion; unused pairs are zero and drop out.
 
     Args:
       state: gradient and history.
-      root: R of `_inverse_root`; the recursion begins with a multiple of Rᵀ R.
+      first_guess: a product with a positive definite matrix, with which the recursion begins.
     """
-
-    def first_guess(q):
-        return _matmul(root.T, _matmul(root, q))
-
-    products = jax.vmap(_dot)(state.steps, state.changes)
+    products = state.products
     rho = jnp.where(products > 0, 1.0 / jnp.where(products > 0, products, 1.0), 0.0)
+    newest = state.iteration + _MEMORY - 1
 
-    def back(q, pair):
-        step, change, rho = pair
-        alpha = rho * _dot(step, q)
-        return q - alpha * change, alpha
+    def back(number, carry):
+        q, alphas = carry
+        at = (newest - number) % _MEMORY
+        alpha = rho[at] * _dot(state.steps[at], q)
+        return q - alpha * state.changes[at], alphas.at[at].set(alpha)
 
-    def forth(r, pair):
-        step, change, rho, alpha = pair
-        return r + step * (alpha - rho * _dot(change, r)), None
+    def forth(number, r):
+        at = (newest + 1 + number) % _MEMORY
+        return r + state.steps[at] * (alphas[at] - rho[at] * _dot(state.changes[at], r))
 
-    pairs = (state.steps, state.changes, rho)
-    q, alphas = jax.lax.scan(back, state.gradient, pairs, reverse=True)
-    square = jnp.sum(_matmul(root, state.changes[-1]) ** 2)
-    scale = jnp.where(square > 0, products[-1] / jnp.where(square > 0, square, 1.0), 1.0)
-    r, _ = jax.lax.scan(forth, first_guess(q) * scale, (*pairs, alphas))
+    count = jnp.minimum(state.iteration, _MEMORY)
+    q, alphas = jax.lax.fori_loop(0, count, back, (state.gradient, jnp.zeros_like(rho)))
+    r = jax.lax.fori_loop(_MEMORY - count, _MEMORY, forth, first_guess(q))
     descends = _dot(r, state.gradient) > 0
     return -jnp.where(descends, r, first_guess(state.gradient))
 
@@ -188,7 +187,7 @@ def _solve(x, targets, weight, penalty, theta, tolerance, max_iterations, *, kin
         return data + decay * theta
 
     def iterate(state):
-        direction = _direction(state, root)
+        direction = _direction(state, first_guess)
         change = apply(direction)  # logits are linear in theta: one product for the whole search
         slope_of_decay = _dot(decay * state.theta, direction)
         curvature_of_decay = _dot(decay * direction, direction)
@@ -211,13 +210,14 @@ def _solve(x, targets, weight, penalty, theta, tolerance, max_iterations, *, kin
         theta = state.theta + t * direction
         logits = state.logits + t * change
         gradient = gradient_at(theta, logits)
-        push = lambda history, new: jnp.concatenate([history[1:], new[None]])  # noqa: E731
+        at, step, moved = state.iteration % _MEMORY, t * direction, gradient - state.gradient
         return _State(
             theta=theta,
             logits=logits,
             gradient=gradient,
-            steps=push(state.steps, t * direction),
-            changes=push(state.changes, gradient - state.gradient),
+            steps=state.steps.at[at].set(step),
+            changes=state.changes.at[at].set(moved),
+            products=state.products.at[at].set(_dot(step, moved)),
             iteration=state.iteration + 1,
         )
 
@@ -230,9 +230,11 @@ def _solve(x, targets, weight, penalty, theta, tolerance, max_iterations, *, kin
     goal = tolerance * reference
     logits = apply(theta)
     p = _probabilities(logits, kind)
-    root = _inverse_root(x, weight[:, 0] * jnp.mean(p * (1 - p), axis=1), penalty)
+    curvature = weight[:, 0] * jnp.mean(p * (1 - p), axis=1)
+    first_guess = functools.partial(_matmul, _inverse_hessian(x, curvature, penalty))
     history = jnp.zeros((_MEMORY, *theta.shape), theta.dtype)
-    state = _State(theta, logits, gradient_at(theta, logits), history, history, 0)
+    none = jnp.zeros(_MEMORY, theta.dtype)
+    state = _State(theta, logits, gradient_at(theta, logits), history, history, none, 0)
     state = jax.lax.while_loop(going, iterate, state)
     gradient = jnp.max(jnp.abs(state.gradient)) / jnp.maximum(reference, 1e-30)
     return state.theta, state.iteration, gradient
@@ -281,7 +283,8 @@ def fit(
     first = min(_FIRST, max_iterations) if start is None else max_iterations
     theta, iterations, gradient = solve(theta=jnp.asarray(theta), max_iterations=first)
     if first < max_iterations and gradient > tolerance:
-        theta, more, gradient = solve(theta=theta, max_iterations=max_iterations - first)
+        rest = max_iterations - first
+        theta, more, gradient = solve(theta=theta, max_iterations=rest)
         iterations += more
     if not np.isfinite(gradient):
         raise FloatingPointError(

@@ -117,7 +117,7 @@ def fit_sweep(
     in_training = len(np.unique(labels[~held_out]))
 
     def score(strength: float) -> float:
-        found = logits(solve(strength, weights(~held_out), final=False), validation_x)
+        found = logits(solve(strength, weights(~held_out)), validation_x)
         if metric == "top1":
             return metrics.top_k_accuracy(found, right, 1)
         return mean_per_class(found, right, in_training)
@@ -125,7 +125,7 @@ def fit_sweep(
     strength, best = search(score)
     if strength in (COARSE[0], COARSE[-1]):
         logging.warning("Linear probe: the best C=%g is at the end of the search.", strength)
-    solution = solve(strength, weights(np.ones(len(labels), bool)), final=True)
+    solution = solve(strength, weights(np.ones(len(labels), bool)))
     return classifiers.Fitted(
         scores=lambda x: logits(solution, x),
         facts={"C": strength, f"valid_{metric}": best},
@@ -135,10 +135,8 @@ def fit_sweep(
 def _norm(rows: Any, targets: np.ndarray, num_classes: int, max_iterations: int) -> Callable:
     targets = jnp.asarray(targets)
 
-    def solve(strength: float, weight: np.ndarray, *, final: bool) -> logistic.Linear:
-        del (
-            final
-        )  # every fit is the published one, from zeros: where it starts decides where it ends
+    def solve(strength: float, weight: np.ndarray) -> logistic.Linear:
+        # Every fit begins with zeros, as published: where it starts decides where it ends.
         return norm_penalty.fit(
             rows,
             targets,
@@ -155,7 +153,7 @@ def _squared(rows: Any, targets: np.ndarray, num_classes: int, max_iterations: i
     one_hot = jnp.asarray(np.eye(num_classes, dtype=np.float32)[targets])
     solutions: dict[float, logistic.Solution] = {}  # for others to start from: it is convex
 
-    def solve(strength: float, weight: np.ndarray, *, final: bool) -> logistic.Linear:
+    def solve(strength: float, weight: np.ndarray) -> logistic.Linear:
         near = min(solutions, key=lambda c: abs(math.log(c / strength)), default=None)
         solutions[strength] = logistic.fit(
             rows,
@@ -163,7 +161,7 @@ def _squared(rows: Any, targets: np.ndarray, num_classes: int, max_iterations: i
             strength=strength,
             weight=weight,
             start=solutions.get(near),
-            tolerance=1e-6 if final else classifiers.CHOICE_TOLERANCE,
+            tolerance=1e-6,  # where the penalty is weak, less would be another classifier
             max_iterations=max_iterations,
         )
         return solutions[strength]

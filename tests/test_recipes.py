@@ -13,7 +13,7 @@ from mmjax.tasks import DataFacts
 RECIPES = sorted(
     (path.parent.name, path.stem)
     for path in config.CONFIGS.glob("*/*.py")
-    if not path.stem.startswith("_")
+    if not path.stem.startswith("_") and path.parent.name != config.EVALS
 )
 ARGUMENTS = {  # besides the default
     ("pretrain", "demo"): ["ut_fac", "mmv_fac", "ut_fac,smoke"],
@@ -23,6 +23,9 @@ ARGUMENTS = {  # besides the default
     ("touch", "demo"): ["clip", "frozen"],
     ("touch", "pairs"): ["text", "image"],
     ("touch", "tvl"): ["base,background", "resnet18"],
+    ("guided", "demo"): ["simclr", "slip,smoke"],
+    ("guided", "lgssl"): ["lgslip", "nnclr,exempt", "swav,fixed_blur", "declip", "slip"],
+    ("guided", "pairs"): ["simclr", "lgsimsiam,resnet50"],
     ("finetune", "video"): ["vit_xlarge", "i3d", "ut_base"],
     ("finetune", "audio"): ["wat_large", "spt_base", "resnet2d_50"],
     ("finetune", "imagenet"): ["ut_medium"],

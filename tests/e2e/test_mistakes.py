@@ -19,7 +19,10 @@ SMOKE = "--config=demo:smoke"
     "arguments, message",
     [
         (["--taks=pretrain"], "flag 'taks'. Did you mean: task"),
-        (["--task=pretran"], r"--task=pretran: value should be one of <finetune\|pretrain\|touch>"),
+        (
+            ["--task=pretran"],
+            r"--task=pretran: value should be one of <finetune\|guided\|pretrain\|touch>",
+        ),
         (["--config=dmeo"], "Unknown recipe for --task=pretrain 'dmeo'. Did you mean 'demo'"),
         (["--config=demo.py"], "demo.py: no such file"),
         (["pretrain"], "Not a flag: pretrain. Flags look like --name=value"),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mmjax import checkpoint, config, initialize, rundir, tree
+from mmjax import checkpoint, config, initialize, rundir
 from mmjax.errors import UserError, choose
 from mmjax.losses.similarity import normalize
 from mmjax.models import guided, tvl
@@ -288,9 +288,5 @@ def _fill(model: ModelDef, leaves: Mapping[str, np.ndarray], where: str) -> tupl
     if report.missing or report.mismatched:
         raise UserError(f"{where} does not hold the whole model of its config:\n{report}")
 
-    def fill(prefix: str, part: dict) -> dict:
-        return tree.map_named(
-            lambda path, leaf: jnp.asarray(values[prefix + path], leaf.dtype), part
-        )
-
-    return fill("", model.params), fill("extra/", model.extra)
+    made = initialize.replaced(parts, lambda path, leaf: jnp.asarray(values[path], leaf.dtype))
+    return made["params"], made["extra"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -90,6 +90,15 @@ def target_of(state: Mapping[str, Any]) -> dict[str, Any]:
     """{path: leaf} of the `params` and, below `extra/`, of the `extra` of a state."""
     return tree.flatten(state["params"]) | {
         f"extra/{path}": leaf for path, leaf in tree.flatten(state["extra"]).items()
+    }
+
+
+def replaced(state: Mapping[str, Any], put: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """The `params` and `extra` of a state with `put(path, leaf)` for each leaf, by the paths of
+    `target_of`."""
+    return {
+        "params": tree.map_named(put, state["params"]),
+        "extra": tree.map_named(lambda path, leaf: put(f"extra/{path}", leaf), state["extra"]),
     }
 
 
@@ -227,17 +236,12 @@ def from_source(
         )
     logging.info("Parameters from %s:\n%s", where, report)
 
-    def put(prefix: str, part: dict) -> dict:
-        return tree.map_named(
-            lambda path, leaf: (
-                jax.device_put(np.asarray(values[prefix + path], leaf.dtype), leaf.sharding)
-                if prefix + path in values
-                else leaf
-            ),
-            part,
-        )
+    def put(path: str, leaf: Any) -> Any:
+        if path not in values:
+            return leaf
+        return jax.device_put(np.asarray(values[path], leaf.dtype), leaf.sharding)
 
-    state = dict(state, params=put("", state["params"]), extra=put("extra/", state["extra"]))
+    state = dict(state, **replaced(state, put))
     if "ema" in state:
         state["ema"] = jax.tree.map(
             lambda average, value: None if average is None else value.copy(),

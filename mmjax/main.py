@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
-from mmjax import config
+from mmjax import cache, config
 from mmjax.errors import UserError
 from mmjax.monitor import log
 from mmjax.tasks import TASKS
@@ -56,8 +56,7 @@ _PROFILE = flags.DEFINE_string("profile", "", "START:STOP: steps to trace with j
 def _enable_compilation_cache() -> None:
     import jax
 
-    root = os.environ.get("MMJAX_CACHE") or pathlib.Path.home() / ".cache" / "mmjax"
-    folder = pathlib.Path(root) / "xla"
+    folder = cache.cache_folder() / "xla"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

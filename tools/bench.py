@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmjax import config
+from mmjax.cache import cache_folder
 from mmjax.errors import UserError
 from mmjax.monitor import report, writers
 from tools import bench_neighbours, bench_probe
@@ -432,7 +433,7 @@ def _start_seconds(options: argparse.Namespace) -> dict[str, float]:
     that is built on first use exists by now.
     """
     with tempfile.TemporaryDirectory() as folder:
-        cache = pathlib.Path(os.environ.get("MMJAX_CACHE") or pathlib.Path.home() / ".cache/mmjax")
+        cache = cache_folder()
         root = pathlib.Path(folder)
         root.joinpath("cache").mkdir()
         for entry in cache.iterdir() if cache.is_dir() else ():

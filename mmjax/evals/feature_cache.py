@@ -119,8 +119,7 @@ def _source_identity(source: Any) -> dict[str, Any]:
     places = [source.where(record) for record in range(source.num_examples)]
     files = dict.fromkeys(_file_of(place) for place in places)
     digest = hashlib.sha256(json.dumps([places, _stats(files)]).encode()).hexdigest()
-    labels = source.labels() if hasattr(source, "labels") else ()
-    return found | {"records": digest, "labels": hashlib.sha256(np.asarray(labels)).hexdigest()}
+    return found | {"records": digest, "labels": hashlib.sha256(source.labels()).hexdigest()}
 
 
 def _file_of(place: str) -> str:

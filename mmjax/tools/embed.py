@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mmjax import initialize, tree
+from mmjax import initialize
 from mmjax.errors import UserError
 
 _MODALITIES = ("image", "touch", "text")
@@ -167,7 +167,8 @@ def _load(task: Any, modalities: Sequence[str], weights: Sequence[str]) -> tuple
     """
     leaves, where = initialize.load_sources(weights)
     params, extra = jax.eval_shape(task.init, jax.random.key(0))
-    target = initialize.target_of({"params": params, "extra": extra})
+    parts = {"params": params, "extra": extra}
+    target = initialize.target_of(parts)
     values, report = initialize.match(target, leaves)
     lacking = [
         path
@@ -180,12 +181,8 @@ def _load(task: Any, modalities: Sequence[str], weights: Sequence[str]) -> tuple
             f"{', '.join(lacking[:8])} …\n{report}"
         )
 
-    def fill(prefix: str, part: dict) -> dict:
-        return tree.map_named(
-            lambda path, leaf: np.asarray(
-                values.get(prefix + path, np.zeros(leaf.shape, leaf.dtype)), leaf.dtype
-            ),
-            part,
-        )
+    def put(path: str, leaf: Any) -> np.ndarray:
+        return np.asarray(values.get(path, np.zeros(leaf.shape, leaf.dtype)), leaf.dtype)
 
-    return fill("", params), fill("extra/", extra)
+    made = initialize.replaced(parts, put)
+    return made["params"], made["extra"]

@@ -13,7 +13,6 @@ Source: El Banani et al. 2023, Learning Visual Representations via Language-Guid
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import time
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmjax.data import description
 from mmjax.errors import UserError
 
 if TYPE_CHECKING:  # which imports TensorFlow
@@ -107,9 +107,7 @@ def write_pairs(
             np.save(file, array)
         os.replace(os.path.join(folder, f"{name}.tmp"), os.path.join(folder, name))
     content = {"dataset": dataset, "split": split, "num_examples": len(neighbours), **more}
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-    os.replace(f"{path}.tmp", path)
+    description.write(path, content)
 
 
 def read_description(folder: str | os.PathLike) -> dict[str, Any] | None:
@@ -118,17 +116,13 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
       UserError: the file is damaged or another one.
     """
-    path = os.path.join(os.path.expanduser(folder), FILE)
-    if not os.path.exists(path):
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+
+    def checked(content: Any) -> dict[str, Any]:
         if wrong := [key for key, kind in _KEYS.items() if not isinstance(content[key], kind)]:
             raise ValueError(f"{wrong[0]}={content[wrong[0]]!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not describe pairs: {error}.") from error
-    return content
+        return content
+
+    return description.read(os.path.join(os.path.expanduser(folder), FILE), "pairs", checked)
 
 
 def open_pairs(folder: str | os.PathLike, *, source: Source, split: str) -> Pairs:

@@ -10,7 +10,6 @@ training takes them: evaluation runs the towers.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mmjax.data import description
 from mmjax.data.pipeline import Features, Pipeline, seed_of
 from mmjax.data.sources import Source
 from mmjax.errors import UserError
@@ -39,10 +39,7 @@ def write_description(
     """
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, FILE)
-    content = {"dataset": dataset, "num_examples": dict(num_examples), **more}
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-    os.replace(f"{path}.tmp", path)
+    description.write(path, {"dataset": dataset, "num_examples": dict(num_examples), **more})
 
 
 def read_description(folder: str | os.PathLike) -> dict[str, Any] | None:
@@ -51,19 +48,13 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
       UserError: the file is damaged or another one.
     """
+
+    def checked(content: Any) -> dict[str, Any]:
+        counts = {**content["num_examples"]}
+        return {**content, "dataset": content["dataset"], "num_examples": counts}
+
     path = os.path.join(os.path.expanduser(folder), FILE)
-    if not os.path.exists(path):
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-        return {
-            **content,
-            "dataset": content["dataset"],
-            "num_examples": {**content["num_examples"]},
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not describe features: {error}.") from error
+    return description.read(path, "features", checked)
 
 
 def features_path(folder: str | os.PathLike, split: str, name: str) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from mmjax.data import description
 from mmjax.errors import UserError, choose
 
 if TYPE_CHECKING:  # which imports TensorFlow
@@ -179,7 +180,7 @@ class Job:
                 state["done"] = numbers.stop
                 state["without"] += sum(not each for each in texts)
                 state["blank"] += blank
-                _write_json(_state_path(self.path), state)
+                description.write(_state_path(self.path), state)
                 bar.update(len(numbers))
         if state["without"] == count:
             raise UserError(f"No record of {self.source.name} has a caption.")
@@ -349,12 +350,6 @@ def _open_partial(path: str, job: dict[str, Any]) -> tuple[np.memmap, dict[str, 
 
 def _state_path(path: str) -> str:
     return f"{path}.partial.json"
-
-
-def _write_json(path: str, content: Any) -> None:
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    os.replace(f"{path}.tmp", path)
 
 
 def _rows_of(file: str) -> np.ndarray:

@@ -234,6 +234,18 @@ def variants(arg: str, *allowed: str) -> set[str]:
     return words
 
 
+def only(words: set[str], names: Sequence[str], default: str, *, what: str) -> str:
+    """The one of `names` among the words of a recipe's argument; `default` if there is none.
+
+    Raises:
+      UserError: there are several.
+    """
+    found = sorted(words & set(names)) or [default]
+    if len(found) > 1:
+        raise UserError(f"The recipe's argument names more than one {what}: {', '.join(found)}.")
+    return found[0]
+
+
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """`(flags, overrides)`: the `--config.key=value` arguments apart from the others."""
     overrides = [a for a in argv if a.startswith(("--config.", "-config."))]

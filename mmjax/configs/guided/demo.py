@@ -12,7 +12,6 @@ kinds that it has never met: by 5-way 5-shot episodes, a linear probe, and neare
 
 from mmjax import config
 from mmjax.configs.guided._methods import METHODS, method
-from mmjax.errors import UserError
 
 
 def get_config(arg: str = "lgsimclr"):
@@ -20,11 +19,9 @@ def get_config(arg: str = "lgsimclr"):
     use; or both, with a comma between."""
     words = config.variants(arg, *METHODS, "smoke")
     smoke = "smoke" in words
-    names = sorted(words - {"smoke"}) or ["lgsimclr"]
-    if len(names) > 1:
-        raise UserError(f"The recipe's argument names more than one method: {', '.join(names)}.")
+    name = config.only(words, METHODS, "lgsimclr", what="method")
     parts = method(
-        names[0],
+        name,
         hidden=128,
         out=64,
         bottleneck=64,

@@ -12,7 +12,6 @@ the figures that others have published.
 
 from mmjax import config
 from mmjax.configs.guided._methods import METHODS, method
-from mmjax.errors import UserError
 
 _TEXT = dict(name="clip_text_b", projection=0, activation="quick_gelu")
 
@@ -21,10 +20,8 @@ def get_config(arg: str = "lgsimclr"):
     """`arg`: a method; 'exempt': norms, biases and scales do not decay, as LGSSL intended;
     'fixed_blur': kornia's blur until 0.6.9, as its runs had; with commas between."""
     words = config.variants(arg, *METHODS, "exempt", "fixed_blur")
-    names = sorted(words - {"exempt", "fixed_blur"}) or ["lgsimclr"]
-    if len(names) > 1:
-        raise UserError(f"The recipe's argument names more than one method: {', '.join(names)}.")
-    parts = method(names[0], fixed_blur="fixed_blur" in words)
+    name = config.only(words, METHODS, "lgsimclr", what="method")
+    parts = method(name, fixed_blur="fixed_blur" in words)
     cfg = config.base()
     cfg.task = "guided"
     cfg.seed = 8
@@ -46,7 +43,7 @@ def get_config(arg: str = "lgsimclr"):
     )
     if parts["text"] == "features":
         cfg.data.text.features = "features/redcaps"
-    backbone = dict(name="resnet50", zero_init_last=names[0] in ("simsiam", "lgsimsiam"))
+    backbone = dict(name="resnet50", zero_init_last=name in ("simsiam", "lgsimsiam"))
     cfg.model = dict(
         image=backbone,
         text=_TEXT if parts["text"] == "tower" else None,

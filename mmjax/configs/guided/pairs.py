@@ -14,17 +14,13 @@ baseline that needs no captions, and only the first two lines. docs/guided.md ha
 
 from mmjax import config
 from mmjax.configs.guided._methods import METHODS, method
-from mmjax.errors import UserError
 
 
 def get_config(arg: str = "lgsimclr"):
     """`arg`: a method; with 'resnet50' after a comma, that backbone on 224 pixels."""
     words = config.variants(arg, *METHODS, "resnet50")
     large = "resnet50" in words
-    names = sorted(words - {"resnet50"}) or ["lgsimclr"]
-    if len(names) > 1:
-        raise UserError(f"The recipe's argument names more than one method: {', '.join(names)}.")
-    (name,) = names
+    name = config.only(words, METHODS, "lgsimclr", what="method")
     size = 224 if large else 64
     sizes = dict(blur_kernel=15) if large else dict(hidden=512, bank_size=4096, blur_kernel=5)
     parts = method(name, **sizes)

@@ -14,7 +14,6 @@ Expect a text-to-video R@1 of about 0.4 and an audio-to-video R@1 of about 0.3 f
 """
 
 from mmjax import config
-from mmjax.errors import UserError
 
 _SPECTROGRAM_PATCHES = dict(name="spt_tiny", patch_size=(4, 64), buckets=(10, 1))
 _MODELS = dict(
@@ -42,10 +41,7 @@ def get_config(arg: str = ""):
     which tests use; or both, with a comma between."""
     words = config.variants(arg, *_MODELS, "smoke")
     smoke = "smoke" in words
-    names = sorted(words - {"smoke"}) or ["tx_fac"]
-    if len(names) > 1:
-        raise UserError(f"The recipe's argument names more than one model: {', '.join(names)}.")
-    (name,) = names
+    name = config.only(words, tuple(_MODELS), "tx_fac", what="model")
     cfg = config.base()
     cfg.task = "pretrain"
     cfg.batch_size = 8 if smoke else 64

@@ -13,7 +13,6 @@ could be had.
 """
 
 from mmjax import config, pictures
-from mmjax.errors import UserError
 
 _TOUCH = dict(
     tiny="vit_tiny_patch16_224",
@@ -30,10 +29,7 @@ def get_config(arg: str = "tiny"):
     """`arg`: 'tiny', 'small', 'base' or 'resnet18', and 'background', with a comma between."""
     words = config.variants(arg, *_TOUCH, "background")
     subtracts = "background" in words
-    sizes = sorted(words - {"background"}) or ["tiny"]
-    if len(sizes) > 1:
-        raise UserError(f"The recipe's argument names more than one size: {', '.join(sizes)}.")
-    (size,) = sizes
+    size = config.only(words, tuple(_TOUCH), "tiny", what="size")
     cfg = config.base()
     cfg.task = "touch"
     cfg.batch_size = 256

@@ -42,7 +42,6 @@ class Finetune:
         self._multi_label = len(facts.spec["label"].shape) == 2
         augment = config.plain(cfg.augment)
         self._mixup = augment.pop("mixup", 0.0)
-        self._inputs = Inputs.from_config(augment, facts)
         model = {"name": "classifier", **config.plain(cfg.model), "num_classes": facts.num_classes}
         self.model = ModelDef(vatt.make_model(**model))
         self.dtype = model.get("dtype", "float32")
@@ -51,6 +50,7 @@ class Finetune:
             raise UserError(
                 f"config.model.backbone takes {self.modality}, which config.data does not load."
             )
+        self._inputs = Inputs.from_config(augment, facts, towers=(self.modality,))
 
         def loss_keywords(*, label_smoothing: float = 0.0, balance: bool = True, groups: int = 1):
             return label_smoothing, dict(balance=balance, groups=groups)

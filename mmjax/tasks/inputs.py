@@ -91,7 +91,31 @@ class Inputs:
         )
 
     @classmethod
-    def from_config(cls, augment: Mapping[str, Any], facts: DataFacts) -> Inputs:
+    def from_config(
+        cls,
+        augment: Mapping[str, Any],
+        facts: DataFacts,
+        *,
+        towers: Sequence[str],
+        views: bool = False,
+    ) -> Inputs:
+        """The section `augment`, for a task that takes of the data what `towers` names; `views`
+        tells that it takes several crops of a picture.
+
+        Raises:
+          UserError: the data load more than that.
+        """
+        for modality in MODALITIES:
+            if modality in facts.spec and modality not in towers:
+                raise UserError(
+                    f"config.data loads {modality}, for which config.model has no tower: set "
+                    f"config.data.{modality}=None."
+                )
+        if not views and "image" in facts.spec and facts.spec["image"].ndim == 5:
+            raise UserError(
+                "config.data.image.crops makes views of a picture, which only --task=guided takes: "
+                "leave it out."
+            )
         section = config.keywords(cls.__init__, augment, "augment")
         return cls(**{"sample_rate": facts.sample_rate, **section})
 

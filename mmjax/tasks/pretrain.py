@@ -47,13 +47,8 @@ class Pretrain:
             model = fit_vocabulary(model, facts.vocab_size)
         self.model = ModelDef(vatt.make_model(**model))
         self.dtype = model.get("dtype", "float32")
-        for modality in MODALITIES:
-            if modality in facts.spec and modality not in self.model.module.modalities:
-                raise UserError(
-                    f"config.data loads {modality}, for which config.model has no tower: set "
-                    f"config.data.{modality}=None."
-                )
-        self._inputs = Inputs.from_config(cfg.augment, facts)
+        towers = self.model.module.modalities
+        self._inputs = Inputs.from_config(cfg.augment, facts, towers=towers)
 
         loss = config.plain(cfg.loss)
         self._loss = choose("config.loss.name", loss.pop("name", "asymmetric_nce"), _LOSSES)

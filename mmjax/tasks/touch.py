@@ -22,7 +22,7 @@ from mmjax.losses import contrastive
 from mmjax.models import tvl
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts
-from mmjax.tasks.inputs import MODALITIES, Inputs
+from mmjax.tasks.inputs import Inputs
 from mmjax.tasks.pairs import fit_vocabulary, parse_weights, present
 
 _LOSSES = {
@@ -75,23 +75,18 @@ class Touch:
                 f"{', '.join(modalities) or 'none'}. Name a tower: config.model.touch="
                 "vit_tiny_patch16_224, config.model.text=clip_text_l14, …"
             )
-        for modality in (*modalities, *(m for m in MODALITIES if m in facts.spec)):
+        for modality in modalities:
             if modality not in facts.spec:
                 raise UserError(
                     f"config.model has a tower for {modality}, which config.data does not load: "
                     f"set config.data.{modality}, or config.model.{modality}=None."
-                )
-            if modality not in modalities:
-                raise UserError(
-                    f"config.data loads {modality}, for which config.model has no tower: set "
-                    f"config.data.{modality}=None."
                 )
         if "text" in modalities and facts.spec["text"].shape[1] != 1:
             raise UserError(
                 "--task=touch compares one caption of an example: set "
                 f"config.data.text.candidates=1, not {facts.spec['text'].shape[1]}."
             )
-        self._inputs = Inputs.from_config(cfg.augment, facts)
+        self._inputs = Inputs.from_config(cfg.augment, facts, towers=modalities)
         frozen = config.plain(cfg.optimizer).get("frozen", ())
         self.frozen = _frozen_towers(modalities, self.model.params, frozen)
         sections = {m: config.plain(cfg.data.get(m)) or {} for m in modalities}

@@ -92,6 +92,7 @@ def test_in_a_section(override, message, tmp_path):
         (["data.label=None"], "needs labels: set config.data.label"),
         (["data.label={'num_classes': 1}"], "num_classes must be at least 2"),
         (["model.backbone=wat_tiny"], "takes audio, which config.data does not load"),
+        (["data.image={'size': 32}"], "loads image, for which config.model has no tower"),
         (["loss.label_smothing=0.1"], "Did you mean 'loss.label_smoothing'"),
         (["model.backbone.num_layer=2"], "Did you mean 'num_layers'"),
     ],

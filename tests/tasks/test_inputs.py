@@ -61,7 +61,9 @@ def test_mel_bands_are_those_of_sound_after_its_stride():
     bands = []
     for stride in (1, 2):
         facts = DataFacts(spec={}, sample_rate=16_000 / stride)
-        inputs = Inputs.from_config(dict(spectrogram=dict(num_bins=40, high=3500.0)), facts)
+        inputs = Inputs.from_config(
+            dict(spectrogram=dict(num_bins=40, high=3500.0)), facts, towers=()
+        )
         out = inputs({"audio": tone[None, ::stride]}, None, train=False)["audio"]
         bands.append(int(np.asarray(out)[0].mean(axis=0).argmax()))
     matrix = preprocess.mel_matrix(
@@ -247,3 +249,10 @@ def test_every_task_evaluates_pictures_less_their_background(name):
     assert np.abs(seen({"touch": felt + 50, "touch_background": calm}) - want).max() > 1e-3
     with pytest.raises(UserError, match="subtract_background needs backgrounds in the batch"):
         run(params, extra, {"touch": felt})
+
+
+def test_views_of_pictures_are_for_the_task_that_takes_them():
+    facts = DataFacts(spec={"image": jax.ShapeDtypeStruct((4, 1, 8, 8, 3), np.uint8)})
+    with pytest.raises(UserError, match="data.image.crops makes views.*--task=guided"):
+        Inputs.from_config({}, facts, towers=("image",))
+    Inputs.from_config({}, facts, towers=("image",), views=True)

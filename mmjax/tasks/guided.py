@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from mmjax import config
 from mmjax.errors import UserError, choose
@@ -299,7 +300,9 @@ class Guided:
                 f"{model.get('text_features', 0)}."
             )
         self._check_terms(text)
-        self._inputs = Inputs.from_config(cfg.augment, facts)
+        self._inputs = Inputs.from_config(
+            cfg.augment, facts, towers=(*self.model.module.modalities, "text"), views=True
+        )
         self.predict = {"features": self._features}
 
     def _check_terms(self, text: jax.ShapeDtypeStruct | None) -> None:
@@ -309,9 +312,11 @@ class Guided:
                 "config.data loads texts, for which config.model.heads has no head 'text': set "
                 "config.data.text=None."
             )
+        used: set[str] = set()
         for name, (_, keywords) in self._terms.items():
             where = f"config.loss.{name}"
             heads = _heads_of(name, keywords)
+            used.update(heads)
             widths = {head: module.width_of(head, where) for head in heads}
             if len(set(widths.values())) > 1:
                 raise UserError(
@@ -337,6 +342,13 @@ class Guided:
                         f"{where} compares one caption of an example: set "
                         f"config.data.text.candidates=1, not {text.shape[1]}."
                     )
+        idle = [f"config.model.heads.{head}" for head in module.heads if head not in used]
+        if hasattr(module, "prototypes") and "swav" not in self._terms:
+            idle.append("config.model.prototypes")
+        if self._terms and idle:
+            logging.warning(
+                "No term of config.loss learns %s: only weight decay acts there.", ", ".join(idle)
+            )
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
         return self.model.init(key)

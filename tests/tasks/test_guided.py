@@ -360,6 +360,16 @@ def test_a_loss_that_cannot_be_is_refused(options, message):
         task_of("simclr", **options)
 
 
+def test_what_no_term_learns_is_told(caplog):
+    heads = dict(projection=dict(dims=(8, 4)), predictor=dict(dims=(8, 4)))
+    task_of("simclr", model=dict(heads=heads, prototypes=5))
+    told = "config.model.heads.predictor, config.model.prototypes: only weight decay"
+    assert told in caplog.text
+    caplog.clear()
+    task_of("swav")
+    assert "weight decay" not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["simsiam", "nnclr"])
 def test_a_predictor_gives_what_it_predicts(name):
     heads = dict(projection=dict(dims=(8, 4)), predictor=dict(dims=(8, 5)))

@@ -65,6 +65,17 @@ def _run(args) -> int:
         least_ratio=args.min_ratio,
         where=args.source,
     )
+    paired = int((neighbours[:, 0] >= 0).sum())
+    told = (
+        f"{paired} of {source.num_examples} records have a neighbour. Of {counts['entries']} "
+        f"entries, {counts['missing']} name a record that {source.name} has not, "
+        f"{counts['below']} are below the thresholds."
+    )
+    if not paired:
+        raise UserError(
+            f"{args.source} fits no record of {source.name}, so nothing is written: {told} Entries "
+            f"name folder/id of a file; the dataset's first is {'/'.join(names[0])}."
+        )
     pairs.write_pairs(
         args.out,
         neighbours,
@@ -73,11 +84,7 @@ def _run(args) -> int:
         split=args.split,
         made={"of": os.path.basename(args.source), "min_similarity": args.min_similarity} | counts,
     )
-    print(
-        f"{args.out}: {(neighbours[:, 0] >= 0).sum()} of {source.num_examples} records have a "
-        f"neighbour. Of {counts['entries']} entries, {counts['missing']} name a record that "
-        f"{source.name} has not, {counts['below']} are below the thresholds."
-    )
+    print(f"{args.out}: {told}")
     return 0
 
 

@@ -310,6 +310,15 @@ def test_wrong_lists(data, tmp_path, capsys, content, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_list_of_other_pictures_writes_nothing(data, tmp_path, capsys):
+    path, out = tmp_path / "list.json", tmp_path / "pairs"
+    path.write_text(json.dumps([[["elsewhere", "1"], [FOLDERS[0], "item0"], 0.9]]))
+    assert cli.main(["pairs", str(path), "--data", data, "--out", str(out)]) == 2
+    told = capsys.readouterr().err
+    assert "fits no record of toy/train" in told and f"first is {FOLDERS[0]}/item0" in told
+    assert not out.exists()
+
+
 def test_names_that_occur_twice(tmp_path, capsys):
     def twice(number):
         return schema.encode(schema.Example(captions=["x"], filename=f"{number}/d/same.jpg"))

@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from mmjax import distributed, tree
-from mmjax.convert import tf2, torch_files
+from mmjax.convert import released, tf2, torch_files
 from mmjax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -89,6 +89,7 @@ def find(source: str | os.PathLike) -> tuple[pathlib.Path, int]:
         there = f"it has the steps {steps}" if steps else "there is no complete checkpoint in it"
         raise UserError(
             f"{source}: not a run directory (or one of its steps, <run>/{FOLDER}/<step>): {there}."
+            f"{released.hint(source)}"
         )
     return path, steps[-1] if wanted is None else wanted
 

@@ -266,12 +266,12 @@ def load(source: str | os.PathLike | Sequence[str], *, overrides: Sequence[str] 
 
 def _config_of(sources: Sequence[str]) -> ml_collections.ConfigDict:
     """The config of a run directory, or the one that published files tell."""
-    if len(sources) == 1 and not os.path.isfile(sources[0]):
-        run, _ = checkpoint.find(sources[0])
-        return rundir.RunDir(run, create=False).read_config()
     from mmjax.convert import guided, guided_plan, torch_files, tvl_architecture
 
-    if len(sources) == 1 and torch_files.is_file(sources[0]) and guided.fits(sources[0]):
+    if len(sources) == 1 and not torch_files.is_file(sources[0]):
+        run, _ = checkpoint.find(sources[0])
+        return rundir.RunDir(run, create=False).read_config()
+    if len(sources) == 1 and guided.fits(sources[0]):
         return guided_plan.config_of(sources[0])
     return tvl_architecture.config_of(sources)
 

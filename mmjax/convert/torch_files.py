@@ -19,7 +19,7 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-from mmjax.convert import pickles, safetensors
+from mmjax.convert import pickles, released, safetensors
 from mmjax.errors import UserError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", safetensors.SUFFIX)
@@ -66,7 +66,7 @@ def open_file(source: str | os.PathLike) -> Any:
     """
     path = pathlib.Path(source)
     if not path.is_file():
-        raise UserError(f"{source}: there is no such file.")
+        raise UserError(f"{source}: there is no such file.{released.hint(source)}")
     try:
         return _open(path)
     except UserError as error:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmjax.convert import tf2, torch_files, words
+from mmjax.convert import released, tf2, torch_files, words
 from mmjax.errors import UserError
 
 
@@ -88,9 +88,9 @@ def _tensorflow(sources: Sequence[str]) -> str:
     if prefix is None:
         raise UserError(
             f"{sources[0]}: no TensorFlow checkpoint. Give its prefix (…/ckpt-500000), its .index "
-            "file, or the folder if it has one of them or TensorFlow's file `checkpoint`; for TVL "
-            f"or OpenCLIP a {', '.join(torch_files.SUFFIXES)} file; for word embeddings a "
-            f"{', '.join(words.SUFFIXES)} file."
+            "file, or the folder if it has one of them or TensorFlow's file `checkpoint`; for TVL, "
+            f"OpenCLIP or a backbone of pictures a {', '.join(torch_files.SUFFIXES)} file; for "
+            f"word embeddings a {', '.join(words.SUFFIXES)} file.{released.hint(sources[0])}"
         )
     return prefix
 

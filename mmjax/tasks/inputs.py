@@ -96,7 +96,7 @@ class Inputs:
         augment: Mapping[str, Any],
         facts: DataFacts,
         *,
-        towers: Sequence[str],
+        towers: Sequence[str] = MODALITIES,
         views: bool = False,
     ) -> Inputs:
         """The section `augment`, for a task that takes of the data what `towers` names; `views`

@@ -61,9 +61,7 @@ def test_mel_bands_are_those_of_sound_after_its_stride():
     bands = []
     for stride in (1, 2):
         facts = DataFacts(spec={}, sample_rate=16_000 / stride)
-        inputs = Inputs.from_config(
-            dict(spectrogram=dict(num_bins=40, high=3500.0)), facts, towers=()
-        )
+        inputs = Inputs.from_config(dict(spectrogram=dict(num_bins=40, high=3500.0)), facts)
         out = inputs({"audio": tone[None, ::stride]}, None, train=False)["audio"]
         bands.append(int(np.asarray(out)[0].mean(axis=0).argmax()))
     matrix = preprocess.mel_matrix(
@@ -254,5 +252,5 @@ def test_every_task_evaluates_pictures_less_their_background(name):
 def test_views_of_pictures_are_for_the_task_that_takes_them():
     facts = DataFacts(spec={"image": jax.ShapeDtypeStruct((4, 1, 8, 8, 3), np.uint8)})
     with pytest.raises(UserError, match="data.image.crops makes views.*--task=guided"):
-        Inputs.from_config({}, facts, towers=("image",))
-    Inputs.from_config({}, facts, towers=("image",), views=True)
+        Inputs.from_config({}, facts)
+    Inputs.from_config({}, facts, views=True)

@@ -124,6 +124,7 @@ class NearestNeighbours(Evaluator):
             found = {"top1": metrics.top_k_accuracy(scores, right, 1)}
             if num_classes > 5:
                 found["top5"] = metrics.top_k_accuracy(scores, right, 5)
-            found = with_chance(found, metrics.classification_chance(num_classes))
+            guess = metrics.classification_chance(len(np.unique(labels)))
+            found = with_chance(found, guess)
             result |= {f"{name}/{metric}": value for metric, value in found.items()}
         return result

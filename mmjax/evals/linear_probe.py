@@ -174,7 +174,8 @@ class LinearProbe(Evaluator):
         found = metrics.classification_metrics(scores, test_labels)
         if not fitted.probabilistic:
             del found["loss"]
-        found = with_chance(found, metrics.classification_chance(num_classes))
+        guess = metrics.classification_chance(len(np.unique(labels)))
+        found = with_chance(found, guess)
         own = metrics.classification_metrics(fitted.scores(x), labels)
         own = {f"train_{key}": own[key] for key in ("top1", "top5") if key in own}
         return found | own | fitted.facts

@@ -155,7 +155,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 def classification_chance(num_classes: int) -> dict[str, float]:
-    """What `classification_metrics` gives for a guess with equal probabilities."""
+    """What `classification_metrics` gives for a guess with equal probabilities among so many."""
     result = {"top1": 1 / num_classes, "mean_class_top1": 1 / num_classes}
     if num_classes > 5:
         result["top5"] = 5 / num_classes

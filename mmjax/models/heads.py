@@ -197,12 +197,12 @@ class ProjectionMLP(nnx.Module):
         """[B, in_features] → float32 [B, dims[-1]]; `train` normalises by the batch and updates the
         statistics."""
         x = x.astype(jnp.float32)
-        last = str(len(self.linear) - 1)
-        for number, layer in self.linear.items():
-            x = layer(x)
+        count = len(self.linear)
+        for number in map(str, range(count)):  # a dict of NNX has its keys as text: '10' before '2'
+            x = self.linear[number](x)
             if number in self.norm:
                 x = self.norm[number](x, use_running_average=not train)
-            if number != last:
+            if number != str(count - 1):
                 x = jax.nn.relu(x)
         return x
 

@@ -194,6 +194,14 @@ def test_files_that_are_missing_or_damaged(tmp_path, file, content, message):
         sentences.SentenceModel(folder)
 
 
+def test_a_tokenizer_of_another_model(tmp_path):
+    folder = tiny_bert.write(tmp_path / "bert")
+    (folder / "vocab.txt").write_text("\n".join([*tiny_bert.WORDS, "parrot"]))
+    message = f"'parrot' has number {len(tiny_bert.WORDS)}, but the model has"
+    with pytest.raises(UserError, match=message):
+        sentences.SentenceModel(folder)
+
+
 def test_as_transformers_computes_it(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

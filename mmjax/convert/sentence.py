@@ -85,6 +85,12 @@ def load(
     longest = sentence.get("max_seq_length") or cfg.max_positions
     tokenizer = _tokenizer(part, lower=bool(sentence.get("do_lower_case")))
     tokenizer.enable_truncation(min(longest, cfg.max_positions))
+    piece, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if number >= cfg.vocab_size:
+        raise UserError(
+            f"{part}: the tokenizer's piece {piece!r} has number {number}, but the model has "
+            f"{cfg.vocab_size} rows for pieces: they are not of one model."
+        )
     return cfg, _weights(part, cfg), tokenizer
 
 

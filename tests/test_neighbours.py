@@ -191,8 +191,9 @@ def test_resumes_bit_for_bit(tmp_path, monkeypatch, options, caplog):
     changed = search(x, 2, options, work=work, progress=(done := []).append)
     assert done[0] == 0 and "starts over" in caplog.text
     check(changed, brute_force(x, 2))
-    work.write_bytes(b"no such thing")
-    check(search(x, 2, options, work=work), brute_force(x, 2))
+    for damaged in (b"no such thing", b"", work.read_bytes()[:100]):
+        work.write_bytes(damaged)
+        check(search(x, 2, options, work=work), brute_force(x, 2))
 
 
 def test_every_pair_of_blocks_is_multiplied_once():

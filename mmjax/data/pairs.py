@@ -152,7 +152,7 @@ def open_pairs(folder: str | os.PathLike, *, source: Source, split: str) -> Pair
     for name in (NEIGHBOURS, SIMILARITY):
         path = os.path.join(os.path.expanduser(folder), name)
         try:
-            arrays.append(np.load(path, mmap_mode="r"))
+            arrays.append(np.lib.format.open_memmap(path, mode="r"))
         except (OSError, ValueError) as error:
             raise UserError(f"{what}: {path} is missing or no array: {error}.") from error
     if problem := _problem(*arrays, number=source.num_examples):

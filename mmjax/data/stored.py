@@ -37,6 +37,7 @@ def write_description(
       num_examples: {split: number of records}.
       more: anything else that is to be remembered.
     """
+    folder = os.path.expanduser(folder)
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, FILE)
     description.write(path, {"dataset": dataset, "num_examples": dict(num_examples), **more})
@@ -60,6 +61,27 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any] | None:
 def features_path(folder: str | os.PathLike, split: str, name: str) -> str:
     """The file of a modality's features."""
     return os.path.join(os.path.expanduser(folder), split, f"{name}.npy")
+
+
+def new_rows(path: str | os.PathLike, shape: Sequence[int]) -> np.memmap:
+    """A new .npy file of float32 zeros, to be written in place.
+
+    Raises:
+      UserError: there is no room for it.
+    """
+    rows = np.lib.format.open_memmap(path, "w+", np.float32, tuple(shape))
+    size = os.path.getsize(path)
+    # The room is taken now: who writes to mapped memory of a full disk is killed without a word.
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(path, "rb+") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                os.remove(path)
+                raise UserError(
+                    f"There is no room for {path}, {size / 2**30:.3g} GiB: {error.strerror}."
+                ) from error
+    return rows
 
 
 def open_features(
@@ -129,7 +151,7 @@ def _mapped(folder: str, split: str, name: str) -> tuple[str, np.ndarray]:
     """The file of a modality's features, and its array."""
     path = features_path(folder, split, name)
     try:
-        return path, np.load(path, mmap_mode="r")
+        return path, np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise UserError(f"data.{name}.features: there is no {path}.") from error
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import time
+import zipfile
 from collections.abc import Callable
 
 import jax
@@ -192,7 +193,7 @@ def _restore(path: str | os.PathLike | None, key: str) -> tuple[int, Best | None
         done = int(content.pop("done"))
         content |= {name: int(content[name]) for name in ("part", "query")}
         return done, Best(**content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         log.warning("%s cannot be read (%s): the search starts over.", path, error)
         return 0, None
 

@@ -114,9 +114,7 @@ def embed(
                     shape = (
                         (count, variants, values.shape[1]) if variants else (count, values.shape[1])
                     )
-                    arrays[modality] = np.lib.format.open_memmap(
-                        f"{paths[modality]}.partial", "w+", np.float32, shape
-                    )
+                    arrays[modality] = stored.new_rows(f"{paths[modality]}.partial", shape)
                 at = (rows[real], variant) if variants else rows[real]
                 arrays[modality][at] = values[real]
             seen[rows[real]] = True

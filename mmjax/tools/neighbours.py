@@ -109,7 +109,8 @@ def _run(args) -> int:
     texts = [" ".join((*own, "")[0].split()).casefold() for own in captions]
     same = None
     if kind == "captions":
-        same = np.unique(np.array(texts, object).astype(str), return_inverse=True)[1]
+        numbers: dict[str, int] = {}
+        same = np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
     settings = neighbours.choose_settings(
         args.dtype, block=args.block, device_bytes=args.memory and args.memory * 2**30
     )
@@ -118,8 +119,9 @@ def _run(args) -> int:
             _print_plan(features, args.k, settings, groups)
     if args.plan:
         return 0
-    os.makedirs(args.out, exist_ok=True)
-    work = os.path.join(args.out, _WORK)
+    out = os.path.expanduser(args.out)
+    os.makedirs(out, exist_ok=True)
+    work = os.path.join(out, _WORK)
     with _logging():
         with _bar("read", count, " rows", args.quiet) as progress:
             prepared = neighbours.prepare(
@@ -185,9 +187,11 @@ def _features(args) -> tuple[np.ndarray, str, str]:
         modality = args.modality or _only_modality(os.path.join(folder, args.split))
         path, name = stored.features_path(folder, args.split, modality), content["dataset"]
     try:
-        features = np.load(path, mmap_mode="r")
+        features = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an array: {error}.") from error
+    if not features.ndim:
+        raise UserError(f"{path} is a single number; expected floating point [N, D].")
     if content and content["num_examples"].get(args.split) != len(features):
         raise UserError(
             f"{path} has {len(features)} rows, but {stored.FILE} says "
@@ -241,8 +245,13 @@ def _contexts(args, source: Source | None) -> tuple[Sequence[Sequence[str]], Seq
     from mmjax.data import captions
 
     found = captions.read_contexts(source, range(source.num_examples))
-    found = tqdm(found, "captions", source.num_examples, unit=" records", disable=args.quiet)
-    return tuple(zip(*found, strict=True)) or ((), ())
+    texts, filenames = [], []
+    for own, name in tqdm(
+        found, "captions", source.num_examples, unit=" records", disable=args.quiet
+    ):
+        texts.append(own)
+        filenames.append(name)
+    return texts, filenames
 
 
 def _groups(args, source: Source | None, filenames: Sequence[str], count: int) -> np.ndarray | None:
@@ -255,7 +264,7 @@ def _groups(args, source: Source | None, filenames: Sequence[str], count: int) -
     if not args.groups:
         return None
     try:
-        groups = np.load(args.groups)
+        groups = np.lib.format.open_memmap(os.path.expanduser(args.groups), mode="r")
     except (OSError, ValueError) as error:
         raise UserError(f"--groups {args.groups} cannot be read as an array: {error}.") from error
     if groups.shape != (count,) or not np.issubdtype(groups.dtype, np.integer):

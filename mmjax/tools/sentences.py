@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -209,6 +210,8 @@ class Job:
           UserError: a file that is missing or another one, numbers that are not finite, another
             number of rows than records, or ids that are not the records'.
         """
+        from mmjax.data import stored
+
         given = _rows_of(file)
         count = self.source.num_examples
         notices: list[str] = []
@@ -223,7 +226,7 @@ class Job:
         else:
             places = np.arange(count)
         shape = (count, *given.shape[1:])
-        rows = np.lib.format.open_memmap(f"{self.path}.partial", "w+", np.float32, shape)
+        rows = stored.new_rows(f"{self.path}.partial", shape)
         digest, bar = hashlib.sha256(), tqdm(total=count, desc=file, disable=not self.progress)
         with bar:
             for first in range(0, count, CHUNK):
@@ -318,6 +321,9 @@ def _embedded(
     different = {text: None for each in texts for text in each}  # some captions come often
     number = {text: place for place, text in enumerate(different)}
     table = encoder.embed(list(different)) if different else np.zeros((0, shape[-1]), np.float32)
+    if not (finite := np.isfinite(table).all(axis=1)).all():
+        text = next(itertools.islice(different, int(finite.argmin()), None))
+        raise UserError(f"The embedding of {text[:80]!r} has numbers that are not finite.")
     some = np.abs(table).max(axis=1, initial=0) > 0
     rows, blank = np.zeros((len(texts), *shape), np.float32), 0
     for row, each in zip(rows, texts, strict=True):
@@ -337,14 +343,16 @@ def _embedded(
 
 def _open_partial(path: str, job: dict[str, Any]) -> tuple[np.memmap, dict[str, Any]]:
     """(the rows, how far they are), those of an interrupted run of the same job if there are."""
+    from mmjax.data import stored
+
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         with open(_state_path(path), encoding="utf-8") as file:
             state = json.load(file)
         if state["job"] == job:
-            return np.load(f"{path}.partial", mmap_mode="r+"), state
+            return np.lib.format.open_memmap(f"{path}.partial", "r+"), state
     with contextlib.suppress(FileNotFoundError):
         os.remove(_state_path(path))
-    rows = np.lib.format.open_memmap(f"{path}.partial", "w+", np.float32, tuple(job["shape"]))
+    rows = stored.new_rows(f"{path}.partial", job["shape"])
     return rows, {"job": job, "done": 0, "without": 0, "blank": 0}
 
 
@@ -356,18 +364,23 @@ def _rows_of(file: str) -> np.ndarray:
     if not os.path.isfile(file):
         raise UserError(f"--encoder npy:{file}: there is no such file.")
     try:
-        rows = np.load(file, mmap_mode="r")
+        rows = np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is no .npy file: {error}.") from error
-    fits = isinstance(rows, np.ndarray) and rows.ndim in (2, 3) and min(rows.shape) > 0
+    fits = rows.ndim in (2, 3) and min(rows.shape) > 0
     if not fits or not np.issubdtype(rows.dtype, np.floating):
-        found = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else "several"
-        raise UserError(f"{file} holds {found}; expected floating point [N, D] or [N, K, D].")
+        raise UserError(
+            f"{file} holds {rows.dtype} {list(rows.shape)}; expected floating point [N, D] or "
+            "[N, K, D]."
+        )
     return rows
 
 
 def _lines(path: str) -> list[str]:
     if not os.path.isfile(path):
         raise UserError(f"There is no file {path}.")
-    with open(path, encoding="utf-8-sig") as file:
-        return [line.rstrip("\r\n") for line in file]
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return [line.rstrip("\r\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8: {error}.") from error

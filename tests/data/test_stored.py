@@ -1,5 +1,6 @@
 """Features in place of pictures and words: which row comes, and what is refused."""
 
+import errno
 import itertools
 import os
 
@@ -156,3 +157,26 @@ def test_numbers_that_do_not_fit_are_refused(folder, tmp_path):
         train((folder, folder), image=dict(features=(path, wide)))
     with pytest.raises(UserError, match="data.text.candidates=1, not 5"):
         train(folder, text=dict(features=path))
+
+
+def test_the_room_for_rows_is_taken_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "rows.npy"
+    rows = stored.new_rows(path, (1000, 64))
+    assert rows.shape == (1000, 64) and rows.dtype == np.float32 and not rows.any()
+    stat = path.stat()
+    assert stat.st_blocks * 512 >= stat.st_size > 1000 * 64 * 4
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"no room for .*rows.npy, 0.000239 GiB: No space left"):
+        stored.new_rows(path, (1000, 64))
+    assert not path.exists()
+
+
+def test_files_that_are_no_arrays(folder, tmp_path):
+    path = write(tmp_path, image=values())
+    (tmp_path / "train" / "image.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="image.npy is not an array"):
+        train(folder, image=dict(features=path))

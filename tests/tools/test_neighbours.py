@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 
 import numpy as np
 import PIL.Image
@@ -108,6 +109,21 @@ def test_duplicates(features, data, tmp_path, capsys):
         )
     )
     assert same >= 10 and f"same caption: {same} pairs" in capsys.readouterr().out
+
+
+def test_long_captions_cost_no_memory(tmp_path):
+    texts = [f"{n % 30}" for n in range(300)]
+    texts[7] = "x" * 2**20  # as an array of fixed width, all captions would take 1.2 GiB
+    payload = lambda n: schema.encode(schema.Example(captions=[texts[n]]))  # noqa: E731
+    data = toy.build(tmp_path / "toy", 300, payload=payload)
+    np.save(tmp_path / "f.npy", np.repeat(DRAW.standard_normal((150, 4)), 2, 0))
+    tracemalloc.start()
+    try:
+        options = ["--data", data, "--exclude-duplicates", "captions"]
+        assert find(tmp_path / "f.npy", tmp_path / "pairs", *options) == 0
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
 
 
 def test_mutual_and_least_similarity(features, data, tmp_path, capsys):
@@ -287,7 +303,14 @@ def test_wrong_features(features, data, tmp_path, capsys):
     np.save(features / "train" / "image.npy", FEATURES.reshape(COUNT, 2, 3))
     says("2 variants of each record", "--modality", "image")
     (tmp_path / "broken.npy").write_bytes(b"no array")
-    says("cannot be read as an array", where=tmp_path / "broken.npy")
+    (tmp_path / "empty.npy").touch()
+    np.savez(tmp_path / "several.npz", a=FEATURES)
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    for name in ("broken.npy", "empty.npy", "several.npy"):
+        says("cannot be read as an array", where=tmp_path / name)
+        says("cannot be read as an array", "--groups", tmp_path / name, "--modality", "text")
+    np.save(tmp_path / "one.npy", np.float32(1))
+    says("is a single number", where=tmp_path / "one.npy")
     assert cli.main(["neighbours", str(features), "--modality", "text"]) == 2
     assert "Give --out PAIRS" in capsys.readouterr().err
 
@@ -328,6 +351,13 @@ def test_names_that_occur_twice(tmp_path, capsys):
     options = ["--data", data, "--out", str(tmp_path / "out")]
     assert cli.main(["pairs", str(tmp_path / "list.json"), *options]) == 2
     assert "Two records are called d/same" in capsys.readouterr().err
+
+
+def test_home(features, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert find(features, "~/pairs") == 0
+    assert not (tmp_path / "~").exists() and (tmp_path / "pairs" / pairs.FILE).exists()
 
 
 def test_a_file_in_the_way_of_the_folder(features, tmp_path, capsys):

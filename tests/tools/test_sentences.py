@@ -326,6 +326,8 @@ def test_mistakes(data, bert, tmp_path, capsys):
     (tmp_path / "bad.vec").write_text("{}")
     (tmp_path / "cut.vec").write_text("cat 1 2\ndog 3\n")
     good = save(tmp_path / "g.npy", np.ones((COUNT, 2)))
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "latin").write_bytes("é\n".encode("latin1") * COUNT)
     for encoder, options, message in (
         ("nowhere", (), "is no folder with config.json and model.safetensors"),
         ("minilm:x", (), "is no folder with config.json"),
@@ -338,6 +340,8 @@ def test_mistakes(data, bert, tmp_path, capsys):
         (save(tmp_path / "a.npy", np.ones((6, 2))), (), "has 6 rows, but toy/train 7 records"),
         (save(tmp_path / "b.npy", nan), (), "row 3, of record 3, has numbers that are not finite"),
         (save(tmp_path / "c.npy", np.ones((COUNT, 2), int)), (), "expected floating point"),
+        (f"npy:{tmp_path / 'empty.npy'}", (), "is no .npy file"),
+        (good, ("--ids", tmp_path / "latin"), "is not text in UTF-8"),
         (good, ids("i", "a\nb\n"), "has 2 lines, but"),
         (good, ids("j", "a\n" * COUNT), "'a' comes twice"),
         (good, ids("k", "".join(f"{n}\n" for n in range(COUNT))), "the first record 'd/0.jpg'"),
@@ -351,6 +355,14 @@ def test_mistakes(data, bert, tmp_path, capsys):
         assert run(data, tmp_path / "f", encoder, *options) == 2, encoder
         assert message in capsys.readouterr().err
     assert stored.read_description(tmp_path / "f") is None
+
+
+def test_embeddings_that_are_no_numbers(data, tmp_path, capsys):
+    arrays = tiny_bert.weights()
+    arrays["embeddings.word_embeddings.weight"][tiny_bert.WORDS.index("dog")] = np.inf
+    bert = tiny_bert.write(tmp_path / "bert", arrays=arrays)
+    assert run(data, tmp_path / "f", bert, "--captions", "all") == 2
+    assert "dog" in (told := capsys.readouterr().err) and "not finite" in told
 
 
 def test_other_splits_and_modalities_stay(data, tmp_path, capsys):

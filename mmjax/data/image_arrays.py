@@ -6,6 +6,7 @@ import io
 import os
 import re
 import zipfile
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -13,6 +14,8 @@ import PIL.Image
 from mmjax.data.image_sets import image_example, picture_info
 from mmjax.data.slices import SPLIT_WORDS, same_split
 from mmjax.errors import UserError
+
+_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # of a file of arrays
 
 
 class NpzSource:
@@ -105,7 +108,7 @@ def _npz_members(path: str) -> dict[str, tuple[str, str, str]]:
 def _opened(file: str):
     try:
         arrays = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise UserError(f"{file} cannot be read as .npz: {error}") from error
     if not hasattr(arrays, "files"):
         raise UserError(f"{file} is a single array; expected an .npz file.")
@@ -116,7 +119,7 @@ def _array(file: str, key: str) -> np.ndarray:
     with _opened(file) as arrays:
         try:
             return arrays[key]
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise UserError(f"{file}: the array {key} cannot be read: {error}") from error
 
 

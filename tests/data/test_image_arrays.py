@@ -87,11 +87,18 @@ def test_files_that_are_none(tmp_path):
     np.save(tmp_path / "array.npy", COLOUR)
     (tmp_path / "text.npz").write_text("text")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "nought.npz").touch()
+    np.savez_compressed(tmp_path / "whole.npz", images=COLOUR, labels=LABELS)
+    damaged = bytearray((tmp_path / "whole.npz").read_bytes())
+    damaged[60:70] = b"\xff" * 10  # inside what is compressed
+    (tmp_path / "damaged.npz").write_bytes(damaged)
     for name, message in (
         ("alone.npz", "lacks the array labels; it has: images"),
         ("other.npz", "has no arrays of pictures"),
         ("array.npy", "is a single array"),
         ("text.npz", "cannot be read as .npz"),
+        ("nought.npz", "cannot be read as .npz"),
+        ("damaged.npz", "cannot be read"),
         ("nothing.npz", "cannot be read as .npz"),
         ("empty", "has no arrays of pictures"),
     ):

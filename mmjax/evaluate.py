@@ -281,6 +281,7 @@ def run_job(
         cfg = run.read_config() if cfg is None else cfg
         if evals is not None:
             cfg.evals = evals
+            cfg.checkpoint.best = ""  # by an evaluator of the training, which this is not about
         config.apply(cfg, overrides)
         evaluators, restore = _prepare(cfg, run, any_place=bool(override_checkpoint))
         write = _writer(run, tensorboard=cfg.tensorboard)

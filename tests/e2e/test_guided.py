@@ -1,6 +1,7 @@
 """Language-guided sampling as a user runs it: from captions to pairs, training, and judgement."""
 
 import functools
+import json
 import signal
 
 import numpy as np
@@ -123,14 +124,18 @@ def test_a_suite_of_sets_judges_a_run(trained, command, folder):
         "--task=guided",
         "--mode=eval",
         "--evals=suite:cifar10,pets",
-        f"--override_checkpoint={run}",
         "--config.evals.suite.root=sets",
         "--config.evals.suite.views.image.size=32",
         "--config.evals.suite.batch_size=16",
         "--config.evals.suite.few_shot.episodes=50",
         "--config.evals.suite.probe.penalty=squared",
     )
-    first, second = judge().check(), judge().check()
+    first = judge(f"--override_checkpoint={run}").check()
+    # The job beside a training; what the training keeps as its best is no matter of this one.
+    written = json.loads((run / "config.json").read_text())
+    written["checkpoint"]["best"] = "probe/image/top1"
+    (run / "config.json").write_text(json.dumps(written))
+    second = judge(f"--model_dir={run}", "--config.evals.suite.at=final").check()
     table = (run / "suite.txt").read_text()
     for text in ("cifar10", "pets", "average"):
         assert text in table, text

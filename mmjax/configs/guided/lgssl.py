@@ -6,8 +6,10 @@
 
 The argument names the method: lgsimclr, lgsimsiam or lgslip, which need the pairs, or simclr,
 simsiam, nnclr, swav, clip, declip, slip; clip_sbert takes the features of the captions
-(--config.data.text.features=features/redcaps). docs/guided.md says how the data are made, and lists
-the figures that others have published.
+(--config.data.text.features=features/redcaps). docs/guided.md says how the data are made. LGSSL's
+evaluation, beside the training or after it:
+
+    python -m mmjax.main --task=guided --mode=eval --evals=suite --model_dir=runs/guided-lgssl-lgsimclr
 """
 
 from mmjax import config

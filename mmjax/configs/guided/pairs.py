@@ -10,6 +10,12 @@ The first four lines make what the last one reads: a folder of pictures with cap
 (docs/datasets/captions.md), embeddings of the captions (docs/sentences.md) and the nearest of them
 (docs/neighbours.md). The argument names the method, as of --config=lgssl: `pairs:simclr` is the
 baseline that needs no captions, and only the first two lines. docs/guided.md has figures.
+
+How good the features are needs labelled pictures, yours or a published set, beside the training or
+after it (docs/image_sets.md):
+
+    python -m mmjax.main --task=guided --mode=eval --model_dir=runs/guided-pairs \
+        --evals=suite:cifar10
 """
 
 from mmjax import config

@@ -9,7 +9,8 @@ simsiam, nnclr, swav, clip, declip, slip; clip_sbert takes the features of the c
 (--config.data.text.features=features/redcaps). docs/guided.md says how the data are made. LGSSL's
 evaluation, beside the training or after it:
 
-    python -m mmjax.main --task=guided --mode=eval --evals=suite --model_dir=runs/guided-lgssl-lgsimclr
+    python -m mmjax.main --task=guided --mode=eval --evals=suite \
+        --model_dir=runs/guided-lgssl-lgsimclr
 """
 
 from mmjax import config

@@ -143,19 +143,23 @@ def accuracies(
     scale = np.sqrt(np.mean(np.sum((support[0] - mean) ** 2, axis=1))) or 1.0
     parts = [by_class((x - mean) / scale, labels, classes) for x, labels in (support, queries)]
     size = ways * (shots + num_queries) * support[0].shape[1]
+    block = max(1, min(episodes, _MAX_VALUES // size))
+    # Whole blocks: a rest would be compiled a second time.
+    numbers = jnp.arange(-(-episodes // block) * block).reshape(-1, block)
+    found = _episodes(
+        *parts, jax.random.key(seed), numbers, (ways, shots, num_queries), average=average
+    )
+    return np.asarray(found).reshape(-1)[:episodes]
 
-    @jax.jit
-    def run(parts, key):
-        def one(number):
-            key_of = jax.random.fold_in(key, number)
-            return _episode(*parts, key_of, ways, shots, num_queries, average)
 
-        # Whole blocks: a rest would be compiled a second time.
-        block = max(1, min(episodes, _MAX_VALUES // size))
-        numbers = jnp.arange(-(-episodes // block) * block).reshape(-1, block)
-        return jax.lax.map(jax.vmap(one), numbers).reshape(-1)[:episodes]
+@functools.partial(jax.jit, static_argnums=4, static_argnames="average")
+def _episodes(support: Examples, queries: Examples, key, numbers, sizes, *, average) -> jax.Array:
+    """Accuracies [blocks, block] of episodes of these numbers."""
 
-    return np.asarray(run(parts, jax.random.key(seed)))
+    def one(number):
+        return _episode(support, queries, jax.random.fold_in(key, number), *sizes, average)
+
+    return jax.lax.map(jax.vmap(one), numbers)
 
 
 class FewShot(Evaluator):

@@ -147,3 +147,11 @@ def test_several_labels_are_refused(bench):
     many = {"image": np.zeros((6, 1, 2), np.float32), "label": np.ones((6, 3), np.float32)}
     with pytest.raises(UserError, match="few_shot needs data with single labels"):
         bench({"train": many, "test": many}).run(f=dict(type="few_shot"))
+
+
+def test_evaluations_of_one_form_share_a_compilation(data):
+    sizes = []
+    for seed in range(2):  # as the evaluations of a training
+        few_shot.accuracies(*data, classes=np.arange(9), episodes=31, seed=seed)
+        sizes.append(few_shot._episodes._cache_size())
+    assert sizes[0] == sizes[1] > 0

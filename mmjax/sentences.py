@@ -68,7 +68,14 @@ class SentenceModel:
         self._batch_size = -(-batch_size // devices) * devices
         self._params = jax.device_put(params, sharding.replicated(self._mesh))
         model = ModelDef(lambda rngs: SentenceEncoder(cfg, rngs=rngs))
-        self._run = jax.jit(lambda params, ids, mask: model.bind(params, {})(ids, mask))
+        # Accelerators round the factors of float32 products to TF32 or bfloat16 if they may.
+        precision = "highest" if dtype == "float32" else None
+
+        def run(params, ids, mask):
+            with jax.default_matmul_precision(precision):
+                return model.bind(params, {})(ids, mask)
+
+        self._run = jax.jit(run)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [len(texts), width]."""

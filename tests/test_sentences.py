@@ -94,6 +94,15 @@ def test_bfloat16_is_near(folder):
     assert 0.99 < cosines.min() and 1e-5 < np.abs(found - expected(TEXTS)).max()
 
 
+def test_float32_is_float32_on_accelerators_too(folder):
+    for dtype in ("float32", "bfloat16"):
+        model = sentences.SentenceModel(folder, dtype=dtype)
+        (_, batch), *_ = model._batches([[2, 3]])
+        text = str(jax.make_jaxpr(model._run)(model._params, **batch))
+        products, exact = text.count("dot_general["), text.count("precision=(Precision.HIGHEST,")
+        assert products >= 8 and exact == (products if dtype == "float32" else 0)
+
+
 def test_batches_are_split_over_all_devices(folder):
     model = sentences.SentenceModel(folder, batch_size=9)
     assert model._batch_size == 16 and jax.device_count() == 8

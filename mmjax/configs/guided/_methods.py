@@ -41,7 +41,7 @@ def method(
       bottleneck: inner width of SimSiam's predictor.
       space: width of the space of pictures and texts.
       bank_size, prototypes, queue_length, queue_start, freeze_prototypes: see
-        `mmjax.tasks.guided`.
+        `mmjax.tasks.guided_terms`.
       blur_kernel: pixels.
       fixed_blur: the blur that kornia gave until 0.6.9, one of fixed deviations 0.1 and 2.
     """

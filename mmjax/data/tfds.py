@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mmjax.data import records, world
+from mmjax import cache
+from mmjax.data import records
 from mmjax.data.dataset import FILE, DatasetInfo, SplitInfo, shard_name
 from mmjax.data.image_sets import image_example
 from mmjax.data.slices import same_split
@@ -94,10 +95,14 @@ def tfds_folder(text: str, *, split: str, whole: bool = True) -> tuple[str, str]
     if os.path.exists(os.path.join(earlier, FILE)):
         if whole or known in builder.info.splits and builder.info.splits[known].num_shards == 1:
             return earlier, known
-    _prepare(builder, spec)
-    if (known := same_split(split, builder.info.splits)) is None:
-        raise unknown(f"split of tfds:{spec.name}", split, builder.info.splits)
-    _write(builder, spec, known, ordered)
+    # Of the processes of a training all ask at once, and each would write all of it.
+    with cache.locked(f"{os.path.dirname(ordered)}-{_slug(builder.info.full_name)}.lock"):
+        if os.path.exists(os.path.join(ordered, FILE)):
+            return ordered, known
+        _prepare(builder, spec)
+        if (known := same_split(split, builder.info.splits)) is None:
+            raise unknown(f"split of tfds:{spec.name}", split, builder.info.splits)
+        _write(builder, spec, known, ordered)
     return ordered, known
 
 
@@ -109,9 +114,14 @@ def earlier_slice(text: str, split: str) -> str:
 
 
 def _cached(builder, spec: TfdsSpec, split: str) -> str:
-    key = re.sub(r"[^\w.-]+", "_", f"{builder.info.full_name}-{split}")
     label = f"-{spec.label}" if spec.label else ""
-    return os.path.join(world.cache_folder(), "tfds", key + label)
+    name = _slug(f"{builder.info.full_name}-{split}") + label
+    return os.path.join(cache.cache_folder(), "tfds", name)
+
+
+def _slug(name: str) -> str:
+    """A name that a file can have."""
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def _builder(spec: TfdsSpec):

@@ -29,9 +29,7 @@ Everything is a pure function of (config, split, index).
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -308,8 +306,7 @@ def ensure_world(spec: str = "world", *, cache_dir: str | None = None, workers: 
     if _is_complete(path):
         return path
     try:
-        os.makedirs(folder, exist_ok=True)
-        with _locked(f"{path}.lock"):
+        with cache.locked(f"{path}.lock"):
             if not _is_complete(path):
                 _write_whole(path, cfg, splits, workers)
     except OSError as error:
@@ -336,11 +333,3 @@ def _is_complete(path: str) -> bool:
         return False
     shards = [s for split in dataset.DatasetInfo.load(path).splits.values() for s in split.shards]
     return all(os.path.exists(os.path.join(path, shard)) for shard in shards)
-
-
-@contextlib.contextmanager
-def _locked(path: str):
-    """Holds a lock between processes; it is released even if the process is killed."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

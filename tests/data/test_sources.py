@@ -1,9 +1,11 @@
 """Specifications of data, each read through the interface that the loader uses."""
 
+import concurrent.futures
 import importlib.resources
 import io
 import os
 import sys
+import time
 
 import numpy as np
 import PIL.Image
@@ -286,3 +288,19 @@ def test_pictures_of_other_formats_become_png():
 def test_a_recipe_for_own_data_without_data():
     with pytest.raises(UserError, match="config.data.train is empty.*mmjax build"):
         sources.open_source("", split="train")
+
+
+def test_tfds_is_written_by_one_of_those_who_ask_at_once(two_colours, monkeypatch):
+    from mmjax.data import tfds as ours
+
+    write, written = ours._write, []
+
+    def slow(*args):
+        written.append(args)
+        time.sleep(0.3)
+        write(*args)
+
+    monkeypatch.setattr(ours, "_write", slow)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: ours.tfds_folder("two_colours", split="train"), range(3)))
+    assert len(written) == 1 and len(set(found)) == 1

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import PIL.Image
 
-from mmjax.data.image_sets import image_example, picture_info
+from mmjax.data.image_sets import image_example, numbered, picture_info
 from mmjax.data.slices import SPLIT_WORDS, same_split
 from mmjax.errors import UserError
 
@@ -51,7 +51,7 @@ class NpzSource:
         names = _npz_names(file)
         if names and len(names) < classes:
             raise UserError(f"{file} has {len(names)} class_names, but labels up to {classes - 1}.")
-        names = names or [str(number) for number in range(classes)]
+        names = names or numbered(classes, file)
         counts = {which: len(some) for which, some in labels.items()}
         self.info = picture_info(path, counts, names)
         self.info.frame_size = tuple(self._images.shape[1:3])

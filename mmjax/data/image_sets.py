@@ -23,6 +23,7 @@ from mmjax.errors import UserError
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _AIRCRAFT = ("", "data", os.path.join("fgvc-aircraft-2013b", "data"))
 _COLUMNS = ("path", "label", "split")
+_MOST_CLASSES = 1_000_000
 
 
 class PictureList:
@@ -213,7 +214,7 @@ def open_csv(path: str, *, split: str) -> PictureList:
     labels = {row["label"] for row in rows}
     if all(label.isdecimal() for label in labels):
         number = {label: int(label) for label in labels}
-        names = [str(label) for label in range(max(number.values()) + 1)]
+        names = numbered(max(number.values()) + 1, path)
     else:
         names = sorted(labels)
         number = {label: at for at, label in enumerate(names)}
@@ -290,9 +291,23 @@ def _as_png(picture: bytes, where: str) -> bytes:
         with PIL.Image.open(io.BytesIO(picture)) as image:
             out = io.BytesIO()
             image.convert("RGB").save(out, "PNG")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
         raise UserError(f"{where} is not a picture: {error}") from error
     return out.getvalue()
+
+
+def numbered(count: int, where: str) -> list[str]:
+    """The names of classes that have none: their numbers.
+
+    Raises:
+      UserError: there are too many, as numbers may be of something else.
+    """
+    if count > _MOST_CLASSES:
+        raise UserError(
+            f"{where}: a label is {count - 1}, but classes are numbers from 0, at most "
+            f"{_MOST_CLASSES} of them. Number them so, or give them names."
+        )
+    return [str(number) for number in range(count)]
 
 
 def picture_info(path: str, counts: Mapping[str, int], class_names: Sequence[str]) -> DatasetInfo:

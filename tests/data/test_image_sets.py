@@ -131,6 +131,7 @@ def test_table_of_numbers_without_splits(tmp_path):
         ("path,label\na.png,1\n\n,2\n", "line 4, has no path"),
         ("path,label\na.png\n", "line 2, has no label"),
         ("path,label\n", "has no rows"),
+        ("path,label\na.png,20190523\n", "a label is 20190523, but classes are numbers from 0"),
         ("", "lacks the column path; it has: none"),
         (b"\xff\xfe\xff", "is not a table"),
     ],
@@ -144,10 +145,12 @@ def test_faults_of_tables(tmp_path, content, message):
 
 def test_pictures_of_a_table_that_cannot_be_read(tmp_path):
     (tmp_path / "b.png").write_text("no picture")
-    (tmp_path / "t.csv").write_text("path,label\na.png,x\nb.png,x\n")
+    PIL.Image.new("1", (20_000, 20_000)).save(tmp_path / "c.gif")  # Pillow fears a bomb
+    (tmp_path / "t.csv").write_text("path,label\na.png,x\nb.png,x\nc.gif,x\n")
     source = sources.open_source(f"csv:{tmp_path / 't.csv'}", split="train")
-    for record, problem in enumerate(("cannot be read", "is not a picture")):
-        with pytest.raises(UserError, match=rf"t.csv, line {record + 2}: .*\.png {problem}"):
+    problems = ("cannot be read", "is not a picture", "is not a picture: Image size")
+    for record, problem in enumerate(problems):
+        with pytest.raises(UserError, match=rf"t.csv, line {record + 2}: .*\.(png|gif) {problem}"):
             source.fetch(record)
     with pytest.raises(UserError, match="nowhere.csv cannot be read"):
         sources.open_source("csv:/nowhere.csv", split="train")

@@ -81,6 +81,10 @@ class SentenceTransformers(Encoder):
                 f"--encoder st:{name}: sentence-transformers cannot load it: {error}"
             ) from error
         self._of_clip = "clip" in os.path.basename(os.path.normpath(name)).lower()
+        if max_length is not None and max_length < 3:
+            raise UserError(
+                f"--max-length {max_length}: a text has two marks and a piece at least."
+            )
         if max_length or self._of_clip:
             self._model.max_seq_length = max_length or CLIP_LENGTH
         self._batch_size, self._version = batch_size, sentence_transformers.__version__
@@ -132,8 +136,6 @@ class Words(Encoder):
     def __init__(self, *, width: int = 1024):
         from mmjax.data import word_neighbours
 
-        if width < 1:
-            raise UserError(f"--width {width} must be at least 1.")
         self.width, self._model = width, word_neighbours.vectorizer()
         self._directions = None
 
@@ -297,9 +299,11 @@ def make_encoder(spec: str, **options: Any) -> Encoder:
             )
     make, takes = _KINDS[kind]
     given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
+    for name, value in given.items():
+        option = name.replace("_", "-")
         if name not in takes:
-            option = name.replace("_", "-")
             known = ", ".join(f"--{one.replace('_', '-')}" for one in takes)
             raise UserError(f"--{option} is not for --encoder {spec}, which takes {known}.")
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"--{option} {value} must be at least 1.")
     return make(rest, **given) if rest else make(**given)

@@ -234,6 +234,9 @@ def test_sentence_transformers(package, data, tmp_path, capsys):
     assert made["sentence_transformers"] == "5.0" and made["max_length"] is None
     assert run(data, tmp_path, "st:none") == 2
     assert "cannot load it: no such model" in capsys.readouterr().err
+    for option, number in (("--max-length", 0), ("--max-length", 1), ("--batch-size", 0)):
+        assert run(data, tmp_path, "st:clip-ViT-B-32", option, number) == 2
+        assert f"{option} {number}" in capsys.readouterr().err
 
 
 class Pieces:

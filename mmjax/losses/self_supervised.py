@@ -122,13 +122,13 @@ def sinkhorn(
     """
     scores = scores.astype(jnp.float32)
     valid = _valid(mask, len(scores))[:, None]
-    # The largest leaves the exponential within float32; it cancels in the first division.
-    highest = jnp.max(jnp.where(valid, scores, -jnp.inf), initial=-1e9)
-    codes = jnp.where(valid, jnp.exp((scores - highest) / epsilon), 0.0)
+    # Of logarithms: with a small epsilon, all of a row may be less than the least float32.
+    codes = jnp.where(valid, scores / epsilon, EXCLUDED)
     for _ in range(iterations):
-        codes = codes / _at_least_tiny(codes.sum(axis=0, keepdims=True))
-        codes = codes / _at_least_tiny(codes.sum(axis=1, keepdims=True))
-    return codes
+        codes = codes - jax.nn.logsumexp(codes, axis=0, keepdims=True)
+        codes = codes - jax.nn.logsumexp(codes, axis=1, keepdims=True)
+        codes = jnp.where(valid, codes, EXCLUDED)
+    return jnp.exp(codes)
 
 
 def swapped_prediction(
@@ -170,7 +170,3 @@ def _valid(mask: jax.Array | None, count: int) -> jax.Array:
 def _mean(losses: jax.Array, valid: jax.Array) -> jax.Array:
     """Over the valid ones; 0 if there is none."""
     return weighted_mean(losses, valid / jnp.maximum(valid.sum(), 1))
-
-
-def _at_least_tiny(x: jax.Array) -> jax.Array:
-    return jnp.maximum(x, jnp.finfo(jnp.float32).tiny)

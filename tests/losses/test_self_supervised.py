@@ -132,6 +132,21 @@ def test_sharp_assignments_stay_finite():
     np.testing.assert_allclose(codes, np.eye(2), atol=1e-6)
 
 
+@pytest.mark.parametrize("epsilon", [0.02, 0.001])
+def test_no_row_is_lost_where_assignments_are_sharp(epsilon):
+    draw = np.random.default_rng(0)
+    scores = draw.uniform(-1, 1, (6, 9)).astype(np.float32)
+    scores[2] -= 0.9  # less than all others, for every prototype
+    codes = np.asarray(sinkhorn(scores, epsilon=epsilon))
+    np.testing.assert_allclose(codes.sum(1), 1, rtol=1e-5)
+    longer = scores.astype(np.longdouble) / epsilon
+    expected = np.exp(longer - longer.max())
+    for _ in range(3):
+        expected /= expected.sum(0)
+        expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(codes, expected.astype(float), atol=2e-3)
+
+
 def test_another_axis_is_refused():
     with pytest.raises(UserError, match="softmax_axis='rows'"):
         swapped_prediction(P0, P1, axis="rows")

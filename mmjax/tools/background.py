@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mmjax.data import pictures
 from mmjax.errors import UserError
+from mmjax.tools import folders
 
 _BLOCK = 1 << 28  # bytes of the counts that are held at a time
 
@@ -137,7 +138,7 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
             continue
         found = [
             os.path.join(folder, name)
-            for folder, _, names in os.walk(path, followlinks=True)
+            for folder, _, names in folders.walk(path)
             for name in names
             if pictures.is_image(name)
         ]

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from mmjax.data import pictures
 from mmjax.errors import UserError
-from mmjax.tools import tables
+from mmjax.tools import folders, tables
 
 _COLUMN = re.compile(r"^(path|start|end|split|captions?|labels?|touch|background|crop)[ _]?\d*$")
 _SEVERAL = ("caption", "label", "touch")  # columns whose cells may hold several values
@@ -96,8 +96,7 @@ def read_image_folder(folder: str, *, split: str = "train") -> list[Clip]:
     if not os.path.isdir(folder):
         raise UserError(f"There is no folder {folder}.")
     found = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+    for root, _, files in folders.walk(folder):
         parts = os.path.relpath(root, folder).split(os.sep) if root != folder else []
         found += [(parts, file) for file in sorted(files) if pictures.is_image(file)]
     if not found:

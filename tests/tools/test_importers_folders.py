@@ -266,3 +266,15 @@ def test_the_command_that_comes_next_works_as_printed(folder, capsys, monkeypatc
     assert cli.main([*command, "--quiet", "--workers", "1"]) == 0
     source = sources.open_source("data/captions", split="train")
     assert captions.read_captions(source, range(5)) == [[f"caption {n}"] for n in range(5)]
+
+
+def test_links_to_other_folders_but_not_around(folder):
+    folder.pair("cats/1", "a cat")
+    (folder.root / "more").mkdir()
+    (folder.media / "cats" / "1.jpg").rename(folder.root / "more" / "2.jpg")
+    folder.picture("cats/1.jpg")
+    (folder.root / "more" / "2.txt").write_text("a dog")
+    (folder.media / "dogs").symlink_to(folder.root / "more")
+    (folder.media / "cats" / "all").symlink_to(folder.media)
+    (folder.media / "cats" / "self").symlink_to(folder.media / "cats")
+    assert [row["path"] for row in folder.rows()] == ["cats/1.jpg", "dogs/2.jpg"]

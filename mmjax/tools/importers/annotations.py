@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmjax.errors import UserError
+from mmjax.tools import folders
 
 _DEPTH = 3  # folders below a given one that are searched
 _BUFFER = 1 << 20  # characters of a large JSON file read at a time
@@ -202,7 +203,7 @@ def json_items(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _below(folder: str) -> Iterator[str]:
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, below, files in folders.walk(folder):
         if os.path.relpath(root, folder).count(os.sep) >= _DEPTH - 1 and root != folder:
-            folders.clear()
+            below.clear()
         yield from (os.path.join(root, file) for file in files if not file.startswith("."))

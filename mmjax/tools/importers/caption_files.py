@@ -13,7 +13,7 @@ from typing import Any
 
 from mmjax.data import pictures
 from mmjax.errors import UserError
-from mmjax.tools import manifest, tables
+from mmjax.tools import folders, manifest, tables
 
 NO_PICTURE = "no picture"
 _EMPTY, _NO_TEXT = "the caption is empty", "no file with a caption"
@@ -72,8 +72,7 @@ def find_folders(root: str, split: str) -> Iterator[Folder]:
     """
     tops = {entry.name for entry in os.scandir(root) if entry.is_dir()}
     by_split = bool(tops) and tops <= set(manifest.SPLIT_FOLDERS)
-    for place, folders, files in os.walk(root, followlinks=True):
-        folders.sort()
+    for place, _, files in folders.walk(root):
         path = "" if place == root else os.path.relpath(place, root)
         # Tables and archives may lie beside the directories.
         if any(map(pictures.is_image, files)) or (files and path):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from mmjax.errors import UserError
+from mmjax.tools import folders
 
 VIDEO = (
     *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv", ".m4v", ".mpg", ".mpeg", ".wmv"),
@@ -63,8 +64,7 @@ class MediaFolder:
 
     def _list(self) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}
-        for folder, folders, files in os.walk(self.root, followlinks=True):
-            folders.sort()
+        for folder, _, files in folders.walk(self.root):
             below = os.path.relpath(folder, self.root)
             for file in files:
                 if (name := _stem(file)) is not None:

@@ -234,8 +234,7 @@ class _Data:
         return schema.FRAMES[0] if self._records_per_read() == 1 else None
 
     def _records_per_read(self) -> int:
-        """About a megabyte: small records share the cost of a call, large ones are read in "
-        "parallel."""
+        """About a megabyte: small records share a call's cost, large ones are read in parallel."""
         lengths = [np.mean(s.index[:, 2]) for s in self.sources if s.index is not None]
         return int(np.clip(2**20 / max(lengths), 1, 32)) if lengths else 1
 

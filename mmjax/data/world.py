@@ -61,7 +61,6 @@ __all__ = [
     "WorldConfig",
     "attributes_of",
     "build_world",
-    "cache_folder",
     "ensure_world",
     "example",
     "parse_spec",
@@ -278,11 +277,6 @@ def parse_spec(spec: str) -> tuple[str, WorldConfig, dict[str, int]]:
     return name or "demo", dataclasses.replace(cfg, **changes), splits
 
 
-def cache_folder() -> str:
-    """Where generated datasets are kept: $MMJAX_CACHE, or ~/.cache/mmjax."""
-    return os.fspath(cache.cache_folder())
-
-
 def ensure_world(spec: str = "world", *, cache_dir: str | None = None, workers: int = 1) -> str:
     """The folder of a world, written if it is not there yet.
 
@@ -291,7 +285,7 @@ def ensure_world(spec: str = "world", *, cache_dir: str | None = None, workers: 
 
     Args:
       spec: see `parse_spec`.
-      cache_dir: by default `cache_folder()`.
+      cache_dir: by default `mmjax.cache.cache_folder()`.
       workers: see `build_world`.
 
     Raises:
@@ -299,7 +293,7 @@ def ensure_world(spec: str = "world", *, cache_dir: str | None = None, workers: 
     """
     name, cfg, splits = parse_spec(spec)
     identity = json.dumps([_VERSION, dataclasses.asdict(cfg), splits], sort_keys=True)
-    folder = cache_dir or cache_folder()
+    folder = cache_dir or cache.cache_folder()
     path = os.path.join(
         folder, f"world-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
     )

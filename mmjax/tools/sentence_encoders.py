@@ -91,7 +91,7 @@ class SentenceTransformers(Encoder):
         probe = self.embed(["a photo of a cat", "two dogs"])
         self.width = probe.shape[1]
         self.normalized = bool(np.allclose(np.linalg.norm(probe, axis=1), 1, atol=1e-3))
-        self._fingerprint = hashlib.sha256(np.round(probe, 3).tobytes()).hexdigest()[:12]
+        self._fingerprint = _fingerprint(np.round(probe, 3))
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -158,7 +158,10 @@ class Words(Encoder):
         )
 
     def describe(self) -> dict[str, Any]:
-        return {"width": self.width}
+        return {
+            "width": self.width,
+            "fingerprint": _fingerprint(self._model.idf_ @ self._directions),
+        }
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         return normalized(np.asarray((self._model.transform(texts) @ self._directions).todense()))
@@ -210,7 +213,7 @@ class Vectors(Encoder):
             self._rows, self._table = _read_vec(self._path, wanted, self.width)
 
     def describe(self) -> dict[str, Any]:
-        return {"words": len(self._rows)}
+        return {"words": len(self._rows), "fingerprint": _fingerprint(self._table)}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         from mmjax.data.tokenizers import split_words
@@ -221,6 +224,10 @@ class Vectors(Encoder):
             if numbers:
                 row[:] = self._table[numbers].mean(axis=0)
         return normalized(found)
+
+
+def _fingerprint(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()[:12]
 
 
 def _vec_lines(path: str) -> Iterable[tuple[int, str, list[str]]]:

@@ -151,6 +151,22 @@ def test_another_job_does_not_go_on_with_it(data, tmp_path, change):
     assert np.array_equal(found, whole) == bool(change)  # the same job: its zeros are believed
 
 
+def test_other_vectors_and_other_words_are_another_job(tmp_path):
+    def describe(spec, captions):
+        encoder = sentence_encoders.make_encoder(spec)
+        encoder.prepare(captions)
+        return encoder.describe()
+
+    path = tmp_path / "a.vec"
+    path.write_text("cat 1 2\ndog 3 4\n")
+    before = [describe(spec, ["a cat"]) for spec in (f"vectors:{path}", "words")]
+    assert before == [describe(spec, ["a cat"]) for spec in (f"vectors:{path}", "words")]
+    path.write_text("cat 1 3\ndog 3 4\n")
+    assert describe(f"vectors:{path}", ["a cat"]) != before[0]
+    for other in (["a cat", "cat"], ["a dog"]):
+        assert describe("words", other) != before[1]
+
+
 def test_words_keep_the_cosines_of_tf_idf(tmp_path):
     rng = np.random.default_rng(0)
     vocabulary = [f"word{n}" for n in range(200)]

@@ -38,7 +38,7 @@ class NpzSource:
         name = same_split(split, members)
         if name is None:
             raise UserError(f"{path} has no split {split!r}. It has: {', '.join(members)}.")
-        labels = {which: _npz_labels(*place) for which, place in members.items()}
+        labels = {which: _npz_labels(file, key) for which, (file, _, key) in members.items()}
         file, image_key, label_key = members[name]
         self._images = _npz_images(file, image_key)
         self._labels, self._where = labels[name], f"{file}, {image_key}"
@@ -142,7 +142,7 @@ def _npz_images(file: str, key: str) -> np.ndarray:
     return images[..., 0] if images.ndim == 4 and shape[3] == 1 else images
 
 
-def _npz_labels(file: str, image_key: str, key: str) -> np.ndarray:
+def _npz_labels(file: str, key: str) -> np.ndarray:
     labels = _array(file, key)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

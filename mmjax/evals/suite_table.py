@@ -18,7 +18,7 @@ COLUMNS = {
     "knn": "kNN",
 }
 AVERAGED = ("linear", "few_shot", "knn")
-_TEX = {"±": r"$\pm$", "%": r"\%", "–": "--", "_": r"\_"}
+_TEX = {"±": r"$\pm$", "%": r"\%", "–": "--", "_": r"\_", "&": r"\&", "#": r"\#"}
 
 
 def averages(results: Mapping[str, float], datasets: Sequence[str]) -> dict[str, float]:
@@ -102,10 +102,7 @@ def as_tex(results: Mapping[str, float], metrics: Mapping[str, str]) -> str:
 
     def line(row: Sequence[str]) -> str:
         cells = (row[0], *row[2:])  # without the metric
-        text = " & ".join(cells)
-        for char, tex in _TEX.items():
-            text = text.replace(char, tex)
-        return text + r" \\"
+        return " & ".join("".join(_TEX.get(c, c) for c in cell) for cell in cells) + r" \\"
 
     return "\n".join(
         [

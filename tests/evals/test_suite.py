@@ -231,3 +231,8 @@ def test_features_of_a_dataset_are_computed_once_and_then_forgotten(make):
 def test_options_that_cannot_be(make, options, message):
     with pytest.raises(UserError, match=message):
         run(make, **{"datasets": ("cifar10",), **options})
+
+
+def test_names_that_latex_would_not_read():
+    text = suite_table.as_tex({"r&d_1/linear": 0.5}, {"r&d_1": "top1"})
+    assert text.splitlines()[4] == r"r\&d\_1 & 50.0 \\"

@@ -92,10 +92,12 @@ def adjust_hue(video: jax.Array, turn: jax.Array | float) -> jax.Array:
     high, low = video.max(axis=-1), video.min(axis=-1)
     spread = high - low
     safe = jnp.where(spread > 0, spread, 1.0)
-    hue = jnp.where(  # in sixths of a turn
-        high == red,
+    # In sixths of a turn. Where `high` and a channel are computed twice, they may differ by a bit:
+    # they are not compared with each other.
+    hue = jnp.where(
+        (red >= green) & (red >= blue),
         (green - blue) / safe,
-        jnp.where(high == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+        jnp.where(green >= blue, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
     )
     turn = jnp.asarray(turn)
     hue = (hue + 6.0 * (turn[..., 0] if turn.ndim else turn)) % 6.0

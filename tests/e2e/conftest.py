@@ -22,13 +22,16 @@ class Run:
 
 @pytest.fixture(scope="session")
 def python(user_env):
-    """`python(folder, *arguments)`: `python -m mmjax.main …` as typed in `folder`."""
+    """`python(folder, *arguments)`: `python -m mmjax.main …` as typed in `folder`.
+
+    XLA's flags are a user's here, not those that make tests quick.
+    """
 
     def run(folder, *arguments):
         return subprocess.run(
             [sys.executable, "-m", "mmjax.main", *arguments],
             cwd=folder,
-            env=user_env(quick=True),
+            env=user_env(),
             capture_output=True,
             text=True,
             timeout=240,

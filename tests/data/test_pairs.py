@@ -13,7 +13,8 @@ from mmjax.errors import UserError
 from tests.data import toy_clips as toy
 
 COUNT = 23
-CROPS = ((0.5, 1.0), (0.5, 1.0), (0.2, 1.0))
+CROPS = ((0.5, 1.0), (0.5, 1.0))
+THREE = (*CROPS, (0.2, 1.0))
 DRAW = np.random.default_rng(0)
 # Three neighbours of each record: the next one, the fourth, the ninth after it.
 NEIGHBOURS = (np.arange(COUNT)[:, None] + [1, 4, 9]) % COUNT
@@ -154,7 +155,7 @@ def test_a_folder_that_is_half_written_has_no_description(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("read", ["pread", "tf"])
 def test_the_second_view_is_the_neighbours_and_all_else_the_records_own(folder, tmp_path, read):
-    data = make(folder, write(tmp_path), read=read)
+    data = make(folder, write(tmp_path), read=read, crops=THREE)
     found = batches(data, number=4)  # more than an epoch
     for step, batch in enumerate(found):
         record = batch["example_id"]
@@ -167,7 +168,7 @@ def test_the_second_view_is_the_neighbours_and_all_else_the_records_own(folder, 
         assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
             k: (v.shape, v.dtype) for k, v in data.spec.items()
         }
-    tail = batches(make(folder, str(tmp_path)), 2, 2)
+    tail = batches(make(folder, str(tmp_path), crops=THREE), 2, 2)
     assert all(toy.same(a, b) for a, b in zip(found[2:], tail, strict=True))
 
 
@@ -180,7 +181,8 @@ def test_views_of_one_picture_are_other_parts_of_it(tmp_path):
         payload=lambda n: schema.encode(toy.example(n, frames=[picture(n)], waveform=None)),
     )
     neighbours = (np.arange(COUNT)[:, None] + 1) % (COUNT - 1)  # of the other parity
-    data = make(folder, write(tmp_path / "pairs", neighbours, np.ones((COUNT, 1))), batch_size=20)
+    path = write(tmp_path / "pairs", neighbours, np.ones((COUNT, 1)))
+    data = make(folder, path, batch_size=20, crops=THREE)
     (batch,) = batches(data)
     kept = batch["example_id"] < COUNT - 2
     image = batch["image"][kept].astype(int)
@@ -305,7 +307,7 @@ def test_a_damaged_partner_makes_room_for_the_next_pair(tmp_path, read, caplog):
     for step, batch in enumerate(found):
         wanted = [instead(record) for record in data.batch_ids(step)["record"]]
         assert batch["example_id"].tolist() == wanted
-        assert np.array_equal(shown(batch)[:, :2], [[n, neighbours[n, 0]] for n in wanted])
+        assert np.array_equal(shown(batch), [[n, neighbours[n, 0]] for n in wanted])
     assert data.corrupt == len(bad)  # 3 → 4, 4 → 5, 5 → 6, 21 → 22 and 22 → 0
     for record in range(COUNT):
         assert (f"record {record}:" in caplog.text) == (record in bad)

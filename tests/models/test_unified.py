@@ -1,5 +1,7 @@
 """One encoder for several modalities, and BERT's words."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from mmjax.state import ModelDef
 SMALL = dict(width=16, num_heads=2, head_dim=8, mlp_dim=24, num_layers=2)
 
 
+@functools.cache
 def _unified(**options):
     model = ModelDef(
         make_model(

@@ -91,9 +91,10 @@ ALL = tuple(CATALOGUE)[:15]  # the sets over which LGSSL's figures are averaged
 def find(name: str, root: str = "") -> str:
     """The specification of a set for `sources.open_source`, by what lies on the disk.
 
-    In this order: a dataset folder ROOT/NAME, a folder of pictures ROOT/NAME, arrays ROOT/NAME.npz
-    or ROOT/NAME/*.npz, a table ROOT/NAME.csv or ROOT/NAME/labels.csv, what TFDS has prepared in
-    ROOT, and in its own folder ($TFDS_DATA_DIR, or ~/tensorflow_datasets).
+    In this order: a dataset folder ROOT/NAME, a table ROOT/NAME.csv or ROOT/NAME/labels.csv (before
+    the pictures that it lies beside), a folder of pictures ROOT/NAME, arrays ROOT/NAME.npz or
+    ROOT/NAME/*.npz, what TFDS has prepared in ROOT, and in its own folder ($TFDS_DATA_DIR, or
+    ~/tensorflow_datasets).
 
     Args:
       name: in `CATALOGUE`.
@@ -112,11 +113,11 @@ def find(name: str, root: str = "") -> str:
         arrays = glob.glob(os.path.join(glob.escape(folder), "*.npz"))
         for there, spec in (
             (os.path.exists(os.path.join(folder, "dataset.json")), folder),
+            (os.path.isfile(f"{folder}.csv"), f"csv:{folder}.csv"),
+            (os.path.isfile(f"{folder}/labels.csv"), f"csv:{folder}/labels.csv"),
             (image_sets.has_pictures(folder), f"images:{folder}"),
             (os.path.isfile(f"{folder}.npz"), f"npz:{folder}.npz"),
             (bool(arrays), f"npz:{folder}"),
-            (os.path.isfile(f"{folder}.csv"), f"csv:{folder}.csv"),
-            (os.path.isfile(f"{folder}/labels.csv"), f"csv:{folder}/labels.csv"),
         ):
             if there:
                 return spec
@@ -126,11 +127,11 @@ def find(name: str, root: str = "") -> str:
                 return f"tfds:{entry.tfds},data_dir={data_dir}"
     folder = os.path.join(root or "ROOT", name)
     where = f"{root} or {own}" if root else own
-    by_tfds = f" or what TFDS has prepared of {entry.tfds} in {where}" if entry.tfds else ""
+    by_tfds = f", or what TFDS has prepared of {entry.tfds} in {where}" if entry.tfds else ""
     raise UserError(
-        f"There is no {name}. It can be a dataset folder {folder} (with dataset.json), a folder of "
-        f"pictures ({folder}/SPLIT/CLASS/*.jpg), arrays ({folder}.npz or {folder}/SPLIT.npz), a "
-        f"table ({folder}.csv or {folder}/labels.csv with the columns path, label, split),"
+        f"There is no {name}. It can be a dataset folder {folder} (with dataset.json), a table "
+        f"({folder}.csv or {folder}/labels.csv with the columns path, label, split), a folder of "
+        f"pictures ({folder}/SPLIT/CLASS/*.jpg), arrays ({folder}.npz or {folder}/SPLIT.npz)"
         f"{by_tfds}. See docs/image_sets.md."
     )
 

@@ -142,7 +142,6 @@ class Suite(Evaluator):
                     raise UserError(
                         f"Evaluator {self.name}: {error} missing='skip' goes on without it."
                     ) from error
-                logging.warning("%s: %s is left out. %s", self.name, name, error)
                 found[name] = None
                 continue
             splits = dict(
@@ -150,6 +149,14 @@ class Suite(Evaluator):
             )
             same = {key: getattr(entry, key) for key in ("metric", "few_shot", "corrupt")}
             found[name] = Dataset(data=spec, **same, **splits)
+        if left_out := [name for name, dataset in found.items() if dataset is None]:
+            logging.warning(
+                "%s: left out, as they are neither below root=%r nor in TFDS's folder "
+                "(docs/image_sets.md has the layouts): %s.",
+                self.name,
+                root,
+                ", ".join(left_out),
+            )
         keys = [field.name for field in dataclasses.fields(Dataset)]
         for name, section in extra.items():
             where = f"config key evals.{self.name}.extra.{name}"

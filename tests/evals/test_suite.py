@@ -86,7 +86,10 @@ def test_what_is_not_there_is_left_out_if_asked(make, monkeypatch, caplog):
     with pytest.raises(UserError, match="There is no food101(.|\n)*missing='skip'"):
         run(make, datasets=("food101", "dtd"))
     found = run(make, datasets="all", missing="skip")
-    assert "food101 is left out" in caplog.text
+    lines = [record.getMessage() for record in caplog.records if "left out" in record.msg]
+    assert len(lines) == 1 and lines[0].startswith("s: left out") and str(make.root) in lines[0]
+    names = lines[0].rstrip(".").rpartition(": ")[2].split(", ")
+    assert names[0] == "food101" and len(names) == 15 - 4 and "dtd" not in names
     there = {name.split("/")[1] for name in found} - {"average"}
     assert there == {"cifar10", "dtd", "flowers", "pcam"}
     assert not any(name.startswith("s/pcam/few_shot") for name in found)

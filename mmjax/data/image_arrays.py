@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import threading
 import zipfile
 import zlib
 
@@ -24,7 +25,7 @@ class NpzSource:
     A file holds `images` uint8 [N, H, W, 3] (or [N, H, W, 1] or [N, H, W]: grey) and `labels`
     integers [N], and counts as the split it is named after, else as 'train'. Or it holds several
     splits, named `train_images`, `train_labels` or `x_train`, `y_train`. `class_names` is optional.
-    The arrays of the split are read into memory.
+    The pictures of the split are read into memory when the first of them is asked for.
 
     Raises:
       UserError: a missing or damaged file, no such split, or arrays of another type or shape.
@@ -40,11 +41,13 @@ class NpzSource:
             raise UserError(f"{path} has no split {split!r}. It has: {', '.join(members)}.")
         labels = {which: _npz_labels(file, key) for which, (file, _, key) in members.items()}
         file, image_key, label_key = members[name]
-        self._images = _npz_images(file, image_key)
-        self._labels, self._where = labels[name], f"{file}, {image_key}"
-        if len(self._images) != len(self._labels):
+        shape = _npz_shape(file, image_key)
+        self._file, self._key, self._labels = file, image_key, labels[name]
+        self._images: np.ndarray | None = None
+        self._lock = threading.Lock()  # records are fetched by several threads
+        if shape[0] != len(self._labels):
             raise UserError(
-                f"{file} has {len(self._images)} pictures in {image_key} but "
+                f"{file} has {shape[0]} pictures in {image_key} but "
                 f"{len(self._labels)} labels in {label_key}."
             )
         classes = 1 + max(int(some.max(initial=-1)) for some in labels.values())
@@ -54,18 +57,24 @@ class NpzSource:
         names = names or numbered(classes, file)
         counts = {which: len(some) for which, some in labels.items()}
         self.info = picture_info(path, counts, names)
-        self.info.frame_size = tuple(self._images.shape[1:3])
+        self.info.frame_size = shape[1:3]
         self.num_examples, self.name = len(self._labels), f"{self.info.name}/{split}"
 
     def fetch(self, record: int) -> bytes:
+        with self._lock:
+            if self._images is None:
+                self._images = _array(self._file, self._key)
+        picture = self._images[record]
+        if picture.shape[2:] == (1,):
+            picture = picture[..., 0]
         out, label = io.BytesIO(), int(self._labels[record])
-        PIL.Image.fromarray(self._images[record]).convert("RGB").save(out, "PNG")
+        PIL.Image.fromarray(picture).convert("RGB").save(out, "PNG")
         return image_example(
             out.getvalue(), label, self.info.class_names[label], self.where(record)
         )
 
     def where(self, record: int) -> str:
-        return f"{self._where}, row {record}"
+        return f"{self._file}, {self._key}, row {record}"
 
     def labels(self) -> np.ndarray:
         return self._labels
@@ -123,23 +132,29 @@ def _array(file: str, key: str) -> np.ndarray:
             raise UserError(f"{file}: the array {key} cannot be read: {error}") from error
 
 
-def _npz_images(file: str, key: str) -> np.ndarray:
-    """uint8 [N, H, W, 3] or, grey, [N, H, W]."""
-    images = _array(file, key)
-    shape = list(images.shape)
-    if images.ndim == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
+def _npz_shape(file: str, key: str) -> tuple[int, ...]:
+    """That of uint8 pictures [N, H, W, 3], [N, H, W, 1] or [N, H, W], by the array's head alone."""
+    with _opened(file) as arrays:
+        try:
+            with arrays.zip.open(f"{key}.npy") as member:
+                version = np.lib.format.read_magic(member)
+                first = version == (1, 0)
+                read = np.lib.format.read_array_header_1_0
+                read = read if first else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+        except _DAMAGE as error:
+            raise UserError(f"{file}: the array {key} cannot be read: {error}") from error
+    if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
         raise UserError(
-            f"{file}: {key} is {shape}, with the channels first; store it as [N, H, W, C]: "
+            f"{file}: {key} is {list(shape)}, with the channels first; store it as [N, H, W, C]: "
             "images.transpose(0, 2, 3, 1)."
         )
-    if images.dtype != np.uint8 or not (
-        images.ndim == 3 or images.ndim == 4 and shape[3] in (1, 3)
-    ):
+    if dtype != np.uint8 or not (len(shape) == 3 or len(shape) == 4 and shape[3] in (1, 3)):
         raise UserError(
-            f"{file}: {key} is {images.dtype} {shape}; expected uint8 [N, H, W, 3], [N, H, W, 1] "
+            f"{file}: {key} is {dtype} {list(shape)}; expected uint8 [N, H, W, 3], [N, H, W, 1] "
             "or [N, H, W]."
         )
-    return images[..., 0] if images.ndim == 4 and shape[3] == 1 else images
+    return shape
 
 
 def _npz_labels(file: str, key: str) -> np.ndarray:

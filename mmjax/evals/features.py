@@ -121,9 +121,11 @@ class FeatureStore:
         return self._features[request]
 
     def release(self, requests: Sequence[Request]) -> None:
-        """Frees the memory of features; who still asks for them has them computed again."""
+        """Frees the memory of features and of their data; who still asks for them has the data
+        opened and the features computed again."""
         for request in requests:
             self._features.pop(request, None)
+            self._data.pop(request, None)
 
     def pick(self, state: Mapping[str, Any], request: Request, ids: np.ndarray) -> Features:
         """`get` of some examples alone, ordered by their ids and not kept for others.

@@ -1,5 +1,7 @@
 """Arrays of pictures: names of splits, shapes, exact pixels, and what is wrong with them."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -30,6 +32,25 @@ def test_pixels_are_exact(tmp_path, stored):
     assert source.labels().tolist() == LABELS.tolist() and source.info.num_classes == 4
     assert [schema.decode(source.fetch(n)).labels for n in range(5)] == [[n] for n in LABELS]
     assert source.where(2).endswith("set.npz, images, row 2")
+
+
+def test_pictures_are_read_when_they_are_asked_for(tmp_path):
+    """A suite opens all of its sets before it looks at the first: only their heads are read."""
+    large = RNG.integers(0, 256, (5, 200, 100, 3), np.uint8)
+    np.savez_compressed(tmp_path / "set.npz", images=large, labels=LABELS)
+    source = sources.open_source(f"npz:{tmp_path / 'set.npz'}", split="train")
+    content = bytearray((tmp_path / "set.npz").read_bytes())
+    with zipfile.ZipFile(tmp_path / "set.npz") as archive:
+        (start,) = [m.header_offset for m in archive.infolist() if m.filename == "images.npy"]
+        (size,) = [m.compress_size for m in archive.infolist() if m.filename == "images.npy"]
+    end = start + size
+    content[end - 40 : end - 20] = bytes(20)
+    (tmp_path / "set.npz").write_bytes(content)
+    again = sources.open_source(f"npz:{tmp_path / 'set.npz'}", split="train")
+    assert again.info.frame_size == (200, 100) and again.labels().tolist() == LABELS.tolist()
+    for opened in (source, again):
+        with pytest.raises(UserError, match="set.npz: the array images cannot be read"):
+            opened.fetch(0)
 
 
 @pytest.mark.parametrize("keys", ["{}_images {}_labels", "x_{} y_{}"])

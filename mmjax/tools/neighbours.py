@@ -100,6 +100,8 @@ def _run(args) -> int:
         raise UserError(f"--memory {args.memory} must be above 0.")
     features, modality, name = _features(args)
     count = len(features)
+    if args.k >= max(count, 2):
+        raise UserError(f"--k {args.k}: of {count} records each has {count - 1} others at most.")
     kind = args.exclude_duplicates
     if kind is True:
         kind = "captions" if modality == "text" else "features"
@@ -114,7 +116,7 @@ def _run(args) -> int:
     settings = neighbours.choose_settings(
         args.dtype, block=args.block, device_bytes=args.memory and args.memory * 2**30
     )
-    if features.ndim == 2 and count:
+    if count:
         with _logging():
             _print_plan(features, args.k, settings, groups)
     if args.plan:
@@ -186,12 +188,19 @@ def _features(args) -> tuple[np.ndarray, str, str]:
             )
         modality = args.modality or _only_modality(os.path.join(folder, args.split))
         path, name = stored.features_path(folder, args.split, modality), content["dataset"]
+    if content and not os.path.exists(path):
+        there = _modalities(os.path.dirname(path))
+        raise UserError(f"There is no {path}. That split has features of {there or 'nothing'}.")
     try:
         features = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an array: {error}.") from error
-    if not features.ndim:
-        raise UserError(f"{path} is a single number; expected floating point [N, D].")
+    if features.ndim != 2:
+        raise UserError(
+            f"{path} has the shape {list(features.shape)}; expected a row for each record, [N, D]. "
+            "Features with several rows for each (`mmjax sentences --captions all`, `mmjax embed "
+            "--variants`) are for training: make them with one."
+        )
     if content and content["num_examples"].get(args.split) != len(features):
         raise UserError(
             f"{path} has {len(features)} rows, but {stored.FILE} says "
@@ -200,18 +209,19 @@ def _features(args) -> tuple[np.ndarray, str, str]:
     return features, modality, name
 
 
+def _modalities(folder: str) -> str:
+    """Of which there are features, with commas between."""
+    entries = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()
+    return ", ".join(entry[: -len(".npy")] for entry in entries if entry.endswith(".npy"))
+
+
 def _only_modality(folder: str) -> str:
-    found = sorted(
-        entry[: -len(".npy")]
-        for entry in (os.listdir(folder) if os.path.isdir(folder) else ())
-        if entry.endswith(".npy")
-    )
-    if len(found) != 1:
-        raise UserError(
-            f"{folder} has features of {', '.join(found) or 'nothing'}: say --modality NAME"
-            + (" or another --split." if not found else ".")
-        )
-    return found[0]
+    found = _modalities(folder)
+    if not found:
+        raise UserError(f"{folder} has no features: name another --split, or compute them.")
+    if ", " in found:
+        raise UserError(f"{folder} has features of {found}: say --modality NAME.")
+    return found
 
 
 def _source(args, kind: str | None, name: str, count: int) -> Source | None:

@@ -275,8 +275,8 @@ def test_thresholds_of_lists(data, tmp_path):
         (["--scope", "none.csv:a", "--data", "DATA"], "There is no table none.csv"),
         (["--groups", "none.npy"], "--groups none.npy cannot be read"),
         (["--groups", "g.npy", "--scope", "label", "--data", "DATA"], "give one"),
-        (["--modality", "image"], "image.npy cannot be read"),
-        (["--split", "test"], "features of nothing"),
+        (["--modality", "image"], "There is no"),
+        (["--split", "test"], "has no features"),
         (["--k", "0"], "--k 0 must be at least 1"),
         (["--block", "0"], "--block 0 must be at least 1"),
         (["--min-similarity", "1.5"], "--min-similarity 1.5 is a cosine"),
@@ -297,11 +297,14 @@ def test_wrong_features(features, data, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
     says("is no folder of features", where=tmp_path)
+    says("--k 40: of 40 records each has 39 others at most", "--k", COUNT)
     np.save(features / "train" / "image.npy", FEATURES[:9])
     says("has features of image, text: say --modality NAME")
     says("has 9 rows, but features.json says 40", "--modality", "image")
     np.save(features / "train" / "image.npy", FEATURES.reshape(COUNT, 2, 3))
-    says("2 variants of each record", "--modality", "image")
+    says("has the shape [40, 2, 3]; expected a row for each record", "--modality", "image")
+    says("train/touch.npy. That split has features of image, text", "--modality", "touch")
+    says("has no features: name another --split", "--split", "test")
     (tmp_path / "broken.npy").write_bytes(b"no array")
     (tmp_path / "empty.npy").touch()
     np.savez(tmp_path / "several.npz", a=FEATURES)
@@ -310,7 +313,7 @@ def test_wrong_features(features, data, tmp_path, capsys):
         says("cannot be read as an array", where=tmp_path / name)
         says("cannot be read as an array", "--groups", tmp_path / name, "--modality", "text")
     np.save(tmp_path / "one.npy", np.float32(1))
-    says("is a single number", where=tmp_path / "one.npy")
+    says("has the shape []", where=tmp_path / "one.npy")
     assert cli.main(["neighbours", str(features), "--modality", "text"]) == 2
     assert "Give --out PAIRS" in capsys.readouterr().err
 

@@ -250,7 +250,11 @@ def test_numbers_below_one(folder, capsys, option):
 
 def test_nothing_at_all(folder, capsys):
     assert folder.run() == 2
-    assert "Not one of 0 clips" in capsys.readouterr().err
+    assert "Nothing below" in capsys.readouterr().err
+    folder.picture("train/a_2020_000001/only.jpg")
+    assert folder.run() == 2
+    told = capsys.readouterr().err
+    assert "1 left out, no file with a caption" in told and "a_2020_000001/only.jpg" in told
     assert folder.run("--table", folder.root / "none.csv") == 2
     assert "There is no --table" in capsys.readouterr().err
 
@@ -264,7 +268,7 @@ def test_the_command_that_comes_next_works_as_printed(folder, capsys, monkeypatc
     program, *command = shlex.split(last.removeprefix("Next: "))
     assert last.startswith("Next: ") and program == "mmjax"
     assert cli.main([*command, "--quiet", "--workers", "1"]) == 0
-    source = sources.open_source("data/captions", split="train")
+    source = sources.open_source("data/table", split="train")
     assert captions.read_captions(source, range(5)) == [[f"caption {n}"] for n in range(5)]
 
 

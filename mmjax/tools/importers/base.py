@@ -202,12 +202,14 @@ def import_dataset(
                     labels.add(label)
                 write(row)
         if not summary.rows:
-            first = next(iter(summary.missing), "no clip at all")
-            raise UserError(
+            found = (
                 f"Not one of {summary.clips} clips has a file below {media}; the first would be "
-                f"called {first} with any suffix. `mmjax import {importer.name} --help` lists "
-                "the names that are understood."
+                f"called {next(iter(summary.missing))} with any suffix."
+                if summary.missing
+                else " ".join([f"Nothing below {media} can be used.", *job.notices])
             )
+            names = f"`mmjax import {importer.name} --help` lists the names that are understood."
+            raise UserError(f"{found} {names}")
         os.replace(temporary, out)
     finally:
         with contextlib.suppress(FileNotFoundError):

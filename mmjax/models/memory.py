@@ -83,8 +83,9 @@ class Queues(nnx.Module):
         """bool [views]: the queue has been filled to its end."""
         return jnp.any(self.rows[...][:, -1] != 0, axis=-1)
 
-    def push(self, rows: jax.Array) -> None:
-        """Puts [views, B, D] in front, unless it is too early; what falls off the end is gone.
+    def push(self, rows: jax.Array, mask: jax.Array | None = None) -> None:
+        """Puts [views, B, D] in front, of which `mask` [B] says which exist, unless it is too
+        early; what falls off the end is gone.
 
         Raises:
           UserError: there are more rows than a queue has.
@@ -95,7 +96,11 @@ class Queues(nnx.Module):
                 f"A batch of {batch} examples does not fit a queue of {size}: raise queue_length."
             )
         rows = jax.lax.stop_gradient(rows).astype(jnp.float32)
-        pushed = jnp.concatenate([rows, self.rows[...][:, : size - batch]], axis=1)
+        pushed = jnp.concatenate([rows, self.rows[...]], axis=1)
+        if mask is not None:  # those that exist move up, in their order
+            kept = jnp.concatenate([mask > 0, jnp.ones(size, bool)])
+            pushed = pushed[:, jnp.argsort(~kept, stable=True)]
+        pushed = pushed[:, :size]
         started = self.calls[...] >= self.start
         self.rows[...] = jnp.where(started, pushed, self.rows[...])
         self.calls[...] = self.calls[...] + 1

@@ -156,7 +156,7 @@ def swav(
         both = jnp.concatenate([used.astype(mask.dtype), mask])
         assigned = self_supervised.sinkhorn(rows, epsilon=epsilon, iterations=iterations, mask=both)
         codes.append(assigned[len(earlier) :])
-    queues.push(jnp.stack([normalize(z) for z in projected]))
+    queues.push(jnp.stack([normalize(z) for z in projected]), mask)
     halves = [
         self_supervised.swapped_prediction(
             scores[one], codes[1 - one], temperature=temperature, axis=softmax_axis, mask=mask

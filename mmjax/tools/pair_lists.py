@@ -135,7 +135,7 @@ def from_list(
     if len(numbers) < len(names):
         twice = next(name for number, name in enumerate(names) if numbers[name] != number)
         raise UserError(f"Two records are called {'/'.join(twice)}: pairs cannot tell them apart.")
-    found: dict[int, list[tuple[float, int]]] = {}
+    found: dict[int, dict[int, float]] = {}  # by source and target
     missing = below = 0
     for number, entry in enumerate(entries):
         try:
@@ -154,13 +154,15 @@ def from_list(
         elif not (value >= least and (least_ratio is None or ratio >= least_ratio)):
             below += 1
         elif source != target:
-            found.setdefault(source, []).append((-value, target))
+            others = found.setdefault(source, {})
+            others[target] = max(value, others.get(target, value))
     width = max(map(len, found.values()), default=1)
     neighbours = np.full((len(names), width), -1, np.int32)
     similarity = np.zeros((len(names), width), np.float32)
     for source, others in found.items():
-        for place, (value, target) in enumerate(sorted(others)):
-            neighbours[source, place], similarity[source, place] = target, -value
+        best = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
+        for place, (target, value) in enumerate(best):
+            neighbours[source, place], similarity[source, place] = target, value
     return neighbours, similarity, {"entries": len(entries), "missing": missing, "below": below}
 
 

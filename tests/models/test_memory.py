@@ -65,6 +65,15 @@ def test_queues_start_late_and_are_full_when_the_last_row_is():
     np.testing.assert_array_equal(queues.rows[...][:, 4], second[:, 0])
 
 
+def test_rows_that_do_not_exist_are_not_queued():
+    queues = Queues(views=1, size=5, features=3, start=0)
+    first, second = rows(3)[None], rows(3, seed=1)[None]
+    queues.push(first, np.array([1, 0, 1]))
+    queues.push(second, np.array([0, 1, 1]))
+    expected = np.concatenate([second[0, 1:], first[0, [0, 2]], np.zeros((1, 3), np.float32)])
+    np.testing.assert_array_equal(queues.rows[...][0], expected)
+
+
 def test_a_batch_larger_than_the_memory_is_refused():
     with pytest.raises(UserError, match="does not fit a memory bank of 3"):
         Bank(size=3, features=3, rngs=nnx.Rngs(0)).add(jnp.zeros((4, 3)))

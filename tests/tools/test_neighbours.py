@@ -265,6 +265,17 @@ def test_thresholds_of_lists(data, tmp_path):
     assert pairs.read_description(out)["made"]["below"] == 2
 
 
+def test_a_pair_that_a_list_has_twice_is_one_neighbour(data, tmp_path):
+    path, out = tmp_path / "list.json", tmp_path / "pairs"
+    names = [[folder, f"item{number}"] for number, folder in enumerate(FOLDERS)]
+    listed = [(0, 1, 0.5), (0, 2, 0.8), (0, 1, 0.9), (5, 6, 0.7)]
+    path.write_text(json.dumps([[names[a], names[b], value] for a, b, value in listed]))
+    assert cli.main(["pairs", str(path), "--data", data, "--out", str(out)]) == 0
+    found = read(out, data)
+    assert found.neighbours[[0, 5]].tolist() == [[1, 2], [6, -1]]
+    np.testing.assert_allclose(found.similarity[[0, 5]], [[0.9, 0.8], [0.7, 0.0]])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -93,13 +93,17 @@ class Progress:
     def step(self) -> Iterator[None]:
         """Around one training step, or around a wait for its results.
 
-        It counts as a step if a batch was fetched since the last one, and only adds time otherwise.
+        It counts as a step if a batch was fetched since the last one, and only adds time otherwise:
+        to the first step too, if it is the wait for its results.
         """
         start = self._clock()
         yield
         now = self._clock()
         self._in_step += now - start
         if not self._fed:
+            if len(self._recent) == 1:
+                self.first_step_seconds += now - start
+                self._recent[0] = _Step(now - self._paused, self._data, self._in_step)
             return
         self._fed = False
         if self.first_step_seconds is None:

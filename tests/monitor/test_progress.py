@@ -91,6 +91,18 @@ def test_nothing_is_claimed_from_the_compiling_step():
     )
 
 
+def test_the_wait_for_the_first_results_is_of_the_first_step():
+    clock = Clock()
+    progress = Progress(900, batch_size=8, clock=clock)
+    for _ in range(2):
+        run(progress, clock, 1, data=0, step=1.0)
+        with progress.step():
+            clock.now += 3.0
+    assert progress.first_step_seconds == pytest.approx(4)
+    assert progress.metrics()["perf/examples_per_second"] == pytest.approx(8 / 4)
+    assert progress.metrics()["perf/step_share"] == pytest.approx(1)
+
+
 def test_the_line(monkeypatch):
     monkeypatch.setattr(
         "mmjax.monitor.report.device_memory", lambda: [{"peak": 2**30}, {"peak": 1.2 * 2**30}]

@@ -98,9 +98,14 @@ def _sentences(args) -> int:
     print(f"{result.path}: float32 {result.shape} of {source.name} by {args.encoder}.")
     for notice in result.notices:
         print(notice)
-    command = ["mmjax", "neighbours", args.out, "--out", f"{args.out.rstrip('/')}-pairs"]
+    train = f"train on them: --config.data.text.features={args.out}"
+    if len(result.shape) == 3:  # several for each record, which have no nearest one
+        print(f"Next: {train}")
+        return 0
+    name = os.path.basename(os.path.abspath(args.out))
+    command = ["mmjax", "neighbours", args.out, "--data", args.dataset, "--out", f"pairs/{name}"]
     command += ["--split", args.split] if args.split != "train" else []
-    print(f"Next: {shlex.join(command)}, or train on them: --config.data.text.features={args.out}")
+    print(f"Next: {shlex.join(command)}, or {train}")
     return 0
 
 

@@ -74,19 +74,22 @@ def test_the_first_caption_of_each_record(data, bert, tmp_path, monkeypatch, cap
     said = capsys.readouterr().out
     assert f"float32 [{COUNT}, 24] of toy/train" in said
     assert "1 records have no caption: their rows are zeros." in said
-    assert f"Next: mmjax neighbours {tmp_path} --out {tmp_path}-pairs" in said
+    pairs = f"pairs/{tmp_path.name}"
+    assert f"Next: mmjax neighbours {tmp_path} --data {data} --out {pairs}, or train on" in said
     made = stored.read_description(tmp_path)["made"]["train/text"]
     assert made["encoder"] == str(bert) and made["captions"] == "first"
     assert len(made["fingerprint"]) == 12 and made["max_length"] == 40
     assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["text.npy"]
 
 
-def test_mean_and_all(data, bert, tmp_path):
+def test_mean_and_all(data, bert, tmp_path, capsys):
     mean = rows(data, tmp_path / "mean", bert, "--captions", "mean")
     both = embedded("a red cat sits", "the cat")
     np.testing.assert_allclose(mean[0], unit(both.mean(axis=0)), atol=2e-6)
     np.testing.assert_allclose(mean[2], embedded("blue dogs, running")[0], atol=2e-6)
+    assert "Next: mmjax neighbours" in capsys.readouterr().out
     each = rows(data, tmp_path / "all", bert, "--captions", "all")
+    assert "Next: train on them: --config.data.text.features=" in capsys.readouterr().out
     assert each.shape == (COUNT, 3, 24) and not each[1].any()
     np.testing.assert_allclose(each[0], both[[0, 1, 0]], atol=2e-6)
     three = embedded("the cat", "a dog", "a red cat sits")

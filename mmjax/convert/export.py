@@ -111,7 +111,9 @@ def _model(arrays: Mapping[str, np.ndarray], to: str) -> str:
             return "torchvision.models.mobilenet_v2(num_classes=0)"
         kind = (block_counts(arrays, "image"), "image/groups/0/0/third/conv/kernel" in arrays)
         classes = len(arrays.get("image/projection/bias", ()))
-        return f"timm.create_model({_RESNETS.get(kind, 'NAME')!r}, num_classes={classes})"
+        published = arrays["image/stem/conv/kernel"].shape[-1] == 64  # else another width
+        name = _RESNETS.get(kind, "NAME") if published else "NAME"
+        return f"timm.create_model({name!r}, num_classes={classes})"
     classes = len(arrays.get("touch/projection/bias", ()))
     if "touch/class_token" not in arrays:
         name, pool = "resnet18", "avg"

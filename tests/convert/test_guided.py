@@ -531,6 +531,14 @@ def test_every_bit_comes_back(tmp_path, make, suffix, capsys):
     assert "is there already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("width, name", [(64, "resnet18"), (32, "NAME")])
+def test_the_model_that_takes_the_file_is_named_by_depth_and_width(tmp_path, width, name, capsys):
+    state = resnet(blocks=(2, 2, 2, 2), bottleneck=False, width=width)
+    source, out = save(tmp_path / "a.pth", state), str(tmp_path / "b.pth")
+    assert cli.main(["convert", source, "--to", "torchvision", "--out", out]) == 0
+    assert f"timm.create_model('{name}', num_classes=0)" in capsys.readouterr().out
+
+
 def test_a_file_is_written_as_it_was_read(tmp_path):
     source = save(tmp_path / "a.pth", below("encoder.", resnet(num_classes=3)))
     out = tmp_path / "b.safetensors"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -491,7 +492,12 @@ def _embed(args) -> int:
         if cfg.task == "touch":
             print(f"  --config.data.{modality}.features={args.out}")
         else:
-            print(f"mmjax neighbours {args.out} --modality {modality} --out PAIRS")
+            name = os.path.basename(os.path.abspath(args.out))
+            command = ["mmjax", "neighbours", args.out, "--modality", modality]
+            command += ["--data", cfg.data.train, "--out", f"pairs/{name}"]
+            if (split := cfg.data.get("split", "train")) != "train":
+                command += ["--split", split]
+            print(f"{args.out}: features of {modality}.\nNext: {shlex.join(command)}")
     return 0
 
 

@@ -146,11 +146,14 @@ def test_a_suite_of_sets_judges_a_run(trained, command, folder):
     assert "examples in" in first.log and "examples in" not in second.log  # from the disk
 
 
-def test_a_backbone_finds_pairs_by_their_looks(trained, folder, monkeypatch):
+def test_a_backbone_finds_pairs_by_their_looks(trained, folder, monkeypatch, capsys):
     run, _ = trained
     monkeypatch.chdir(folder)
     looks, found = folder / "looks", folder / "look-pairs"
     assert cli.main(["embed", "image", "--run", str(run), "--out", str(looks), "--quiet"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"Next: mmjax neighbours {looks} --modality image --data ")
+    assert said.endswith(" --out pairs/looks")
     rows = np.load(stored.features_path(looks, "train", "image"))
     assert rows.shape[0] == 64 and np.isfinite(rows).all()
     arguments = [str(looks), "--modality", "image", "--out", str(found), "--quiet"]

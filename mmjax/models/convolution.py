@@ -213,7 +213,7 @@ def draw_kernels(module: nnx.Module, key: jax.Array, *, init: str = "glorot") ->
         area = math.prod(window)
         scale = 6 / (area * (fan_in + fan_out)) if init == "glorot" else 2 / (area * fan_out)
         values = math.sqrt(scale) * draws[start : start + size].reshape(kernel.shape)
-        kernel[...] = values.astype(kernel.dtype)
+        kernel.set_value(values.astype(kernel.dtype))  # `kernel[...] =` is slow, see `_Stream`
         start += size
 
 

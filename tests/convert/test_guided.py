@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import mmjax
-from mmjax import config, initialize, pictures, tree
+from mmjax import config, initialize, pictures
 from mmjax.convert import backbones, guided, guided_plan, safetensors, torch_files
 from mmjax.convert import run as run_of
 from mmjax.errors import UserError
@@ -19,6 +19,7 @@ from mmjax.models.towers import build_tower
 from mmjax.rundir import RunDir
 from mmjax.state import ModelDef
 from mmjax.tools import cli
+from tests.convert.runs import module_of
 from tests.convert.torch_writer import Call, Global, save, save_as_before
 from tests.models import torch_reference
 
@@ -159,18 +160,6 @@ def convert(out, *arguments):
     return out
 
 
-def load(run):
-    """The module of a run directory with its arrays, all of them."""
-    cfg = RunDir(run, create=False).read_config()
-    model = ModelDef(make_model(**config.plain(cfg.model)))
-    leaves, _ = initialize.load_params(str(run))
-    extra = {k.removeprefix("extra/"): v for k, v in leaves.items() if k.startswith("extra/")}
-    params = {k: v for k, v in leaves.items() if not k.startswith("extra/")}
-    assert set(tree.flatten(model.params)) == set(params)
-    assert set(tree.flatten(model.extra)) == set(extra)
-    return model.bind(tree.unflatten(params), tree.unflatten(extra))
-
-
 def close(actual, expected):
     assert np.abs(np.asarray(actual) - expected).max() < 2e-5 * np.abs(expected).max()
 
@@ -199,7 +188,7 @@ def released(tmp_path_factory):
 def test_a_released_backbone(released, capsys):
     source, run = released
     close(
-        features(load(run), image=PICTURES)["image"],
+        features(module_of(run, make_model), image=PICTURES)["image"],
         torch_reference.torch_resnet(resnet(), PICTURES),
     )
     cfg = RunDir(run, create=False).read_config()
@@ -302,7 +291,7 @@ def test_mobilenets(tmp_path, names):
     run = convert(tmp_path / "run", source)
     strides = [s if j == 0 else 1 for _, _, n, s in GROUPS for j in range(n)]
     expected = torch_reference.torch_mobilenet(state, PICTURES, strides)
-    close(features(load(run), image=PICTURES)["image"], expected)
+    close(features(module_of(run, make_model), image=PICTURES)["image"], expected)
     image = RunDir(run, create=False).read_config().model.image
     assert image.name == "mobilenet_v2" and image.groups == GROUPS
     assert "2 left out, a head" in (run / "conversion.txt").read_text()
@@ -364,7 +353,7 @@ TRAININGS = {
 def test_trainings(tmp_path, name):
     state, heads = TRAININGS[name]
     run = convert(tmp_path / "run", save(tmp_path / f"{name}.ckpt", lightning(state)))
-    cfg, module = RunDir(run, create=False).read_config(), load(run)
+    cfg, module = RunDir(run, create=False).read_config(), module_of(run, make_model)
     config.check(cfg)
     found = config.plain(cfg.model.heads)
     assert {head: options["dims"] for head, options in found.items()} == heads

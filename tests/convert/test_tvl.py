@@ -19,6 +19,7 @@ from mmjax.rundir import RunDir
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts, make_task
 from mmjax.tools import cli
+from tests.convert.runs import module_of
 from tests.convert.torch_writer import save
 from tests.models import torch_reference
 
@@ -105,20 +106,8 @@ def run(files, tmp_path_factory):
     return convert(tmp_path_factory.mktemp("run") / "run", files["tvl"], files["clip"])
 
 
-def load(run):
-    """The module of a run directory with its arrays."""
-    cfg = RunDir(run, create=False).read_config()
-    model = ModelDef(make_model(**config.plain(cfg.model)))
-    leaves, _ = initialize.load_params(str(run))
-    extra = {k.removeprefix("extra/"): v for k, v in leaves.items() if k.startswith("extra/")}
-    params = {k: v for k, v in leaves.items() if not k.startswith("extra/")}
-    assert set(tree.flatten(model.params)) == set(params)
-    assert set(tree.flatten(model.extra)) == set(extra)
-    return model.bind(tree.unflatten(params), tree.unflatten(extra))
-
-
 def check(run, inputs, expected):
-    module = load(run)
+    module = module_of(run, make_model)
     with jax.default_matmul_precision("highest"):
         pooled = jax.jit(lambda inputs: module.encode(inputs))(inputs)
     assert set(pooled) == set(expected)
@@ -174,7 +163,7 @@ def test_the_report_has_every_entry_of_every_file(run, files):
     assert rows["tvl_enc.pth: optimizer.state.4.exp_avg"] == "optimizer state float32 (32,)"
     left = "open_clip_model.safetensors: logit_scale"
     assert rows[left] == "left out, an earlier file has it float32 ()"
-    module = load(run)
+    module = module_of(run, make_model)
     params = tree.flatten(ModelDef(lambda rngs: module).params)
     listed = [line.split()[0] for line in arrays.splitlines() if line.strip()]
     assert sorted(listed) == sorted(f"params/{path}" for path in params)
@@ -271,7 +260,7 @@ def test_heads_into_a_common_space(tmp_path, files):
     }
     source = write_tvl(tmp_path / "tvl.pth", {**model, **heads})
     run = convert(tmp_path / "run", source, files["clip"])
-    module = load(run)
+    module = module_of(run, make_model)
     state = {k.removeprefix("tactile_encoder."): v for k, v in model.items()}
     pooled = torch_reference.timm_vit(state, TOUCH, num_heads=4)
     expected = pooled @ heads["modality_heads.tactile.weight"].T

@@ -44,6 +44,32 @@ class TensorFlowUnits:
         return tf.nn.relu(y) if relu else y
 
 
+def check_training(build, x, *, atol):
+    """Every array of `build(remat)` learns or counts, and the same whatever is recomputed."""
+    results = {}
+    for remat in ("none", "full"):
+        model = build(remat)
+        params, extra = random_arrays(model)
+
+        def loss(params, extra, model=model):
+            module = model.bind(params, extra)
+            pooled, _ = module(x, key=jax.random.key(0))
+            return (pooled**2).mean(), model.extra_of(module)
+
+        results[remat] = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, extra)
+    (_, new), gradients = results["none"]
+    assert jax.tree.structure(new) == jax.tree.structure(extra)
+    for path, leaf in tree.flatten(gradients).items():
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
+    for path, leaf in tree.flatten(new).items():
+        assert np.abs(leaf - tree.flatten(extra)[path]).max() > 1e-4, path
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=atol),
+        results["none"],
+        results["full"],
+    )
+
+
 def count(model):
     """Parameters and BatchNorm statistics of a ModelDef."""
     return sum(leaf.size for leaf in jax.tree.leaves((model.params, model.extra)))

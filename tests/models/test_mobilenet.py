@@ -11,7 +11,7 @@ from mmjax.models.mobilenet import GROUPS, round_channels
 from mmjax.models.towers import TOWERS, build_tower
 from mmjax.state import ModelDef
 from tests.models import torch_reference
-from tests.models.convolution_fixture import TensorFlowUnits, count, random_arrays
+from tests.models.convolution_fixture import TensorFlowUnits, check_training, count, random_arrays
 from tests.models.vatt_fixture import relative
 
 SMALL_GROUPS = ((1, 8, 1, 1), (6, 16, 2, 2), (3, 16, 1, 1), (2, 24, 1, 2))
@@ -107,27 +107,8 @@ def test_initial_values_are_torchs():
 
 
 def test_training_updates_statistics_whatever_is_recomputed():
-    x, results = _pictures(16, 16), {}
-    for remat in ("none", "full"):
-        model = _model(dict(SMALL, remat=remat))
-        params, extra = random_arrays(model)
-
-        def loss(params, model=model, extra=extra):
-            module = model.bind(params, extra)
-            pooled, _ = module(x, key=jax.random.key(0))
-            return (pooled**2).mean(), model.extra_of(module)
-
-        results[remat] = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    (_, new), gradients = results["none"]
-    for path, leaf in tree.flatten(gradients).items():
-        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
-    for path, leaf in tree.flatten(new).items():
-        assert np.abs(leaf - tree.flatten(extra)[path]).max() > 1e-4, path
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        results["none"],
-        results["full"],
-    )
+    build = lambda remat: _model(dict(SMALL, remat=remat))  # noqa: E731
+    check_training(build, _pictures(16, 16), atol=1e-4)
 
 
 @pytest.mark.parametrize("groups", [(), ((1, 8, 1),), ((1, 8, 0, 1),)])

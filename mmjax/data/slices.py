@@ -72,9 +72,10 @@ class Part:
         start = _place(self.start, count) if self.start else 0
         stop = _place(self.stop, count) if self.stop else count
         if not 0 <= start < stop <= count:
+            what = "has no records" if start >= stop else "reaches beyond the data"
             raise UserError(
-                f"The split {str(self)!r} has no records: {self.name} has {count}, and these are "
-                f"numbers {start} to {stop} of them."
+                f"The split {str(self)!r} {what}: {self.name} has {count} records, and these would "
+                f"be numbers {start} to {stop} of them."
             )
         return start, stop
 

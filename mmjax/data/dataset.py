@@ -330,7 +330,8 @@ def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
         names = sorted(os.listdir(folder))[:8]
         raise UserError(
             f"The dataset at {folder} is empty: no file is named like "
-            f"train-00000-of-00010.tfrecord. It holds: {', '.join(names) or 'nothing'}."
+            f"train-00000-of-00010.tfrecord. It holds: {', '.join(names) or 'nothing'}. Folders of "
+            "labelled pictures are named images:FOLDER, tables csv:FILE, arrays npz:FILE."
         )
     result = {}
     for (sub, name), sets in found.items():

@@ -198,6 +198,7 @@ class Suite(Evaluator):
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
         results: dict[str, float] = {}
+        shown = dict(self._metrics)  # the column `metric` of the table
         for name, parts in self._parts.items():
             try:
                 for kind, part in parts.items():
@@ -206,11 +207,12 @@ class Suite(Evaluator):
             except (UserError, FloatingPointError) as error:
                 logging.error("%s: %s failed: %s", self.name, name, error)
                 results[f"{name}/failed"] = 1.0
+                shown[name] = "failed"
             for part in parts.values():
                 self.store.release(part.requests)
             averages = suite_table.averages(results, list(self._parts))
-            self._leave(results | averages)
-        logging.info("%s", suite_table.as_text(results | averages, self._metrics, title=self.name))
+            self._leave(results | averages, shown)
+        logging.info("%s", suite_table.as_text(results | averages, shown, title=self.name))
         return results | averages
 
     def _picked(self, name: str, kind: str, found: Mapping[str, float]) -> dict[str, float]:
@@ -222,15 +224,15 @@ class Suite(Evaluator):
         wanted[f"{self._feature}/C"] = f"{column}_C"
         return {f"{name}/{new}": found[old] for old, new in wanted.items() if old in found}
 
-    def _leave(self, results: Mapping[str, float]) -> None:
-        """Writes the table as it is by now."""
+    def _leave(self, results: Mapping[str, float], shown: Mapping[str, str]) -> None:
+        """Writes the table as it is by now; `shown` is the metric of each dataset."""
         if not distributed.is_primary():
             return
         title = f"{self.name} at step {self.step}, per cent"
         tables = {
-            "txt": suite_table.as_text(results, self._metrics, title=title) + "\n",
-            "csv": suite_table.as_csv(results, self._metrics),
-            "tex": suite_table.as_tex(results, self._metrics),
+            "txt": suite_table.as_text(results, shown, title=title) + "\n",
+            "csv": suite_table.as_csv(results, shown),
+            "tex": suite_table.as_tex(results, shown),
         }
         try:
             for ending, text in tables.items():

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from absl import logging
+from absl import flags, logging
 
 from mmjax.errors import UserError
 from mmjax.monitor import log
@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so at length if it is on
     log.setup(logging.WARNING)
+    flags.FLAGS.mark_as_parsed()  # absl's, of which commands have none: else it warns at each log
     parser = argparse.ArgumentParser(prog="mmjax", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:

@@ -168,6 +168,11 @@ def _run(args) -> int:
     print("\n".join(_summary(args.out, found, both, texts, below)))
     if args.show or args.figure:
         _look(args, found, source, captions)
+    if source:
+        print(
+            "Next: python -m mmjax.main --task=guided --config=pairs "
+            f"--config.data.train={args.data} --config.data.pairs.path={args.out}"
+        )
     return 0
 
 
@@ -292,15 +297,15 @@ def _print_plan(features: np.ndarray, k: int, settings: Any, groups: np.ndarray 
     count, width = features.shape
     found = neighbours.plan(count, width, k=k, settings=settings, groups=groups)
     where = "kept in memory" if found["cached"] else "read from the file each time"
-    within = "" if groups is None else f" within {len(np.unique(groups))} groups"
+    within = "" if groups is None else f" within its group, of {len(np.unique(groups))}"
     lines = [
         f"{count} rows of {width} ({features.dtype}), the nearest {k} of each{within}",
-        f"{len(settings.devices)} devices, products in {settings.dtype}: {found['flops']:.3g} "
+        f"devices: {len(settings.devices)}; products in {settings.dtype}: {found['flops']:.3g} "
         f"floating point operations, about {report.format_seconds(found['seconds'])} at this "
         "machine's rate just now",
         f"memory: {report.format_bytes(found['device_bytes'])} on each device, "
-        f"{report.format_bytes(found['host_bytes'])} on the host; unit vectors are {where}, "
-        f"{found['passes']} passes over the features",
+        f"{report.format_bytes(found['host_bytes'])} on the host; unit vectors are {where}; "
+        f"passes over the features: {found['passes']}",
     ]
     print("\n".join(lines), flush=True)
 

@@ -193,6 +193,8 @@ def test_one_that_fails_does_not_stop_the_others(make, caplog):
     found = run(make, datasets=("dtd", "cifar10"))
     assert found["s/dtd/failed"] == 1.0 and "dtd failed" in caplog.text
     assert found["s/average/few_shot_datasets"] == 1 and "s/cifar10/few_shot" in found
+    (row,) = [r for r in (make.results / "s.txt").read_text().splitlines() if r.startswith("dtd")]
+    assert row.split()[1] == "failed"
 
 
 def test_features_of_a_dataset_are_computed_once_and_then_forgotten(make):

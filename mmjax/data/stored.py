@@ -10,6 +10,7 @@ training takes them: evaluation runs the towers.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from mmjax.data.sources import Source
 from mmjax.errors import UserError
 
 FILE = "features.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DRAWS = 2**31 - 1  # among which the remainder of a division by a few variants favours none
 
 
@@ -77,6 +79,8 @@ def new_rows(path: str | os.PathLike, shape: Sequence[int]) -> np.memmap:
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
+                if error.errno not in _FULL:  # some file systems cannot
+                    return rows
                 os.remove(path)
                 raise UserError(
                     f"There is no room for {path}, {size / 2**30:.3g} GiB: {error.strerror}."

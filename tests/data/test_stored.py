@@ -166,10 +166,15 @@ def test_the_room_for_rows_is_taken_at_once(tmp_path, monkeypatch):
     stat = path.stat()
     assert stat.st_blocks * 512 >= stat.st_size > 1000 * 64 * 4
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def refuses(number, words):
+        def allocate(*_):
+            raise OSError(number, words)
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+        monkeypatch.setattr(os, "posix_fallocate", allocate)
+
+    refuses(errno.EOPNOTSUPP, "this file system cannot")
+    assert stored.new_rows(path, (1000, 64)).shape == (1000, 64)
+    refuses(errno.ENOSPC, "No space left on device")
     with pytest.raises(UserError, match=r"no room for .*rows.npy, 0.000239 GiB: No space left"):
         stored.new_rows(path, (1000, 64))
     assert not path.exists()

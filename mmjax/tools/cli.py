@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -468,7 +467,7 @@ def _add_embed(commands) -> None:
 
 def _embed(args) -> int:
     from mmjax import checkpoint, config, rundir
-    from mmjax.tools import embed
+    from mmjax.tools import embed, neighbours
 
     if args.source:
         run, _ = checkpoint.find(args.source)
@@ -493,12 +492,11 @@ def _embed(args) -> int:
         if cfg.task == "touch":
             print(f"  --config.data.{modality}.features={args.out}")
         else:
-            name = os.path.basename(os.path.abspath(args.out))
-            command = ["mmjax", "neighbours", args.out, "--modality", modality]
-            command += ["--data", cfg.data.train, "--out", f"pairs/{name}"]
-            if (split := cfg.data.get("split", "train")) != "train":
-                command += ["--split", split]
-            print(f"{args.out}: features of {modality}.\nNext: {shlex.join(command)}")
+            split = cfg.data.get("split", "train")
+            following = neighbours.command(
+                args.out, data=cfg.data.train, split=split, modality=modality
+            )
+            print(f"{args.out}: features of {modality}.\nNext: {following}")
     return 0
 
 

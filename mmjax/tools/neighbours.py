@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,22 @@ def add(commands) -> None:
     look.add_argument("--show", type=int, default=0, metavar="N", help="print N examples")
     look.add_argument("--figure", metavar="PNG", help="draw 8 examples, or as many as --show says")
     p.set_defaults(run=_run)
+
+
+def command(features: str, *, data: str, split: str, modality: str = "") -> str:
+    """What is typed to find neighbours by features, for who has just made them.
+
+    Args:
+      features: their folder.
+      data: the dataset that they are of.
+      split: of it.
+      modality: whose features these are, if the folder may have others.
+    """
+    words = ["mmjax", "neighbours", features]
+    words += ["--modality", modality] if modality else []
+    words += ["--data", data, "--out", f"pairs/{os.path.basename(os.path.abspath(features))}"]
+    words += ["--split", split] if split != "train" else []
+    return shlex.join(words)
 
 
 def _run(args) -> int:
@@ -169,10 +186,9 @@ def _run(args) -> int:
     if args.show or args.figure:
         _look(args, found, source, captions)
     if source:
-        print(
-            "Next: python -m mmjax.main --task=guided --config=pairs "
-            f"--config.data.train={args.data} --config.data.pairs.path={args.out}"
-        )
+        train = ["python", "-m", "mmjax.main", "--task=guided", "--config=pairs"]
+        train += [f"--config.data.train={args.data}", f"--config.data.pairs.path={args.out}"]
+        print(f"Next: {shlex.join(train)}")
     return 0
 
 
@@ -194,8 +210,8 @@ def _features(args) -> tuple[np.ndarray, str, str]:
         modality = args.modality or _only_modality(os.path.join(folder, args.split))
         path, name = stored.features_path(folder, args.split, modality), content["dataset"]
     if content and not os.path.exists(path):
-        there = _modalities(os.path.dirname(path))
-        raise UserError(f"There is no {path}. That split has features of {there or 'nothing'}.")
+        there = ", ".join(_modalities(os.path.dirname(path))) or "nothing"
+        raise UserError(f"There is no {path}. That split has features of {there}.")
     try:
         features = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
@@ -214,19 +230,19 @@ def _features(args) -> tuple[np.ndarray, str, str]:
     return features, modality, name
 
 
-def _modalities(folder: str) -> str:
-    """Of which there are features, with commas between."""
+def _modalities(folder: str) -> list[str]:
+    """Of which there are features."""
     entries = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()
-    return ", ".join(entry[: -len(".npy")] for entry in entries if entry.endswith(".npy"))
+    return [entry[: -len(".npy")] for entry in entries if entry.endswith(".npy")]
 
 
 def _only_modality(folder: str) -> str:
     found = _modalities(folder)
     if not found:
         raise UserError(f"{folder} has no features: name another --split, or compute them.")
-    if ", " in found:
-        raise UserError(f"{folder} has features of {found}: say --modality NAME.")
-    return found
+    if len(found) > 1:
+        raise UserError(f"{folder} has features of {', '.join(found)}: say --modality NAME.")
+    return found[0]
 
 
 def _source(args, kind: str | None, name: str, count: int) -> Source | None:

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from mmjax.data import description
 from mmjax.errors import UserError, choose
+from mmjax.tools import neighbours
 
 if TYPE_CHECKING:  # which imports TensorFlow
     from mmjax.data.sources import Source
@@ -102,10 +102,8 @@ def _sentences(args) -> int:
     if len(result.shape) == 3:  # several for each record, which have no nearest one
         print(f"Next: {train}")
         return 0
-    name = os.path.basename(os.path.abspath(args.out))
-    command = ["mmjax", "neighbours", args.out, "--data", args.dataset, "--out", f"pairs/{name}"]
-    command += ["--split", args.split] if args.split != "train" else []
-    print(f"Next: {shlex.join(command)}, or {train}")
+    following = neighbours.command(args.out, data=args.dataset, split=args.split)
+    print(f"Next: {following}, or {train}")
     return 0
 
 

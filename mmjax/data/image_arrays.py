@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import threading
 import zipfile
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -63,12 +66,10 @@ class NpzSource:
     def fetch(self, record: int) -> bytes:
         with self._lock:
             if self._images is None:
-                self._images = _array(self._file, self._key)
-        picture = self._images[record]
-        if picture.shape[2:] == (1,):
-            picture = picture[..., 0]
+                images = _array(self._file, self._key)
+                self._images = images[..., 0] if images.shape[3:] == (1,) else images
         out, label = io.BytesIO(), int(self._labels[record])
-        PIL.Image.fromarray(picture).convert("RGB").save(out, "PNG")
+        PIL.Image.fromarray(self._images[record]).convert("RGB").save(out, "PNG")
         return image_example(
             out.getvalue(), label, self.info.class_names[label], self.where(record)
         )
@@ -124,26 +125,28 @@ def _opened(file: str):
     return arrays
 
 
-def _array(file: str, key: str) -> np.ndarray:
+@contextlib.contextmanager
+def _reading(file: str, key: str) -> Iterator[Any]:
+    """The arrays of a file, of which `key` is to be read here."""
     with _opened(file) as arrays:
         try:
-            return arrays[key]
+            yield arrays
         except _DAMAGE as error:
             raise UserError(f"{file}: the array {key} cannot be read: {error}") from error
+
+
+def _array(file: str, key: str) -> np.ndarray:
+    with _reading(file, key) as arrays:
+        return arrays[key]
 
 
 def _npz_shape(file: str, key: str) -> tuple[int, ...]:
     """That of uint8 pictures [N, H, W, 3], [N, H, W, 1] or [N, H, W], by the array's head alone."""
-    with _opened(file) as arrays:
-        try:
-            with arrays.zip.open(f"{key}.npy") as member:
-                version = np.lib.format.read_magic(member)
-                first = version == (1, 0)
-                read = np.lib.format.read_array_header_1_0
-                read = read if first else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(member)
-        except _DAMAGE as error:
-            raise UserError(f"{file}: the array {key} cannot be read: {error}") from error
+    npy = np.lib.format
+    with _reading(file, key) as arrays, arrays.zip.open(f"{key}.npy") as member:
+        first = npy.read_magic(member) == (1, 0)
+        read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+        shape, _, dtype = read(member)
     if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
         raise UserError(
             f"{file}: {key} is {list(shape)}, with the channels first; store it as [N, H, W, C]: "

@@ -197,12 +197,13 @@ class ProjectionMLP(nnx.Module):
         """[B, in_features] → float32 [B, dims[-1]]; `train` normalises by the batch and updates the
         statistics."""
         x = x.astype(jnp.float32)
-        count = len(self.linear)
-        for number in map(str, range(count)):  # a dict of NNX has its keys as text: '10' before '2'
-            x = self.linear[number](x)
-            if number in self.norm:
-                x = self.norm[number](x, use_running_average=not train)
-            if number != str(count - 1):
+        last = len(self.linear) - 1
+        for number in range(last + 1):  # not as NNX has its keys, by text: '10' before '2'
+            key = str(number)
+            x = self.linear[key](x)
+            if key in self.norm:
+                x = self.norm[key](x, use_running_average=not train)
+            if number < last:
                 x = jax.nn.relu(x)
         return x
 

@@ -119,6 +119,7 @@ class Importer:
       loose: see `MediaFolder`.
       check_repeats: notice annotations of the same stretch of a file, which takes memory.
       build: the options of `mmjax build` that suit it.
+      generic: a kind of data, not a dataset of this name: what is built is called as the table.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Importer:
     loose: bool = False
     check_repeats: bool = True
     build: str = ""
+    generic: bool = False
 
 
 @dataclasses.dataclass(kw_only=True)

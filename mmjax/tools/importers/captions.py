@@ -254,4 +254,5 @@ CAPTIONS = Importer(
     columns=("caption",),
     check_repeats=False,
     build="--size 256 --clips-per-shard 1024",
+    generic=True,
 )

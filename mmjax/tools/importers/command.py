@@ -119,9 +119,7 @@ def report(importer: Importer, summary: Summary, *, out: str, media: str) -> Ite
     command = ["mmjax", "build", "--csv", out, "--media-root", media]
     if importer.num_classes:
         command += ["--classes", os.path.join(os.path.dirname(out), "classes.txt")]
-    name = importer.name
-    if name == "captions":  # a kind of data, not the name of a dataset
-        name = os.path.splitext(os.path.basename(out))[0]
+    name = os.path.splitext(os.path.basename(out))[0] if importer.generic else importer.name
     command += ["--out", f"data/{name}", *importer.build.split()]
     yield f"Next: {shlex.join(command)}"
 

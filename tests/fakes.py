@@ -1,4 +1,4 @@
-"""Two small tasks with closed-form gradients, and the steps of a trainer without a trainer."""
+"""Two small tasks with closed-form gradients, and a minimal training loop to run them."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ SCALE = 0.5
 
 
 class Contrast:
-    """Two linear towers and a shared linear head; symmetric in-batch softmax over all pairs.
+    """Two linear towers with a shared linear head, trained by a symmetric in-batch softmax.
 
-    The names are those that the sharding presets know, the sizes such that 'auto' splits them.
+    Parameter names match the sharding presets, and the sizes are large enough for 'auto' to split.
     """
 
     frozen = ()
@@ -43,21 +43,21 @@ class Contrast:
     def objective(self, params, extra, features, batch, key):
         head = params["head"]["mlp"]["wo"]["kernel"]
         logits = SCALE * (features["left"] @ head) @ (features["right"] @ head).T
-        rows = jnp.arange(logits.shape[0])
+        targets = jnp.arange(logits.shape[0])
         loss = sum(
-            optax.softmax_cross_entropy_with_integer_labels(z, rows).mean() / 2
+            optax.softmax_cross_entropy_with_integer_labels(z, targets).mean() / 2
             for z in (logits, logits.T)
         )
         extra = {
             "mean": 0.9 * extra["mean"] + 0.1 * features["left"].mean(axis=0),
             "calls": extra["calls"] + 1,
         }
-        hits = (logits.argmax(axis=1) == rows).sum()
-        return loss, (extra, {"top1": (hits, rows.size)})
+        hits = (logits.argmax(axis=1) == targets).sum()
+        return loss, (extra, {"top1": (hits, targets.size)})
 
 
 class Classify:
-    """A linear classifier with two groups of parameters; the loss is a mean over examples."""
+    """A linear classifier with two parameter groups, whose loss is a mean over examples."""
 
     frozen = ()
     separable = True
@@ -83,7 +83,7 @@ class Classify:
 
 
 def batch_of(step, size=16):
-    """The batch of a step: two noisy views of the same thing, and a label."""
+    """Returns the batch of a step: two views that differ by noise, and a class label."""
     rng = np.random.default_rng(step)
     left = rng.normal(size=(size, IN)).astype(np.float32)
     return {
@@ -150,7 +150,7 @@ class Trainer:
 
 
 def equal(a, b):
-    """Whether two trees are the same bit for bit."""
+    """Returns whether two trees are bit-exact equal."""
     a, b = tree.flatten(jax.device_get(a)), tree.flatten(jax.device_get(b))
     return a.keys() == b.keys() and all(
         np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes() for path in a

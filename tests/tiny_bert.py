@@ -1,4 +1,4 @@
-"""A random BERT as sentence encoders are published, and what it computes, in NumPy."""
+"""A random BERT in the published sentence-encoder format, and a NumPy reference implementation."""
 
 import json
 import math
@@ -27,7 +27,7 @@ CONFIG = dict(
 
 
 def weights(seed=0):
-    """{name: array} as BERT's are called."""
+    """Returns random weights as {name: array} under the names of published BERT checkpoints."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: rng.normal(0, 0.3, shape).astype(np.float32)  # noqa: E731
     arrays = {
@@ -61,7 +61,7 @@ def write(
     modules=("Transformer", "Pooling", "Normalize"),
     sentence=None,
 ):
-    """A folder; without `modules` a plain BERT."""
+    """Writes a model directory and returns it; without `modules` it is a plain BERT."""
     folder.mkdir(parents=True, exist_ok=True)
     save = lambda name, content: (folder / name).write_text(json.dumps(content))  # noqa: E731
     save("config.json", CONFIG | dict(config))
@@ -72,35 +72,35 @@ def write(
         save("sentence_bert_config.json", sentence)
     if modules:
         paths = {"Transformer": "", "Pooling": "1_Pooling"}
-        kind = "sentence_transformers.models."
-        save("modules.json", [dict(path=paths.get(m, m), type=kind + m) for m in modules])
+        package = "sentence_transformers.models."
+        save("modules.json", [dict(path=paths.get(m, m), type=package + m) for m in modules])
         (folder / "1_Pooling").mkdir()
         pooling = {"pooling_mode_mean_tokens": True} if pooling is None else pooling
         switches = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}
-        chosen = pooling if "pooling_mode" in pooling else switches | pooling
-        save("1_Pooling/config.json", {"word_embedding_dimension": WIDTH} | chosen)
+        settings = pooling if "pooling_mode" in pooling else switches | pooling
+        save("1_Pooling/config.json", {"word_embedding_dimension": WIDTH} | settings)
     return folder
 
 
 def pieces(text, length=POSITIONS):
-    """The numbers of the pieces of a text: longest match first, marks at both ends."""
-    numbers = []
+    """Returns the token ids of a text: greedy WordPiece between [CLS] and [SEP]."""
+    ids = []
     for word in text.lower().replace(",", " , ").replace(".", " . ").split():
-        found, rest = [], word
+        word_ids, rest = [], word
         while rest:
-            start = "##" if found else ""
+            start = "##" if word_ids else ""
             end = next((n for n in range(len(rest), 0, -1) if start + rest[:n] in WORDS), 0)
             if not end:
-                found = [UNK]
+                word_ids = [UNK]
                 break
-            found.append(WORDS.index(start + rest[:end]))
+            word_ids.append(WORDS.index(start + rest[:end]))
             rest = rest[end:]
-        numbers += found
-    return [CLS, *numbers[: length - 2], SEP]
+        ids += word_ids
+    return [CLS, *ids[: length - 2], SEP]
 
 
-def embed(arrays, numbers, *, pooling="mean", normalize=True):
-    """The embedding of one text, float64 [WIDTH], without any padding."""
+def embed(arrays, ids, *, pooling="mean", normalize=True):
+    """Returns the embedding of one unpadded text: float64 [WIDTH]."""
     w = {name: array.astype(np.float64) for name, array in arrays.items()}
     dense = lambda x, name: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
 
@@ -108,8 +108,8 @@ def embed(arrays, numbers, *, pooling="mean", normalize=True):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
         return x * w[f"{name}.weight"] + w[f"{name}.bias"]
 
-    x = w["embeddings.word_embeddings.weight"][numbers]
-    x = x + w["embeddings.position_embeddings.weight"][: len(numbers)]
+    x = w["embeddings.word_embeddings.weight"][ids]
+    x = x + w["embeddings.position_embeddings.weight"][: len(ids)]
     x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
     for i in range(LAYERS):
         at, outs = f"encoder.layer.{i}", []

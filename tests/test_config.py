@@ -1,54 +1,58 @@
-"""Recipes: names, types, sections as keywords, and their way to JSON and back."""
+"""Configs: key and type checks, sections as keyword arguments, recipe lookup and JSON."""
 
 import ml_collections
 import pytest
 
 from mmjax import config
 from mmjax.errors import UserError
+from tests.messages import raises
 
 
 def test_the_defaults_are_valid():
-    config.check(config.base())
+    cfg = config.base()
+    before = config.plain(cfg)
+    config.check(cfg)
+    assert config.plain(cfg) == before
 
 
-def test_each_call_of_base_is_a_fresh_config():
+def test_each_call_of_base_returns_a_new_config():
     config.base().mesh.data = 3
     assert config.base().mesh.data == -1
 
 
 @pytest.mark.parametrize(
-    "key, value, words",
+    ("key", "value", "facts"),
     [
-        ("total_step", 5, "Unknown config key 'total_step'. Did you mean 'total_steps'"),
-        ("optimiser", {}, "Unknown config key 'optimiser'. Did you mean 'optimizer'"),
-        ("batch_size", "8", r"config.batch_size must be int, not '8' \(str\)"),
-        ("batch_size", 8.0, "config.batch_size must be int"),
-        ("batch_size", True, "config.batch_size must be int"),
-        ("batch_size", {"a": 1}, "config.batch_size must be int"),
-        ("batch_size", 0, "config.batch_size must be at least 1"),
-        ("total_steps", -1, "config.total_steps must be at least 1"),
-        ("accumulate_steps", 3, "batch_size=8 is not divisible by config.accumulate_steps=3"),
-        ("clip_shards", 3, "batch_size=8 is not divisible by config.clip_shards=3"),
-        ("clip_shards", -1, "config.clip_shards must be at least 0"),
-        ("ema_decay", 1, "config.ema_decay must be at least 0 and below 1"),
-        ("init_allow", "head", "config.init_allow must be tuple, not 'head'"),
-        ("tensorboard", 1, "config.tensorboard must be bool"),
-        ("mesh", 8, "config.mesh must be dict, not 8"),
-        ("mesh", {"fsdp": "8"}, "config.mesh.fsdp must be int, not '8'"),
-        ("checkpoint", {"keep": 1.5}, "config.checkpoint.keep must be int"),
-        ("model", "tx_fac", "config.model must be dict, not 'tx_fac'"),
-        ("nan_policy", "skp", "'skp'. Did you mean 'skip'"),
+        ("total_step", 5, ("'total_step'", "'total_steps'", "accumulate_steps, augment")),
+        ("optimiser", {}, ("'optimiser'", "'optimizer'", "accumulate_steps, augment")),
+        ("batch_size", "8", ("config.batch_size", "int", "'8'", "str")),
+        ("batch_size", 8.0, ("config.batch_size", "int", "8.0", "float")),
+        ("batch_size", True, ("config.batch_size", "int", "True", "bool")),
+        ("batch_size", {"a": 1}, ("config.batch_size", "int", "a: 1")),
+        ("batch_size", 0, ("config.batch_size", "1", "0")),
+        ("total_steps", -1, ("config.total_steps", "1", "-1")),
+        ("accumulate_steps", 3, ("config.batch_size=8", "config.accumulate_steps=3")),
+        ("clip_shards", 3, ("config.batch_size=8", "config.clip_shards=3")),
+        ("clip_shards", -1, ("config.clip_shards", "0", "-1")),
+        ("ema_decay", 1, ("config.ema_decay", "0", "1.0")),
+        ("init_allow", "head", ("config.init_allow", "tuple", "'head'")),
+        ("tensorboard", 1, ("config.tensorboard", "bool", "int")),
+        ("mesh", 8, ("config.mesh", "dict", "8")),
+        ("mesh", {"fsdp": "8"}, ("config.mesh.fsdp", "int", "'8'")),
+        ("checkpoint", {"keep": 1.5}, ("config.checkpoint.keep", "int", "1.5")),
+        ("model", "tx_fac", ("config.model", "dict", "'tx_fac'")),
+        ("nan_policy", "skp", ("config.nan_policy", "'skp'", "'skip'", "skip, stop")),
     ],
 )
-def test_what_cannot_be_meant_is_named(key, value, words):
+def test_unknown_keys_and_invalid_values_are_an_error(key, value, facts):
     cfg = config.base()
     with cfg.unlocked(), cfg.ignore_type():
         cfg[key] = value
-    with pytest.raises(UserError, match=words):
+    with raises(UserError, *facts):
         config.check(cfg)
 
 
-def test_what_can_be_meant_passes():
+def test_equivalent_types_and_values_at_the_limits_are_valid():
     cfg = config.base()
     with cfg.ignore_type():
         cfg.init_allow = ["head"]
@@ -56,6 +60,7 @@ def test_what_can_be_meant_passes():
     cfg.accumulate_steps = 4
     cfg.clip_shards = 8
     config.check(cfg)
+    assert cfg.batch_size == 8  # divisible by both
 
 
 # ---- sections
@@ -67,28 +72,28 @@ def build(first, second=2, *, depth=1, **rest): ...
 def configure(*, depth=1, width=2): ...
 
 
-def test_a_section_becomes_keywords():
+def test_a_section_becomes_keyword_arguments():
     section = ml_collections.ConfigDict({"depth": 3, "width": ml_collections.ConfigDict({"a": 1})})
-    found = config.keywords(configure, section, "model")
-    assert found == {"depth": 3, "width": {"a": 1}} and type(found["width"]) is dict
+    keywords = config.keywords(configure, section, "model")
+    assert keywords == {"depth": 3, "width": {"a": 1}} and type(keywords["width"]) is dict
 
 
-def test_an_unknown_key_of_a_section_is_named_with_the_nearest():
-    with pytest.raises(UserError, match="model.widht.*Did you mean 'model.width'"):
+def test_an_unknown_key_of_a_section_is_an_error_with_the_nearest_name():
+    with raises(UserError, "'model.widht'", "'model.width'", "model.depth, model.width"):
         config.keywords(configure, {"widht": 3}, "model")
 
 
-def test_what_stands_for_any_keyword_is_no_key():
-    with pytest.raises(UserError, match="model.rest"):
+def test_the_name_of_var_keywords_is_not_a_valid_key():
+    with raises(UserError, "'model.rest'", "model.depth, model.first, model.second"):
         config.keywords(build, {"rest": 3}, "model")
 
 
-# ---- finding a recipe
+# ---- recipe lookup
 
 
 @pytest.fixture
 def recipes(tmp_path, monkeypatch):
-    """A tree of recipes in place of the installed one, and an empty current directory."""
+    """Replaces the installed recipes by a small tree, and makes the current directory empty."""
     root = tmp_path / "configs"
     for name in ("pretrain/demo", "pretrain/large", "pretrain/__init__", "finetune/demo"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +105,7 @@ def recipes(tmp_path, monkeypatch):
     return root
 
 
-def test_recipes_are_found_by_name_or_file(recipes, tmp_path):
+def test_recipes_are_looked_up_by_name_or_file(recipes, tmp_path):
     assert config.find_recipe("pretrain", "large") == recipes / "pretrain/large.py"
     assert config.find_recipe("pretrain", "finetune/demo") == recipes / "finetune/demo.py"
     assert config.find_recipe("pretrain", "pretrain/large.py") == recipes / "pretrain/large.py"
@@ -109,15 +114,14 @@ def test_recipes_are_found_by_name_or_file(recipes, tmp_path):
     assert config.find_recipe("pretrain", "mine.py") == own
 
 
-def test_a_recipe_that_is_not_there(recipes):
-    with pytest.raises(UserError) as error:
+def test_an_unknown_recipe_is_an_error_with_the_nearest_name(recipes):
+    with raises(UserError, "--task=pretrain", "'lrage'", "'large'", "demo, large."):
         config.find_recipe("pretrain", "lrage")
-    assert "--task=pretrain 'lrage'. Did you mean 'large'? Valid: demo, large." in str(error.value)
-    with pytest.raises(UserError, match="--config=mine.py: no such file"):
+    with raises(UserError, "--config=mine.py", "file"):
         config.find_recipe("pretrain", "mine.py")
 
 
-def test_overrides_are_set_apart_from_flags():
+def test_overrides_are_separated_from_flags():
     argv = ["main", "--task=pretrain", "--config=large:small", "--config.batch_size=4", "-v"]
     assert config.split_arguments(argv) == (
         ["main", "--task=pretrain", "--config=large:small", "-v"],
@@ -145,7 +149,7 @@ def recipe(tmp_path):
     return str(path)
 
 
-def test_a_recipe_gets_its_argument_and_overrides_of_any_kind(recipe):
+def test_a_recipe_receives_its_argument_and_overrides_of_any_type(recipe):
     cfg = config.load(
         "pretrain",
         f"{recipe}:four",
@@ -172,32 +176,31 @@ def test_a_recipe_gets_its_argument_and_overrides_of_any_kind(recipe):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "facts"),
     [
-        ("--config.bach_size=4", "Unknown config key 'bach_size'. Did you mean 'batch_size'?"),
-        ("--config.batch_size=four", "config.batch_size must be int, not 'four'"),
-        ("--config.batch_size=4.5", "config.batch_size must be int, not 4.5"),
-        ("--config.data.video.size=big", "config.data.video.size must be int, not 'big'"),
-        ("--config.batch_size", "write --config.key=value"),
-        ("--config.seed.x=1", "config.seed is 0, which has no keys"),
-        ("--config.mesh=3", "config.mesh must be dict, not 3"),
+        ("--config.bach_size=4", ("'bach_size'", "'batch_size'")),
+        ("--config.batch_size=four", ("config.batch_size", "int", "'four'")),
+        ("--config.batch_size=4.5", ("config.batch_size", "int", "4.5")),
+        ("--config.data.video.size=big", ("config.data.video.size", "int", "'big'")),
+        ("--config.batch_size", ("--config.batch_size", "--config.key=value")),
+        ("--config.seed.x=1", ("--config.seed.x=1", "config.seed is 0")),
+        ("--config.mesh=3", ("config.mesh", "dict", "3")),
     ],
 )
-def test_overrides_that_cannot_be(recipe, override, message):
-    with pytest.raises(UserError) as error:
+def test_invalid_overrides_are_an_error(recipe, override, facts):
+    with raises(UserError, *facts):
         config.load("pretrain", recipe, [override])
-    assert message in str(error.value)
 
 
-def test_a_recipe_of_another_task(recipe):
-    with pytest.raises(UserError, match="a recipe for --task=pretrain, not finetune"):
+def test_a_recipe_of_another_task_is_an_error(recipe):
+    with raises(UserError, recipe, "--task=pretrain", "finetune"):
         config.load("finetune", recipe)
 
 
 # ---- JSON
 
 
-def test_a_config_survives_json_with_its_tuples():
+def test_a_config_round_trips_through_json_with_its_tuples():
     cfg = config.base()
     cfg.task = "pretrain"
     cfg.data = {"train": ("a", "b"), "video": {"area": (0.3, 1.0)}, "audio": None}
@@ -212,7 +215,7 @@ def test_a_config_survives_json_with_its_tuples():
     config.check(back)
 
 
-def test_plain_has_no_trace_of_config_objects():
+def test_plain_converts_nested_config_dicts():
     nested = ml_collections.ConfigDict({"a": [ml_collections.ConfigDict({"b": [1]}), 2]})
     assert config.plain(nested) == {"a": ({"b": (1,)}, 2)}
     assert type(config.plain(nested)["a"][0]) is dict

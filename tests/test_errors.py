@@ -1,19 +1,29 @@
+"""Errors about unknown names."""
+
 import pytest
 
 from mmjax import errors
+from tests.messages import assert_mentions, raises
 
 
-def test_an_unknown_name_says_which_were_valid_and_which_was_meant():
+def test_an_unknown_name_lists_the_nearest_and_all_valid_names():
     error = errors.unknown("optimizer", "adamx", ["sgd", "adamw", "lion"])
     assert isinstance(error, errors.UserError)
-    assert str(error) == "Unknown optimizer 'adamx'. Did you mean 'adamw'? Valid: adamw, lion, sgd."
+    assert_mentions(error, "optimizer", "'adamx'", "'adamw'", "adamw, lion, sgd")
 
 
-def test_no_guess_for_a_name_like_no_other():
-    assert str(errors.unknown("mode", "xyz", {1, 2})) == "Unknown mode 'xyz'. Valid: 1, 2."
+@pytest.mark.parametrize(("name", "quoted"), [("adamx", ["adamw"]), ("xyz", [])])
+def test_a_name_is_suggested_only_if_it_is_similar(name, quoted):
+    message = str(errors.unknown("mode", name, ["sgd", "adamw"]))
+    assert_mentions(message, "mode", "adamw, sgd")
+    assert message.split("'")[1::2] == [name, *quoted]
 
 
-def test_choose():
+def test_valid_names_may_be_of_any_type():
+    assert_mentions(errors.unknown("mode", "xyz", {1, 2}), "mode", "'xyz'", "1, 2")
+
+
+def test_choose_returns_the_value_of_a_name():
     assert errors.choose("letter", "a", {"a": 1, "b": 2}) == 1
-    with pytest.raises(errors.UserError, match="Unknown letter 'c'. Valid: a, b"):
+    with raises(errors.UserError, "letter", "'c'", "a, b"):
         errors.choose("letter", "c", {"a": 1, "b": 2})

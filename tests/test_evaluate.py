@@ -1,8 +1,7 @@
-"""Evaluation inside a training and beside one; evaluators and runs do what a test says."""
+"""Evaluation within a training run and as a separate job, with scripted evaluators and runs."""
 
 import json
 import logging
-import re
 import types
 
 import jax.numpy as jnp
@@ -13,10 +12,11 @@ import pytest
 from mmjax import checkpoint, evaluate, sharding
 from mmjax.errors import UserError
 from mmjax.evals import Schedule
+from tests.messages import assert_mentions, raises
 
 
 class Evaluator:
-    """Counts what it is given; raises at the steps in `broken`."""
+    """Records the steps it evaluates; raises at the steps in `broken`."""
 
     def __init__(self, name, *, broken=(), **schedule):
         self.name, self.broken, self.schedule = name, broken, Schedule(**schedule)
@@ -29,12 +29,12 @@ class Evaluator:
     def run(self, state, step):
         self.seen.append(step)
         if step in self.broken:
-            raise RuntimeError("out of luck")
+            raise RuntimeError("error code 1234")
         return {f"{self.name}/value": float(state["params"])}
 
 
 class Run:
-    """A run directory with checkpoints {step: state}; each pause runs an entry of `script`."""
+    """A run directory with checkpoints {step: state}; each pause calls the next `script` entry."""
 
     def __init__(self, path, steps=(), script=(), complete=None, trainer=True):
         self.path, self.complete, self.trainer = path, complete, trainer
@@ -79,7 +79,7 @@ class Run:
         )
 
 
-def test_inside_a_training_those_due_run_and_share_a_state():
+def test_due_evaluators_run_on_one_state_during_training():
     often, last = Evaluator("often", every=10), Evaluator("last")
     state = {"params": 7.0}
     assert evaluate.run_due([often, last], state, 5, final=False) == {}
@@ -89,39 +89,39 @@ def test_inside_a_training_those_due_run_and_share_a_state():
         "last/value",
     }
     assert often.seen == [10, 15] and last.seen == [15]
-    assert often.cleared == 2  # nothing of a state is kept
+    assert often.cleared == 2  # no features of an earlier state are reused
 
 
 def test_a_failing_evaluator_does_not_stop_the_others(caplog):
     bad, good = Evaluator("bad", broken=(3,)), Evaluator("good")
     with caplog.at_level(logging.ERROR, logger="absl"):
-        found = evaluate.run_due([bad, good], {"params": 1.0}, 3, final=True)
-    assert found == {"bad/failed": 1.0, "good/value": 1.0}
-    assert "bad" in caplog.text and "out of luck" in caplog.text
+        results = evaluate.run_due([bad, good], {"params": 1.0}, 3, final=True)
+    assert results == {"bad/failed": 1.0, "good/value": 1.0}
+    assert_mentions(caplog.text, "bad", "step 3", "error code 1234")
 
 
-def test_the_job_takes_checkpoints_as_they_come_and_ends_with_the_run(tmp_path):
+def test_the_job_follows_new_checkpoints_and_ends_with_the_run(tmp_path):
     often, last = Evaluator("often", every=10), Evaluator("last")
     run = Run(tmp_path, steps=(10, 15))
     run.script = [
-        lambda: None,  # nothing new
+        lambda: None,  # no new checkpoint
         lambda: run.add(20),
         lambda: run.add(30),
-        lambda: run.add(complete=30),  # the trainer says later that 30 was the last
+        lambda: run.add(complete=30),  # step 30 is marked as the last one later
     ]
     assert run.watch(often, last) == 0
     assert often.seen == [10, 20, 30] and last.seen == [30]
     assert run.written[30] == {"often/value": 30.0, "last/value": 30.0}
 
 
-def test_passing_a_multiple_is_enough(tmp_path):
+def test_an_evaluator_is_due_at_the_first_checkpoint_after_a_multiple(tmp_path):
     often = Evaluator("often", every=10)
     run = Run(tmp_path, steps=(7, 14, 18, 21, 28, 40), complete=40)
     run.watch(often)
     assert often.seen == [14, 21, 40]
 
 
-def test_what_is_finished_is_not_done_again(tmp_path):
+def test_finished_evaluations_are_not_repeated(tmp_path):
     first = Evaluator("often", every=10)
     run = Run(tmp_path, steps=(10, 20), script=[])
     assert run.watch(first) == 0  # stopped at the first pause
@@ -133,7 +133,7 @@ def test_what_is_finished_is_not_done_again(tmp_path):
     assert again.seen == [30] and new.seen == [10, 20, 30]
 
 
-def test_a_failure_is_counted_and_tried_again_by_the_next_job(tmp_path):
+def test_a_failed_evaluation_is_counted_and_retried_by_the_next_job(tmp_path):
     bad, good = Evaluator("bad", every=1, broken=(1, 2)), Evaluator("good", every=1)
     run = Run(tmp_path, steps=(1, 2, 3), complete=3)
     assert run.watch(bad, good) == 2
@@ -144,37 +144,41 @@ def test_a_failure_is_counted_and_tried_again_by_the_next_job(tmp_path):
     assert repaired.seen == [1, 2] and good.seen == []
 
 
-def test_checkpoints_that_vanish_or_are_damaged(tmp_path, caplog):
+def test_deleted_and_damaged_checkpoints_are_skipped(tmp_path, caplog):
     e = Evaluator("e", every=1)
     run = Run(tmp_path, steps=(1, 2, 3), complete=3, script=[lambda: None])
     run.vanishing, run.damaged = (1,), (2,)
     with caplog.at_level(logging.WARNING, logger="absl"):
         assert run.watch(e) == 1
     assert e.seen == [3]
-    assert "step 1 was deleted before it could be evaluated" in caplog.text
-    assert "step 2 cannot be read" in caplog.text
+    deleted, damaged = (str(record.getMessage()) for record in caplog.records)
+    assert_mentions(deleted, "step 1", "--config.checkpoint.keep")
+    assert_mentions(damaged, "step 2")
+    assert_mentions(caplog.text, "not a checkpoint")  # the cause
 
 
 @pytest.mark.parametrize(
-    ("steps", "trainer", "message"),
+    ("steps", "trainer", "facts"),
     [
-        ((), True, "No checkpoint yet.*trainer is running"),
-        ((), False, "No checkpoint yet.*start the trainer"),
-        ((1,), True, "of step 1, is done.*Waiting for the next one"),
-        ((1,), False, "of step 1, is done.*crashed, was stopped"),
+        ((), True, ()),
+        ((), False, ("--model_dir", "Ctrl-C")),
+        ((1,), True, ("step 1",)),
+        ((1,), False, ("step 1", "Ctrl-C")),
     ],
 )
-def test_the_job_says_what_it_waits_for(tmp_path, caplog, steps, trainer, message):
+def test_the_job_logs_once_what_it_waits_for(tmp_path, caplog, steps, trainer, facts):
     run = Run(tmp_path, steps=steps, trainer=trainer, script=[lambda: None, lambda: None])
     with caplog.at_level(logging.INFO, logger="absl"):
         run.watch(Evaluator("e", every=1))
-    said = [r.message for r in caplog.records if "aiting" in r.message]
-    assert len(said) == 1  # once, though there were three rounds
-    assert re.search(message, said[0])
+    # One message for three rounds.
+    (message,) = [r.getMessage() for r in caplog.records if str(tmp_path) in r.getMessage()]
+    assert_mentions(message, "trainer", *facts)
+    # The way out is part of the message only if no trainer runs.
+    assert ("step 1" in message) == bool(steps) and ("Ctrl-C" in message) == (not trainer)
 
 
 def test_a_complete_run_without_its_last_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"completed at step 9.*there are: \[5\]"):
+    with raises(UserError, tmp_path, "step 9", "[5]", "--override_checkpoint"):
         Run(tmp_path, steps=(5,), complete=9).watch(Evaluator("e"))
 
 
@@ -183,7 +187,7 @@ def test_a_complete_run_without_its_last_checkpoint_is_an_error(tmp_path):
 
 @pytest.fixture
 def saved_run(tmp_path):
-    """A run with two checkpoints: parameters, an average of the trained ones, optimizer slots."""
+    """A run with two checkpoints: parameters, their moving average (EMA) and optimizer slots."""
     state = {
         "step": jnp.int32(0),
         "params": {"a": jnp.arange(4.0), "frozen": jnp.ones(2)},
@@ -204,45 +208,48 @@ CFG = ml_collections.ConfigDict(dict(sharding="dp", sharding_rules=()))
 PARAMS = {"a": np.zeros(4, np.float32), "frozen": np.zeros(2, np.float32)}
 
 
-def test_restores_only_what_evaluation_needs_through_a_snapshot(saved_run, mesh):
+def test_restore_reads_params_ema_and_extra_through_a_snapshot(saved_run, mesh):
     state = evaluate._restore(saved_run, 2, PARAMS, {}, CFG, mesh)
     assert set(state) == {"params", "ema", "extra"}
     np.testing.assert_array_equal(state["params"]["a"], np.arange(4.0) * 2)
     np.testing.assert_array_equal(state["ema"]["a"], np.arange(4.0) * 10)
     assert state["ema"]["frozen"] is None
-    assert sorted(p.name for p in saved_run.path.iterdir()) == ["checkpoints"]  # snapshot is gone
+    assert sorted(p.name for p in saved_run.path.iterdir()) == [
+        "checkpoints"
+    ]  # the snapshot is deleted
     assert evaluate._restore(saved_run, 3, PARAMS, {}, CFG, mesh) is None
     eight = sharding.make_mesh(data=8)
     state = evaluate._restore(saved_run, 1, PARAMS, {}, CFG, eight)
     assert len(state["params"]["a"].sharding.device_set) == 8
 
 
-def test_another_architecture_is_named(saved_run, mesh):
-    with pytest.raises(UserError, match="another architecture"):
+def test_a_different_architecture_is_an_error(saved_run, mesh):
+    with raises(UserError, "step 2", "params/a", "(5,)", "(4,)", "params/frozen (2,)"):
         evaluate._restore(saved_run, 2, {"a": np.zeros(5, np.float32)}, {}, CFG, mesh)
 
 
-def test_finding_one_checkpoint(saved_run):
+def test_find_resolves_a_run_or_one_of_its_steps(saved_run):
     path = saved_run.path
     assert checkpoint.find(str(path)) == (path, 2)
     assert checkpoint.find(str(path / "checkpoints" / "1")) == (path, 1)
-    with pytest.raises(UserError, match=r"it has the steps \[1, 2\]"):
+    with raises(UserError, path / "checkpoints/7", "[1, 2]"):
         checkpoint.find(str(path / "checkpoints" / "7"))
-    with pytest.raises(UserError, match="no complete checkpoint"):
+    with raises(UserError, path / "elsewhere", "<run>/checkpoints/<step>") as error:
         checkpoint.find(str(path / "elsewhere"))
+    assert "[" not in str(error.value)  # no steps
 
 
-def test_a_mesh_that_does_not_fit_gives_way_to_the_devices_there_are():
+def test_a_mesh_of_too_many_devices_is_reduced_to_the_available_ones():
     cfg = ml_collections.ConfigDict(dict(mesh=dict(data=4, fsdp=8, tensor=1), sharding="fsdp"))
     assert dict(evaluate._mesh(cfg).shape) == {"data": 1, "fsdp": 8, "tensor": 1}
     cfg.mesh = dict(data=2, fsdp=4, tensor=1)
     assert dict(evaluate._mesh(cfg).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
 
 
-def test_results_go_to_the_run_and_to_the_terminal(tmp_path, capsys):
+def test_results_are_written_to_the_run_and_to_stdout(tmp_path, capsys):
     write = evaluate._writer(types.SimpleNamespace(path=tmp_path), tensorboard=False)
     write(40, {"r/R@1": 0.5, "r/R@1_chance": 0.005})
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert record["step"] == 40 and record["r/R@1"] == 0.5
-    assert "R@1" in capsys.readouterr().out
+    assert_mentions(capsys.readouterr().out, tmp_path, 40, "R@1", 0.5, 0.005)

@@ -1,4 +1,4 @@
-"""Small films with known contents, written with PyAV, for the tests of decoding and building."""
+"""Write small video files with known contents (via PyAV), for tests of decoding and building."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ CODE_BITS = 8
 
 
 def coded_frame(number: int, *, height: int = 48, width: int = 64) -> np.ndarray:
-    """A picture that shows its number as eight black and white columns; survives lossy coding."""
+    """Returns an image that encodes `number` as eight black or white columns.
+
+    The code survives lossy compression.
+    """
     bits = [(number >> bit) & 1 for bit in range(CODE_BITS)]
     columns = np.repeat(np.array(bits, np.uint8) * 255, width // CODE_BITS)
     return np.broadcast_to(columns[None, :, None], (height, width, 3)).copy()
 
 
 def read_code(image: np.ndarray) -> int:
-    """The number that a picture of `coded_frame` shows."""
+    """Returns the number that an image made by `coded_frame` encodes."""
     columns = image.mean(axis=(0, 2)).reshape(CODE_BITS, -1).mean(axis=1)
     return sum(int(value > 127) << bit for bit, value in enumerate(columns))
 
@@ -39,20 +42,22 @@ def write_film(
     rotation: int | None = None,
     aspect: str | None = None,
 ) -> str:
-    """Writes a film.
+    """Writes a video or audio file and returns its path.
 
     Args:
-      path: its suffix decides the container.
-      frames: uint8 [H, W, 3] each.
-      times: presentation times in seconds; None = constant `fps`.
-      fps: frames per second of the stream.
+      path: Output file; its suffix selects the container format.
+      frames: Images, uint8 [H, W, 3] each.
+      times: Presentation times in seconds; None for a constant `fps`.
+      fps: Frames per second of the video stream.
       waveform: float32 [channels, samples] in [-1, 1].
-      sample_rate, layout: of the waveform.
-      audio_delay: seconds by which the sound begins later than the file.
-      video_codec, audio_codec: FFmpeg's names.
-      gop: frames between two that can be seeked to.
-      rotation: counter-clockwise degrees a player turns the picture by.
-      aspect: of a pixel, 'width/height'.
+      sample_rate: Samples per second of the waveform.
+      layout: FFmpeg's channel layout of the waveform.
+      audio_delay: Seconds between the start of the file and the first audio sample.
+      video_codec: FFmpeg's name of the video codec.
+      audio_codec: FFmpeg's name of the audio codec.
+      gop: Distance between key frames, in frames.
+      rotation: Counterclockwise rotation that a player applies, in degrees.
+      aspect: Pixel aspect ratio, 'width/height'.
     """
     with av.open(str(path), "w") as container:
         video = audio = None
@@ -93,7 +98,10 @@ def write_film(
 def flash_and_beep(
     *, seconds: float, instant: float, fps: int = 20, sample_rate: int = 16_000, channels: int = 1
 ):
-    """(frames, waveform): black with a white frame, silent with a beep of 50 ms, at one instant."""
+    """Returns (frames, waveform) with one white frame and one 50 ms beep at the same instant.
+
+    All other frames are black and the rest of the waveform is silent.
+    """
     frames = [np.zeros((48, 64, 3), np.uint8) for _ in range(round(seconds * fps))]
     frames[round(instant * fps)][:] = 255
     waveform = np.zeros((channels, round(seconds * sample_rate)), np.float32)
@@ -105,6 +113,6 @@ def flash_and_beep(
 
 
 def tone(frequency: float, *, seconds: float, sample_rate: int) -> np.ndarray:
-    """float32 [samples]: a sine of half amplitude."""
+    """Returns a sine wave with amplitude 0.5, float32 [samples]."""
     times = np.arange(round(seconds * sample_rate)) / sample_rate
     return (0.5 * np.sin(2 * np.pi * frequency * times)).astype(np.float32)

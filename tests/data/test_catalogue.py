@@ -1,4 +1,4 @@
-"""The catalogue of image sets: its parts against published sizes, and what is found on a disk."""
+"""The catalogue of image datasets: split sizes against published ones, and data found on disk."""
 
 import subprocess
 import sys
@@ -12,8 +12,9 @@ from mmjax.data import catalogue, slices, sources
 from mmjax.data.catalogue import ALL, CATALOGUE
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
+from tests.messages import assert_mentions, raises
 
-# Pictures in TFDS's splits, and how many LGSSL trains, validates and tests on.
+# Images per TFDS split, and the number of images that LGSSL trains, validates and tests on.
 SIZES = {
     "food101": (dict(train=75750, validation=25250), (60600, 15150, 25250)),
     "cifar10": (dict(train=50000, test=10000), (40000, 10000, 10000)),
@@ -36,30 +37,30 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_sizes_of_the_parts(name):
+def test_split_sizes_are_those_of_lgssl_and_do_not_overlap(name):
     splits, expected = SIZES[name]
-    entry, found, seen = CATALOGUE[name], [], {}
+    entry, sizes, seen = CATALOGUE[name], [], {}
     for text in (entry.train, entry.valid, entry.test):
         (part,) = slices.parse(text)
         start, stop = part.bounds(splits[part.name])
-        found.append(stop - start)
-        places = set(range(start, stop))
-        assert not places & seen.get(part.name, set())  # nothing is both fitted and judged
-        seen[part.name] = seen.get(part.name, set()) | places
-    assert tuple(found) == expected
+        sizes.append(stop - start)
+        indices = set(range(start, stop))
+        assert not indices & seen.get(part.name, set())  # no leak from training into evaluation
+        seen[part.name] = seen.get(part.name, set()) | indices
+    assert tuple(sizes) == expected
 
 
-def test_what_lgssl_averages_over():
+def test_lgssl_averages_over_15_datasets():
     assert len(ALL) == 15 and ALL[0] == "food101" and ALL[-1] == "pcam"
-    mean = {name for name in ALL if CATALOGUE[name].metric == "mean_per_class"}
-    assert mean == {"aircraft", "pets", "caltech101", "flowers"}
+    per_class = {name for name in ALL if CATALOGUE[name].metric == "mean_per_class"}
+    assert per_class == {"aircraft", "pets", "caltech101", "flowers"}
     assert [name for name in ALL if not CATALOGUE[name].few_shot] == ["pcam"]
     classes = [101, 10, 100, 200, 397, 196, 100, 47, 37, 102, 102, 10, 10, 45, 2]
     assert [CATALOGUE[name].num_classes for name in ALL] == classes
 
 
-def test_tfds_has_these_sets():
-    """By its code, which needs no data."""
+def test_every_tfds_name_is_a_tfds_builder():
+    """TFDS lists its builders without downloading data."""
     known = set(tfds.list_builders(with_community_datasets=False))
     for name, entry in CATALOGUE.items():
         if entry.tfds:
@@ -67,43 +68,45 @@ def test_tfds_has_these_sets():
     assert not {builder for builder in known if "aircraft" in builder}
 
 
-def test_tensorflow_is_not_loaded(user_env):
+def test_importing_the_catalogue_does_not_import_tensorflow(user_env):
     code = "import sys, mmjax.data.catalogue; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=user_env())
 
 
 @pytest.fixture(autouse=True)
-def no_sets_of_tfds(tmp_path, monkeypatch):
+def empty_tfds_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "own"))
 
 
-def pictures(root, *folders, count=1):
+def write_images(root, *folders, count=1):
     for folder in folders:
         (root / folder).mkdir(parents=True)
         for number in range(count):
             PIL.Image.new("RGB", (4, 4)).save(root / folder / f"{number}.png")
 
 
-def arrays(path, count=3):
+def write_arrays(path, count=3):
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, images=np.zeros((count, 4, 4, 3), np.uint8), labels=np.arange(count))
 
 
-def test_the_order_in_which_sets_are_found(tmp_path):
+def test_datasets_are_found_in_order_of_precedence(tmp_path):
     root, name = tmp_path / "sets", "cifar10"
-    with pytest.raises(UserError) as error:
+    base = f"{root}/{name}"
+    arrays = (f"{base}.npz", f"{base}/SPLIT.npz")
+    tables = (f"{base}.csv", f"{base}/labels.csv", "path, label, split")
+    tfds_dirs = ("TFDS", f"{tmp_path}/own", "docs/image_sets.md")
+    with raises(UserError, "dataset.json", f"{base}/SPLIT/CLASS", *arrays, *tables, *tfds_dirs):
         catalogue.find(name, str(root))
-    for way in (f"{root}/{name} ", "SPLIT/CLASS", ".npz", "labels.csv", "TFDS", "own"):
-        assert way in str(error.value), way
     for make, spec in (
         (
-            lambda: prepared(tmp_path / "own" / name / "3.0.2"),
+            lambda: prepare(tmp_path / "own" / name / "3.0.2"),
             f"tfds:cifar10,data_dir={tmp_path}/own",
         ),
-        (lambda: prepared(root / name / "3.0.2"), f"tfds:cifar10,data_dir={root}"),
-        (lambda: arrays(root / name / "train.npz"), f"npz:{root}/{name}"),
-        (lambda: arrays(root / f"{name}.npz"), f"npz:{root}/{name}.npz"),
-        (lambda: pictures(root / name, "train/cat"), f"images:{root}/{name}"),
+        (lambda: prepare(root / name / "3.0.2"), f"tfds:cifar10,data_dir={root}"),
+        (lambda: write_arrays(root / name / "train.npz"), f"npz:{root}/{name}"),
+        (lambda: write_arrays(root / f"{name}.npz"), f"npz:{root}/{name}.npz"),
+        (lambda: write_images(root / name, "train/cat"), f"images:{root}/{name}"),
         (lambda: (root / name / "labels.csv").touch(), f"csv:{root}/{name}/labels.csv"),
         (lambda: (root / f"{name}.csv").touch(), f"csv:{root}/{name}.csv"),
         (lambda: toy.build(root / name, 2, shards=1), f"{root}/{name}"),
@@ -112,27 +115,28 @@ def test_the_order_in_which_sets_are_found(tmp_path):
         assert catalogue.find(name, str(root)) == spec
 
 
-def prepared(folder):
+def prepare(folder):
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text("{}")
 
 
-def test_configurations_of_tfds(tmp_path):
-    prepared(tmp_path / "eurosat" / "rgb" / "2.0.0")
+def test_find_checks_the_tfds_configuration(tmp_path):
+    prepare(tmp_path / "eurosat" / "rgb" / "2.0.0")
     assert catalogue.find("eurosat", str(tmp_path)) == f"tfds:eurosat,data_dir={tmp_path}"
-    prepared(tmp_path / "sun397" / "tfds" / "4.0.0")
-    with pytest.raises(UserError, match="There is no sun397.*sun397/standard-part1-120k"):
+    prepare(tmp_path / "sun397" / "tfds" / "4.0.0")
+    with raises(UserError, tmp_path / "sun397", "TFDS", "sun397/standard-part1-120k"):
         catalogue.find("sun397", str(tmp_path))
-    prepared(tmp_path / "own" / "clevr" / "3.1.0")
+    prepare(tmp_path / "own" / "clevr" / "3.1.0")
     assert catalogue.find("clevr") == f"tfds:clevr,label=objects,data_dir={tmp_path}/own"
-    with pytest.raises(UserError, match=r"There is no aircraft\..*SPLIT\.npz\)\. See docs"):
+    with raises(UserError, "aircraft", "SPLIT.npz", "docs/image_sets.md") as info:
         catalogue.find("aircraft")
-    with pytest.raises(UserError, match="Unknown image set 'cifar'.*Did you mean 'cifar10'"):
+    assert "TFDS" not in str(info.value)  # TFDS has no builder for it
+    with raises(UserError, "'cifar'", "cifar10", "cifar100", "food101"):
         catalogue.find("cifar")
 
 
 @pytest.mark.parametrize(
-    "name, there, expected",
+    "name, existing, expected",
     [
         ("cifar10", "train test", ("train[:80%]", "train[80%:]", "test")),
         ("cifar10", "train val test", ("train", "val", "test")),
@@ -148,24 +152,24 @@ def test_configurations_of_tfds(tmp_path):
         ("imagenet_r", "val", ("", "", "val")),
     ],
 )
-def test_splits_of_other_data(tmp_path, name, there, expected):
-    for split in there.split():
-        arrays(tmp_path / f"{split}.npz")
+def test_splits_follow_the_splits_of_local_data(tmp_path, name, existing, expected):
+    for split in existing.split():
+        write_arrays(tmp_path / f"{split}.npz")
     spec = f"npz:{tmp_path}"
     assert catalogue.splits_of(name, spec) == expected
     stratified = tuple(part.replace("]", ":stratified]") for part in expected)
     assert catalogue.splits_of(name, spec, stratified=True) == stratified
 
 
-def test_splits_of_tfds_are_as_published():
+def test_tfds_data_uses_the_published_splits():
     entry = CATALOGUE["food101"]
     published = (entry.train, entry.valid, entry.test)
     assert catalogue.splits_of("food101", "tfds:food101,data_dir=/nowhere") == published
 
 
-def test_folders_are_parted_class_by_class(tmp_path):
-    """They come sorted by class: a contiguous slice would lose classes."""
-    pictures(tmp_path / "a", *(f"train/{c}" for c in "abc"), "test/a", count=10)
+def test_image_folders_are_split_per_class(tmp_path):
+    """Image folders are sorted by class: a contiguous slice would lose classes."""
+    write_images(tmp_path / "a", *(f"train/{c}" for c in "abc"), "test/a", count=10)
     spec = f"images:{tmp_path}/a"
     parts = catalogue.splits_of("cifar10", spec)
     assert parts == ("train[:80%:stratified]", "train[80%::stratified]", "test")
@@ -173,17 +177,21 @@ def test_folders_are_parted_class_by_class(tmp_path):
         assert np.bincount(sources.open_source(spec, split=split).labels()).tolist() == [count] * 3
     plain = catalogue.splits_of("cifar10", spec, stratified=False)
     assert plain == ("train[:80%]", "train[80%:]", "test")
-    pictures(tmp_path / "b", "a", "b")  # no splits: all of them, by any name
+    write_images(tmp_path / "b", "a", "b")  # no splits: every split name means all images
     spec = f"images:{tmp_path}/b"
     assert catalogue.splits_of("imagenet_a", spec) == ("", "", "test")
     assert catalogue.splits_of("resisc45", spec)[2] == "train[20%::stratified]"
 
 
-@pytest.mark.parametrize("name, there", [("cifar10", "train"), ("cifar10", "test")])
-def test_data_without_a_part(tmp_path, name, there):
-    arrays(tmp_path / f"{there}.npz")
-    with pytest.raises(UserError, match=f"has the splits {there}: {name} needs train and test"):
-        catalogue.splits_of(name, f"npz:{tmp_path}")
-    pictures(tmp_path / "flat", "a")
-    with pytest.raises(UserError, match="has no splits"):
-        catalogue.splits_of(name, f"images:{tmp_path}/flat")
+@pytest.mark.parametrize("name, existing", [("cifar10", "train"), ("cifar10", "test")])
+def test_error_when_a_split_is_missing(tmp_path, name, existing):
+    write_arrays(tmp_path / f"{existing}.npz")
+    spec = f"npz:{tmp_path}"
+    with raises(UserError, spec) as info:
+        catalogue.splits_of(name, spec)
+    assert_mentions(str(info.value).replace(spec, ""), name, "train", "test", "split")
+    write_images(tmp_path / "flat", "a")
+    spec = f"images:{tmp_path}/flat"
+    with raises(UserError, spec) as info:
+        catalogue.splits_of(name, spec)
+    assert_mentions(str(info.value).replace(spec, ""), name, "train", "test", "split")

@@ -1,4 +1,4 @@
-"""The beginnings of records: only as much as is needed, and what stands for damaged ones."""
+"""Reading only the context features of records, with a fallback to the whole record."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,16 @@ import pytest
 from mmjax.data import contexts, schema, sources
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
+from tests.messages import raises
 
-PICTURE = schema.encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+IMAGE = schema.encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
 
 
 def payload(number):
     if number == 4:
         return b"\xff" * 9
     return schema.encode(
-        schema.Example(frames=[PICTURE], labels=[number % 3], filename=f"clip {number}")
+        schema.Example(frames=[IMAGE], labels=[number % 3], filename=f"clip {number}")
     )
 
 
@@ -29,18 +30,18 @@ def first_label(context):
     return values[0] if values else None
 
 
-def test_whole_records_only_where_the_context_does_not_say(source, monkeypatch):
+def test_whole_records_are_fetched_only_when_the_context_has_no_value(source, monkeypatch):
     fetched, fetch = [], source.fetch
     monkeypatch.setattr(source, "fetch", lambda n: fetched.append(n) or fetch(n))
-    said = lambda context: None if first_label(context) == 2 else first_label(context)  # noqa: E731
+    from_context = lambda context: None if first_label(context) == 2 else first_label(context)  # noqa: E731
     order = [6, 0, 5, 2, 1]
-    found = list(contexts.read(source, order, said, lambda whole: 10 + whole.labels[0]))
-    assert found == [0, 0, 12, 12, 1] and fetched == [5, 2]
+    result = list(contexts.read(source, order, from_context, lambda whole: 10 + whole.labels[0]))
+    assert result == [0, 0, 12, 12, 1] and fetched == [5, 2]
 
 
-def test_damaged_records_are_errors_or_have_a_value(source):
+def test_a_damaged_record_raises_or_gets_the_default_value(source):
     whole = lambda example: example.labels[0]  # noqa: E731
-    with pytest.raises(UserError):
+    with raises(UserError, "9 bytes", "tf.train.SequenceExample", "mmjax validate"):
         list(contexts.read(source, range(7), first_label, whole))
-    found = list(contexts.read(source, range(7), first_label, whole, damaged=-1))
-    assert found == [0, 1, 2, 0, -1, 2, 0] == source.labels().tolist()
+    result = list(contexts.read(source, range(7), first_label, whole, damaged=-1))
+    assert result == [0, 1, 2, 0, -1, 2, 0] == source.labels().tolist()

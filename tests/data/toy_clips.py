@@ -1,4 +1,4 @@
-"""Small datasets whose every sample says where and when it is: for tests of the input pipeline."""
+"""Small datasets whose values encode the example and the time, for tests of the input pipeline."""
 
 import os
 
@@ -12,14 +12,14 @@ WORDS = ("red", "blue", "circle", "square", "moves", "up")
 
 
 def frame(example: int, time: int) -> np.ndarray:
-    """Grey level = 10 · frame number + 3; the colours' difference tells the example."""
+    """Returns a frame: red and green encode the time (10 · time + 3), blue the example."""
     image = np.full((SIZE, SIZE + 8, 3), 10 * time + 3, np.int32)
     image[..., 2] = 40 + 5 * (example % 40)
     return image.astype(np.uint8)
 
 
 def waveform(seconds: float = FRAMES / FPS) -> np.ndarray:
-    """Rises from 0 by 1 / 10 000 a sample: a value tells its place."""
+    """Returns a ramp that rises from 0 by 1 / 10 000 per sample: a value encodes its position."""
     return np.arange(int(seconds * RATE), dtype=np.float32) / 10_000
 
 
@@ -35,7 +35,7 @@ def example(number: int, **changes) -> schema.Example:
 
 
 def build(folder, count: int = 23, *, shards: int = 2, split: str = "train", payload=None, **info):
-    """A dataset folder; `payload(number)` gives records other than `example(number)`."""
+    """Writes a dataset folder of `payload(number)` records (default: `example(number)`)."""
     payload = payload or (lambda number: schema.encode(example(number)))
     names = [dataset.shard_name(split, shard, shards) for shard in range(shards)]
     bounds = [count * shard // shards for shard in range(shards + 1)]
@@ -57,26 +57,26 @@ def build(folder, count: int = 23, *, shards: int = 2, split: str = "train", pay
 
 
 def with_broken_frame(number: int) -> bytes:
-    """A record whose frames begin like JPEGs and end after some bytes."""
+    """Returns a record with truncated JPEG frames."""
     stored = example(number)
-    stored.frames = [picture[:40] for picture in stored.frames]
+    stored.frames = [image[:40] for image in stored.frames]
     return schema.encode(stored)
 
 
 def without_samples(number: int) -> bytes:
-    """A record with a waveform of length zero."""
+    """Returns a record with a waveform of length zero."""
     proto = tf.train.SequenceExample.FromString(schema.encode(example(number, waveform=None)))
     proto.feature_lists.feature_list[schema.WAVEFORM[0]].feature.add().float_list.SetInParent()
     return proto.SerializeToString()
 
 
 def of_class_7(number: int) -> bytes:
-    """A record whose class the dataset does not have."""
+    """Returns a record with class 7, which is out of range for the dataset."""
     return schema.encode(example(number, labels=[7]))
 
 
 def section(folder, **changes) -> dict:
-    """The section `data` of a recipe that reads such a folder."""
+    """Returns the config section `data` of a recipe that reads this dataset folder."""
     fields = dict(
         train=folder,
         video=dict(num_frames=4, size=16, min_resize=20),
@@ -88,7 +88,7 @@ def section(folder, **changes) -> dict:
 
 
 def same(a: dict, b: dict) -> bool:
-    """Whether two batches are equal bit for bit."""
+    """Returns whether two batches are bit-identical."""
     return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a
     )

@@ -1,6 +1,6 @@
-"""VATT's models at inference in plain NumPy (float64), straight from the arrays of a checkpoint.
+"""VATT's models at inference in plain NumPy (float64), on the arrays of a checkpoint.
 
-`w` is a function from the end of a key to its array.
+`w` is a function that returns the array of the end of a key.
 """
 
 import math
@@ -9,23 +9,24 @@ import numpy as np
 from scipy import special
 
 
-def weights(arrays, place):
-    """The arrays below a place, float64."""
+def weights(arrays, prefix):
+    """Returns a function that looks up the arrays below `prefix`, as float64."""
 
     def get(name):
-        return arrays[f"model/layer_with_weights-0/{place}{name}"].astype(np.float64)
+        return arrays[f"model/layer_with_weights-0/{prefix}{name}"].astype(np.float64)
 
     return get
 
 
 def below(w, name):
+    """Returns the lookup function for the arrays below `name`."""
     return lambda rest: w(f"{name}{rest}")
 
 
 def layer_norm(w, name, x):
-    centred = x - x.mean(-1, keepdims=True)
-    std = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-    return centred / std * w(f"{name}/gamma") + w(f"{name}/beta")
+    centered = x - x.mean(-1, keepdims=True)
+    std = np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6)
+    return centered / std * w(f"{name}/gamma") + w(f"{name}/beta")
 
 
 def rms_norm(w, name, x):
@@ -47,7 +48,7 @@ def softmax(x):
 
 
 def attention(w, name, x, heads, *, bias=True, scaled=True, added=0.0):
-    """One example, [T, D]; a head after the other."""
+    """Attention of one example [T, D], one head at a time."""
     q, k, v = (np.split(dense(w, f"{name}/{n}", x, bias), heads, axis=-1) for n in "qkv")
     scale = math.sqrt(q[0].shape[-1]) if scaled else 1.0
     added = np.broadcast_to(added, (heads, len(x), len(x)))
@@ -56,7 +57,7 @@ def attention(w, name, x, heads, *, bias=True, scaled=True, added=0.0):
 
 
 def encoder(w, x, heads, layers, *, bias=True, padding=0.0, pre_norm=True):
-    """VATT's encoder over one example; norms are before each part, or behind each sum."""
+    """VATT's encoder for one example, with norms before each layer or after each residual sum."""
 
     def residual(norm, part, x):
         return x + part(layer_norm(w, norm, x)) if pre_norm else layer_norm(w, norm, x + part(x))
@@ -76,48 +77,48 @@ def encoder(w, x, heads, layers, *, bias=True, padding=0.0, pre_norm=True):
 
 
 def patches(w, name, x):
-    """A convolution whose stride is its kernel, over one example [*sizes, C]: [tokens, D]."""
+    """Embeds the patches of one example [*sizes, C]; returns [tokens, D] and the grid."""
     kernel = w(f"{name}/kernel")
     size = kernel.shape[:-2]
     grid = [range(n // p) for n, p in zip(x.shape, size, strict=False)]
     out = []
-    for place in np.ndindex(*(len(g) for g in grid)):
-        cut = tuple(slice(i * p, (i + 1) * p) for i, p in zip(place, size, strict=True))
+    for index in np.ndindex(*(len(g) for g in grid)):
+        cut = tuple(slice(i * p, (i + 1) * p) for i, p in zip(index, size, strict=True))
         out.append(np.tensordot(x[cut], kernel, axes=kernel.ndim - 1) + w(f"{name}/bias"))
     return np.stack(out), [len(g) for g in grid]
 
 
 def positions(w, grid, axes, name="pos_embedding_lookup"):
-    """[tokens, D]; tables have as many rows as the grid."""
+    """Returns position embeddings [tokens, D]; each axis of the grid has a table of its size."""
     tables = [w(f"{name}/{axis}_position_embeddings/embeddings") for axis in axes]
-    rows = [sum(t[i] for t, i in zip(tables, place, strict=True)) for place in np.ndindex(*grid)]
-    return layer_norm(w, f"{name}/layernorm", np.stack(rows))
+    sums = [sum(t[i] for t, i in zip(tables, index, strict=True)) for index in np.ndindex(*grid)]
+    return layer_norm(w, f"{name}/layernorm", np.stack(sums))
 
 
 SPACE_TIME = ("temporal", "vertical", "horizontal")
 
 
 def patch_tower(w, patch, axes, x, heads, layers, *, projections=False, bias=True):
-    """[AGG, tokens…] of ViT or WaT for one example."""
+    """Returns the outputs [AGG, tokens…] of ViT, WaT or SPT for one example."""
     tokens, grid = patches(w, patch, x)
     if projections:
         tokens = gelu(dense(w, "pre_proj", tokens))
-    place = positions(w, grid, axes)
-    if axes[-1] == "spectoral":  # VATT lays positions out the other way round than tokens
-        place = positions(w, grid[::-1], axes[::-1])
-    x = np.concatenate([w("agg_embedding")[None], tokens + place])
+    embeddings = positions(w, grid, axes)
+    if axes[-1] == "spectoral":  # in VATT, the order of positions is transposed to that of tokens
+        embeddings = positions(w, grid[::-1], axes[::-1])
+    x = np.concatenate([w("agg_embedding")[None], tokens + embeddings])
     x = encoder(w, x, heads, layers, bias=bias)
     return gelu(dense(w, "post_proj", x)) if projections else x
 
 
 def bucket(distance):
-    """T5's bucket of key - query, of 32 up to a distance of 64, in both directions."""
+    """Returns T5's bidirectional bucket of key - query: 32 buckets, maximum distance 64."""
     n, side = abs(distance), 16 * (distance > 0)
     return side + (n if n < 8 else min(15, 8 + int(8 * math.log(n / 8) / math.log(8))))
 
 
 def t5(w, ids, heads, layers):
-    """[AGG, words…] for one sentence."""
+    """Returns the outputs [AGG, tokens…] for one sentence."""
     words = np.concatenate([w("agg_embedding")[None], w("embedding/embeddings")[ids]])
     x = gelu(dense(w, "pre_proj", words, bias=False))
     n = len(x)
@@ -141,7 +142,7 @@ def t5(w, ids, heads, layers):
 
 
 def bert(w, ids, heads, layers, *, small=False):
-    """[AGG, words…] for one sentence; bert_small has another AGG among the words."""
+    """Returns the outputs [AGG, tokens…] for one sentence; bert_small has a second AGG token."""
     words = w("embedding/embeddings")[ids]
     if small:
         words, ids = np.concatenate([w("agg_embedding")[None], words]), np.concatenate([[1], ids])
@@ -154,7 +155,7 @@ def bert(w, ids, heads, layers, *, small=False):
 
 
 def unified(w, modality, x, heads, layers):
-    """[AGG, tokens…] of one modality of the unified model for one example."""
+    """Returns the outputs [AGG, tokens…] of the unified model for one modality of one example."""
     padding = 0.0
     if modality == "text":
         tokens, grid = w("raw_to_embeddings/text/embeddings")[x], [len(x)]
@@ -170,7 +171,7 @@ def unified(w, modality, x, heads, layers):
 
 
 def linear_text(w, ids):
-    words = w("embedding/embeddings")[ids]  # [W, E]; padding takes part in the maximum
+    words = w("embedding/embeddings")[ids]  # [W, E]; the maximum includes padding
     return np.maximum(words @ w("base_lm/conv1d/kernel")[0] + w("base_lm/conv1d/bias"), 0).max(0)
 
 
@@ -193,24 +194,24 @@ def head(w, video, audio, text):
 
 
 def _windows(x, size, stride, fill):
-    """What each place of a window sees, [N, …] with `SAME` padding; the last axis is channels."""
+    """Yields (index in the window, inputs there [N, …, C]) for `SAME` padding."""
     counts = [-(-n // s) for n, s in zip(x.shape[1:], stride, strict=False)]
     total = [
         max((c - 1) * s + k - n, 0)
         for c, s, k, n in zip(counts, stride, size, x.shape[1:], strict=False)
     ]
     x = np.pad(x, [(0, 0), *((t // 2, t - t // 2) for t in total), (0, 0)], constant_values=fill)
-    for place in np.ndindex(*size):
+    for index in np.ndindex(*size):
         cut = (
-            slice(p, p + (c - 1) * s + 1, s) for p, c, s in zip(place, counts, stride, strict=True)
+            slice(p, p + (c - 1) * s + 1, s) for p, c, s in zip(index, counts, stride, strict=True)
         )
-        yield place, x[(slice(None), *cut)]
+        yield index, x[(slice(None), *cut)]
 
 
 def convolve(kernel, x, stride):
     size = kernel.shape[:-2]
-    seen = _windows(x, size, [stride] * len(size), 0)
-    return sum(part @ kernel[place] for place, part in seen)
+    windows = _windows(x, size, [stride] * len(size), 0)
+    return sum(part @ kernel[index] for index, part in windows)
 
 
 def _pool(x, size, stride):
@@ -218,7 +219,7 @@ def _pool(x, size, stride):
 
 
 def i3d(w, x):
-    """Pooled features of frames [N, T, H, W, 3]."""
+    """Returns pooled features of frames [N, T, H, W, 3]."""
 
     def unit(name, x, stride=1):
         y = convolve(w(f"{name}/conv3d/kernel"), x, stride)
@@ -243,16 +244,16 @@ def i3d(w, x):
 
 
 def resnet2d(w, x, blocks=(2, 1, 1, 1)):
-    """Pooled features of spectrograms [N, frames, bins, 1]."""
+    """Returns pooled features of spectrograms [N, frames, bins, 1]."""
 
     def unit(conv, norm, x, stride=1, relu=True):
         kernel = w(f"{conv}/conv2d/kernel")
         half = len(kernel) // 2
-        if stride > 1:  # padded alike on both sides; of the result, what lies over the input
+        if stride > 1:  # symmetric padding, independent of the input's size
             x = np.pad(x, [(0, 0), (half, half), (half, half), (0, 0)])
-            places = [range(0, n - 2 * half, stride) for n in x.shape[1:3]]
+            starts = [range(0, n - 2 * half, stride) for n in x.shape[1:3]]
             y = sum(
-                x[:, i:][:, places[0]][:, :, j:][:, :, places[1]] @ kernel[i, j]
+                x[:, i:][:, starts[0]][:, :, j:][:, :, starts[1]] @ kernel[i, j]
                 for i, j in np.ndindex(*kernel.shape[:2])
             )
         else:

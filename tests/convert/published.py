@@ -1,7 +1,7 @@
-"""Checkpoints laid out as VATT's published ones, of any size, written by TensorFlow itself.
+"""Writes checkpoints of any size with the keys of VATT's published ones, using TensorFlow.
 
-The tables are the layout of the published checkpoints as one reads it in them: a key below the
-model's root and its shape, `{a,b}` for several, `#` for a number.
+The tables list the keys of the published checkpoints: each line has a key below the model's root
+and its shape. `{a,b}` stands for several names, `#L` for the number of a layer.
 """
 
 import functools
@@ -43,7 +43,7 @@ pos_embedding_lookup/temporal_position_embeddings/embeddings  5 d
 pos_embedding_lookup/layernorm/{{gamma,beta}}  d
 {_ENCODER}
 """
-# No biases in attention and feed-forward; the second axis is spelt so.
+# No biases in attention and feed-forward; the published keys spell the second axis "spectoral".
 SPT = "\n".join(
     line
     for line in f"""
@@ -84,7 +84,7 @@ base_lm/pos_embedding_lookup/temporal_position_embeddings/embeddings  6 d
 base_lm/pos_embedding_lookup/layernorm/{{gamma,beta}}  d
 {_ENCODER.replace("tx/", "base_lm/tx/")}
 """
-# Two AGG tokens, and norms behind each sum: none at the end.
+# Two AGG tokens; norms follow each residual sum, so there is no final one.
 BERT_SMALL = "\n".join(
     line.replace("embeddings  6 d", "embeddings  7 d")
     for line in f"agg_embedding  e\n{BERT}".splitlines()
@@ -131,23 +131,23 @@ bias    c
 """
 
 
-def expand(table, place="", **sizes):
-    """{key: shape} of a table below the root."""
+def expand(table, prefix="", **sizes):
+    """Returns {key: shape} of a table, with `prefix` below the root."""
     keys = {}
     for line in filter(None, map(str.strip, table.splitlines())):
         name, *shape = line.split()
         shape = tuple(sizes[s] if s.isalpha() else int(s) for s in shape)
         layers = range(sizes["L"]) if "#L" in name else [0]
-        pieces = [p.split(",") for p in re.split(r"\{([^}]*)\}", name)[1::2]]
-        hole = re.sub(r"\{[^}]*\}", "%s", name)
-        for layer, chosen in itertools.product(layers, itertools.product(*pieces)):
-            keys[f"{ROOT}{place}{(hole % chosen).replace('#L', str(layer))}"] = shape
+        choices = [p.split(",") for p in re.split(r"\{([^}]*)\}", name)[1::2]]
+        template = re.sub(r"\{[^}]*\}", "%s", name)
+        for layer, chosen in itertools.product(layers, itertools.product(*choices)):
+            keys[f"{ROOT}{prefix}{(template % chosen).replace('#L', str(layer))}"] = shape
     return keys
 
 
 VIDEO, AUDIO = "_base_layer/vid_backbone/_base/", "_base_layer/aud_backbone/_base/"
 TEXT, HEADS = "_base_layer/txt_backbone/", "_head_layer/_bridge_heads/0/"
-# Heads of 8 features; the feed-forward parts are twice as wide as the rest.
+# Attention heads have 8 features; feed-forward layers are twice as wide as the rest.
 SIZES = dict(d=16, i=16, f=32, t=24, j=16, e=10, p=20, L=2)
 
 
@@ -163,8 +163,8 @@ def tx_fac(text=T5, **sizes):
 
 
 def ut_fac():
-    place = "_base_layer/unified_backbone/unified_transformer/"
-    return expand(UNIFIED, place, **SIZES) | expand(HEAD, HEADS, v=20, a=20, w=20)
+    prefix = "_base_layer/unified_backbone/unified_transformer/"
+    return expand(UNIFIED, prefix, **SIZES) | expand(HEAD, HEADS, v=20, a=20, w=20)
 
 
 def finetuned(tower=VIT, classes=5, projections=False):
@@ -173,8 +173,8 @@ def finetuned(tower=VIT, classes=5, projections=False):
     return expand(table, "_base/", **sizes) | expand(CLASSIFIER, "_ops/cls/", **sizes)
 
 
-# I3D's branches (0 alone, 1 and 2 in two steps, 3 after pooling) and ResNet's blocks, in eighths of
-# the published widths.
+# Widths of the branches of I3D's blocks: branch 0 is one convolution, branches 1 and 2 are two,
+# branch 3 follows a pooling. The models below have an eighth of these widths.
 _I3D = {
     "3b": (64, 96, 128, 16, 32, 32),
     "3c": (128, 128, 192, 32, 96, 64),
@@ -242,7 +242,7 @@ def mmv_fac():
 
 
 def values(shapes):
-    """{key: array}, of each key always the same."""
+    """Returns {key: array}; a key always has the same values."""
     out = {}
     for key, shape in shapes.items():
         rng = np.random.default_rng(zlib.crc32(key.encode()))
@@ -261,9 +261,9 @@ def values(shapes):
 
 @functools.cache
 def _fake_adam():
-    """An optimizer as far as a checkpoint sees it: counters, and two slots for each variable.
+    """Returns a class with an optimizer's checkpoint structure: counters and two slots.
 
-    A slot `m` is twice its variable, `v` three times.
+    The slot `m` is twice its variable, `v` three times.
     """
     import tensorflow as tf
 
@@ -293,7 +293,7 @@ def _fake_adam():
     return Adam
 
 
-def write(folder, arrays, *, step=500_000, adam=False):
+def write(directory, arrays, *, step=500_000, adam=False):
     """Writes {key: array} with `tf.train.Checkpoint`; returns the prefix."""
     import tensorflow as tf
 
@@ -308,7 +308,7 @@ def write(folder, arrays, *, step=500_000, adam=False):
     def build(node):
         if isinstance(node, tf.Variable):
             return node
-        if node and all(name.isdigit() for name in node):  # a list; some of it has no variables
+        if node and all(name.isdigit() for name in node):  # a list; some items have no variables
             return [build(node.get(str(i), {})) for i in range(1 + max(map(int, node)))]
         module = tf.Module()
         for name, child in node.items():
@@ -319,4 +319,4 @@ def write(folder, arrays, *, step=500_000, adam=False):
     roots = {name: build(child) for name, child in nest.items()}
     if adam:
         roots["optimizer"] = _fake_adam()(variables, step)
-    return tf.train.Checkpoint(**roots).write(str(folder / f"ckpt-{step}"))
+    return tf.train.Checkpoint(**roots).write(str(directory / f"ckpt-{step}"))

@@ -1,4 +1,4 @@
-"""LGSSL's names: who gives one without its file is told where the file is to be had."""
+"""Names of LGSSL's published backbones: errors about missing files say where to download them."""
 
 import pathlib
 import re
@@ -11,29 +11,33 @@ from mmjax.convert import torch_files
 from mmjax.convert.released import RELEASED
 from mmjax.errors import UserError
 from mmjax.tools import cli
+from tests.messages import assert_mentions, raises
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "convert.md"
 
 
-def test_the_names_are_those_of_the_docs():
+def test_names_match_the_docs():
     table = DOCS.read_text().split("### LGSSL's released names")[1].split("\n## ")[0]
     cells = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
-    named = {name for row in cells for cell in row[1:3] for name in re.findall(r"`(\w+)`", cell)}
-    assert named == set(RELEASED)
-    assert len(named) == 27  # 26 files, of which lgsimclr has two names
+    names = {name for row in cells for cell in row[1:3] for name in re.findall(r"`(\w+)`", cell)}
+    assert names == set(RELEASED)
+    assert len(names) == 27  # 26 files; lgsimclr has two names
 
 
 @pytest.mark.parametrize("method", sorted(set(RELEASED.values())))
-def test_how_they_were_trained_is_a_recipe(method):
+def test_each_training_method_is_a_recipe(method):
     assert config.load("guided", f"lgssl:{method}", []).task == "guided"
 
 
-def test_a_name_without_its_file(tmp_path, capsys):
-    with pytest.raises(UserError, match=r"config=lgssl:declip .* links clip_baseline_nns\.ckpt"):
+def test_a_published_name_without_its_file_names_the_download(tmp_path, capsys):
+    readme = "github.com/mbanani/lgssl"
+    with raises(UserError, "--config=lgssl:declip", readme, "clip_baseline_nns.ckpt"):
         mmjax.load("clip_baseline_nns")
-    with pytest.raises(UserError, match=r"no such file\. LGSSL .* links lgsimclr\.ckpt"):
-        mmjax.load(tmp_path / "lgsimclr_bs_512.ckpt")
+    path = tmp_path / "lgsimclr_bs_512.ckpt"
+    with raises(UserError, f"{path}:", "--config=lgssl:lgsimclr", readme, " lgsimclr.ckpt"):
+        mmjax.load(path)
     assert cli.main(["convert", "lgsimclr", "--out", str(tmp_path / "run")]) == 2
-    assert "links lgsimclr.ckpt; give that file's path" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"no such file\.$"):
+    assert_mentions(capsys.readouterr().err, "lgsimclr:", readme, " lgsimclr.ckpt")
+    with raises(UserError, f"{tmp_path / 'mine.ckpt'}:") as info:
         torch_files.open_file(tmp_path / "mine.ckpt")
+    assert "lgssl" not in str(info.value)

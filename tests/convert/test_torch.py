@@ -1,4 +1,4 @@
-"""Files that PyTorch and its libraries write and read themselves; skipped without them."""
+"""Compares with files that PyTorch and its libraries write and read; skipped without them."""
 
 import argparse
 
@@ -13,6 +13,7 @@ from mmjax.models.tvl import make_model
 from mmjax.rundir import RunDir
 from mmjax.state import ModelDef
 from mmjax.tools import cli
+from tests.messages import assert_mentions
 
 torch = pytest.importorskip("torch")
 rng = np.random.default_rng(0)
@@ -24,7 +25,7 @@ def numpy_of(state):
     return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
 
 
-def test_what_torch_saves_is_read(tmp_path):
+def test_files_of_torch_save_are_read(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     saved = {
         "parameter": torch.nn.Parameter(torch.randn(3)),
@@ -49,28 +50,28 @@ def test_what_torch_saves_is_read(tmp_path):
     entries = torch_files.entries(path)
     for name, tensor in {**saved, **{f"state.{k}": v for k, v in state.items()}}.items():
         assert entries[name].shape == tuple(tensor.shape)
-        wanted = tensor.detach()
-        wanted = wanted if tensor.dtype == torch.uint16 else wanted.double()
-        np.testing.assert_array_equal(entries[name].astype(np.float64), wanted.numpy())
+        expected = tensor.detach()
+        expected = expected if tensor.dtype == torch.uint16 else expected.double()
+        np.testing.assert_array_equal(entries[name].astype(np.float64), expected.numpy())
     assert entries["dtype"] == "bfloat16" and entries["device"] == "cpu"
     assert entries["args.size"] == (1, 2) and entries["args.score"] == 0.5
 
 
-def test_what_torch_saves_in_its_old_format_is_read(tmp_path):
+def test_legacy_files_of_torch_save_are_read(tmp_path):
     path = tmp_path / "x.pth"
     base = torch.randn(3, 4)
     saved = dict(base=base, part=base[1:, ::2], parameter=torch.nn.Parameter(torch.randn(2)))
     saved |= dict(count=torch.tensor(3), half=torch.randn(3).to(torch.bfloat16))
     more = dict(state=torch.nn.BatchNorm1d(3).state_dict(), score=np.float64(0.5), flag=True)
     torch.save({**saved, **more}, path, _use_new_zipfile_serialization=False)
-    found = torch_files.entries(path)
+    entries = torch_files.entries(path)
     for name, tensor in {**saved, **{f"state.{k}": v for k, v in more["state"].items()}}.items():
-        wanted = tensor.detach().double().numpy()
-        np.testing.assert_array_equal(found[name].astype(np.float64), wanted)
-    assert found["score"] == 0.5 and found["flag"] is True
+        expected = tensor.detach().double().numpy()
+        np.testing.assert_array_equal(entries[name].astype(np.float64), expected)
+    assert entries["score"] == 0.5 and entries["flag"] is True
 
 
-def test_the_library_safetensors_reads_and_writes_alike(tmp_path):
+def test_the_safetensors_library_reads_and_writes_the_same_arrays(tmp_path):
     library = pytest.importorskip("safetensors.torch")
     arrays = {"a": rng.normal(size=(3, 4)), "b": np.arange(5), "c": np.float32(rng.normal(size=7))}
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
@@ -86,7 +87,7 @@ def test_the_library_safetensors_reads_and_writes_alike(tmp_path):
 
 
 def features(run, inputs, make=make_model):
-    """Pooled features of a run's model."""
+    """Returns the pooled features that the model of a run computes."""
     cfg = RunDir(run, create=False).read_config()
     model = ModelDef(make(**config.plain(cfg.model)))
     leaves, _ = initialize.load_params(str(run))
@@ -97,12 +98,13 @@ def features(run, inputs, make=make_model):
         return module.encode(inputs)
 
 
-def close(actual, tensor):
+def assert_close(actual, tensor):
     expected = tensor.detach().numpy()
     assert np.abs(actual - expected).max() < 2e-5 * np.abs(expected).max()
 
 
-def pictures(array):
+def to_torch_images(array):
+    """Converts images [N, H, W, C] to a tensor [N, C, H, W]."""
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
 
 
@@ -116,14 +118,14 @@ def clip(tmp_path_factory):
     vision = dict(image_size=32, patch_size=8, width=128, layers=2, head_width=64)
     text = dict(context_length=9, vocab_size=50, width=64, heads=1, layers=2)
     model = CLIP(24, vision, text).eval()
-    for parameter in model.parameters():  # some start at 0 or 1
+    for parameter in model.parameters():  # some are initialized with 0 or 1
         parameter.data += 0.02 * torch.randn_like(parameter)
-    folder = tmp_path_factory.mktemp("clip")
-    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    directory = tmp_path_factory.mktemp("clip")
+    torch.save(model.state_dict(), directory / "open_clip_pytorch_model.bin")
     library = pytest.importorskip("safetensors.torch")
-    library.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    library.save_file(model.state_dict(), directory / "open_clip_model.safetensors")
     assert open_clip
-    return model, {path.suffix: str(path) for path in folder.iterdir()}
+    return model, {path.suffix: str(path) for path in directory.iterdir()}
 
 
 def vit(seed):
@@ -138,21 +140,21 @@ def vit(seed):
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
 def test_features_of_open_clip(clip, suffix, tmp_path):
     model, files = clip
-    run, back = tmp_path / "run", tmp_path / "back.safetensors"
+    run, exported = tmp_path / "run", tmp_path / "exported.safetensors"
     assert cli.main(["convert", files[suffix], "--out", str(run)]) == 0
     ids = np.array([[48, 3, 14, 49, 0, 0, 0, 0, 0], [48, 9, 2, 6, 5, 3, 5, 8, 49]])
     ours = features(run, {"image": TOUCH, "text": ids})
-    close(ours["image"], model.encode_image(pictures(TOUCH)))
-    close(ours["text"], model.encode_text(torch.from_numpy(ids)))
-    assert cli.main(["convert", str(run), "--to", "open_clip", "--out", str(back)]) == 0
-    state = {name: torch.from_numpy(np.array(x)) for name, x in safetensors.read(back).items()}
+    assert_close(ours["image"], model.encode_image(to_torch_images(TOUCH)))
+    assert_close(ours["text"], model.encode_text(torch.from_numpy(ids)))
+    assert cli.main(["convert", str(run), "--to", "open_clip", "--out", str(exported)]) == 0
+    state = {name: torch.from_numpy(np.array(x)) for name, x in safetensors.read(exported).items()}
     model.load_state_dict(state, strict=True)
     for name, array in numpy_of(model.state_dict()).items():
         np.testing.assert_array_equal(array, state[name].numpy())
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet18"])
-def test_features_of_a_touch_encoder_as_tvl_saves_it(clip, kind, tmp_path):
+def test_features_and_export_of_a_tvl_touch_encoder(clip, kind, tmp_path):
     timm = pytest.importorskip("timm")
 
     def make(seed):
@@ -183,18 +185,19 @@ def test_features_of_a_touch_encoder_as_tvl_saves_it(clip, kind, tmp_path):
     run, out = tmp_path / "run", tmp_path / "touch.safetensors"
     source = [str(tmp_path / "tvl_enc.pth"), clip[1][".safetensors"]]
     assert cli.main(["convert", *source, "--out", str(run)]) == 0
-    close(features(run, {"touch": TOUCH})["touch"], model(pictures(TOUCH)))
-    leaves, what = initialize.load_params(str(run))
-    assert what.startswith("step 1 of") and leaves["logit_scale"] == scale.item()
-    # And back: it loads strictly, and says the same.
+    assert_close(features(run, {"touch": TOUCH})["touch"], model(to_torch_images(TOUCH)))
+    leaves, description = initialize.load_params(str(run))
+    assert_mentions(description, "step 1 ", run)  # the optimizer has made one step
+    assert leaves["logit_scale"] == scale.item()
+    # The exported file loads strictly into another model, which then computes the same.
     assert cli.main(["convert", str(run), "--to", "timm", "--out", str(out)]) == 0
     other = make(2)
     loaded = {name: torch.from_numpy(np.array(x)) for name, x in safetensors.read(out).items()}
     other.load_state_dict(loaded, strict=True)
-    assert torch.equal(other(pictures(TOUCH)), model(pictures(TOUCH)))
+    assert torch.equal(other(to_torch_images(TOUCH)), model(to_torch_images(TOUCH)))
 
 
-BACKBONES = {  # name, and what computes the last feature map
+BACKBONES = {  # name, and a function that computes the last feature map
     "torchvision resnet50": ("resnet50", lambda model, x: trunk(model, x)),
     "timm resnet50": ("resnet50", lambda model, x: model.forward_features(x)),
     "torchvision mobilenet": ("mobilenet_v2", lambda model, x: model.features(x)),
@@ -203,13 +206,13 @@ BACKBONES = {  # name, and what computes the last feature map
 
 
 def trunk(model, x):
-    """A torchvision ResNet's last feature map."""
+    """Computes the last feature map of a torchvision ResNet."""
     x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
     return model.layer4(model.layer3(model.layer2(model.layer1(x))))
 
 
 @pytest.mark.parametrize("which", BACKBONES)
-def test_backbones_of_pictures(which, tmp_path):
+def test_image_backbone_features_and_export(which, tmp_path):
     library, (name, run_trunk) = which.split()[0], BACKBONES[which]
     if library == "timm":
         make = pytest.importorskip("timm").create_model
@@ -218,7 +221,7 @@ def test_backbones_of_pictures(which, tmp_path):
     torch.manual_seed(0)
     model = (make(name, num_classes=3) if library == "timm" else make(num_classes=3)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # scales may start at 0
+        for parameter in model.parameters():  # some scales are initialized with 0
             parameter += 0.2 * torch.randn_like(parameter) if parameter.ndim == 1 else 0
         for path, buffer in model.named_buffers():
             if "running_mean" in path:
@@ -226,24 +229,26 @@ def test_backbones_of_pictures(which, tmp_path):
             elif "running_var" in path:
                 buffer *= torch.exp(0.3 * torch.randn_like(buffer))
     source, run = tmp_path / "model.pth", tmp_path / "run"
-    old = library == "torchvision"  # whose published files are of the old format
-    torch.save(model.state_dict(), source, _use_new_zipfile_serialization=not old)
+    legacy = library == "torchvision"  # the format of its published files
+    torch.save(model.state_dict(), source, _use_new_zipfile_serialization=not legacy)
     assert cli.main(["convert", str(source), "--out", str(run)]) == 0
     inputs = rng.normal(size=(2, 49, 70, 3)).astype(np.float32)
     with torch.no_grad():
-        wanted = run_trunk(model, pictures(inputs)).mean((2, 3))
+        expected = run_trunk(model, to_torch_images(inputs)).mean((2, 3))
     ours = features(run, {"image": inputs}, make=make_guided)
-    close(ours["image"], wanted)
+    assert_close(ours["image"], expected)
     if which == "timm mobilenet":
         return
     for suffix in (".pth", ".safetensors"):
-        back = tmp_path / f"back{suffix}"
-        command = ["convert", str(run), "--to", "torchvision", "--out", str(back)]
+        exported = tmp_path / f"exported{suffix}"
+        command = ["convert", str(run), "--to", "torchvision", "--out", str(exported)]
         assert cli.main(command) == 0
         if suffix == ".pth":
-            loaded = torch.load(back, weights_only=True)
+            loaded = torch.load(exported, weights_only=True)
         else:
-            loaded = {k: torch.from_numpy(np.array(x)) for k, x in safetensors.read(back).items()}
+            loaded = {
+                k: torch.from_numpy(np.array(x)) for k, x in safetensors.read(exported).items()
+            }
         state = model.state_dict()
         missing = set(state) - set(loaded)
         assert set(loaded) <= set(state)
@@ -254,7 +259,7 @@ def test_backbones_of_pictures(which, tmp_path):
 
 
 @pytest.mark.parametrize("old, new", [(14, 16), (16, 7)])
-def test_positions_are_resized_as_timm_and_open_clip_resize_them(old, new):
+def test_position_embeddings_are_resized_as_in_timm_and_open_clip(old, new):
     table = rng.normal(size=(1 + old**2, 3)).astype(np.float32)
     target = {"touch/positions": jax.ShapeDtypeStruct((1 + new**2, 3), np.float32)}
     ours = initialize.match(target, {"touch/positions": table})[0]["touch/positions"]

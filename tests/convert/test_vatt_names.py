@@ -1,3 +1,5 @@
+"""Names of arrays in VATT's checkpoints, and their mapping to paths of mmjax."""
+
 import numpy as np
 import pytest
 
@@ -7,12 +9,13 @@ from mmjax.errors import UserError
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
 from tests.convert import published
+from tests.messages import raises
 
 PREFIX = "model/layer_with_weights-0/"
 VIDEO = "_base_layer/vid_backbone/_base/"
 AUDIO = "_base_layer/aud_backbone/_base/"
 UNIFIED = "_base_layer/unified_backbone/unified_transformer/"
-# One path of each kind of tx_fac.
+# Representative paths of tx_fac.
 KNOWN = {
     "video/patch/kernel": VIDEO + "voxel_to_patch/kernel",
     "video/agg_token": VIDEO + "agg_embedding",
@@ -55,7 +58,7 @@ OTHERS = {
 }
 
 
-def test_known_keys():
+def test_tx_fac_paths_and_keys_map_both_ways():
     assert {path: key_of(path).removeprefix(PREFIX) for path in KNOWN} == KNOWN
     for path, key in KNOWN.items():
         layer = 7 if "{i}" in key else None
@@ -63,7 +66,7 @@ def test_known_keys():
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_known_keys_of_other_models(name):
+def test_keys_of_other_layouts_map_to_paths(name):
     keys = getattr(published, name)()
     layout = layout_of(keys)
     for key, (path, layer) in OTHERS[name].items():
@@ -71,23 +74,24 @@ def test_known_keys_of_other_models(name):
         assert path_of(PREFIX + key, layout) == (path, layer)
 
 
-def test_the_layout_follows_from_the_keys():
+def test_layout_is_detected_from_the_keys():
     assert set(layout_of(published.tx_fac())) == set(TX_FAC)
     kinds = {
         "mmv_fac": ["i3d", "resnet2d", "linear", "fac"],
         "ut_fac": ["unified", "fac"],
         "finetuned": ["vit", "classifier"],
     }
-    for name, wanted in kinds.items():
-        assert [part.kind for part in layout_of(getattr(published, name)())] == wanted
+    for name, expected in kinds.items():
+        assert [part.kind for part in layout_of(getattr(published, name)())] == expected
     assert layout_of(["model/dense/kernel", "save_counter"]) == ()
 
 
-def test_every_array_of_tx_fac_has_its_own_keys():
+def test_arrays_of_tx_fac_have_unique_keys():
     model = ModelDef(make_model("tx_fac", size="mbs"))
     leaves = tree.flatten(model.params) | tree.flatten(model.extra)
     keys = [key for path, leaf in leaves.items() for key in keys_of(path, leaf.shape)]
-    # Two towers of 12 layers with 16 arrays, six of text with 9; 10 and 8 more, 6; the head's.
+    # Two towers of 12 layers with 16 arrays each and 10 and 8 more; a text tower of 6 layers with
+    # 9 arrays each and 5 more; the head.
     assert len(keys) == 2 * 12 * 16 + 10 + 8 + 6 * 9 + 5 + (3 + 4 + 6 + 6)
     assert len(set(keys)) == len(keys)
 
@@ -98,9 +102,9 @@ def test_layers_are_stacked_in_order():
     np.testing.assert_array_equal(out[path], [[0, 0], [1, 1], [2, 2]])
 
 
-def test_paths_that_vatt_does_not_have_are_named():
-    with pytest.raises(UserError, match="touch/patch/kernel"):
+def test_paths_without_a_vatt_array_are_named():
+    with raises(UserError, "VATT", "touch/patch/kernel"):
         key_of("touch/patch/kernel")
-    with pytest.raises(UserError, match="video/encoder/layers/mlp/gate/kernel"):
+    with raises(UserError, "VATT", "video/encoder/layers/mlp/gate/kernel"):
         key_of("video/encoder/layers/mlp/gate/kernel")
     assert path_of(PREFIX + VIDEO + "mask_embedding") is None

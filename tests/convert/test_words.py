@@ -1,4 +1,4 @@
-"""Tables of word embeddings, pickled as VATT pickled them, and pickles that want to run code."""
+"""Pickled tables of word embeddings are read, and pickles that would run code are refused."""
 
 import pickle
 
@@ -8,19 +8,20 @@ import pytest
 from mmjax.convert import words
 from mmjax.errors import UserError
 from mmjax.tools import cli
+from tests.messages import assert_mentions, raises
 
 TABLE = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 
 
 def renamed(data, module):
-    """A pickle with the array's module under another NumPy's name of it (protocol 2 and below)."""
+    """Renames the array's module to that of another NumPy version (protocol 3 and below)."""
     for name in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
         data = data.replace(b"c" + name + b"\n", b"c" + module + b"\n")
     return data
 
 
 def python2_pickle():
-    """The bytes Python 2 writes (protocol 2): data and names are its `str`, opcode U or T."""
+    """Returns the bytes that Python 2 writes (protocol 2); its `str` has the opcodes U and T."""
     raw = TABLE.tobytes()
     state = (
         b"(K\x01K\x07K\x03\x86cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
@@ -33,7 +34,7 @@ def python2_pickle():
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
-def test_pickles_of_all_ages(tmp_path, protocol, module):
+def test_pickles_of_all_protocols_and_numpy_versions(tmp_path, protocol, module):
     data = pickle.dumps({words.KEY: TABLE}, protocol=protocol)
     if protocol < 4:
         data = renamed(data, module)
@@ -43,7 +44,7 @@ def test_pickles_of_all_ages(tmp_path, protocol, module):
     np.testing.assert_array_equal(words.load(path), TABLE)
 
 
-def test_a_pickle_of_python_2(tmp_path):
+def test_pickles_of_python_2_and_other_byte_orders(tmp_path):
     path = tmp_path / "word2vec.pkl"
     path.write_bytes(python2_pickle())
     np.testing.assert_array_equal(words.load(path), TABLE)
@@ -52,7 +53,7 @@ def test_a_pickle_of_python_2(tmp_path):
 
 
 class _Touch:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path, how):
         self.path, self.how = str(path), how
@@ -69,66 +70,73 @@ class _Touch:
 
 
 @pytest.mark.parametrize("how", ["os", "builtins", "pathlib"])
-@pytest.mark.parametrize("inside", ["value", "array", "alone"])
-def test_nothing_is_executed(tmp_path, capsys, how, inside):
-    bait = tmp_path / "executed"
-    evil = _Touch(bait, how)
+@pytest.mark.parametrize("position", ["value", "array", "root"])
+def test_code_in_a_pickle_is_not_executed(tmp_path, capsys, how, position):
+    marker = tmp_path / "executed"
+    hostile = _Touch(marker, how)
     content = {
-        "value": {words.KEY: TABLE, "more": evil},
-        "array": {words.KEY: np.array([evil], dtype=object)},
-        "alone": evil,
-    }[inside]
+        "value": {words.KEY: TABLE, "more": hostile},
+        "array": {words.KEY: np.array([hostile], dtype=object)},
+        "root": hostile,
+    }[position]
+    name = {"os": ".system,", "builtins": "builtins.eval,", "pathlib": "pathlib."}[how]
     path = tmp_path / "word2vec.pkl"
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(UserError, match="refused: the pickle names .*could run code"):
+    with raises(UserError, f"{path}:", name, f"numpy.savez(…, {words.KEY}="):
         words.load(path)
     assert cli.main(["convert", str(path), "--out", str(tmp_path / "x.npz")]) == 2
+    assert_mentions(capsys.readouterr().err, f"{path}:", name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["word2vec.pkl"]
-    pickle.loads(path.read_bytes())  # the bait works
-    assert bait.exists()
+    pickle.loads(path.read_bytes())  # without protection, it is executed
+    assert marker.exists()
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, facts",
     [
-        ({"embeddings": TABLE}, "has no 'word_embeddings', only \\['embeddings'\\]"),
-        ({words.KEY: TABLE[0]}, "not float32 \\(3,\\)"),
-        ({words.KEY: TABLE.astype(np.int32)}, "not int32"),
-        ({words.KEY: [[1.0]]}, "floating point"),
-        ("text", "floating point"),
+        ({"embeddings": TABLE}, ("'word_embeddings'", ["embeddings"])),
+        ({words.KEY: TABLE[0]}, ("float32", (3,))),
+        ({words.KEY: TABLE.astype(np.int32)}, ("int32", (7, 3))),
+        ({words.KEY: [[1.0]]}, ("object", "()")),
+        ("text", ("object", "()")),
     ],
 )
-def test_other_content(tmp_path, content, said):
+def test_other_content_is_rejected(tmp_path, content, facts):
     path = tmp_path / "word2vec.pkl"
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(UserError, match=said):
+    with raises(UserError, path, *facts):
         words.load(path)
 
 
-def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match="there is no such file"):
+def test_missing_and_damaged_files_are_rejected(tmp_path):
+    with raises(UserError, f"{tmp_path / 'none.pkl'}:"):
         words.load(tmp_path / "none.pkl")
     whole = pickle.dumps({words.KEY: TABLE})
-    for name, data in {"cut.pkl": whole[:-20], "text.pkl": b"hello", "text.npz": b"hello"}.items():
+    for name, data, error in (
+        ("cut.pkl", whole[:-20], "UnpicklingError"),
+        ("text.pkl", b"hello", "Unpick"),
+        ("text.npz", b"hello", "ValueError"),
+    ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=f"{name} cannot be read"):
+        with raises(UserError, name, error):
             words.load(tmp_path / name)
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(UserError, match="objects.npy cannot be read"):
+    with raises(UserError, "objects.npy", "ValueError", "allow_pickle=False"):
         words.load(tmp_path / "objects.npy")
 
 
-def test_the_command(tmp_path, capsys):
+def test_convert_command_checks_the_vocabulary_and_writes_npz(tmp_path, capsys):
     source, out, vocab = (tmp_path / name for name in ("words.pkl", "words.npz", "vocab.txt"))
     source.write_bytes(pickle.dumps({words.KEY: TABLE}))
     command = ["convert", str(source), "--out", str(out), "--vocab", str(vocab)]
     vocab.write_text("<pad>\n<unk>\n")
     assert cli.main(command) == 2
-    assert "has 2 words" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, f"--vocab {vocab}", " 2 ", f"{source} 7")
     vocab.write_text("".join(f"word{i}\n" for i in range(7)))
     assert cli.main(command) == 0
-    assert "7 words, 3 features" in capsys.readouterr().out
+    assert_mentions(capsys.readouterr().out, source, "7 ", "3 ", f"--config.init_from={out}")
     np.testing.assert_array_equal(words.load(out), TABLE)
-    assert cli.main(command) == 2  # it is there
+    assert cli.main(command) == 2  # the file exists
+    assert_mentions(capsys.readouterr().err, f"--out {out}")
     assert cli.main(["convert", str(source)]) == 2
-    assert "Give --out PATH, or --inspect" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, "--out", "--inspect")

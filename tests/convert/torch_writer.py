@@ -1,7 +1,7 @@
-"""Writes what `torch.save` writes, without PyTorch: a zip archive with a pickle of protocol 2, or,
-as before 1.6, pickles in a row.
+"""Writes files of `torch.save` without PyTorch.
 
-The pickle is put together from opcodes, so that it can also hold what no honest writer writes.
+A file is a zip archive with a pickle of protocol 2 or, before PyTorch 1.6, a sequence of pickles.
+Pickles are assembled from opcodes, so that tests can also write hostile ones.
 """
 
 import argparse
@@ -29,37 +29,43 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class Global:
-    """A name, as GLOBAL writes it."""
+    """A global name, which the opcode GLOBAL looks up."""
 
     def __init__(self, module, name):
         self.code = f"c{module}\n{name}\n".encode()
 
 
 class Call:
-    """REDUCE: a name called with arguments, then BUILD with `state` if there is one."""
+    """A call of a global with arguments (REDUCE), then BUILD if `state` is not None."""
 
     def __init__(self, function, *args, state=None):
         self.function, self.args, self.state = function, args, state
 
 
 class Tensor:
-    """A view of a storage, in items."""
+    """A view of a storage; its stride and offset count items."""
 
     def __init__(self, storage, shape, stride, offset=0):
         self.storage, self.shape, self.stride, self.offset = storage, shape, stride, offset
 
 
 def tensor(array):
-    """The tensor of a whole array."""
+    """Returns the tensor of a whole array."""
     array = np.asarray(array)
     steps = [int(step) // array.itemsize for step in np.ascontiguousarray(array).strides]
     return Tensor(array.ravel(), array.shape, steps[-array.ndim :] if array.ndim else ())
 
 
 class Writer:
+    """Encodes values as opcodes and collects their storages.
+
+    Args:
+      *more: Items that end the persistent id of a storage.
+    """
+
     def __init__(self, *more):
         self.storages = []
-        self.more = more  # at the end of what a storage is called
+        self.more = more
 
     def key(self, storage):
         for key, known in enumerate(self.storages):
@@ -77,7 +83,7 @@ class Writer:
         return self.tuple(*name) + b"Q"
 
     def code(self, value):
-        """The opcodes that put a value on the stack."""
+        """Returns the opcodes that push a value on the stack."""
         if isinstance(value, np.ndarray):
             value = tensor(value)
         if isinstance(value, Global):
@@ -111,7 +117,7 @@ class Writer:
 
 
 def save(path, value, *, compression=zipfile.ZIP_STORED, root="archive", **more):
-    """Writes a file; `more` are members of the archive besides, or instead."""
+    """Writes a zip archive; `more` adds or replaces its members, None removes one."""
     writer = Writer()
     members = {"data.pkl": b"\x80\x02" + writer.code(value) + b".", "byteorder": b"little"}
     members |= {f"data/{i}": x.tobytes() for i, x in enumerate(writer.storages)}
@@ -123,12 +129,12 @@ def save(path, value, *, compression=zipfile.ZIP_STORED, root="archive", **more)
     return str(path)
 
 
-def save_as_before(path, value, *, little_endian=True, view=None):
-    """Writes a file as PyTorch before 1.6 did."""
+def save_legacy(path, value, *, little_endian=True, view=None):
+    """Writes a file in the format before PyTorch 1.6."""
     writer = Writer(view)
     code = writer.code(value)
-    facts = dict(protocol_version=1001, little_endian=little_endian)
-    start = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, facts)]
+    system = dict(protocol_version=1001, little_endian=little_endian)
+    start = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, system)]
     keys = pickle.dumps([str(i) for i in range(len(writer.storages))], 2)
     content = b"".join([*start, b"\x80\x02" + code + b".", keys])
     for storage in writer.storages:

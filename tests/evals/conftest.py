@@ -1,4 +1,4 @@
-"""A task and evaluation data that follow the contracts, with known outputs."""
+"""Fake task and evaluation data with known outputs, following the contracts of mmjax."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmjax import evals, sharding
 
 
 class FakeEvalData:
-    """Arrays [N, …] as padded, masked batches, in an order that is not that of their ids."""
+    """Yields arrays [N, …] as padded, masked batches, in an order other than that of the ids."""
 
     def __init__(self, arrays, *, batch_size, info, corrupt=()):
         self.arrays, self.batch_size, self.info = arrays, batch_size, info
@@ -30,22 +30,22 @@ class FakeEvalData:
         self.iterations += 1
         order = np.random.default_rng(1).permutation(self.num_examples)
         for start in range(0, self.num_examples, self.batch_size):
-            rows = order[start : start + self.batch_size]
-            padding = self.batch_size - len(rows)
+            ids = order[start : start + self.batch_size]
+            padding = self.batch_size - len(ids)
             batch = {
                 name: np.concatenate(
-                    [value[rows], np.zeros((padding, *value.shape[1:]), value.dtype)]
+                    [value[ids], np.zeros((padding, *value.shape[1:]), value.dtype)]
                 )
                 for name, value in self.arrays.items()
             }
-            batch["example_id"] = np.pad(rows, (0, padding)).astype(np.int32)
-            real = 1 - np.isin(rows, self.corrupt).astype(np.float32)
-            batch["mask"] = np.pad(real, (0, padding))
+            batch["example_id"] = np.pad(ids, (0, padding)).astype(np.int32)
+            valid = 1 - np.isin(ids, self.corrupt).astype(np.float32)
+            batch["mask"] = np.pad(valid, (0, padding))
             yield batch
 
 
 class FakeTask:
-    """Outputs are the inputs times `params['scale']`."""
+    """Returns the inputs times `params['scale']`."""
 
     predict = {
         "features": lambda params, extra, batch: {
@@ -57,8 +57,13 @@ class FakeTask:
     }
 
 
-class Bench:
-    """Evaluators over `{split: arrays}`; `opened` lists what the loader was asked for."""
+class EvalHarness:
+    """Makes and runs evaluators over `{split: arrays}`.
+
+    Attributes:
+      opened: One entry per dataset that the evaluators requested.
+      requested: Data config of the last request.
+    """
 
     def __init__(self, splits, *, corrupt=(), policy="fail", **info):
         self.splits, self.opened, self.corrupt = splits, [], corrupt
@@ -77,14 +82,16 @@ class Bench:
     def make_eval_data(
         self, data_cfg, *, data, split, batch_size, max_examples, process_index, process_count
     ):
-        self.asked = data_cfg
+        self.requested = data_cfg
         arrays = self.splits[split]
         if max_examples:
             arrays = {name: value[:max_examples] for name, value in arrays.items()}
-        made = FakeEvalData(arrays, batch_size=batch_size, info=self.info, corrupt=self.corrupt)
-        made.tokenizer = self.tokenizer
-        self.opened.append(types.SimpleNamespace(cfg=data_cfg, data=data, split=split, made=made))
-        return made
+        dataset = FakeEvalData(arrays, batch_size=batch_size, info=self.info, corrupt=self.corrupt)
+        dataset.tokenizer = self.tokenizer
+        self.opened.append(
+            types.SimpleNamespace(cfg=data_cfg, data=data, split=split, dataset=dataset)
+        )
+        return dataset
 
     def make(self, mesh=None, folder=".", **cfg):
         return evals.make_evaluators(
@@ -105,5 +112,6 @@ class Bench:
 
 
 @pytest.fixture
-def bench():
-    return Bench
+def make_harness():
+    """Returns the class of the harness: `make_harness(splits, **options)`."""
+    return EvalHarness

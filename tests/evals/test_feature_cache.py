@@ -1,4 +1,4 @@
-"""Features on disk: found again by what they were made from, and only then."""
+"""The feature cache: hits for identical inputs, misses for any change of the inputs."""
 
 import os
 import types
@@ -9,6 +9,7 @@ import pytest
 from mmjax import distributed
 from mmjax.errors import UserError
 from mmjax.evals import feature_cache
+from tests.messages import assert_mentions, raises
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +19,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def make(bench, tmp_path):
-    """A bench whose data lie in one file; `iterations` says how often they went through a model."""
+def make(make_harness, tmp_path):
+    """Makes harnesses whose data are in one file; `iterations` counts passes through the model."""
     rng = np.random.default_rng(0)
     arrays = {
         "video": rng.normal(size=(23, 2, 4)).astype(np.float32),
@@ -27,41 +28,48 @@ def make(bench, tmp_path):
         "label": (np.arange(23) % 3).astype(np.int32),
     }
     file = tmp_path / "shard"
-    file.write_bytes(b"as it was")
+    file.write_bytes(b"original")
 
     def make(labels=None):
-        b = bench({split: arrays for split in ("train", "test", "test[:50%]")})
-        made = b.make_eval_data
+        harness = make_harness({split: arrays for split in ("train", "test", "test[:50%]")})
+        make_dataset = harness.make_eval_data
 
         def make_eval_data(data_cfg, **options):
-            data = made(data_cfg, **options)
-            source = types.SimpleNamespace(name="fake", num_examples=23, info=b.info, folder="")
+            data = make_dataset(data_cfg, **options)
+            source = types.SimpleNamespace(
+                name="fake", num_examples=23, info=harness.info, folder=""
+            )
             source.files = None if labels is not None else [str(file)]
             source.where = lambda record: f"{file}, row {record}"
             source.labels = lambda: np.asarray(labels)
             data.sources = [source]
             return data
 
-        b.make_eval_data, b.file = make_eval_data, file
-        return b
+        harness.make_eval_data, harness.file = make_eval_data, file
+        return harness
 
     return make
 
 
-def features(b, state=None, **options):
-    """(features, how many times the model ran) of an evaluator of a fresh store."""
-    before = len(b.opened)
-    (evaluator,) = b.make(k=dict(type="linear_probe", cache=True, **options))
-    found = evaluator.store.get(state or b.state, evaluator.requests[1])
-    return found, sum(opened.made.iterations for opened in b.opened[before:])
+def warnings_of(caplog):
+    """Returns the logged warnings as one text."""
+    return "\n".join(r.getMessage() for r in caplog.records if r.levelname == "WARNING")
 
 
-def test_the_second_time_no_model_runs(make, cache):
+def features(harness, state=None, **options):
+    """Returns the features from a new store, and how many times the model ran over the data."""
+    before = len(harness.opened)
+    (evaluator,) = harness.make(k=dict(type="linear_probe", cache=True, **options))
+    result = evaluator.store.get(state or harness.state, evaluator.requests[1])
+    return result, sum(opened.dataset.iterations for opened in harness.opened[before:])
+
+
+def test_a_second_request_reads_from_disk_without_running_the_model(make, cache):
     first, runs = features(make())
     assert runs == 1 and len(list(cache.glob("fake-test-*.npz"))) == 1
-    b = make()
-    b.task.predict = {"features": None}  # would fail if it were called
-    again, runs = features(b)
+    harness = make()
+    harness.task.predict = {"features": None}  # fails when called
+    again, runs = features(harness)
     assert runs == 0
     for name in ("arrays", "masks"):
         assert getattr(again, name).keys() == getattr(first, name).keys()
@@ -69,17 +77,17 @@ def test_the_second_time_no_model_runs(make, cache):
     np.testing.assert_array_equal(again.masks["video"], first.masks["video"])
     np.testing.assert_array_equal(again.label, first.label)
     np.testing.assert_array_equal(again.example_id, np.arange(23))
-    assert again.label.dtype == np.int32 and again.info is b.info
+    assert again.label.dtype == np.int32 and again.info is harness.info
 
 
-def test_results_are_the_same_from_disk(make):
+def test_results_from_disk_equal_computed_results(make):
     cfg = dict(k=dict(type="knn", cache=True), p=dict(type="linear_probe", strengths=(1.0,)))
-    first, b = make().run(**cfg), make()
-    assert b.run(**cfg) == first
-    assert [opened.made.iterations for opened in b.opened] == [0, 0]  # the probe shares them
+    first, harness = make().run(**cfg), make()
+    assert harness.run(**cfg) == first
+    assert [opened.dataset.iterations for opened in harness.opened] == [0, 0]  # shared by the probe
 
 
-def test_without_the_option_nothing_is_kept(make, cache):
+def test_nothing_is_written_without_the_cache_option(make, cache):
     make().run(k=dict(type="knn"))
     assert not cache.exists()
 
@@ -99,17 +107,17 @@ def test_without_the_option_nothing_is_kept(make, cache):
         "names",
     ],
 )
-def test_what_changes_them_has_them_computed_again(make, change):
+def test_any_change_of_the_inputs_recomputes_the_features(make, change):
     assert features(make())[1] == 1
-    b, options, state = make(labels=[1] if change == "label" else None), {}, None
+    harness, options, state = make(labels=[1] if change == "label" else None), {}, None
     if change == "weights":
-        state = {**b.state, "params": {"scale": np.float32(2.0000002)}}
+        state = {**harness.state, "params": {"scale": np.float32(2.0000002)}}
     if change == "statistics":
-        state = {**b.state, "extra": {"mean": np.ones(3, np.float32)}}
+        state = {**harness.state, "extra": {"mean": np.ones(3, np.float32)}}
     if change == "model":
-        b.made_by = {"model": {"name": "another"}}
+        harness.made_by = {"model": {"name": "another"}}
     if change == "file":
-        os.utime(b.file, (1, 1))
+        os.utime(harness.file, (1, 1))
     if change == "split":
         options = dict(split="test[:50%]")
     if change == "limit":
@@ -117,101 +125,109 @@ def test_what_changes_them_has_them_computed_again(make, change):
     if change == "views":
         options = dict(views=dict(video=dict(num_frames=8)))
     if change == "config":
-        b.data_cfg["video"] = dict(num_frames=2)
+        harness.data_cfg["video"] = dict(num_frames=2)
     if change == "names":
         options = dict(feature=("video", "video_mask"))
-        for opened in b.splits.values():
+        for opened in harness.splits.values():
             opened["video_mask"] = np.ones(23, np.float32)
-        b.task.predict = {"features": lambda p, e, batch: {n: batch[n] for n in options["feature"]}}
-    found, runs = features(b, state, **options)
+        harness.task.predict = {
+            "features": lambda p, e, batch: {n: batch[n] for n in options["feature"]}
+        }
+    result, runs = features(harness, state, **options)
     assert runs == 1
     if change == "weights":
-        assert found.arrays["video"][0, 0, 0] != features(b)[0].arrays["video"][0, 0, 0]
+        assert result.arrays["video"][0, 0, 0] != features(harness)[0].arrays["video"][0, 0, 0]
 
 
-def test_a_limit_of_another_request_is_another_file(make, cache):
-    b = make()
-    (evaluator,) = b.make(k=dict(type="linear_probe", cache=True, train_limit=5, split="train"))
-    assert [len(evaluator.store.get(b.state, r)) for r in evaluator.requests] == [5, 23]
+def test_each_limit_has_its_own_file(make, cache):
+    harness = make()
+    (evaluator,) = harness.make(
+        k=dict(type="linear_probe", cache=True, train_limit=5, split="train")
+    )
+    assert [len(evaluator.store.get(harness.state, r)) for r in evaluator.requests] == [5, 23]
     assert len(list(cache.iterdir())) == 2
 
 
-def test_what_changes_nothing_does_not(make):
+def test_irrelevant_changes_keep_the_cached_features(make):
     assert features(make())[1] == 1
-    b = make()
-    b.data_cfg |= dict(prefetch=7, threads=3, limit=5)
-    b.made_by = {"model": {"name": "fake"}, "total_steps": 99, "evals": {"a": {}}}
-    assert features(b, batch_size=8)[1] == 0
+    harness = make()
+    harness.data_cfg |= dict(prefetch=7, threads=3, limit=5)
+    harness.made_by = {"model": {"name": "fake"}, "total_steps": 99, "evals": {"a": {}}}
+    assert features(harness, batch_size=8)[1] == 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "bits", "pickle"])
-def test_a_damaged_file_is_computed_again(make, cache, damage, caplog):
+def test_a_damaged_file_is_recomputed_and_replaced(make, cache, damage, caplog):
     first, _ = features(make())
     (path,) = cache.iterdir()
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     if damage == "cut":
-        path.write_bytes(whole[: len(whole) // 2])
+        path.write_bytes(intact[: len(intact) // 2])
     if damage == "text":
-        path.write_text("not what it was")
+        path.write_text("not an archive")
     if damage == "bits":
-        middle = whole.index(first.arrays["video"].tobytes()[:64])
-        path.write_bytes(whole[:middle] + b"\0" * 8 + whole[middle + 8 :])
+        middle = intact.index(first.arrays["video"].tobytes()[:64])
+        path.write_bytes(intact[:middle] + b"\0" * 8 + intact[middle + 8 :])
     if damage == "pickle":
         np.savez(path, **{"output:video": np.array([{}], object), "field:example_id": [0]})
     again, runs = features(make())
-    assert runs == 1 and "is damaged" in caplog.text
+    assert runs == 1
+    assert_mentions(warnings_of(caplog), path)
     np.testing.assert_array_equal(again.arrays["video"], first.arrays["video"])
-    assert path.read_bytes() == whole  # written again
+    assert path.read_bytes() == intact
     assert features(make())[1] == 0
 
 
-def test_a_stream_is_not_kept(make, cache, bench, caplog):
-    b = bench(make().splits)  # data without `sources`
-    assert features(b)[1] == 1 and features(b)[1] == 1
-    assert "features of a stream are not kept" in caplog.text and not cache.exists()
+def test_features_of_a_stream_are_not_written(make, cache, make_harness, caplog):
+    harness = make_harness(make().splits)  # data without `sources`
+    assert features(harness)[1] == 1 and features(harness)[1] == 1
+    assert_mentions(warnings_of(caplog), "features", "test", "stream")
+    assert not cache.exists()
 
 
-def test_a_folder_that_cannot_be_written_to_costs_nothing_else(make, cache, caplog):
+def test_an_unwritable_cache_does_not_stop_the_evaluation(make, cache, caplog):
     cache.parent.mkdir()
-    cache.write_text("a file, not a folder")
+    cache.write_text("a file, not a directory")
     assert features(make())[1] == 1
-    assert "Features cannot be kept" in caplog.text
+    assert_mentions(warnings_of(caplog), cache)
 
 
-def test_one_process_without_them_has_all_compute(make, monkeypatch, cache):
+def test_all_processes_compute_if_one_lacks_the_features(make, monkeypatch, cache):
     assert features(make())[1] == 1
     before = [path.stat().st_mtime_ns for path in cache.iterdir()]
     monkeypatch.setattr(distributed, "any_process", lambda flag: True)
     monkeypatch.setattr(distributed, "is_primary", lambda: False)
     assert features(make())[1] == 1
-    assert [path.stat().st_mtime_ns for path in cache.iterdir()] == before  # others do not write
+    assert [
+        path.stat().st_mtime_ns for path in cache.iterdir()
+    ] == before  # only the primary process writes
 
 
-def test_records_of_several_files_are_known_by_all_of_them(tmp_path):
-    files = [tmp_path / name for name in ("a.png", "b.png", "table.csv")]
+def test_the_identity_of_records_covers_all_their_files(tmp_path):
+    files = [tmp_path / name for name in ("a.png", "harness.png", "table.csv")]
     for file in files:
         file.write_text("x")
-    places = [str(files[0]), f"{files[2]}, row 2: {files[1]}"]
+    locations = [str(files[0]), f"{files[2]}, row 2: {files[1]}"]
     info = types.SimpleNamespace(name="set")
 
     def key(labels=(0, 1)):
         source = types.SimpleNamespace(
             name="set", num_examples=2, info=info, files=None, folder="",
-            where=places.__getitem__, labels=lambda: np.array(labels),
+            where=locations.__getitem__, labels=lambda: np.array(labels),
         )  # fmt: skip
         data = types.SimpleNamespace(sources=[source], num_examples=2)
         return feature_cache.data_identity(data, f"csv:{files[2]}", {"image": {"size": 4}})
 
     first = key()
     assert key() == first and key((1, 0)) != first
-    for number, file in enumerate(files):
-        os.utime(file, (number + 1, number + 1))
+    for seconds, file in enumerate(files, start=1):
+        os.utime(file, (seconds, seconds))
         assert key() != first
         first = key()
 
 
-def test_it_needs_to_know_the_model(bench):
-    b = bench({"train": {}, "test": {}})
-    b.made_by = None
-    with pytest.raises(UserError, match="cache=True needs made_by"):
-        b.make(k=dict(type="knn", cache=True))
+def test_caching_requires_the_model_config(make_harness):
+    harness = make_harness({"train": {}, "test": {}})
+    harness.made_by = None
+    with raises(UserError, "cache", "made_by"):
+        harness.make(k=dict(type="knn", cache=True))

@@ -1,4 +1,6 @@
-"""Episodes against a plain account of them, and the evaluator around them."""
+"""Few-shot episodes compared with a NumPy reference, and the few-shot evaluator."""
+
+import re
 
 import jax
 import numpy as np
@@ -6,24 +8,25 @@ import pytest
 
 from mmjax.errors import UserError
 from mmjax.evals import few_shot
+from tests.messages import raises
 
 
 @pytest.fixture(scope="module")
 def data():
     """Support and queries (x [N, D], labels [N]) of 9 classes; the last has 4 queries."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(9, 16))
+    centers = rng.normal(size=(9, 16))
 
-    def some(counts):
+    def sample(counts):
         labels = rng.permutation(np.repeat(np.arange(9), counts))
-        x = centres[labels] + 1.5 * rng.normal(size=(len(labels), 16)) + 3
+        x = centers[labels] + 1.5 * rng.normal(size=(len(labels), 16)) + 3
         return x.astype(np.float32), labels.astype(np.int32)
 
-    return some([20, 5, 6, 7, 30, 9, 8, 12, 11]), some([10, 6, 9, 12, 8, 7, 30, 10, 4])
+    return sample([20, 5, 6, 7, 30, 9, 8, 12, 11]), sample([10, 6, 9, 12, 8, 7, 30, 10, 4])
 
 
-def plain(support, queries, classes, *, ways, shots, num_queries, average, key):
-    """One episode, drawn as the library draws it, judged in plain numpy."""
+def reference_accuracy(support, queries, classes, *, ways, shots, num_queries, average, key):
+    """Accuracy of one episode, sampled as in the library but classified in NumPy."""
     of_classes, *bits = few_shot.random_bits(key, ways, shots, num_queries)
     chosen = classes[np.asarray(few_shot.draw(of_classes, len(classes))[0])]
 
@@ -31,127 +34,131 @@ def plain(support, queries, classes, *, ways, shots, num_queries, average, key):
         picked = []
         for label, of_class in zip(chosen, bits, strict=True):
             own = np.flatnonzero(labels == label)
-            numbers, there = few_shot.draw(of_class, len(own))
-            picked.append(x[own[np.asarray(numbers)[np.asarray(there)]]].astype(np.float64))
+            indices, valid = few_shot.draw(of_class, len(own))
+            picked.append(x[own[np.asarray(indices)[np.asarray(valid)]]].astype(np.float64))
         return picked
 
-    known, asked = pick(*support, bits[0]), pick(*queries, bits[1])
-    mean = np.concatenate(known).mean(0)
-    length = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
-    known, asked = ([length(x - mean) for x in part] for part in (known, asked))
+    shots_of, queries_of = pick(*support, bits[0]), pick(*queries, bits[1])
+    mean = np.concatenate(shots_of).mean(0)
+    normalize = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    shots_of, queries_of = ([normalize(x - mean) for x in part] for part in (shots_of, queries_of))
     hits = []
-    for right, several in enumerate(asked):
-        for query in several:
+    for label, class_queries in enumerate(queries_of):
+        for query in class_queries:
             if average:
-                distance = [np.linalg.norm(query - x.mean(0)) for x in known]
+                distance = [np.linalg.norm(query - x.mean(0)) for x in shots_of]
             else:
-                distance = [np.linalg.norm(query - x, axis=1).min() for x in known]
-            hits.append(np.argmin(distance) == right)
+                distance = [np.linalg.norm(query - x, axis=1).min() for x in shots_of]
+            hits.append(np.argmin(distance) == label)
     return np.mean(hits)
 
 
 @pytest.mark.parametrize("average", [True, False])
 @pytest.mark.parametrize("ways, shots, num_queries", [(5, 5, 6), (2, 1, 3), (9, 4, 1)])
-def test_episodes_are_what_a_plain_loop_gives(data, average, ways, shots, num_queries):
+def test_accuracies_equal_the_reference(data, average, ways, shots, num_queries):
     options = dict(ways=ways, shots=shots, num_queries=num_queries, average=average)
     classes = np.arange(9)
-    found = few_shot.accuracies(*data, classes=classes, episodes=12, seed=3, **options)
-    for number in range(12):
-        key = jax.random.fold_in(jax.random.key(3), number)
-        assert found[number] == pytest.approx(plain(*data, classes, key=key, **options))
+    results = few_shot.accuracies(*data, classes=classes, episodes=12, seed=3, **options)
+    for episode in range(12):
+        key = jax.random.fold_in(jax.random.key(3), episode)
+        expected = reference_accuracy(*data, classes, key=key, **options)
+        assert results[episode] == pytest.approx(expected)
 
 
-def test_draws_are_sets_of_which_each_is_as_likely():
+def test_samples_are_uniform_over_subsets():
     bits = jax.random.bits(jax.random.key(0), (20_000, 3))
-    found = np.sort(np.asarray(jax.vmap(few_shot.draw, (0, None))(bits, 5)[0]), axis=1)
-    assert ((found >= 0) & (found < 5)).all() and (np.diff(found, axis=1) > 0).all()
-    sets, counts = np.unique(found, axis=0, return_counts=True)
+    results = np.sort(np.asarray(jax.vmap(few_shot.draw, (0, None))(bits, 5)[0]), axis=1)
+    assert ((results >= 0) & (results < 5)).all() and (np.diff(results, axis=1) > 0).all()
+    sets, counts = np.unique(results, axis=0, return_counts=True)
     assert len(sets) == 10
     np.testing.assert_allclose(counts / 20_000, 0.1, atol=0.01)
 
 
-def test_few_are_all_taken():
-    numbers, there = few_shot.draw(jax.random.bits(jax.random.key(0), (6,)), 4)
-    assert sorted(np.asarray(numbers)[np.asarray(there)]) == [0, 1, 2, 3]
-    numbers, there = few_shot.draw(jax.random.bits(jax.random.key(0), (6,)), 6)
-    assert sorted(np.asarray(numbers)) == list(range(6)) and there.all()
+def test_sampling_more_than_the_total_returns_all():
+    indices, valid = few_shot.draw(jax.random.bits(jax.random.key(0), (6,)), 4)
+    assert sorted(np.asarray(indices)[np.asarray(valid)]) == [0, 1, 2, 3]
+    indices, valid = few_shot.draw(jax.random.bits(jax.random.key(0), (6,)), 6)
+    assert sorted(np.asarray(indices)) == list(range(6)) and valid.all()
 
 
-def test_episodes_do_not_depend_on_how_many_there_are(data, monkeypatch):
-    found = few_shot.accuracies(*data, classes=np.arange(9), episodes=30)
+def test_episodes_do_not_depend_on_their_count_or_block_size(data, monkeypatch):
+    results = few_shot.accuracies(*data, classes=np.arange(9), episodes=30)
     monkeypatch.setattr(few_shot, "_MAX_VALUES", 7 * 55 * 16)  # blocks of 7
     np.testing.assert_array_equal(
-        few_shot.accuracies(*data, classes=np.arange(9), episodes=11), found[:11]
+        few_shot.accuracies(*data, classes=np.arange(9), episodes=11), results[:11]
     )
     other = few_shot.accuracies(*data, classes=np.arange(9), episodes=30, seed=1)
-    assert (other != found).any()
+    assert (other != results).any()
 
 
 def test_a_collapsed_model_is_at_chance(data):
-    (x, labels), (asked, asked_labels) = data
-    parts = (np.ones_like(x), labels), (np.ones_like(asked), asked_labels)
-    found = few_shot.accuracies(*parts, classes=np.arange(9), episodes=50)
-    np.testing.assert_allclose(found, 0.2, rtol=1e-5)
+    (x, labels), (queries, query_labels) = data
+    parts = (np.ones_like(x), labels), (np.ones_like(queries), query_labels)
+    results = few_shot.accuracies(*parts, classes=np.arange(9), episodes=50)
+    np.testing.assert_allclose(results, 0.2, rtol=1e-5)
 
 
 def arrays(x, labels):
     return {"image": np.stack([x - 0.1, x + 0.1], axis=1), "label": labels}
 
 
-def test_the_evaluator(bench, data, caplog):
+def test_the_evaluator_reports_mean_deviation_and_confidence_interval(make_harness, data, caplog):
     support, queries = data
-    half = [arrays(support[0][rows], support[1][rows]) for rows in (slice(80), slice(80, None))]
-    parts = {"train": half[0], "val": half[1], "test": arrays(*queries)}
+    halves = [arrays(support[0][part], support[1][part]) for part in (slice(80), slice(80, None))]
+    parts = {"train": halves[0], "val": halves[1], "test": arrays(*queries)}
     cfg = dict(type="few_shot", feature="image", episodes=40, shots=6, seed=2)
-    found = bench(parts).run(f=cfg | {"support": "train+valid", "valid_split": "val"})
-    both = [np.concatenate([part[name] for part in half]) for name in ("image", "label")]
-    kept = np.array([0, 2, 3, 4, 5, 6, 7, 8])  # class 1 has five
+    results = make_harness(parts).run(f=cfg | {"support": "train+valid", "valid_split": "val"})
+    both = [np.concatenate([half[name] for half in halves]) for name in ("image", "label")]
+    kept = np.array([0, 2, 3, 4, 5, 6, 7, 8])  # class 1 has 5 support examples
     options = dict(classes=kept, episodes=40, shots=6, seed=2)
-    want = few_shot.accuracies(
+    expected = few_shot.accuracies(
         (2 * both[0].mean(1), both[1]), (2 * queries[0], queries[1]), **options
     )
-    assert found["f/image/top1"] == pytest.approx(want.mean(), abs=1e-3)
-    assert found["f/image/top1_std"] == pytest.approx(want.std(), abs=1e-3)
-    ci95 = 1.96 * want.std() / np.sqrt(40)
-    assert found["f/image/top1_ci95"] == pytest.approx(ci95, abs=1e-3)
-    assert found["f/image/top1_chance"] == 0.2
-    assert "1 of 9 classes have fewer than 6 support examples" in caplog.text
-    assert bench(parts).run(f=cfg | {"valid_split": "val"}) != found
+    assert results["f/image/top1"] == pytest.approx(expected.mean(), abs=1e-3)
+    assert results["f/image/top1_std"] == pytest.approx(expected.std(), abs=1e-3)
+    ci95 = 1.96 * expected.std() / np.sqrt(40)
+    assert results["f/image/top1_ci95"] == pytest.approx(ci95, abs=1e-3)
+    assert results["f/image/top1_chance"] == 0.2
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert sorted(re.findall(r"\d+", message)) == ["1", "1", "6", "9"]  # class 1; 1 of 9; 6 shots
+    assert make_harness(parts).run(f=cfg | {"valid_split": "val"}) != results
 
 
-def test_classes_without_queries_are_left_out(bench, data):
+def test_classes_without_queries_are_excluded(make_harness, data):
     support, (x, labels) = data
-    b = bench({"train": arrays(*support), "test": arrays(x[labels < 5], labels[labels < 5])})
-    assert b.run(f=dict(type="few_shot", episodes=5))["f/image/top1"] > 0.2
-    with pytest.raises(UserError, match="5 classes have at least shots=5.*ways=6 are needed"):
-        b.run(f=dict(type="few_shot", ways=6))
+    harness = make_harness(
+        {"train": arrays(*support), "test": arrays(x[labels < 5], labels[labels < 5])}
+    )
+    assert harness.run(f=dict(type="few_shot", episodes=5))["f/image/top1"] > 0.2
+    with raises(UserError, "'image'", "shots", 5, "ways", 6):
+        harness.run(f=dict(type="few_shot", ways=6))
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "options, facts",
     [
-        (dict(ways=1), "ways=1 must be a number from 2"),
-        (dict(shots=0), "shots=0"),
-        (dict(support="train+valid"), "needs valid_split"),
-        (dict(support="valid"), "support of evaluator f"),
-        (dict(way=3), "Did you mean 'ways'"),
+        (dict(ways=1), ("ways", 1, 2)),
+        (dict(shots=0), ("shots", 0, 1)),
+        (dict(support="train+valid"), ("support", "train+valid", "valid_split")),
+        (dict(support="valid"), ("support", "'valid'", "train+valid")),
+        (dict(way=3), ("evals.f.way", "'ways'")),
     ],
 )
-def test_options_that_cannot_be(bench, data, options, message):
-    b = bench({"train": arrays(*data[0]), "test": arrays(*data[1])})
-    with pytest.raises(UserError, match=message):
-        b.make(f=dict(type="few_shot", **options))
+def test_invalid_options_are_refused(make_harness, data, options, facts):
+    harness = make_harness({"train": arrays(*data[0]), "test": arrays(*data[1])})
+    with raises(UserError, *facts):
+        harness.make(f=dict(type="few_shot", **options))
 
 
-def test_several_labels_are_refused(bench):
-    many = {"image": np.zeros((6, 1, 2), np.float32), "label": np.ones((6, 3), np.float32)}
-    with pytest.raises(UserError, match="few_shot needs data with single labels"):
-        bench({"train": many, "test": many}).run(f=dict(type="few_shot"))
+def test_multi_label_data_are_refused(make_harness):
+    arrays = {"image": np.zeros((6, 1, 2), np.float32), "label": np.ones((6, 3), np.float32)}
+    with raises(UserError, "few_shot", "single label"):
+        make_harness({"train": arrays, "test": arrays}).run(f=dict(type="few_shot"))
 
 
-def test_evaluations_of_one_form_share_a_compilation(data):
+def test_evaluations_with_equal_options_share_a_compilation(data):
     sizes = []
-    for seed in range(2):  # as the evaluations of a training
+    for seed in range(2):  # as in repeated evaluations of a run
         few_shot.accuracies(*data, classes=np.arange(9), episodes=31, seed=seed)
         sizes.append(few_shot._episodes._cache_size())
     assert sizes[0] == sizes[1] > 0

@@ -1,3 +1,5 @@
+"""Metrics compared with scikit-learn, enumeration and closed forms."""
+
 import itertools
 
 import numpy as np
@@ -8,16 +10,17 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from mmjax.evals import metrics
+from tests.messages import raises
 
 
 @given(st.integers(0, 4), st.integers(0, 3), st.integers(1, 6))
-def test_ties_are_an_average_over_all_orders(greater, ties, k):
-    # The right entry is number 0 of those tied; `greater` entries stand before all of them.
-    places = [greater + order.index(0) for order in itertools.permutations(range(ties + 1))]
+def test_ties_count_as_the_average_over_all_orders(greater, ties, k):
+    # The correct entry has index 0 among those tied; `greater` entries precede all of them.
+    positions = [greater + order.index(0) for order in itertools.permutations(range(ties + 1))]
     assert metrics.expected_hits(greater, ties, k) == pytest.approx(
-        np.mean([p < k for p in places])
+        np.mean([p < k for p in positions])
     )
-    assert metrics.mean_ranks(greater, ties) == pytest.approx(np.mean(places) + 1)
+    assert metrics.mean_ranks(greater, ties) == pytest.approx(np.mean(positions) + 1)
 
 
 def test_collapsed_scores_give_chance():
@@ -42,10 +45,10 @@ def test_accuracies_equal_scikit_learn():
     )
 
 
-def test_scores_that_are_not_finite_are_refused():
+def test_nonfinite_scores_are_refused():
     scores = np.zeros((4, 3))
     scores[2, 1] = np.nan
-    with pytest.raises(ValueError, match="1 of 4 rows"):
+    with raises(ValueError, "scores", "finite", 1, 4):
         metrics.top_k_accuracy(scores, np.zeros(4, int))
 
 
@@ -58,13 +61,13 @@ def test_sigmoid_cross_entropy_equals_the_formula():
     assert metrics.sigmoid_cross_entropy(np.array([[800.0]]), np.array([[0]])) == pytest.approx(800)
 
 
-def test_rank_chance_is_what_random_scores_give():
+def test_rank_chance_equals_the_ranks_of_random_scores():
     rng = np.random.default_rng(0)
     num_targets, own = 12, 3
-    ranks = []  # of the best of three right targets
+    ranks = []  # of the best of three positives
     for _ in range(4000):
-        places = rng.permutation(num_targets)[:own]
-        ranks.append(places.min() + 1)
+        positions = rng.permutation(num_targets)[:own]
+        ranks.append(positions.min() + 1)
     ranks = np.array(ranks)
     chance = metrics.rank_chance(np.full(5, own), num_targets)
     assert chance["R@1"] == pytest.approx(3 / 12)
@@ -75,46 +78,49 @@ def test_rank_chance_is_what_random_scores_give():
     assert single["R@1"] == pytest.approx(1 / 200) and single["median_rank"] == 100.5
 
 
-def test_multi_label_by_counting_pairs():
+def test_multi_label_auc_equals_the_share_of_ordered_pairs():
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=(60, 3))
     scores = np.round(labels + rng.normal(size=(60, 3)) * 1.2, 1)  # rounding makes ties
-    found = metrics.multi_label_metrics(scores, labels)
+    result = metrics.multi_label_metrics(scores, labels)
     for c in range(3):
         yes, no = scores[labels[:, c] == 1, c], scores[labels[:, c] == 0, c]
         pairs = (yes[:, None] > no).mean() + 0.5 * (yes[:, None] == no).mean()
-        assert found.auc[c] == pytest.approx(pairs)
-        assert found.d_prime[c] == pytest.approx(np.sqrt(2) * stats.norm.ppf(pairs))
-    means = found.means()
-    assert means["d_prime"] == pytest.approx(found.d_prime.mean())
-    mean_auc = found.auc.mean()
+        assert result.auc[c] == pytest.approx(pairs)
+        assert result.d_prime[c] == pytest.approx(np.sqrt(2) * stats.norm.ppf(pairs))
+    means = result.means()
+    assert means["d_prime"] == pytest.approx(result.d_prime.mean())
+    mean_auc = result.auc.mean()
     assert means["d_prime_of_mean_AUC"] == pytest.approx(np.sqrt(2) * stats.norm.ppf(mean_auc))
     assert means["d_prime"] != pytest.approx(means["d_prime_of_mean_AUC"], abs=1e-6)
 
 
-def test_average_precision_of_a_ranking_by_hand():
+def test_average_precision_of_a_known_ranking():
     labels = np.array([[1], [0], [1], [0], [0]])
-    scores = np.array([[5.0], [4], [3], [2], [1]])  # right entries at ranks 1 and 3
-    found = metrics.multi_label_metrics(scores, labels)
-    assert found.average_precision[0] == pytest.approx((1 / 1 + 2 / 3) / 2)
+    scores = np.array([[5.0], [4], [3], [2], [1]])  # positives at ranks 1 and 3
+    result = metrics.multi_label_metrics(scores, labels)
+    assert result.average_precision[0] == pytest.approx((1 / 1 + 2 / 3) / 2)
 
 
-def test_classes_without_positives_are_left_out_and_named():
+def test_classes_with_a_single_label_value_are_skipped_and_reported():
     labels = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 0, 1]])
     scores = np.array([[0.9, 0.5, 0.1], [0.2, 0.1, 0.4], [0.3, 0.2, 0.2], [0.6, 0.3, 0.9]])
-    found = metrics.multi_label_metrics(scores, labels)
-    assert found.skipped == (1, 2)
-    assert np.isnan(found.auc[1:]).all()
-    assert found.means()["AUC"] == pytest.approx(found.auc[0]) == pytest.approx(0.75)
-    with pytest.raises(ValueError, match="No class"):
+    result = metrics.multi_label_metrics(scores, labels)
+    assert result.skipped == (1, 2)
+    assert np.isnan(result.auc[1:]).all()
+    assert result.means()["AUC"] == pytest.approx(result.auc[0]) == pytest.approx(0.75)
+    with raises(ValueError, "mAP"):
         metrics.multi_label_metrics(scores[:, 1:], labels[:, 1:]).means()
 
 
-def test_a_perfect_class_has_a_finite_d_prime():
+def test_d_prime_of_a_perfect_class_is_clipped():
     labels = np.array([[1], [1], [0], [0], [0]])
-    found = metrics.multi_label_metrics(labels.astype(float), labels)
-    # Half a pair short of the 2 * 3 pairs.
-    assert found.d_prime[0] == pytest.approx(np.sqrt(2) * stats.norm.ppf(1 - 0.5 / 6))
-    assert np.isfinite(list(found.means().values())).all()
+    result = metrics.multi_label_metrics(labels.astype(float), labels)
+    # Clipped to half a pair below all 2 * 3 pairs.
+    assert result.d_prime[0] == pytest.approx(np.sqrt(2) * stats.norm.ppf(1 - 0.5 / 6))
+    means = result.means()
+    assert means["AUC"] == means["mAP"] == 1.0
+    assert means["d_prime"] == pytest.approx(result.d_prime[0])
+    assert means["d_prime_of_mean_AUC"] == pytest.approx(result.d_prime[0])
     worst = metrics.multi_label_metrics(1.0 - labels, labels)
-    assert worst.d_prime[0] == pytest.approx(-found.d_prime[0])
+    assert worst.d_prime[0] == pytest.approx(-result.d_prime[0])

@@ -1,4 +1,4 @@
-"""A tokenizer of whole words, and a task whose text tower sums a vector for each word."""
+"""A word-level tokenizer, and a task whose text tower sums one vector per word."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ VOCABULARY = ["", "a", "cold", "feels", "hard", "it", "soft", "wet", "and", "dry
 WIDTH = 8
 
 
-class Words:
-    """Ids are places in VOCABULARY; commas and full stops are words with an id of their own."""
+class FakeTokenizer:
+    """Maps words to their index in VOCABULARY; commas and periods have ids of their own."""
 
     def __init__(self):
-        self.words = [*VOCABULARY, ",", "."]
+        self.vocabulary = [*VOCABULARY, ",", "."]
 
     def encode(self, texts):
-        rows = np.zeros((len(texts), WIDTH), np.int32)
-        for row, text in zip(rows, texts, strict=True):
+        ids = np.zeros((len(texts), WIDTH), np.int32)
+        for text_ids, text in zip(ids, texts, strict=True):
             text = text.replace("black ice", "black_ice").replace(",", " ,").replace(".", " .")
             words = [word.replace("_", " ") for word in text.split()]
-            row[: len(words)] = [self.words.index(word) for word in words]
-        return rows
+            text_ids[: len(words)] = [self.vocabulary.index(word) for word in words]
+        return ids
 
     def decode(self, ids):
-        return " ".join(self.words[i] for i in ids if i)
+        return " ".join(self.vocabulary[i] for i in ids if i)
 
 
 class TouchTask:
-    """Embeddings of touch are in the batch, in channels; captions are the sum of their words."""
+    """Takes touch and image embeddings from the batch; sums one vector per word of a caption."""
 
     def __init__(self, dim=6, seed=0):
-        self.table = np.random.default_rng(seed).normal(size=(len(Words().words), dim))
+        self.table = np.random.default_rng(seed).normal(size=(len(FakeTokenizer().vocabulary), dim))
         self.table[[0, 11, 12]] = 0
         self.predict = {"features": self.features, "inputs": self.inputs}
 
@@ -39,18 +39,20 @@ class TouchTask:
         return jnp.asarray(self.table, jnp.float32)[ids].sum(axis=-2)
 
     def features(self, params, extra, batch):
-        found = {}
+        outputs = {}
         if "text" in batch:
-            found["text/touch"] = found["text/image"] = self.embed(batch["text"]) * params["scale"]
+            outputs["text/touch"] = outputs["text/image"] = (
+                self.embed(batch["text"]) * params["scale"]
+            )
         for modality, other in (("touch", "image"), ("image", "touch")):
             if modality in batch:
-                found[f"{modality}/text"] = found[f"{modality}/{other}"] = batch[modality]
-        return found
+                outputs[f"{modality}/text"] = outputs[f"{modality}/{other}"] = batch[modality]
+        return outputs
 
     def inputs(self, params, extra, batch):
-        found = {"text": batch["text"].astype("float32")} if "text" in batch else {}
+        outputs = {"text": batch["text"].astype("float32")} if "text" in batch else {}
         for modality in ("touch", "image"):
-            if modality in batch:  # [B, V, D] → a picture whose colour is the example's
-                colour = 40 * batch[modality][..., None, None, :3] + 128
-                found[modality] = jnp.broadcast_to(colour, (*batch[modality].shape[:2], 12, 9, 3))
-        return found
+            if modality in batch:  # [B, V, D] → images in a color per example
+                color = 40 * batch[modality][..., None, None, :3] + 128
+                outputs[modality] = jnp.broadcast_to(color, (*batch[modality].shape[:2], 12, 9, 3))
+        return outputs

@@ -1,4 +1,4 @@
-"""Parts of splits: against TFDS's own arithmetic, and through all that reads records."""
+"""Tests of split slicing, against TFDS and with every way of reading records."""
 
 import logging
 
@@ -10,10 +10,11 @@ from mmjax.data import slices, sources
 from mmjax.data.pipeline import pure_reader
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
+from tests.messages import assert_mentions, raises
 
 
 class Numbers:
-    """A source of so many records without shards, of given classes."""
+    """A source without shards; record i is the text 'NAME i' and has the label `labels[i]`."""
 
     files = index = None
     folder = ""
@@ -32,7 +33,7 @@ class Numbers:
         return self._labels
 
 
-def opened(split, **splits):
+def open_split(split, **splits):
     return slices.open_split(split, lambda name: Numbers(name, splits[name]), joiner=slices.Joined)
 
 
@@ -44,7 +45,7 @@ BOUNDS = ("", "0", "1", "7", "-3", "-1", "10%", "12.5%", "33%", "50%", "80%", "9
 
 
 @pytest.mark.parametrize("count", [1, 10, 37, 203, 5994])
-def test_rounding_is_that_of_tfds(count):
+def test_bounds_are_rounded_as_in_tfds(count):
     info = tfds.core.SplitInfo(
         name="train", shard_lengths=[count], num_bytes=0, filename_template=None
     )
@@ -52,17 +53,20 @@ def test_rounding_is_that_of_tfds(count):
     for start in BOUNDS:
         for stop in BOUNDS:
             units = {bound.endswith("%") for bound in (start, stop) if bound}
-            if len(units) != 1 or "." in start + stop:  # these TFDS does not take
+            if len(units) != 1 or "." in start + stop:  # not supported by TFDS
                 continue
             text = f"train[{start}:{stop}]"
             (part,) = slices.parse(text)
             try:
-                (truth,) = tfds.core.ReadInstruction.from_spec(text).to_absolute({"train": info})
+                (expected,) = tfds.core.ReadInstruction.from_spec(text).to_absolute({"train": info})
             except (AssertionError, ValueError):
-                truth = None
-            start_stop = truth and (truth.from_ or 0, count if truth.to is None else truth.to)
+                expected = None
+            start_stop = expected and (
+                expected.from_ or 0,
+                count if expected.to is None else expected.to,
+            )
             if not start_stop or start_stop[0] >= start_stop[1]:
-                with pytest.raises(UserError, match="has no records|reaches beyond"):
+                with raises(UserError, repr(text), count):
                     part.bounds(count)
             else:
                 assert part.bounds(count) == start_stop, text
@@ -70,81 +74,80 @@ def test_rounding_is_that_of_tfds(count):
     assert compared >= 3
 
 
-def test_parts_of_percents_meet():
+def test_adjacent_percent_slices_cover_every_record_once():
     for count in range(1, 60):
         whole = np.arange(count)
         parts = [f"train[{a}%:{a + 20}%]" for a in range(0, 100, 20)]
-        found = []
+        selected = []
         for text in parts:
             try:
-                found.append(whole[slice(*slices.parse(text)[0].bounds(count))])
-            except UserError:  # none in this part
+                selected.append(whole[slice(*slices.parse(text)[0].bounds(count))])
+            except UserError:  # This slice is empty.
                 pass
-        assert np.array_equal(np.concatenate(found), whole)
+        assert np.array_equal(np.concatenate(selected), whole)
 
 
-def test_sums_keep_their_order():
+def test_sums_of_slices_keep_their_order():
     splits = dict(train=[0] * 10, valid=[0] * 4)
-    source = opened("valid[1:3] + train[:20%]+valid[:1]", **splits)
+    source = open_split("valid[1:3] + train[:20%]+valid[:1]", **splits)
     assert texts(source) == ["valid 1", "valid 2", "train 0", "train 1", "valid 0"]
     assert source.where(2) == b"train 0" and source.labels().tolist() == [0] * 5
-    assert texts(opened("train", **splits)) == [f"train {n}" for n in range(10)]
+    assert texts(open_split("train", **splits)) == [f"train {n}" for n in range(10)]
 
 
-def test_a_record_may_not_come_twice():
-    with pytest.raises(UserError, match="has 2 of its 12 records twice"):
-        opened("train[:60%]+train[4:]", train=[0] * 10)
+def test_overlapping_slices_are_rejected():
+    with raises(UserError, "'train[:60%]+train[4:]'", "numbers", " 2 ", 12):
+        open_split("train[:60%]+train[4:]", train=[0] * 10)
 
 
 @pytest.mark.parametrize(
     "text", ["train[", "train[]", "train[5]", "train[:80%:class]", "+", "", "train[a:]", "[:5]"]
 )
-def test_what_is_not_understood(text):
-    with pytest.raises(UserError, match="is not understood.*80%"):
+def test_malformed_splits_are_rejected(text):
+    with raises(UserError, repr(text), "'train[:80%]'", "'train[80%::stratified]'"):
         slices.parse(text)
 
 
-def test_empty_and_surplus_parts():
-    with pytest.raises(
-        UserError, match=r"'train\[5000:10000\]' reaches beyond the data: train has 10"
-    ):
-        opened("train[5000:10000]", train=[0] * 10)
+def test_slice_beyond_the_data_is_rejected():
+    facts = ("'train[5000:10000]'", " 10 ")
+    with raises(UserError, *facts):
+        open_split("train[5000:10000]", train=[0] * 10)
 
 
 @pytest.mark.parametrize("order", ["by class", "mixed"])
-def test_stratified_parts_have_their_share_of_each_class(order):
+def test_stratified_slices_preserve_class_proportions(order):
     counts = [50, 25, 10, 7, 1]
     labels = np.repeat(np.arange(5), counts)
     if order == "mixed":
         labels = np.random.default_rng(0).permutation(labels)
-    train, valid = (opened(f"train[{s}:stratified]", train=labels) for s in (":80%", "80%:"))
+    train, valid = (open_split(f"train[{s}:stratified]", train=labels) for s in (":80%", "80%:"))
     assert train.num_examples == round(0.8 * 93) and valid.num_examples == 93 - round(0.8 * 93)
     for source, share in ((train, 0.8), (valid, 0.2)):
-        found = np.bincount(source.labels(), minlength=5)
-        assert np.abs(found - share * np.array(counts)).max() <= 1
-        numbers = [int(text.split()[1]) for text in texts(source)]
-        assert numbers == sorted(numbers)
-    assert len(set(texts(train)) | set(texts(valid))) == 93  # each once
+        class_counts = np.bincount(source.labels(), minlength=5)
+        assert np.abs(class_counts - share * np.array(counts)).max() <= 1
+        indices = [int(text.split()[1]) for text in texts(source)]
+        assert indices == sorted(indices)
+    assert len(set(texts(train)) | set(texts(valid))) == 93  # every record once
     assert (np.bincount(train.labels()) > 0).all()
 
 
-def test_stratified_without_labels():
-    with pytest.raises(UserError, match="has no labels"):
-        opened("train[:50%:stratified]", train=[-1, -1, -1])
+def test_stratified_slices_need_labels():
+    with raises(UserError, "train", "labels", "'train[:50%:stratified]'"):
+        open_split("train[:50%:stratified]", train=[-1, -1, -1])
 
 
-def test_classes_that_a_slice_loses_are_counted(caplog):
+def test_warning_counts_the_classes_that_a_slice_lacks(caplog):
     labels = np.repeat(np.arange(7), 10)
     with caplog.at_level(logging.WARNING):
-        opened("sorted[:80%]", sorted=labels)
-        opened("sorted[:80%]", sorted=labels)  # evaluators open their data anew: said once
-        opened("fine[:80%]", fine=np.tile(np.arange(7), 10))
+        open_split("sorted[:80%]", sorted=labels)
+        open_split("sorted[:80%]", sorted=labels)  # Repeated by every evaluator; logged once.
+        open_split("fine[:80%]", fine=np.tile(np.arange(7), 10))
     (record,) = caplog.records
-    assert "sorted: 1 of its 7 classes have no record in 'sorted[:80%]'" in record.getMessage()
-    assert "'sorted[:80%:stratified]'" in record.getMessage()
+    facts = ("sorted", 1, 7, "'sorted[:80%]'", "'sorted[:80%:stratified]'")
+    assert_mentions(record.getMessage(), *facts)
 
 
-def test_synonyms():
+def test_validation_split_names_are_synonyms():
     assert slices.same_split("validation", ["train", "val"]) == "val"
     assert slices.same_split("val", ["valid", "val"]) == "val"
     assert slices.same_split("test", ["train", "val"]) is None
@@ -162,12 +165,12 @@ SPLITS = ["train[:50%]", "train[3:-2]", "train[:60%:stratified]", "train[8:]+tra
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_all_ways_to_read_give_the_same(folder, split):
-    """By number, without frames and resolved, in TensorFlow alone; the index's rows are right."""
+def test_all_ways_to_read_a_slice_agree(folder, split):
+    """By index, without frames and with resolved references, and in TensorFlow only."""
     whole = sources.open_source(str(folder), split="train")
     source = sources.open_source(str(folder), split=split)
     records = {
-        "train[:50%]": [0, 1, 2, 3, 4, 5],  # 5.5 to the even number, as in TFDS
+        "train[:50%]": [0, 1, 2, 3, 4, 5],  # 5.5 is rounded to even, as in TFDS.
         "train[3:-2]": [3, 4, 5, 6, 7, 8],
         "train[8:]+train[:2]": [8, 9, 10, 0, 1],
     }.get(split)
@@ -177,17 +180,17 @@ def test_all_ways_to_read_give_the_same(folder, split):
     assert source.labels().tolist() == [record % 5 for record in records]
     assert source.info == whole.info
     read = pure_reader([whole, source])
-    for number, record in enumerate(records):
+    for index, record in enumerate(records):
         payload = whole.fetch(record)
-        assert source.fetch(number) == payload and source.where(number) == whole.where(record)
-        (pure,) = read(np.int64(1), np.int64(number)).as_numpy_iterator()
+        assert source.fetch(index) == payload and source.where(index) == whole.where(record)
+        (pure,) = read(np.int64(1), np.int64(index)).as_numpy_iterator()
         assert pure == payload
-        short = sources.schema.decode(source.fetch_without("image/encoded", number))
-        assert len(source.fetch_without("image/encoded", number)) < len(payload) / 2
+        short = sources.schema.decode(source.fetch_without("image/encoded", index))
+        assert len(source.fetch_without("image/encoded", index)) < len(payload) / 2
         assert source.resolve(short.frames) == sources.schema.decode(payload).frames
 
 
-def test_sums_of_two_splits_of_a_folder(tmp_path):
+def test_sum_of_slices_of_two_splits(tmp_path):
     toy.build(tmp_path, 5, shards=2)
     info = sources.DatasetInfo.load(tmp_path)
     (tmp_path / "more").mkdir()
@@ -196,36 +199,36 @@ def test_sums_of_two_splits_of_a_folder(tmp_path):
         file.rename(tmp_path / file.name)
     info.splits["valid"] = sources.DatasetInfo.load(tmp_path / "more").splits["valid"]
     info.save(tmp_path)
-    source = sources.open_source(str(tmp_path), split="train[3:]+val")  # it is called valid
+    source = sources.open_source(str(tmp_path), split="train[3:]+val")  # a synonym of valid
     names = [sources.schema.decode(source.fetch(n)).filename for n in range(6)]
     assert names == ["clip 3", "clip 4", "clip 0", "clip 1", "clip 2", "clip 3"]
     assert source.where(5).endswith("valid-00000-of-00001.tfrecord, record 3")
     assert source.where(1).endswith("train-00001-of-00002.tfrecord, record 2")
-    for number in range(6):
-        short = sources.schema.decode(source.fetch_without("image/encoded", number))
-        truth = sources.schema.decode(source.fetch(number))
-        assert source.resolve(short.frames) == truth.frames
+    for index in range(6):
+        short = sources.schema.decode(source.fetch_without("image/encoded", index))
+        expected = sources.schema.decode(source.fetch(index))
+        assert source.resolve(short.frames) == expected.frames
 
 
-def test_slices_of_a_split_with_a_corrupt_record(tmp_path):
-    """It is met when it is read, not when the labels are: `data.corrupt` decides."""
+def test_reading_labels_tolerates_corrupt_records(tmp_path):
+    """`data.corrupt` decides what happens when the record itself is read."""
     payload = lambda n: b"\xff" * 9 if n == 2 else sources.schema.encode(toy.example(n))  # noqa: E731
     toy.build(tmp_path, 6, shards=1, payload=payload)
     source = sources.open_source(str(tmp_path), split="train[1:4]")
     assert source.labels().tolist() == [1, -1, 3] and source.fetch(1) == b"\xff" * 9
 
 
-def test_labels_behind_long_contexts(tmp_path):
-    """A plain tf.train.Example has its pictures in the context."""
+def test_labels_are_read_from_long_contexts(tmp_path):
+    """A plain tf.train.Example stores its images in the context."""
     stored = toy.example(3, captions=["word " * 2000])
     toy.build(tmp_path, 4, shards=1, payload=lambda n: sources.schema.encode(stored))
     assert sources.open_source(str(tmp_path), split="train").labels().tolist() == [3] * 4
 
 
-def test_a_split_with_a_plus_in_its_name(tmp_path):
+def test_split_with_a_plus_in_its_name(tmp_path):
     toy.build(tmp_path, 4, shards=1, split="train1+train2")
     for split in ("train1", "train1+train2"):
         assert sources.open_source(str(tmp_path), split=split).num_examples == 4
     assert sources.open_source(str(tmp_path), split="train1[:50%]").num_examples == 2
-    with pytest.raises(UserError, match="records twice"):
+    with raises(UserError, "'train1[:50%]+train2'", "toy", " 2 ", 6):
         sources.open_source(str(tmp_path), split="train1[:50%]+train2")

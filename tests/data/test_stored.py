@@ -1,4 +1,4 @@
-"""Features in place of pictures and words: which row comes, and what is refused."""
+"""Tests of training on precomputed features: selection, masks and invalid files."""
 
 import errno
 import itertools
@@ -11,6 +11,7 @@ from mmjax.data import loader, schema, stored
 from mmjax.errors import UserError
 from mmjax.tools import index
 from tests.data import toy_clips as toy
+from tests.messages import assert_mentions, raises
 
 COUNT, WIDTH = 9, 5
 
@@ -20,15 +21,15 @@ def folder(tmp_path_factory):
     touch = [schema.encode_jpeg(np.full((16, 16, 3), 90, np.uint8))]
     payload = lambda n: schema.encode(toy.example(n, touch=touch * (n % 2)))  # noqa: E731
     built = toy.build(tmp_path_factory.mktemp("toy"), COUNT, payload=payload)
-    index.vocabulary(str(built), also=["and"])  # which `data.text.keywords` inserts
+    index.vocabulary(str(built), also=["and"])  # inserted by `data.text.keywords`
     return built
 
 
 def values(count=COUNT, variants=None, width=WIDTH):
-    """Every number says its record, variant and place."""
+    """Returns features whose values encode record, variant and dimension."""
     record = np.arange(count)[:, None, None] * 100
-    rows = record + np.arange(variants or 1)[None, :, None] * 10 + np.arange(width)
-    return (rows if variants else rows[:, 0]).astype(np.float16)
+    features = record + np.arange(variants or 1)[None, :, None] * 10 + np.arange(width)
+    return (features if variants else features[:, 0]).astype(np.float16)
 
 
 def write(folder, *, dataset="toy", count=COUNT, split="train", **arrays):
@@ -50,7 +51,7 @@ def train(folder, *, batch_size=6, hosts=(0, 1), seed=0, **section):
     )
 
 
-def test_rows_come_with_their_records_and_masks_stay(folder, tmp_path):
+def test_features_match_their_records_and_masks_are_unchanged(folder, tmp_path):
     path = write(tmp_path, image=values(), touch=values(width=3), text=values(variants=4))
     data = train(
         folder,
@@ -73,12 +74,12 @@ def test_rows_come_with_their_records_and_masks_stay(folder, tmp_path):
         assert np.array_equal(batch["text"][:, 0] // 100, np.tile(record[:, None], WIDTH))
 
 
-def test_variants_are_drawn_uniformly_and_without_state(folder, tmp_path):
+def test_variants_are_sampled_uniformly_and_depend_only_on_step_and_seed(folder, tmp_path):
     path = write(tmp_path, text=values(variants=4))
 
-    def variants(first=0, number=100, **changes):
+    def variants(first=0, count=100, **changes):
         data = train(folder, text=dict(features=path, candidates=1), **changes)
-        batches = itertools.islice(data.iterate(first), number)
+        batches = itertools.islice(data.iterate(first), count)
         return np.stack([batch["text"][:, 0, 0] % 100 // 10 for batch in batches])
 
     whole = variants()
@@ -90,7 +91,7 @@ def test_variants_are_drawn_uniformly_and_without_state(folder, tmp_path):
     assert not np.array_equal(whole[:5], variants(0, 5, seed=1))
 
 
-def test_each_source_has_its_own(folder, tmp_path):
+def test_each_source_has_its_own_features(folder, tmp_path):
     other = toy.build(tmp_path / "other", 4, name="more")
     paths = (
         write(tmp_path / "a", image=values()),
@@ -104,14 +105,14 @@ def test_each_source_has_its_own(folder, tmp_path):
     assert np.array_equal(batch["image"][second, 0] // -100, batch["example_id"][second])
 
 
-def test_a_limit_does_not_change_whose_features_come(folder, tmp_path):
+def test_limit_keeps_features_and_records_aligned(folder, tmp_path):
     path = write(tmp_path, image=values())
     batch = next(train(folder, image=dict(features=path), limit=3, batch_size=3).iterate())
     assert sorted(batch["example_id"]) == [0, 3, 6]
     assert np.array_equal(batch["image"], values()[batch["example_id"]])
 
 
-def test_evaluation_takes_pictures_and_words(folder, tmp_path):
+def test_evaluation_reads_images_and_tokens_instead_of_features(folder, tmp_path):
     section = dict(
         train=folder,
         image=dict(features=str(tmp_path / "none"), size=8),
@@ -123,65 +124,81 @@ def test_evaluation_takes_pictures_and_words(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, facts",
     [
-        (lambda path: write(path, dataset="other", image=values()), "9 examples of other/train"),
-        (lambda path: write(path, count=8, image=values(8)), "8 examples of toy/train, but the tr"),
-        (lambda path: write(path, split="test", image=values()), "is of 0 examples of toy/train"),
-        (lambda path: None, "is no folder of features: it has no features.json"),
-        (lambda path: write(path, touch=values()), "there is no .*train/image.npy"),
-        (lambda path: write(path, image=values(8)), r"float16 \[8, 5\]; expected .*\[9, D\] or"),
-        (lambda path: write(path, image=np.arange(9)), r"int64 \[9\]; expected floating point"),
+        (
+            lambda path: write(path, dataset="other", image=values()),
+            ("other/train", "toy/train", 9),
+        ),
+        (lambda path: write(path, count=8, image=values(8)), ("toy/train", 8, 9)),
+        (lambda path: write(path, split="test", image=values()), ("toy/train", 0, 9)),
+        (lambda path: None, ("DIR", "features.json")),
+        (lambda path: write(path, touch=values()), ("DIR/train/image.npy",)),
+        (
+            lambda path: write(path, image=values(8)),
+            ("DIR/train/image.npy", "float16", "[8, 5]", "[9, D]", "[9, K, D]"),
+        ),
+        (
+            lambda path: write(path, image=np.arange(9)),
+            ("DIR/train/image.npy", "int64", "[9]", "floating", "[9, D]"),
+        ),
     ],
 )
-def test_wrong_features_are_refused(folder, tmp_path, change, message):
+def test_features_that_do_not_match_the_data_are_rejected(folder, tmp_path, change, facts):
     change(tmp_path)
-    with pytest.raises(UserError, match=f"data.image.features.*{message}"):
+    with raises(UserError, "data.image.features", tmp_path) as info:
         train(folder, image=dict(features=str(tmp_path)))
+    # The numbers of the temporary directory must not stand in for those of the message.
+    assert_mentions(str(info.value).replace(str(tmp_path), "DIR"), *facts)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"dataset": "toy"}'])
-def test_a_description_that_is_none_is_refused(folder, tmp_path, text):
+@pytest.mark.parametrize(
+    "text, fact",
+    [("{", "line 1 column 2"), ("[]", "list"), ('{"dataset": "toy"}', "'num_examples'")],
+)
+def test_invalid_features_json_is_rejected(folder, tmp_path, text, fact):
     write(tmp_path, image=values())
     (tmp_path / "features.json").write_text(text)
-    with pytest.raises(UserError, match="features.json does not describe features"):
+    with raises(UserError, tmp_path / "features.json", fact):
         train(folder, image=dict(features=str(tmp_path)))
 
 
-def test_numbers_that_do_not_fit_are_refused(folder, tmp_path):
+def test_mismatched_counts_and_widths_are_rejected(folder, tmp_path):
     path = write(tmp_path / "a", image=values())
-    with pytest.raises(UserError, match="names 2 folders, but data.train 1 sources"):
+    with raises(UserError, "data.image.features", 2, "data.train", 1):
         train(folder, image=dict(features=(path, path)))
     wide = write(tmp_path / "b", image=values(width=7))
-    with pytest.raises(UserError, match=r"different sizes: .*a 5, .*b 7"):
+    with raises(UserError, "data.image.features", path, wide) as info:
         train((folder, folder), image=dict(features=(path, wide)))
-    with pytest.raises(UserError, match="data.text.candidates=1, not 5"):
+    assert_mentions(str(info.value).replace(str(tmp_path), "DIR"), WIDTH, 7)
+    with raises(UserError, "data.text.features", "data.text.candidates=1", 5):
         train(folder, text=dict(features=path))
 
 
-def test_the_room_for_rows_is_taken_at_once(tmp_path, monkeypatch):
-    path = tmp_path / "rows.npy"
-    rows = stored.new_rows(path, (1000, 64))
-    assert rows.shape == (1000, 64) and rows.dtype == np.float32 and not rows.any()
+def test_disk_space_is_reserved_when_the_file_is_created(tmp_path, monkeypatch):
+    path = tmp_path / "features.npy"
+    features = stored.new_rows(path, (1000, 64))
+    assert features.shape == (1000, 64) and features.dtype == np.float32 and not features.any()
     stat = path.stat()
     assert stat.st_blocks * 512 >= stat.st_size > 1000 * 64 * 4
 
-    def refuses(number, words):
+    def refuses(number, reason):
         def allocate(*_):
-            raise OSError(number, words)
+            raise OSError(number, reason)
 
         monkeypatch.setattr(os, "posix_fallocate", allocate)
 
     refuses(errno.EOPNOTSUPP, "this file system cannot")
     assert stored.new_rows(path, (1000, 64)).shape == (1000, 64)
     refuses(errno.ENOSPC, "No space left on device")
-    with pytest.raises(UserError, match=r"no room for .*rows.npy, 0.000239 GiB: No space left"):
+    with raises(UserError, path, "0.000239 GiB", "No space left on device"):
         stored.new_rows(path, (1000, 64))
     assert not path.exists()
 
 
-def test_files_that_are_no_arrays(folder, tmp_path):
+def test_file_that_is_not_an_array_is_rejected(folder, tmp_path):
     path = write(tmp_path, image=values())
-    (tmp_path / "train" / "image.npy").write_bytes(b"")
-    with pytest.raises(UserError, match="image.npy is not an array"):
+    file = tmp_path / "train" / "image.npy"
+    file.write_bytes(b"")
+    with raises(UserError, "data.image.features", file):
         train(folder, image=dict(features=path))

@@ -1,4 +1,4 @@
-"""Tables of synonyms: their form, their order, the one that comes with the package."""
+"""Tests of synonym tables: format, order, and the table included in the package."""
 
 import json
 import subprocess
@@ -8,6 +8,7 @@ import pytest
 
 from mmjax.data.synonyms import load_synonyms
 from mmjax.errors import UserError
+from tests.messages import raises
 
 
 def write(path, contents):
@@ -15,7 +16,7 @@ def write(path, contents):
     return str(path)
 
 
-def test_a_word_comes_first_and_others_once_in_their_order(tmp_path):
+def test_each_word_is_first_and_its_synonyms_are_unique_and_in_order(tmp_path):
     path = write(
         tmp_path / "s.json",
         {"rough": ["coarse", "rough", "Bumpy ", "coarse", ""], "soft": [], " Rough": ["uneven"]},
@@ -27,7 +28,7 @@ def test_a_word_comes_first_and_others_once_in_their_order(tmp_path):
     assert load_synonyms(path, keep=2) == {"rough": ["rough", "coarse"], "soft": ["soft"]}
 
 
-def test_the_table_of_the_package():
+def test_included_tactile_table():
     table = load_synonyms("tactile")
     assert len(table) >= 60
     for word, others in table.items():
@@ -37,29 +38,29 @@ def test_the_table_of_the_package():
 
 
 @pytest.mark.parametrize(
-    "contents, message",
+    "contents, facts",
     [
-        ("[1, 2]", "no object"),
-        ("{", "cannot be read as JSON"),
-        ({"rough": "coarse"}, "synonyms of 'rough'"),
-        ({"rough": [1]}, "synonyms of 'rough'"),
-        ({" ": ["coarse"]}, "a word is empty"),
+        ("[1, 2]", ("object", "{word: [")),
+        ("{", ("JSON", "line 1 column 2")),
+        ({"rough": "coarse"}, ("'rough'", "'coarse'")),
+        ({"rough": [1]}, ("'rough'", "[1]")),
+        ({" ": ["coarse"]}, ("['coarse']",)),
     ],
 )
-def test_other_files_are_refused(tmp_path, contents, message):
+def test_invalid_files_are_rejected(tmp_path, contents, facts):
     path = write(tmp_path / "s.json", contents)
-    with pytest.raises(UserError, match=f"s.json.*{message}"):
+    with raises(UserError, path, *facts):
         load_synonyms(path)
 
 
-def test_a_missing_file_and_a_negative_number(tmp_path):
-    with pytest.raises(UserError, match="There is no file .*none.json.*'tactile'"):
+def test_missing_file_and_negative_keep_are_rejected(tmp_path):
+    with raises(UserError, tmp_path / "none.json", "'tactile'", "JSON"):
         load_synonyms(tmp_path / "none.json")
-    with pytest.raises(UserError, match="-1 are to be kept"):
+    with raises(UserError, -1, 0, "synonyms"):
         load_synonyms("tactile", keep=-1)
 
 
-def test_it_needs_no_tensorflow():
+def test_synonyms_do_not_import_tensorflow():
     code = (
         "import sys; from mmjax.data.synonyms import load_synonyms; load_synonyms('tactile'); "
         "sys.exit('tensorflow' in sys.modules)"

@@ -1,14 +1,29 @@
-"""Helpers of the tests of the importers: files in official formats, and empty media."""
+"""Helpers for the importer tests: files in official formats, empty media, report lines."""
 
 import csv
 import json
+import re
 from pathlib import Path
 
 from mmjax.tools import cli, manifest
 
 
-class Folder:
-    """Annotations, media and tables of one made dataset, below a folder of the test."""
+def assert_line_mentions(text: str, *facts: object) -> None:
+    """Asserts that one line of the text mentions every fact; an int must be a number of its own."""
+
+    def mentions(line: str, fact: object) -> bool:
+        if isinstance(fact, int):
+            return re.search(rf"(?:^|[\s(:=]){fact}(?=[\s,:;)]|\.?$|\.\s)", line) is not None
+        return str(fact) in line
+
+    lines = text.splitlines()
+    assert any(all(mentions(line, fact) for fact in facts) for line in lines), (
+        f"no line mentions {facts}:\n{text}"
+    )
+
+
+class Workspace:
+    """Annotations, media and tables of one synthetic dataset, below the directory of the test."""
 
     def __init__(self, root: Path):
         self.root, self.annotations, self.media = root, root / "annotations", root / "media"
@@ -27,24 +42,24 @@ class Folder:
             path.touch()
 
     def run(self, dataset: str, *options: str, out: str = "clips.jsonl") -> int:
-        """Imports; returns the exit status."""
-        places = ["--annotations", self.annotations, "--media", self.media, "--out"]
-        arguments = [*places, self.root / "made" / out, "--quiet", *options]
+        """Runs the import and returns its exit status."""
+        paths = ["--annotations", self.annotations, "--media", self.media, "--out"]
+        arguments = [*paths, self.root / "made" / out, "--quiet", *options]
         return cli.main(["import", dataset, *map(str, arguments)])
 
     def table(self, dataset: str, *options: str) -> list[dict]:
-        """Imports everything, though media may be missing; the rows of the table."""
+        """Imports with any number of missing media and returns the rows of the table."""
         assert self.run(dataset, "--max-missing-fraction", "1", *options) == 0
         lines = (self.root / "made" / "clips.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
     def lines(self, name: str) -> list[str]:
-        """Of a file beside the table; [] if there is none."""
+        """Returns the lines of a file next to the table, or [] if it does not exist."""
         path = self.root / "made" / name
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def clips(self, table: str = "clips.jsonl") -> list[manifest.Clip]:
-        """The table as `mmjax build` reads it."""
+        """Returns the table as `mmjax build` reads it."""
         return manifest.read_table(str(self.root / "made" / table))
 
     def cells(self, table: str) -> list[list[str]]:

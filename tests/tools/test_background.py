@@ -1,4 +1,4 @@
-"""`mmjax background` against NumPy's median and mean of all pictures at once."""
+"""`mmjax background` against NumPy's median and mean over all images at once."""
 
 import numpy as np
 import pytest
@@ -6,17 +6,19 @@ from PIL import Image
 
 from mmjax.data import dataset, records, schema
 from mmjax.tools import background, cli
+from tests.messages import assert_mentions
+from tests.tools.importing import assert_line_mentions
 
 
-def made(count, size=(12, 9), seed=0):
+def random_images(count, size=(12, 9), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, *size, 3), np.uint8)
 
 
-def save(folder, images, suffix="png"):
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{number}.{suffix}")
-    return folder
+def save(directory, images, suffix="png"):
+    directory.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(directory / f"{index}.{suffix}")
+    return directory
 
 
 def run(*arguments):
@@ -28,47 +30,49 @@ def pixels(path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
-def test_the_median_and_the_mean_of_a_folder(tmp_path, capsys, count):
-    images = made(count)
-    folder, out = save(tmp_path / "empty" / "deep", images).parent, tmp_path / "new" / "b.png"
-    assert run(folder, "--out", out) == 0
-    assert f"9×12, the median of {count} pictures" in capsys.readouterr().out
+def test_median_and_mean_of_a_directory_match_numpy(tmp_path, capsys, count):
+    images = random_images(count)
+    directory = save(tmp_path / "empty" / "deep", images).parent
+    out = tmp_path / "new" / "b.png"
+    assert run(directory, "--out", out) == 0
+    assert_line_mentions(capsys.readouterr().out, out, "9×12", "median", count)
     np.testing.assert_array_equal(pixels(out), np.rint(np.median(images, axis=0)))
-    assert run(*(folder / "deep").iterdir(), "--out", folder / "b.png", "--mean") == 0
-    assert run(folder, "--out", folder / "b.png", "--mean") == 0  # b.png is not one of them
-    out = folder / "b.png"
+    assert run(*(directory / "deep").iterdir(), "--out", directory / "b.png", "--mean") == 0
+    # The second run must not read its own earlier output, b.png, as an input.
+    assert run(directory, "--out", directory / "b.png", "--mean") == 0
+    out = directory / "b.png"
     np.testing.assert_array_equal(pixels(out), np.rint(images.mean(axis=0)))
 
 
 @pytest.mark.parametrize("mean", [False, True])
-def test_blocks_of_rows_give_the_same_and_bound_the_memory(mean):
-    images, passes = made(7, (13, 5)), []
+def test_small_blocks_give_the_same_result_in_more_passes(mean):
+    images, passes = random_images(7, (13, 5)), []
 
     def source():
         passes.append(None)
         return (("name", image) for image in images)
 
-    found, count = background.background(source, mean=mean, progress=False, block=1)
-    assert count == 7 and len(passes) == 1 + 13  # a look at the first, then row by row
-    wanted = images.mean(axis=0) if mean else np.median(images, axis=0)
-    np.testing.assert_array_equal(found, np.rint(wanted))
+    result, count = background.background(source, mean=mean, progress=False, block=1)
+    assert count == 7 and len(passes) == 1 + 13  # one for the shape, then one per pixel row
+    expected = images.mean(axis=0) if mean else np.median(images, axis=0)
+    np.testing.assert_array_equal(result, np.rint(expected))
 
 
-def test_contact_in_some_pictures_leaves_no_trace():
-    empty = made(1)[0]
+def test_median_removes_contact_that_few_images_show():
+    empty = random_images(1)[0]
     images = [empty.copy() for _ in range(9)]
-    for number, image in enumerate(images):
-        image[number : number + 3] = 255
-    found, _ = background.background(lambda: (("", i) for i in images), progress=False)
-    np.testing.assert_array_equal(found, empty)
+    for index, image in enumerate(images):
+        image[index : index + 3] = 255
+    result, _ = background.background(lambda: (("", i) for i in images), progress=False)
+    np.testing.assert_array_equal(result, empty)
 
 
-def test_touch_of_a_dataset_by_class_and_caption(tmp_path, capsys):
-    images = made(6)
-    folder = save(tmp_path / "files", images)
+def test_dataset_records_are_selected_by_class_and_caption(tmp_path, capsys):
+    images = random_images(6)
+    directory = save(tmp_path / "files", images)
     examples = [
         schema.Example(
-            touch=[(folder / f"{k}.png").read_bytes()],
+            touch=[(directory / f"{k}.png").read_bytes()],
             labels=[k % 2],
             label_texts=[("left", "right")[k % 2]],
             captions=["background" if k < 3 else "rough"],
@@ -80,7 +84,7 @@ def test_touch_of_a_dataset_by_class_and_caption(tmp_path, capsys):
     path.mkdir()
     records.write_shard(path / dataset.shard_name("train", 0, 1), map(schema.encode, examples))
     out = tmp_path / "b.png"
-    for options, chosen in (
+    for options, selected in (
         ([], range(6)),
         (["--label", "right"], [1, 3, 5]),
         (["--label", "0"], [0, 2, 4]),
@@ -88,37 +92,39 @@ def test_touch_of_a_dataset_by_class_and_caption(tmp_path, capsys):
         (["--caption", "rough", "--label", "left"], [4]),
     ):
         assert run("--dataset", path, "--out", out, *options) == 0
-        wanted = np.rint(np.median(images[list(chosen)], axis=0))
-        np.testing.assert_array_equal(pixels(out), wanted)
+        expected = np.rint(np.median(images[list(selected)], axis=0))
+        np.testing.assert_array_equal(pixels(out), expected)
     assert run("--dataset", path, "--out", out, "--caption", "wet") == 2
-    assert "no touch pictures of this kind" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, "touch")
     assert run("--dataset", path, "--out", out, "--split", "test") == 2
-    assert "no shards for the split 'test'" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, path, "'test'", "train")
     info = dataset.DatasetFolder(path).info
     info.class_names = ["left", "right"]
     info.save(path)
     assert run("--dataset", path, "--out", out, "--label", "rihgt") == 2
-    assert "no class 'rihgt'. It has: left, right" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, path, "'rihgt'", "left, right")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "problem"),
+    ("arguments", "facts"),
     [
-        (["a", "b", "--out", "b.png"], "a/0.png is 9×12, b/0.png is 12×9"),
-        (["nowhere", "--out", "b.png"], "There is no file or folder nowhere"),
-        (["none", "--out", "b.png"], "There are no pictures in none"),
-        (["a", "none/x.txt", "--out", "b.png"], "x.txt cannot be read as a picture"),
-        (["a", "--out", "b.jpg"], "a background is a .png"),
-        (["--out", "b.png"], "Give pictures or folders"),
-        (["a", "--dataset", "b", "--out", "b.png"], "Give pictures or folders"),
+        (["a", "b", "--out", "b.png"], ("a/0.png", "9×12", "b/0.png", "12×9")),
+        (["nowhere", "--out", "b.png"], ("nowhere",)),
+        (["text_only", "--out", "b.png"], ("text_only",)),
+        (["a", "text_only/x.txt", "--out", "b.png"], ("text_only/x.txt",)),
+        (["a", "--out", "b.jpg"], ("--out", "b.jpg", ".png")),
+        (["--out", "b.png"], ("--dataset",)),
+        (["a", "--dataset", "b", "--out", "b.png"], ("--dataset",)),
     ],
 )
-def test_what_cannot_be_done_is_said(tmp_path, monkeypatch, capsys, arguments, problem):
+def test_wrong_arguments_are_named_and_nothing_is_written(
+    tmp_path, monkeypatch, capsys, arguments, facts
+):
     monkeypatch.chdir(tmp_path)
-    save(tmp_path / "a", made(2))
-    save(tmp_path / "b", made(1, (9, 12)))
-    (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "x.txt").write_text("no picture")
+    save(tmp_path / "a", random_images(2))
+    save(tmp_path / "b", random_images(1, (9, 12)))
+    (tmp_path / "text_only").mkdir()
+    (tmp_path / "text_only" / "x.txt").write_text("not an image")
     assert run(*arguments) == 2
-    assert problem in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, *facts)
     assert not (tmp_path / "b.png").exists()

@@ -1,4 +1,4 @@
-"""`mmjax build`, from the command line to the records."""
+"""`mmjax build`, from the command line to the stored records."""
 
 import csv
 import json
@@ -13,29 +13,31 @@ from mmjax.data import dataset, schema
 from mmjax.data import media as segments
 from mmjax.tools import cli, examples, manifest, runners
 from tests.data import films
+from tests.messages import assert_mentions
+from tests.tools.importing import assert_line_mentions
 
 SMALL = ["--fps", "5", "--size", "24", "--sample-rate", "8000", "--workers", "1", "--quiet"]
 
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-    """A folder with two films of 4 s, a sound, a picture, and a file that is none of these."""
-    folder = tmp_path_factory.mktemp("media")
+    """A directory with two videos of 4 s, an audio file, an image, and an unreadable .mp4."""
+    directory = tmp_path_factory.mktemp("media")
     frames, waveform = films.flash_and_beep(seconds=4, instant=1.0, channels=1)
-    films.write_film(folder / "a.mp4", frames=frames, waveform=waveform)
+    films.write_film(directory / "a.mp4", frames=frames, waveform=waveform)
     frames = [films.coded_frame(k) for k in range(80)]
-    films.write_film(folder / "b.mkv", frames=frames)
-    sound = films.tone(300, seconds=2, sample_rate=16_000)[None]
-    films.write_film(folder / "c.wav", waveform=sound, audio_codec="pcm_s16le")
-    Image.new("RGB", (60, 40), "red").save(folder / "d.png")
-    (folder / "bad.mp4").write_text("not a film")
-    return folder
+    films.write_film(directory / "b.mkv", frames=frames)
+    audio = films.tone(300, seconds=2, sample_rate=16_000)[None]
+    films.write_film(directory / "c.wav", waveform=audio, audio_codec="pcm_s16le")
+    Image.new("RGB", (60, 40), "red").save(directory / "d.png")
+    (directory / "bad.mp4").write_text("not a video")
+    return directory
 
 
-def write_table(folder, rows, name="clips.csv"):
-    with open(folder / name, "w", newline="") as file:
+def write_table(directory, rows, name="clips.csv"):
+    with open(directory / name, "w", newline="") as file:
         csv.writer(file).writerows(rows)
-    return str(folder / name)
+    return str(directory / name)
 
 
 def run(*arguments):
@@ -47,15 +49,15 @@ def read(path, split="train"):
     return [schema.decode(records.read(k)) for k in range(len(records))]
 
 
-def contents(folder):
-    """{file name: bytes} of a dataset, without the working files and the name of the folder."""
-    names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    data = {name: (folder / name).read_bytes() for name in names}
+def contents(directory):
+    """{file name: bytes} of a dataset, without working files and the name of the directory."""
+    names = [name for name in os.listdir(directory) if not name.startswith(".")]
+    data = {name: (directory / name).read_bytes() for name in names}
     info = json.loads(data.pop("dataset.json"))
     return data | {"info": info | {"name": ""}}
 
 
-def test_a_table_of_all_kinds_becomes_a_dataset(media, tmp_path):
+def test_table_with_all_media_types_becomes_a_dataset(media, tmp_path):
     table = write_table(
         media,
         [
@@ -89,38 +91,39 @@ def test_a_table_of_all_kinds_becomes_a_dataset(media, tmp_path):
     assert c.frames == [] and c.waveform.shape == (8000,) and c.labels == [2]
     assert len(d.frames) == 1 and d.waveform is None and d.labels == [1, 0]
 
-    words = (tmp_path / "ds" / "vocab.txt").read_text().split()
-    assert {"flash", "stripes"} <= set(words) and "tone" not in words  # of the split test
+    vocabulary = set((tmp_path / "ds" / "vocab.txt").read_text().split())
+    assert {"flash", "stripes"} <= vocabulary
+    assert "tone" not in vocabulary  # occurs only in the split test
 
 
-def test_a_clip_in_several_splits_is_stored_once(media, tmp_path, capsys):
+def test_clip_in_several_splits_is_stored_once(media, tmp_path, capsys):
     splits = ["train1+test2", "train1+train2", "test1+train2", "train2+train1", "test2+train1", "x"]
     rows = [["b.mkv", k / 2, k / 2 + 0.5, split] for k, split in enumerate(splits)]
     table = write_table(media, [["path", "start", "end", "split"], *rows])
     out = tmp_path / "ds"
     assert run("--csv", table, "--out", out, *SMALL, "--clips-per-shard", "1") == 0
-    said = capsys.readouterr().out
-    assert "ds: train1 4, train2 3, test1 1, test2 2, x 1 (6 in all) examples" in said
+    counts = ("train1 4", "train2 3", "test1 1", "test2 2", "x 1", "6")
+    assert_line_mentions(capsys.readouterr().out, "ds", *counts)
     assert len(list(out.glob("train1+test2-0000?-of-00002.tfrecord"))) == 2
     assert len(list(out.glob("train1+train2-0000?-of-00002.tfrecord"))) == 2
-    wanted = {
-        "train1": [0, 4, 1, 3],  # the shards of train1+test2 come before those of train1+train2
+    expected = {
+        "train1": [0, 4, 1, 3],  # shards of train1+test2 come before those of train1+train2
         "train2": [2, 1, 3],
         "test1": [2],
         "test2": [0, 4],
         "x": [5],
     }
-    for split, clips in wanted.items():
+    for split, clips in expected.items():
         assert [clip.start_us / 5e5 for clip in read(out, split)] == clips
-    (out / "dataset.json").unlink()  # from the names of the shards alone
-    for split, clips in wanted.items():
+    (out / "dataset.json").unlink()  # splits are then read from the names of the shards
+    for split, clips in expected.items():
         assert [clip.start_us / 5e5 for clip in read(out, split)] == clips
     table = write_table(media, [["path", "split"], ["b.mkv", "train1++test"]])
     assert run("--csv", table, "--out", tmp_path / "bad") == 2
-    assert "line 2: the split ''" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, table, "line 2", "split ''")
 
 
-def test_bytes_depend_on_neither_workers_nor_parts(media, tmp_path):
+def test_bytes_do_not_depend_on_workers_or_parts(media, tmp_path):
     rows = [[f, k / 2, k / 2 + 1] for f in ("a.mp4", "b.mkv") for k in range(6)]
     table = write_table(media, [["path", "start", "end"], *rows])
     common = ["--csv", table, *SMALL, "--clips-per-shard", "3"]
@@ -146,7 +149,7 @@ def test_beam_builds_the_same_bytes(media, tmp_path):
     assert contents(tmp_path / "local") == contents(tmp_path / "beam")
 
 
-def test_a_second_run_builds_only_what_is_missing(media, tmp_path, monkeypatch, capsys):
+def test_second_run_builds_only_missing_shards(media, tmp_path, monkeypatch, capsys):
     table = write_table(media, [["path", "start"], *[["b.mkv", k / 2] for k in range(6)]])
     common = ["--csv", table, "--out", tmp_path / "ds", *SMALL, "--clips-per-shard", "2"]
     assert run(*common) == 0
@@ -157,25 +160,28 @@ def test_a_second_run_builds_only_what_is_missing(media, tmp_path, monkeypatch, 
         runners, "run_local", lambda builder, shards, **_: built.extend(map(builder, shards))
     )
     assert run(*common) == 0
-    assert len(built) == 1 and "2 of 3 shards are finished" in capsys.readouterr().out
+    assert len(built) == 1
+    assert_line_mentions(capsys.readouterr().out, 2, 3, "shards")
     assert contents(tmp_path / "ds") == before
 
-    assert run(*common, "--fps", "4") == 2  # other options
-    assert "another table or other options" in capsys.readouterr().err
+    assert run(*common, "--fps", "4") == 2  # different options
+    assert_mentions(capsys.readouterr().err, tmp_path / "ds", "--overwrite")
     assert contents(tmp_path / "ds") == before
     assert run(*common, "--fps", "4", "--overwrite") == 0
     assert dataset.DatasetFolder(tmp_path / "ds").info.fps == 4
 
 
-def test_bad_rows_are_reported_skipped_and_retried(media, tmp_path, capsys):
+def test_unreadable_clips_are_reported_skipped_and_retried(media, tmp_path, capsys):
     shutil.copytree(media, tmp_path / "media")
     rows = [["path", "start", "end"], ["b.mkv", 0, 1], ["bad.mp4", 0, 1], ["b.mkv", 7, 8]]
     table = write_table(tmp_path / "media", rows)
     common = ["--csv", table, "--out", tmp_path / "ds", *SMALL]
-    assert run(*common) == 1  # two of three are more than 5 %
+    assert run(*common) == 1  # two of three exceed the default limit of 5 %
     out = capsys.readouterr().out
-    assert "2 of 3 clips could not be built" in out
-    assert "cannot open bad.mp4" in out and "b.mkv: the segment begins at 7 s" in out
+    assert_line_mentions(out, 2, 3, "bad_rows.csv")
+    assert_line_mentions(out, 3, 1, "FFmpeg", "bad.mp4")  # line of the table, clips, problem
+    assert_line_mentions(out, 4, 1, "b.mkv", "7 s", "4.00 s")
+    assert_mentions(out, "--retry-bad")
     with open(tmp_path / "ds" / "bad_rows.csv") as file:
         assert [row["row"] for row in csv.DictReader(file)] == ["3", "4"]
     assert len(read(tmp_path / "ds")) == 1
@@ -186,23 +192,23 @@ def test_bad_rows_are_reported_skipped_and_retried(media, tmp_path, capsys):
     assert [example.filename for example in read(tmp_path / "ds")] == ["b.mkv", "bad.mp4"]
 
     assert run(*common[:2], "--out", tmp_path / "strict", *SMALL, "--on-error", "fail") == 2
-    assert "Line 4" in capsys.readouterr().err
+    assert_line_mentions(capsys.readouterr().err, 4, "b.mkv", "7 s", "4.00 s")
     assert not list((tmp_path / "strict").glob("*.tfrecord*"))
 
 
-def test_films_are_cut_and_split_by_time(media, tmp_path):
+def test_videos_are_cut_and_split_by_time(media, tmp_path):
     table = write_table(media, [["path"], ["a.mp4"], ["b.mkv"]])
     cut = ["--clip-seconds", "1", "--split-by-time", "train:0.5,test:0.5"]
     assert run("--csv", table, "--out", tmp_path / "ds", *cut, *SMALL) == 0
     for split, starts in (("train", [0, 1]), ("test", [2, 3])):
         clips = read(tmp_path / "ds", split)
         assert [clip.filename for clip in clips] == ["a.mp4", "a.mp4", "b.mkv", "b.mkv"]
-        got = [clip.start_us / 1e6 for clip in clips]
-        assert got == pytest.approx(starts * 2, abs=0.05)  # AAC makes a.mp4 a little longer
+        actual = [clip.start_us / 1e6 for clip in clips]
+        assert actual == pytest.approx(starts * 2, abs=0.05)  # AAC makes a.mp4 a little longer
         assert {len(clip.frames) for clip in clips} == {5}
 
 
-def test_cutting_keeps_remainders_of_half_a_clip():
+def test_cut_keeps_a_remainder_of_at_least_half_a_clip():
     def cut(duration, **options):
         clips = manifest.cut([manifest.Clip(path="f")], durations={"f": duration}, **options)
         return [(clip.split, clip.start, clip.end) for clip in clips]
@@ -217,7 +223,7 @@ def test_cutting_keeps_remainders_of_half_a_clip():
     assert min(start for split, start, _ in clips if split == "test") == 90
 
 
-def test_splitting_by_file_keeps_files_together_and_is_stable():
+def test_split_by_file_keeps_files_together_and_is_stable():
     clips = [manifest.Clip(path=f"{k % 200}.mp4", row=k) for k in range(400)]
     parts = [("train", 0.75), ("test", 0.25)]
     split = {c.path: c.split for c in manifest.split_by_file(clips, parts)}
@@ -226,43 +232,44 @@ def test_splitting_by_file_keeps_files_together_and_is_stable():
     assert 0.15 < np.mean([name == "test" for name in split.values()]) < 0.35
 
 
-def test_a_folder_of_pictures(tmp_path):
+def test_image_directory_gives_splits_classes_and_captions(tmp_path):
     for split in ("train", "test"):
         for color in ("red", "blue"):
-            folder = tmp_path / "pictures" / split / color
-            folder.mkdir(parents=True)
+            directory = tmp_path / "images" / split / color
+            directory.mkdir(parents=True)
             for k in range(2):
-                Image.new("RGB", (32, 48), color).save(folder / f"{k}.jpg")
-            (folder / "0.txt").write_text(f"all {color}\nno other colour\n")
-    assert run("--images", tmp_path / "pictures", "--out", tmp_path / "ds", *SMALL) == 0
+                Image.new("RGB", (32, 48), color).save(directory / f"{k}.jpg")
+            (directory / "0.txt").write_text(f"all {color}\nno other color\n")
+    assert run("--images", tmp_path / "images", "--out", tmp_path / "ds", *SMALL) == 0
     info = dataset.DatasetFolder(tmp_path / "ds").info
     assert info.class_names == ["blue", "red"] and info.frame_size == (36, 24)
     clips = read(tmp_path / "ds")
     assert [clip.labels for clip in clips] == [[0], [0], [1], [1]]
-    assert clips[0].captions == ["all blue", "no other colour"] and clips[1].captions == []
+    assert clips[0].captions == ["all blue", "no other color"] and clips[1].captions == []
     assert len(read(tmp_path / "ds", "test")) == 4
 
 
-def test_given_splits_are_not_mixed(media, tmp_path, capsys):
-    table = write_table(
-        media, [["path", "split"], ["d.png", "train"], ["c.wav", "test"]], "given.csv"
-    )
+def test_split_options_are_refused_for_a_table_with_splits(media, tmp_path, capsys):
+    rows = [["path", "split"], ["d.png", "train"], ["c.wav", "test"]]
+    table = write_table(media, rows, "with_splits.csv")
     for option in ("--split-by-file", "--split-by-time"):
         assert run("--csv", table, "--out", tmp_path / "ds", option, "train:0.5,test:0.5") == 2
-        assert "given already (test, train)" in capsys.readouterr().err
+        assert_mentions(
+            capsys.readouterr().err, "test, train", "--split-by-file", "--split-by-time"
+        )
     assert not (tmp_path / "ds").exists()
 
 
-def test_classes_are_the_file_the_names_or_the_numbers(tmp_path):
-    def numbers(labels, names=None):
+def test_class_indices_come_from_the_file_the_names_or_the_labels(tmp_path):
+    def indices(labels, names=None):
         clips = [manifest.Clip(path="f", labels=(label,)) for label in labels]
         return manifest.class_numbers(clips, names)
 
-    assert numbers(["b", "a", "b"]) == {"a": 0, "b": 1}
-    assert numbers(["7", "3"]) == {}
-    assert numbers(["b"], ["b", "a"]) == {"b": 0, "a": 1}
+    assert indices(["b", "a", "b"]) == {"a": 0, "b": 1}
+    assert indices(["7", "3"]) == {}
+    assert indices(["b"], ["b", "a"]) == {"b": 0, "a": 1}
     example = examples.make_example(
-        manifest.Clip(path="f.png", labels=("7",)), _OneFrame(), numbers(["7", "3"])
+        manifest.Clip(path="f.png", labels=("7",)), _OneFrame(), indices(["7", "3"])
     )
     assert example.labels == [7] and example.label_texts == []
 
@@ -275,51 +282,54 @@ class _OneFrame:
 
 
 @pytest.mark.parametrize(
-    ("lines", "problem"),
+    ("lines", "facts"),
     [
-        ("file,caption\na,b", "has no column 'path'"),
-        ("path,captoin\na,b", "'captoin'. Did you mean 'caption'"),
-        ("path,start,end\na,5,4", "line 2: the clip ends at 4 s, not after its start at 5 s"),
-        ("path,start\na,soon", "line 2: 'soon' is no time"),
-        ("path,split\na,tr/ain", "line 2: the split 'tr/ain'"),
-        ("path,caption\na,b,c", "3 cells for 2 columns"),
-        ("path,start\n,3", "line 2: the path is empty"),
-        ("path", "has no rows"),
+        ("file,caption\na,b", ("'path'", "file, caption")),
+        ("path,captoin\na,b", ("'captoin'", "'caption'")),
+        ("path,start,end\na,5,4", ("line 2", "4 s", "5 s")),
+        ("path,start\na,soon", ("line 2", "'soon'", "12.5")),
+        ("path,split\na,tr/ain", ("line 2", "'tr/ain'")),
+        ("path,caption\na,b,c", ("line 2", " 3 ", " 2 ")),
+        ("path,start\n,3", ("line 2", "path")),
+        ("path", ()),
     ],
 )
-def test_bad_tables(tmp_path, capsys, lines, problem):
+def test_malformed_tables_are_named(tmp_path, capsys, lines, facts):
     (tmp_path / "t.csv").write_text(lines + "\n")
     assert run("--csv", tmp_path / "t.csv", "--out", tmp_path / "ds") == 2
-    assert problem in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, tmp_path / "t.csv", *facts)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "problem"),
+    ("arguments", "facts"),
     [
-        (["--csv", "nowhere.csv"], "There is no table nowhere.csv"),
-        (["--images", "nowhere"], "There is no folder nowhere"),
-        ([], "Give --csv FILE or --images FOLDER"),
-        (["--csv", "TABLE", "--media-root", "nowhere"], "None of the first 1 files"),
-        (["--csv", "TABLE", "--split-by-time", "train:0.8,test:0.1"], "add up to 0.9"),
-        (["--csv", "TABLE", "--split-by-time", "train:0.8,test:0.2"], "cannot be split by time"),
-        (["--csv", "TABLE", "--shard", "3/3"], "--shard 3/3"),
-        (["--csv", "TABLE", "--fps", "-1"], "--fps must be positive"),
+        (["--csv", "nowhere.csv"], ("nowhere.csv",)),
+        (["--images", "nowhere"], ("nowhere",)),
+        ([], ("--csv", "--images")),
+        (["--csv", "TABLE", "--media-root", "nowhere"], ("nowhere/b.mkv", "--media-root")),
         (
-            ["--csv", "TABLE", "--classes", "CLASSES"],
-            "'stripe' is none of the 2 classes. Did you mean",
+            ["--csv", "TABLE", "--split-by-time", "train:0.8,test:0.1"],
+            ("'train:0.8,test:0.1'", "0.9"),
         ),
+        (
+            ["--csv", "TABLE", "--split-by-time", "train:0.8,test:0.2"],
+            (2, "b.mkv", "--clip-seconds", "--split-by-file"),
+        ),
+        (["--csv", "TABLE", "--shard", "3/3"], ("--shard", "3/3")),
+        (["--csv", "TABLE", "--fps", "-1"], ("--fps", "-1")),
+        (["--csv", "TABLE", "--classes", "CLASSES"], (2, "'stripe'", "'stripes'")),
     ],
 )
-def test_bad_arguments(media, tmp_path, capsys, arguments, problem):
-    table = write_table(media, [["path", "label"], ["b.mkv", "stripe"]], "labelled.csv")
+def test_wrong_arguments_are_named(media, tmp_path, capsys, arguments, facts):
+    table = write_table(media, [["path", "label"], ["b.mkv", "stripe"]], "labeled.csv")
     (tmp_path / "classes.txt").write_text("stripes\ndots\n")
-    places = {"TABLE": table, "CLASSES": str(tmp_path / "classes.txt")}
-    arguments = [places.get(argument, argument) for argument in arguments]
+    paths = {"TABLE": table, "CLASSES": str(tmp_path / "classes.txt")}
+    arguments = [paths.get(argument, argument) for argument in arguments]
     assert run(*arguments, "--out", tmp_path / "ds", "--quiet") == 2
-    assert problem in capsys.readouterr().err
+    assert_line_mentions(capsys.readouterr().err, *facts)
 
 
-def test_jsonl_and_tsv_say_the_same_as_csv(tmp_path):
+def test_jsonl_and_tsv_give_the_same_clips_as_csv(tmp_path):
     (tmp_path / "t.csv").write_text('path,caption,caption2,label\nf.mp4,"x, y",z,a|b\n')
     (tmp_path / "t.tsv").write_text("path\tcaption\tcaption2\tlabel\nf.mp4\tx, y\tz\ta|b\n")
     row = {"path": "f.mp4", "captions": ["x, y", "z"], "labels": ["a", "b"]}
@@ -332,4 +342,4 @@ def test_jsonl_and_tsv_say_the_same_as_csv(tmp_path):
 def test_unknown_arguments_are_refused_without_beam(capsys):
     with pytest.raises(SystemExit):
         run("--csv", "t.csv", "--out", "ds", "--nonsense")
-    assert "--nonsense" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, "--nonsense")

@@ -1,4 +1,4 @@
-"""`mmjax embed`: what training reads is what the frozen towers make of each record."""
+"""`mmjax embed`: stored features equal the frozen towers' outputs, and training reads them."""
 
 import json
 
@@ -10,13 +10,14 @@ from mmjax import checkpoint, config, initialize, rundir, train
 from mmjax.data import loader
 from mmjax.errors import UserError
 from mmjax.tools import cli, embed
+from tests.messages import assert_mentions, raises
 
 RECIPE = ("touch", "demo:frozen,smoke")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A run directory with towers of pictures and words."""
+    """A run directory with an image tower and a text tower."""
     path = tmp_path_factory.mktemp("clip")
     cfg = config.load("touch", "demo:clip,smoke")
     _, facts = train.open_train_data(cfg)
@@ -30,15 +31,15 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def features(weights, tmp_path_factory):
-    """A folder of features, made by the command."""
+    """A directory of features, written by the command."""
     out = tmp_path_factory.mktemp("features")
     arguments = ["--config", RECIPE[1], "--weights", str(weights), "--out", str(out), "--quiet"]
     assert cli.main(["embed", "image", "text", *arguments]) == 0
     return out
 
 
-def started(weights, *overrides):
-    """`(task, data, params, extra)` of a training that starts from the weights."""
+def start_training(weights, *overrides):
+    """Returns `(task, data, params, extra)` of a training run that starts from the weights."""
     cfg = config.load(*RECIPE, overrides)
     data, facts = train.open_train_data(cfg)
     task = train.make_task(cfg, facts)
@@ -49,12 +50,12 @@ def started(weights, *overrides):
     return task, data, state["params"], state["extra"]
 
 
-def given(folder):
-    return [f"--config.data.{modality}.features={folder}" for modality in ("image", "text")]
+def use_features(directory):
+    return [f"--config.data.{modality}.features={directory}" for modality in ("image", "text")]
 
 
-def test_a_row_is_what_evaluation_makes_of_the_record(features, weights):
-    task, _, params, extra = started(weights)
+def test_each_feature_equals_the_tower_output_in_evaluation(features, weights):
+    task, _, params, extra = start_training(weights)
     section = config.plain(config.load(*RECIPE).data)
     batch = next(loader.make_eval_data(section, split="train", batch_size=16).iterate())
     outputs = jax.jit(task.predict["features"])(params, extra, batch)
@@ -66,20 +67,20 @@ def test_a_row_is_what_evaluation_makes_of_the_record(features, weights):
         assert np.abs(rows[1:] - rows[:-1]).max(axis=1).min() > 1e-3  # every row is filled
 
 
-def test_training_reads_the_rows_and_not_the_towers(features, weights):
-    task, data, params, extra = started(weights, *given(features))
+def test_training_reads_features_and_does_not_run_the_towers(features, weights):
+    task, data, params, extra = start_training(weights, *use_features(features))
     task.check(params)
     batch = next(iter(data.iterate(3)))
     assert batch["image"].shape == (8, 128) and batch["text"].shape == (8, 1, 128)
-    found, _ = jax.jit(task.encode)(params, extra, batch, jax.random.key(0))
+    outputs, _ = jax.jit(task.encode)(params, extra, batch, jax.random.key(0))
     for modality in ("image", "text"):
         rows = np.load(features / "train" / f"{modality}.npy")
-        np.testing.assert_array_equal(found[modality], rows[batch["example_id"]])
-    with_towers, pictures, _, _ = started(weights)
-    assert task.flops(data.spec) < 0.8 * with_towers.flops(pictures.spec)
+        np.testing.assert_array_equal(outputs[modality], rows[batch["example_id"]])
+    with_towers, images, _, _ = start_training(weights)
+    assert task.flops(data.spec) < 0.8 * with_towers.flops(images.spec)
 
 
-def test_variants_are_draws_of_the_training(weights, tmp_path):
+def test_variants_are_samples_of_the_training_augmentation(weights, tmp_path):
     cfg = config.load(*RECIPE)
     cfg.augment.image = dict(mean=(0.5,) * 3, std=(0.5,) * 3, horizontal_flip=0.5)
     embed.embed(
@@ -88,46 +89,53 @@ def test_variants_are_draws_of_the_training(weights, tmp_path):
     rows = np.load(tmp_path / "train" / "image.npy")
     assert rows.shape == (64, 2, 128)
     assert np.abs(rows[:, 0] - rows[:, 1]).max(axis=1).mean() > 1e-2
-    made = json.loads((tmp_path / "features.json").read_text())
-    assert made["num_examples"] == {"train": 64} and made["made"]["variants"] == 2
+    description = json.loads((tmp_path / "features.json").read_text())
+    assert description["num_examples"] == {"train": 64}
+    assert description["made"]["variants"] == 2
 
 
 def test_features_of_other_inputs_are_refused(features, weights):
-    task, _, params, _ = started(weights, *given(features), "--config.data.image.square=pad")
-    with pytest.raises(UserError, match="data.image={'size': 32}, which is here {.*'pad'"):
+    overrides = [*use_features(features), "--config.data.image.square=pad"]
+    task, _, params, _ = start_training(weights, *overrides)
+    stored = "{'size': 32}"
+    with raises(UserError, f"data.image.features={features}", stored, "'pad'", "mmjax embed"):
         task.check(params)
 
 
 def test_features_of_another_tower_are_refused(features, weights):
-    task, _, params, _ = started(weights, *given(features))
+    task, _, params, _ = start_training(weights, *use_features(features))
+    description = json.loads((features / "features.json").read_text())
     params["text"]["positions"] = params["text"]["positions"].at[0, 0].add(1e-3)
-    with pytest.raises(UserError, match="data.text.features=.* were computed by another tower"):
+    fingerprints = description["towers"]["text"], checkpoint.fingerprint(params["text"])
+    assert fingerprints[0] != fingerprints[1]
+    with raises(UserError, f"data.text.features={features}", *fingerprints, "mmjax embed"):
         task.check(params)
 
 
 @pytest.mark.parametrize(
-    "modalities, options, message",
+    "modalities, options, facts",
     [
-        (["touch"], (), "tower of touch is not frozen.*Frozen: image, text"),
-        (["image"], ("--config.data.train=('a', 'b')",), "one dataset at a time"),
-        (["image"], ("--config.model.image.num_layers=3",), "does not hold the towers of image"),
-        (["image"], ("--config.data.train=nowhere",), "nowhere"),
+        (["touch"], (), ("touch", "image, text", "config.optimizer.frozen=('^touch/',)")),
+        (["image"], ("--config.data.train=('a', 'b')",), ("--config.data.train", "'a'", "'b'")),
+        (["image"], ("--config.model.image.num_layers=3",), ("WEIGHTS", "image/", "layers")),
+        (["image"], ("--config.data.train=nowhere",), ("nowhere", "mmjax build")),
     ],
 )
-def test_mistakes_are_named(modalities, options, message, weights, tmp_path):
+def test_wrong_recipes_are_refused(modalities, options, facts, weights, tmp_path):
     cfg = config.load(*RECIPE, options)
-    with pytest.raises(UserError, match=message):
+    facts = [str(weights) if fact == "WEIGHTS" else fact for fact in facts]
+    with raises(UserError, *facts):
         embed.embed(cfg, modalities, weights=[str(weights)], out=str(tmp_path), progress=False)
 
 
-def test_a_modality_without_pictures_or_words_is_refused(capsys):
+def test_unsupported_modality_is_refused(capsys):
     with pytest.raises(SystemExit):
         cli.main(["embed", "video", "--weights", "run", "--out", "features"])
-    assert "invalid choice: 'video'" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, "'video'", "image", "text", "touch")
 
 
 def test_features_of_a_trained_tower_are_refused(features):
-    cfg = config.load("touch", "demo:smoke", given(features))
+    cfg = config.load("touch", "demo:smoke", use_features(features))
     _, facts = train.open_train_data(cfg)
-    with pytest.raises(UserError, match="take the place of a tower that is trained. Freeze it"):
+    with raises(UserError, "data.image.features", "config.optimizer.frozen=('^image/',)"):
         train.make_task(cfg, facts)

@@ -1,11 +1,11 @@
-"""What lies below a folder, through links."""
+"""Listing the files below a directory, through symbolic links."""
 
 import os
 
 from mmjax.tools import folders
 
 
-def test_links_are_followed_but_not_around(tmp_path):
+def test_walk_follows_links_but_not_cycles(tmp_path):
     (tmp_path / "top" / "b" / "deep").mkdir(parents=True)
     (tmp_path / "else").mkdir()
     for name in ("top/1", "top/b/2", "top/b/deep/3", "else/4"):
@@ -13,11 +13,11 @@ def test_links_are_followed_but_not_around(tmp_path):
     for link, target in (("a", "else"), ("b/up", "top"), ("b/deep/same", "top/b/deep")):
         (tmp_path / "top" / link).symlink_to(tmp_path / target)
     (tmp_path / "entry").symlink_to(tmp_path / "top")
-    (tmp_path / "top" / "b" / "twin").symlink_to("deep")  # is no loop
+    (tmp_path / "top" / "b" / "sibling").symlink_to("deep")  # not a cycle
     for root in ("top", "entry"):
-        found = [
-            os.path.relpath(os.path.join(place, file), tmp_path / root)
-            for place, _, files in folders.walk(str(tmp_path / root))
+        result = [
+            os.path.relpath(os.path.join(directory, file), tmp_path / root)
+            for directory, _, files in folders.walk(str(tmp_path / root))
             for file in files
         ]
-        assert found == ["1", "a/4", "b/2", "b/deep/3", "b/twin/3"]
+        assert result == ["1", "a/4", "b/2", "b/deep/3", "b/sibling/3"]

@@ -1,27 +1,28 @@
-"""Importers of datasets with captions, on small files in the official formats with odd cases."""
+"""Importers of captioned datasets, on small files in the official formats with edge cases."""
 
 import json
 
 import pytest
 
 from mmjax.tools.importers.howto100m import nearest, spread
-from tests.tools.importing import Folder
+from tests.messages import assert_mentions
+from tests.tools.importing import Workspace, assert_line_mentions
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return Folder(tmp_path)
+def workspace(tmp_path):
+    return Workspace(tmp_path)
 
 
-def test_youcook2(folder, capsys):
+def test_youcook2_table_and_errors(workspace, capsys):
     def entry(subset, *segments):
         return {
             "duration": 100.5,
             "subset": subset,
             "recipe_type": "113",
             "annotations": [
-                {"segment": segment, "id": number, "sentence": sentence}
-                for number, (segment, sentence) in enumerate(segments)
+                {"segment": segment, "id": index, "sentence": sentence}
+                for index, (segment, sentence) in enumerate(segments)
             ],
             "video_url": "https://www.youtube.com/watch?v=x",
         }
@@ -30,9 +31,9 @@ def test_youcook2(folder, capsys):
         "GLd3aX16zBg": entry("training", ([90, 102], "spread | margarine "), ([114, 127], " ")),
         "xHr8X2Wpmno": entry("validation", ([0, 7.25], "cut bread"), ([8, 9], "eat it")),
     }
-    folder.annotate("youcookii_annotations_trainval.json", json.dumps({"database": database}))
-    folder.touch("raw_videos/training/113/GLd3aX16zBg.mkv", "xHr8X2Wpmno_1.mp4")
-    assert folder.table("youcook2") == [
+    workspace.annotate("youcookii_annotations_trainval.json", json.dumps({"database": database}))
+    workspace.touch("raw_videos/training/113/GLd3aX16zBg.mkv", "xHr8X2Wpmno_1.mp4")
+    assert workspace.table("youcook2") == [
         {
             "path": "raw_videos/training/113/GLd3aX16zBg.mkv",
             "start": "90",
@@ -42,22 +43,24 @@ def test_youcook2(folder, capsys):
         },
         {"path": "xHr8X2Wpmno_1.mp4", "caption": ["eat it"], "split": "validation+test"},
     ]
-    assert folder.lines("missing.txt") == ["xHr8X2Wpmno"]
-    assert not folder.lines("classes.txt")
-    assert "1 left out: the sentence is empty." in capsys.readouterr().out
-    assert folder.run("youcook2", out="clips.csv") == 2
-    assert "contains '|', which separates several" in capsys.readouterr().err
+    assert workspace.lines("missing.txt") == ["xHr8X2Wpmno"]
+    assert not workspace.lines("classes.txt")
+    assert_line_mentions(capsys.readouterr().out, 1, "sentence")
+    assert workspace.run("youcook2", out="clips.csv") == 2
+    facts = ("caption", "GLd3aX16zBg.mkv", "'|'", "clips.csv", ".jsonl")
+    assert_mentions(capsys.readouterr().err, *facts)
     del database["xHr8X2Wpmno"]["annotations"][0]["sentence"]
-    folder.annotate("youcookii_annotations_trainval.json", json.dumps({"database": database}))
-    assert folder.run("youcook2") == 2
-    assert "the entry of xHr8X2Wpmno is malformed" in capsys.readouterr().err
-    folder.annotate("youcookii_annotations_trainval.json", '{\n"database": }')
-    assert folder.run("youcook2") == 2
-    assert "trainval.json, line 2: not JSON" in capsys.readouterr().err
+    workspace.annotate("youcookii_annotations_trainval.json", json.dumps({"database": database}))
+    assert workspace.run("youcook2") == 2
+    file = workspace.annotations / "youcookii_annotations_trainval.json"
+    assert_mentions(capsys.readouterr().err, file, "xHr8X2Wpmno", "'sentence'")
+    workspace.annotate("youcookii_annotations_trainval.json", '{\n"database": }')
+    assert workspace.run("youcook2") == 2
+    assert_mentions(capsys.readouterr().err, file, "line 2", "JSON")
 
 
-def msrvtt(folder, file, videos):
-    """`videos`: {number: (split, captions)}."""
+def msrvtt(workspace, file, videos):
+    """Writes annotations and media. `videos` is {index: (split, captions)}."""
     contents = {
         "info": {"year": "2016"},
         "videos": [
@@ -70,40 +73,45 @@ def msrvtt(folder, file, videos):
             for caption in captions
         ],
     }
-    folder.annotate(file, json.dumps(contents))
-    folder.touch(*(f"{k}/video{k}.mp4" for k in videos))
+    workspace.annotate(file, json.dumps(contents))
+    workspace.touch(*(f"{k}/video{k}.mp4" for k in videos))
 
 
-def test_msrvtt(folder, capsys):
+def test_msrvtt_protocols_and_errors(workspace, capsys):
     train = {0: ("train", ["a car", "a red car"]), 6513: ("validate", ["a cat"])}
-    msrvtt(folder, "train_val_videodatainfo.json", train)
+    msrvtt(workspace, "train_val_videodatainfo.json", train)
     test = {7010: ("test", ["a dog", ""]), 7020: ("test", ["x", "y"]), 7030: ("test", [])}
-    msrvtt(folder, "test_videodatainfo.json", test)
-    rows = {row["path"]: (row["split"], row["caption"]) for row in folder.table("msrvtt")}
+    msrvtt(workspace, "test_videodatainfo.json", test)
+    rows = {row["path"]: (row["split"], row["caption"]) for row in workspace.table("msrvtt")}
     assert rows == {
         "0/video0.mp4": ("train", ["a car", "a red car"]),
         "6513/video6513.mp4": ("validation", ["a cat"]),
         "7010/video7010.mp4": ("test", ["a dog"]),
         "7020/video7020.mp4": ("test", ["x", "y"]),
     }
-    assert "1 left out: without a caption." in capsys.readouterr().out
-    assert folder.run("msrvtt", "--protocol", "1k-a") == 2
-    assert "There is no MSRVTT_JSFUSION_test.csv" in capsys.readouterr().err
+    assert_line_mentions(capsys.readouterr().out, 1, "caption")
+    assert workspace.run("msrvtt", "--protocol", "1k-a") == 2
+    facts = ("MSRVTT_JSFUSION_test.csv", workspace.annotations, "test_videodatainfo.json")
+    assert_mentions(capsys.readouterr().err, *facts)
     head = "key,vid_key,video_id,sentence\n"
-    folder.annotate("MSRVTT_JSFUSION_test.csv", head + 'ret0,msr7020,video7020,"a person, there"\n')
-    chosen = folder.table("msrvtt", "--protocol", "1k-a")
-    assert {row["path"]: (row["split"], row["caption"]) for row in chosen} == {
+    workspace.annotate(
+        "MSRVTT_JSFUSION_test.csv", head + 'ret0,msr7020,video7020,"a person, there"\n'
+    )
+    rows = workspace.table("msrvtt", "--protocol", "1k-a")
+    assert {row["path"]: (row["split"], row["caption"]) for row in rows} == {
         "0/video0.mp4": ("train+train7k", ["a car", "a red car"]),
         "6513/video6513.mp4": ("train+train7k", ["a cat"]),
         "7010/video7010.mp4": ("train", ["a dog"]),
         "7020/video7020.mp4": ("test", ["a person, there"]),
     }
-    folder.annotate("MSRVTT_JSFUSION_test.csv", head + "ret0,msr1,video1,a\n")
-    assert folder.run("msrvtt", "--protocol", "1k-a") == 2
-    assert "video1 of MSRVTT_JSFUSION_test.csv is in no videodatainfo" in capsys.readouterr().err
-    msrvtt(folder, "MSRVTT_data.json", train)
-    assert folder.run("msrvtt") == 2
-    assert "video0 is both in " in capsys.readouterr().err
+    workspace.annotate("MSRVTT_JSFUSION_test.csv", head + "ret0,msr1,video1,a\n")
+    assert workspace.run("msrvtt", "--protocol", "1k-a") == 2
+    facts = ("video1 ", "MSRVTT_JSFUSION_test.csv", "videodatainfo")
+    assert_mentions(capsys.readouterr().err, *facts)
+    msrvtt(workspace, "MSRVTT_data.json", train)
+    assert workspace.run("msrvtt") == 2
+    facts = ("video0 ", "MSRVTT_data.json", "train_val_videodatainfo.json")
+    assert_mentions(capsys.readouterr().err, *facts)
 
 
 def howto_entry(*sentences):
@@ -111,69 +119,72 @@ def howto_entry(*sentences):
     return {"start": starts, "end": ends, "text": texts}
 
 
-def test_howto100m(folder, capsys):
+def test_howto100m_table_options_and_errors(workspace, capsys):
     captions = {
         "-a_0": howto_entry(*((10 * k, 10 * k + 4, f"step {k} | now") for k in range(7))),
         "b": howto_entry((0.5, 1.5, "alone"), (1, 2, "!?"), (2, 3, " "), (4, 5, float("nan"))),
         "gone": howto_entry((0, 1, "x")),
         "unlisted": howto_entry((0, 1, "x")),
     }
-    folder.annotate("caption.json", json.dumps(captions))
+    workspace.annotate("caption.json", json.dumps(captions))
     head = "video_id,category_1,category_2,rank,task_id\n"
-    folder.annotate(
+    workspace.annotate(
         "HowTo100M_v1.csv", head + "".join(f"{v},Food,Soups,1,2\n" for v in ("-a_0", "b", "gone"))
     )
-    folder.touch("-a_0.mp4.webm", "b.mp4", "unlisted.mp4")
-    rows = folder.table("howto100m")
-    assert len(rows) == 8 and folder.lines("missing.txt") == ["gone"]
+    workspace.touch("-a_0.mp4.webm", "b.mp4", "unlisted.mp4")
+    rows = workspace.table("howto100m")
+    assert len(rows) == 8 and workspace.lines("missing.txt") == ["gone"]
     assert rows[3] == {
         "path": "-a_0.mp4.webm",
-        "start": "30.4",  # the middle of the sentence, 32 s, less half of 3.2 s
+        "start": "30.4",  # the middle of the sentence, 32 s, minus half of 3.2 s
         "end": "33.6",
         "caption": [f"step {k} | now" for k in (3, 2, 4, 1, 5)],
         "split": "train",
     }
     assert [caption[5] for caption in rows[0]["caption"]] == ["0", "1", "2", "3", "4"]
     assert (rows[7]["start"], rows[7]["end"], rows[7]["caption"]) == ("0", "3.2", ["alone"])
-    assert folder.clips()[3].captions[1] == "step 2 | now"
+    assert workspace.clips()[3].captions[1] == "step 2 | now"
     out = capsys.readouterr().out
-    assert "3 left out: sentences without a word." in out
-    assert "1 left out: sentences of videos that HowTo100M_v1.csv does not list." in out
+    assert_line_mentions(out, 3, "sentences")
+    assert_line_mentions(out, 1, "sentences", "HowTo100M_v1.csv")
 
-    few = folder.table(
-        *("howto100m", "--max-per-video", "2", "--neighbours", "0", "--clip-seconds", "8")
-    )
-    assert [row["caption"] for row in few] == [["step 1 | now"], ["step 5 | now"], ["alone"]]
-    assert (few[0]["start"], few[0]["end"]) == ("8", "16")
-    parts = [folder.table("howto100m", "--part", f"{k}/2") for k in (0, 1)]
+    options = ("--max-per-video", "2", "--neighbours", "0", "--clip-seconds", "8")
+    rows = workspace.table("howto100m", *options)
+    assert [row["caption"] for row in rows] == [["step 1 | now"], ["step 5 | now"], ["alone"]]
+    assert (rows[0]["start"], rows[0]["end"]) == ("8", "16")
+    parts = [workspace.table("howto100m", "--part", f"{k}/2") for k in (0, 1)]
     assert [row["split"] for row in parts[0] + parts[1]] == ["train+part0"] * 7 + ["train+part1"]
-    assert folder.run("howto100m", "--part", "2/2") == 2
-    assert "--part 2/2: write I/N" in capsys.readouterr().err
+    assert workspace.run("howto100m", "--part", "2/2") == 2
+    assert_mentions(capsys.readouterr().err, "--part", "2/2", "I/N")
 
 
-def test_howto100m_with_a_table_per_video(folder, capsys):
-    folder.annotate("howto100m_captions/-a_0.csv", ',start,end,text\n0,1,3,"so, now"\n1,5,7,cut\n')
-    folder.touch("-a_0.mp4")
-    rows = folder.table("howto100m")
+def test_howto100m_with_one_csv_per_video(workspace, capsys):
+    workspace.annotate(
+        "howto100m_captions/-a_0.csv", ',start,end,text\n0,1,3,"so, now"\n1,5,7,cut\n'
+    )
+    workspace.touch("-a_0.mp4")
+    rows = workspace.table("howto100m")
     assert [row["caption"] for row in rows] == [["so, now", "cut"], ["cut", "so, now"]]
     assert rows[1]["start"] == "4.4"
-    folder.annotate("howto100m_captions/-a_0.csv", "start,end,text\n1,soon,x\n")
-    assert folder.run("howto100m") == 2
-    assert "-a_0.csv, line 2: 'soon' is not a time" in capsys.readouterr().err
+    workspace.annotate("howto100m_captions/-a_0.csv", "start,end,text\n1,soon,x\n")
+    assert workspace.run("howto100m") == 2
+    assert_mentions(capsys.readouterr().err, "-a_0.csv", "line 2", "'soon'")
 
 
 @pytest.mark.parametrize(
     "entry",
     [{"start": [0], "end": [1, 2], "text": ["a"]}, {"start": [0]}, [], howto_entry((-5, 1, "a"))],
 )
-def test_malformed_howto100m(folder, capsys, entry):
-    folder.annotate("raw_caption.json", json.dumps({"ok": howto_entry((0, 1, "a")), "bad": entry}))
-    folder.touch("ok.mp4")
-    assert folder.run("howto100m") == 2
-    assert "raw_caption.json: the entry of bad is not lists" in capsys.readouterr().err
+def test_malformed_howto100m_entries_are_named(workspace, capsys, entry):
+    contents = {"ok": howto_entry((0, 1, "a")), "broken": entry}
+    workspace.annotate("raw_caption.json", json.dumps(contents))
+    workspace.touch("ok.mp4")
+    assert workspace.run("howto100m") == 2
+    facts = ("raw_caption.json", "broken", "start", "end", "text")
+    assert_mentions(capsys.readouterr().err, *facts)
 
 
-def test_nearest_sentences_and_even_choices():
+def test_nearest_sentences_and_evenly_spread_indices():
     middles = [(m, "") for m in (0.0, 1.0, 1.5, 9.0, 9.1, 30.0)]
     assert nearest(middles, 2, 4) == [2, 1, 0, 3, 4]
     assert nearest(middles, 5, 2) == [5, 4, 3]

@@ -1,4 +1,4 @@
-"""A small made dataset in the layout of TVL."""
+"""A small synthetic dataset in the directory layout of TVL."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 CAMERA, DIGIT = (64, 48), (24, 32)  # width, height
-WORDS = ("smooth", "rough", "soft, bumpy", "hard, cool, flat", "grainy, gritty")
+CAPTIONS = ("smooth", "rough", "soft, bumpy", "hard, cool, flat", "grainy, gritty")
 
 
-def picture(path: Path, size, seed: int, *, camera: bool = True) -> None:
-    """Noise for a camera; for touch a slope of grey that hardly changes, darker to the right."""
+def write_image(path: Path, size, seed: int, *, camera: bool = True) -> None:
+    """Writes noise for a camera; for touch, an almost constant gray slope, darker to the right."""
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
     rng = np.random.default_rng(seed)
@@ -30,19 +30,19 @@ def write(path: Path, text: str) -> None:
 
 
 def make_ssvtp(root: Path, *, train: int = 20, test: int = 4) -> None:
-    """ssvtp: pairs 0 … of train, then of test."""
-    folder = root / "ssvtp"
+    """Writes the subset ssvtp: the pairs of train, then those of test, numbered from 0."""
+    directory = root / "ssvtp"
     header = "url,tactile,caption\n"
     tables = {"train": header, "test": header}
-    for number in range(train + test):
-        picture(folder / f"images_rgb/image_{number}_rgb.jpg", CAMERA, number)
-        picture(folder / f"images_tac/image_{number}_tac.jpg", DIGIT, number, camera=False)
-        words = WORDS[number % len(WORDS)]
-        write(folder / f"text/labels_{number}.txt", f"{words}\nanother line\n")
-        row = f'images_rgb/image_{number}_rgb.jpg,images_tac/image_{number}_tac.jpg,"{words}"\n'
-        tables["train" if number < train else "test"] += row
+    for index in range(train + test):
+        write_image(directory / f"images_rgb/image_{index}_rgb.jpg", CAMERA, index)
+        write_image(directory / f"images_tac/image_{index}_tac.jpg", DIGIT, index, camera=False)
+        caption = CAPTIONS[index % len(CAPTIONS)]
+        write(directory / f"text/labels_{index}.txt", f"{caption}\nanother line\n")
+        row = f'images_rgb/image_{index}_rgb.jpg,images_tac/image_{index}_tac.jpg,"{caption}"\n'
+        tables["train" if index < train else "test"] += row
     for name, text in tables.items():
-        write(folder / f"{name}.csv", text)
+        write(directory / f"{name}.csv", text)
 
 
 def make_hct(
@@ -55,10 +55,10 @@ def make_hct(
     sizes=(CAMERA, DIGIT),
     swapped=(),
 ) -> None:
-    """hct: two recordings per part. `swapped` names recordings as 'data1/0-1.5'."""
-    for number, part in enumerate(parts):
-        folder = root / "hct" / part
-        picture(folder / "digit_background.png", sizes[1], 0, camera=False)
+    """Writes the subset hct: two recordings per part. `swapped` names recordings: 'data1/0-1.5'."""
+    for part_index, part in enumerate(parts):
+        directory = root / "hct" / part
+        write_image(directory / "digit_background.png", sizes[1], 0, camera=False)
         header = "url,tactile,tactile_background,caption\n"
         tables = {"train": header, "test": header}
         lists = {
@@ -66,13 +66,13 @@ def make_hct(
             for name in ("contact", "not_contact")
         }
         for k in range(train + test + no_contact):
-            recording = f"{k % 2}-{number}.5"
-            turned = f"{part}/{recording}" in swapped
-            for camera, name in ((not turned, "vision"), (turned, "tactile")):
-                path = folder / recording / name / f"{k}-0.02.jpg"
-                picture(path, sizes[0 if camera else 1], 1000 * number + k, camera=camera)
+            recording = f"{k % 2}-{part_index}.5"
+            is_swapped = f"{part}/{recording}" in swapped
+            for camera, name in ((not is_swapped, "vision"), (is_swapped, "tactile")):
+                path = directory / recording / name / f"{k}-0.02.jpg"
+                write_image(path, sizes[0 if camera else 1], 1000 * part_index + k, camera=camera)
             pair = [f"{recording}/{name}/{k}-0.02.jpg" for name in ("vision", "tactile")]
-            # Of the first recording, a picture without contact; of the second, one not there.
+            # The first recording lists an existing image without contact, the second a missing one.
             first = train + test + (train + test) % 2
             empty = f"{recording}/tactile/{first if k % 2 == 0 else 999}-0.02.jpg"
             in_contact = k < train + test
@@ -81,9 +81,9 @@ def make_hct(
             ):
                 lists["contact" if in_contact else "not_contact"][name].append(value)
             if in_contact:
-                row = f'{",".join((*pair, empty))},"{WORDS[k % len(WORDS)]}"\n'
+                row = f'{",".join((*pair, empty))},"{CAPTIONS[k % len(CAPTIONS)]}"\n'
                 tables["train" if k < train else "test"] += row
         for name, text in tables.items():
-            write(folder / f"{name}.csv", text)
+            write(directory / f"{name}.csv", text)
         for name, columns in lists.items():
-            write(folder / f"{name}.json", json.dumps(columns))
+            write(directory / f"{name}.json", json.dumps(columns))

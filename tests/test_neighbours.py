@@ -1,4 +1,4 @@
-"""The search against all cosines in float64, on data made to be hard: ties, copies, close calls."""
+"""Nearest neighbors against brute force in float64, on ties, duplicates and near-ties."""
 
 import dataclasses
 
@@ -9,15 +9,18 @@ import pytest
 from mmjax import neighbours
 from mmjax.errors import UserError
 from mmjax.neighbours import choice, tiles
+from tests.messages import assert_mentions, raises
 
 
 def brute_force(features, k, *, groups=None, same=None, equal=True):
-    """(neighbours, similarity) by the definition, from a sort of all cosines."""
+    """Returns (neighbors, similarity) from a stable sort of all cosine similarities."""
     wide = features.astype(np.float64)
     norm = np.linalg.norm(wide, axis=1)
     vectors = np.divide(wide, norm[:, None], where=norm[:, None] > 0, out=np.zeros_like(wide))
     vectors = vectors.astype(np.float32).astype(np.float64)
-    scores = np.array([(vectors * row).sum(1) for row in vectors]).clip(-1, 1).astype(np.float32)
+    scores = (
+        np.array([(vectors * vector).sum(1) for vector in vectors]).clip(-1, 1).astype(np.float32)
+    )
     allowed = ~np.eye(len(features), dtype=bool) & (norm > 0) & (norm > 0)[:, None]
     if groups is not None:
         allowed &= groups[:, None] == groups
@@ -26,29 +29,29 @@ def brute_force(features, k, *, groups=None, same=None, equal=True):
     if not equal:
         allowed &= (vectors[:, None] != vectors).any(2)
     scores = np.where(allowed, scores, -np.inf)
-    order = np.argsort(-scores, 1, kind="stable")[:, :k]  # the lowest number first among equals
+    order = np.argsort(-scores, 1, kind="stable")[:, :k]  # ties: lowest index first
     best = np.take_along_axis(scores, order, 1)
     missing = ((0, 0), (0, k - best.shape[1]))
     best, order = np.pad(best, missing, constant_values=-np.inf), np.pad(order, missing)
-    there = np.isfinite(best)
-    return np.where(there, order, -1), np.where(there, best, 0)
+    valid = np.isfinite(best)
+    return np.where(valid, order, -1), np.where(valid, best, 0)
 
 
-def make(kind, count=500, width=16):
-    draw = np.random.default_rng(count)
-    x = draw.standard_normal((count, width), np.float32)
-    if kind == "clusters":  # nearer to each other than bfloat16 can tell
-        x = (draw.standard_normal((7, width))[draw.integers(0, 7, count)] + 0.003 * x).astype("f4")
-    if kind == "copies":
-        x = x[draw.integers(0, count // 8, count)] * draw.choice([0.5, 1, 4], (count, 1))
+def make(dataset, count=500, width=16):
+    rng = np.random.default_rng(count)
+    x = rng.standard_normal((count, width), np.float32)
+    if dataset == "clusters":  # differences below the resolution of bfloat16
+        x = (rng.standard_normal((7, width))[rng.integers(0, 7, count)] + 0.003 * x).astype("f4")
+    if dataset == "copies":
+        x = x[rng.integers(0, count // 8, count)] * rng.choice([0.5, 1, 4], (count, 1))
         x[[3, 17]] = 0
-    if kind == "ties":  # few different cosines
-        x = draw.integers(-1, 2, (count, width))
+    if dataset == "ties":  # few distinct cosines
+        x = rng.integers(-1, 2, (count, width))
     return x.astype(np.float32)
 
 
 def settings(dtype="float32", block=64, tile=32, devices=8, held=None):
-    """Of so many devices, which hold `held` blocks each."""
+    """Returns settings for `devices` devices with memory for `held` blocks each."""
     return tiles.Settings(
         dtype=dtype,
         block=block,
@@ -65,12 +68,12 @@ def search(features, k, options, work=None, progress=lambda products: None, **li
     return neighbours.nearest(prepared, k=k, settings=options, work=work, progress=progress)
 
 
-def check(found, expected):
-    np.testing.assert_array_equal(found.similarity, expected[1])
-    np.testing.assert_array_equal(found.neighbours, expected[0])
+def check(result, expected):
+    np.testing.assert_array_equal(result.similarity, expected[1])
+    np.testing.assert_array_equal(result.neighbours, expected[0])
 
 
-@pytest.mark.parametrize("kind", ["random", "clusters", "copies", "ties"])
+@pytest.mark.parametrize("dataset", ["random", "clusters", "copies", "ties"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -81,79 +84,81 @@ def check(found, expected):
     ],
     ids=["eight", "parts", "one", "bfloat16"],
 )
-def test_exact_and_ties_by_number(kind, options):
-    x = make(kind)
+def test_search_is_exact_with_ties_by_lowest_index(dataset, options):
+    x = make(dataset)
     for k in (1, 5):
         check(search(x, k, options), brute_force(x, k))
 
 
-def test_bfloat16_is_not_believed_where_it_cannot_tell():
-    # All within 1e-3 of each other: less than the rounding of bfloat16, so that a search that
-    # trusted it would fail, and more than that of float32.
-    draw = np.random.default_rng(0)
-    x = np.float32([1.0] * 8) + 0.02 * draw.standard_normal((400, 8), np.float32)
+def test_near_ties_in_bfloat16_are_searched_again_in_float32():
+    # Similarities differ by less than 1e-3: below the resolution of bfloat16, so a search without
+    # a float32 check would fail, and above that of float32.
+    rng = np.random.default_rng(0)
+    x = np.float32([1.0] * 8) + 0.02 * rng.standard_normal((400, 8), np.float32)
     rounded = x / np.linalg.norm(x, axis=1, keepdims=True)
     rounded = np.asarray(jax.numpy.asarray(rounded, "bfloat16"), np.float32)
     scores = rounded @ rounded.T - 2 * np.eye(len(x))
     expected = brute_force(x, 1)
     assert (scores.argmax(1) != expected[0][:, 0]).mean() > 0.5
-    found = search(x, 1, settings("bfloat16", tile=16))
-    assert found.counts["searched_again"] > 100
-    check(found, expected)
+    result = search(x, 1, settings("bfloat16", tile=16))
+    assert result.counts["searched_again"] > 100
+    check(result, expected)
 
 
-def test_more_equals_than_are_kept():
-    # Cosines that differ by less than float32 sums do, between rows that are not equal.
+def test_more_near_ties_than_candidates_trigger_an_exhaustive_search():
+    # Cosines of distinct vectors that differ by less than the rounding error of float32 sums.
     base = np.zeros((300, 64), np.float32)
     base[:, 0] = 1
     base[np.arange(300), 1 + np.arange(300) % 60] = 1e-4 * (1 + np.arange(300) // 60)
-    found = search(base, 2, settings(tile=16, block=64))
-    assert found.counts["searched_whole"] > 0
-    check(found, brute_force(base, 2))
+    result = search(base, 2, settings(tile=16, block=64))
+    assert result.counts["searched_whole"] > 0
+    check(result, brute_force(base, 2))
 
 
-def test_groups_and_forbidden_pairs():
-    draw = np.random.default_rng(1)
+def test_neighbors_respect_groups_and_excluded_pairs():
+    rng = np.random.default_rng(1)
     x = make("copies")
-    groups = draw.integers(0, 40, len(x)) * 1000 - 7
-    groups[:30] = np.arange(30) + 10**6  # alone
-    same = draw.integers(0, 90, len(x))
+    groups = rng.integers(0, 40, len(x)) * 1000 - 7
+    groups[:30] = np.arange(30) + 10**6  # groups of one
+    same = rng.integers(0, 90, len(x))
     for limits in ({"groups": groups}, {"same": same}, {"groups": groups, "same": same}):
-        found = search(x, 3, settings(held=1), **limits)
-        check(found, brute_force(x, 3, **limits))
-    assert search(x, 1, settings(), groups=groups).counts["alone"] >= 28  # less the rows of zeros
+        result = search(x, 3, settings(held=1), **limits)
+        check(result, brute_force(x, 3, **limits))
+    assert (
+        search(x, 1, settings(), groups=groups).counts["alone"] >= 28
+    )  # up to two of 30 are zero vectors
     check(search(x, 3, settings(), equal=False), brute_force(x, 3, equal=False))
 
 
-def test_groups_are_not_compiled_one_by_one():
+def test_group_sizes_do_not_trigger_recompilation():
     x, options = make("random", 600), settings(block=32, tile=32, devices=1)
     search(x, 1, options, groups=np.repeat(np.arange(3), 200))
     step, opened = tiles._make_step(options, 4, True)._cache_size(), choice._best_of._cache_size()
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for count in (5, 50, 150):
-        groups = draw.integers(0, count, len(x))
+        groups = rng.integers(0, count, len(x))
         groups[:count] = np.arange(count)
-        groups[-count:] = np.arange(count)  # nobody is alone: as many rows as before
+        groups[-count:] = np.arange(count)  # no group of one, so the size is the same
         search(x, 1, options, groups=groups)
     assert tiles._make_step(options, 4, True)._cache_size() == step
     assert choice._best_of._cache_size() == opened
 
 
-def test_fewer_others_than_asked_for():
+def test_missing_neighbors_are_marked_with_minus_one():
     x = make("random", 3)
     check(search(x, 5, settings()), brute_force(x, 5))
-    nobody = search(np.zeros((4, 2), np.float32), 2, settings())
-    assert (nobody.neighbours == -1).all() and nobody.counts["zero"] == 4
+    result = search(np.zeros((4, 2), np.float32), 2, settings())
+    assert (result.neighbours == -1).all() and result.counts["zero"] == 4
     assert search(np.zeros((0, 2), np.float32), 1, settings()).neighbours.shape == (0, 1)
 
 
-def test_types_and_files(tmp_path):
+def test_features_may_be_memory_mapped_and_of_any_float_type(tmp_path):
     x = make("random", 200)
     for dtype in (np.float16, np.float64):
         np.save(tmp_path / "x.npy", x.astype(dtype))
         mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-        found = search(mapped, 2, settings(), cache_bytes=0)
-        check(found, brute_force(x.astype(dtype), 2))
+        result = search(mapped, 2, settings(), cache_bytes=0)
+        check(result, brute_force(x.astype(dtype), 2))
 
 
 class Killed(BaseException):
@@ -161,14 +166,14 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("options", [settings(block=32, held=1, devices=2), settings(block=32)])
-def test_resumes_bit_for_bit(tmp_path, monkeypatch, options, caplog):
+def test_resumed_search_is_bit_exact(tmp_path, monkeypatch, options, caplog):
     monkeypatch.setattr(neighbours, "_SAVE_SECONDS", -1.0)
     monkeypatch.setattr(neighbours, "_PATIENCE", 0)
     x, work = make("clusters"), tmp_path / "search.npz"
-    whole = []
-    expected = search(x, 2, options, progress=whole.append)
-    total = sum(whole)
-    assert whole[0] == 0
+    progress = []
+    expected = search(x, 2, options, progress=progress.append)
+    total = sum(progress)
+    assert progress[0] == 0
     for stop in (0.3, 0.6, 0.9):
         done = []
 
@@ -180,80 +185,84 @@ def test_resumes_bit_for_bit(tmp_path, monkeypatch, options, caplog):
         with pytest.raises(Killed):
             search(x, 2, options, work=work, progress=killing)
         if stop > 0.3:
-            assert done[0] > 0.2 * total  # went on where the last one was killed
+            assert done[0] > 0.2 * total  # resumed from the saved progress
     done = []
-    found = search(x, 2, options, work=work, progress=done.append)
+    result = search(x, 2, options, work=work, progress=done.append)
     assert done[0] > 0.5 * total and sum(done) == total
-    check(found, (expected.neighbours, expected.similarity))
-    assert "starts over" not in caplog.text
+    check(result, (expected.neighbours, expected.similarity))
+    assert str(work) not in caplog.text  # no warning about the file
 
-    x[5] += 1  # other features, so the file is of no use
+    x[5] += 1  # saved progress of other features is not used
     changed = search(x, 2, options, work=work, progress=(done := []).append)
-    assert done[0] == 0 and "starts over" in caplog.text
+    assert done[0] == 0
+    assert_mentions(caplog.text, work)
     check(changed, brute_force(x, 2))
-    for damaged in (b"no such thing", b"", work.read_bytes()[:100]):
+    for damaged in (b"not an archive", b"", work.read_bytes()[:100]):
         work.write_bytes(damaged)
+        caplog.clear()
         check(search(x, 2, options, work=work), brute_force(x, 2))
+        assert_mentions(caplog.text, work)
 
 
 def test_every_pair_of_blocks_is_multiplied_once():
     x, options = make("random"), settings(block=64, held=1, devices=1)
-    counted = []
-    search(x, 1, options, progress=counted.append)
+    progress = []
+    search(x, 1, options, progress=progress.append)
     blocks = -(-len(x) // 64)
-    assert sum(counted) == blocks * (blocks + 1) // 2
+    assert sum(progress) == blocks * (blocks + 1) // 2
     prepared = neighbours.prepare(x, groups=np.repeat(np.arange(5), 100))
-    # Groups of 100 rows begin and end inside blocks of 64: [0,1], [1,2,3], [3,4], [4,5,6], [6,7].
+    # Groups of 100 vectors overlap blocks of 64: [0,1], [1,2,3], [3,4], [4,5,6], [6,7].
     assert neighbours.products(prepared.rows, options) == 8 + 9
 
 
-def test_plan_counts_what_the_search_does():
+def test_plan_counts_products_flops_and_memory():
     groups = np.repeat(np.arange(5), 100)
     options = settings(block=64, devices=2)
-    found = neighbours.plan(500, 16, k=2, settings=options, groups=groups)
-    assert found["products"] == 17 and found["flops"] == 17 * 2 * 64 * 64 * 16
-    assert found["seconds"] > 0 and found["device_bytes"] > 4 * 64 * 16 * 4
-    assert found["cached"] and found["host_bytes"] > 500 * 16 * 4
+    plan = neighbours.plan(500, 16, k=2, settings=options, groups=groups)
+    assert plan["products"] == 17 and plan["flops"] == 17 * 2 * 64 * 64 * 16
+    assert plan["passes"] == 3 and plan["cached"] and 0 < plan["seconds"] < 60
+    assert 4 * 64 * 16 * 4 < plan["device_bytes"] < 2**20  # at least the vectors of four blocks
+    assert 500 * 16 * 4 < plan["host_bytes"] < 2**20
 
 
-def test_mutual():
-    found = neighbours.Found(np.array([[1, 2], [0, -1], [1, 0], [-1, -1]], np.int32), None, {})
+def test_mutual_marks_pairs_that_are_neighbors_of_each_other():
+    result = neighbours.Found(np.array([[1, 2], [0, -1], [1, 0], [-1, -1]], np.int32), None, {})
     expected = [[True, True], [True, False], [False, True], [False, False]]
-    np.testing.assert_array_equal(neighbours.mutual(found), expected)
+    np.testing.assert_array_equal(neighbours.mutual(result), expected)
 
 
 @pytest.mark.parametrize(
-    ("features", "limits", "message"),
+    ("features", "limits", "facts"),
     [
-        (np.zeros((4, 2, 3), np.float32), {}, "2 variants of each record"),
-        (np.zeros((4, 2), np.int32), {}, r"int32 \[4, 2\]; expected floating point"),
-        (np.float32([[1, 2], [np.nan, 1]]), {}, "Row 1 of the features .* NaN"),
-        (np.ones((4, 2)), {"groups": np.zeros(3, int)}, r"groups are int64 \[3\]; .* \[4\]"),
-        (np.ones((4, 2)), {"same": np.zeros(4)}, r"same are float64 \[4\]; expected integers"),
+        (np.zeros((4, 2, 3), np.float32), {}, ("float32 [4, 2, 3]", "[N, D]")),
+        (np.zeros((4, 2), np.int32), {}, ("int32 [4, 2]", "[N, D]")),
+        (np.float32([[1, 2], [np.nan, 1]]), {}, ("1", "NaN")),
+        (np.ones((4, 2)), {"groups": np.zeros(3, int)}, ("groups", "int64 [3]", "[4]")),
+        (np.ones((4, 2)), {"same": np.zeros(4)}, ("same", "float64 [4]", "integers [4]")),
     ],
 )
-def test_bad_features(features, limits, message):
-    with pytest.raises(UserError, match=message):
+def test_invalid_features_are_an_error(features, limits, facts):
+    with raises(UserError, *facts):
         neighbours.prepare(features, **limits)
 
 
-def test_bad_options():
+def test_invalid_options_are_an_error():
     prepared = neighbours.prepare(make("random", 10))
-    with pytest.raises(UserError, match="0 neighbours"):
+    with raises(UserError, 0, 1):
         neighbours.nearest(prepared, k=0)
-    with pytest.raises(UserError, match="float8"):
+    with raises(UserError, "--dtype", "'float8'", "auto, bfloat16, float32"):
         neighbours.choose_settings("float8")
-    with pytest.raises(UserError, match="Tiles of 3 rows do not divide blocks of 64"):
+    with raises(UserError, 3, 64):
         dataclasses.replace(settings(), tile=3)
 
 
-def test_faiss_agrees():
+def test_search_agrees_with_faiss():
     faiss = pytest.importorskip("faiss")
     x = neighbours.rows.unit(make("random", 400, 24))
     index = faiss.IndexFlatIP(24)
     index.add(x)
-    scores, numbers = index.search(x, 4)
-    found = search(x, 3, settings())
-    assert (numbers[:, 0] == np.arange(400)).all()
-    np.testing.assert_array_equal(found.neighbours, numbers[:, 1:])
-    np.testing.assert_allclose(found.similarity, scores[:, 1:], atol=1e-6)
+    scores, indices = index.search(x, 4)
+    result = search(x, 3, settings())
+    assert (indices[:, 0] == np.arange(400)).all()
+    np.testing.assert_array_equal(result.neighbours, indices[:, 1:])
+    np.testing.assert_allclose(result.similarity, scores[:, 1:], atol=1e-6)

@@ -1,5 +1,6 @@
 """Every benchmark runs on a tiny recipe and reports consistent numbers; speed is not tested."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -70,7 +71,8 @@ def test_data_step_eval_and_loop_report_consistent_numbers(tmp_path, user_env):
     assert process.returncode == 0, process.stderr[-3000:]
     result = json.loads(process.stdout)  # standard output holds nothing else
     assert result["command"].startswith("python -m tools.bench data step eval loop --seconds=0.02")
-    assert result["environment"]["versions"]["jax"]
+    versions = result["environment"]["versions"]
+    assert versions["jax"] == importlib.metadata.version("jax")
 
     data = result["data"]
     assert data["input"]["batch"]["video"] == [[4, 4, 24, 24, 3], "uint8"]

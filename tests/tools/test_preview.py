@@ -1,4 +1,4 @@
-"""`mmjax preview`, `index` and `vocab`."""
+"""The commands `mmjax preview`, `mmjax index` and `mmjax vocab`."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,12 @@ from PIL import Image
 from mmjax.data import dataset, records, schema
 from mmjax.tools import cli
 from tests.data import films
+from tests.messages import assert_mentions
+from tests.tools.importing import assert_line_mentions
 
 
-def write(folder, count=6, **changes):
-    """A dataset of coded frames with a tone; returns its path."""
+def write(directory, count=6, **changes):
+    """Writes a dataset of frames of one color per record, with a tone; returns its path."""
     examples = []
     for k in range(count):
         fields = dict(
@@ -18,46 +20,49 @@ def write(folder, count=6, **changes):
             waveform=films.tone(300, seconds=1, sample_rate=8000),
             captions=[f"caption {k} costs $5 or $6_000", "日本語"],
             labels=[k],
-            filename="folder/" * 20 + f"{k}.mp4",
+            filename="directory/" * 20 + f"{k}.mp4",
             end_us=1_000_000,
             frame_rate=8.0,
             sample_rate=8000.0,
         )
         examples.append(schema.Example(**fields | changes))
-    records.write_shard(folder / dataset.shard_name("train", 0, 1), map(schema.encode, examples))
-    return str(folder)
+    records.write_shard(directory / dataset.shard_name("train", 0, 1), map(schema.encode, examples))
+    return str(directory)
 
 
 def count_pixels(image, color):
     return int((np.abs(image.astype(int) - color).max(-1) < 12).sum())
 
 
-def test_a_sheet_shows_the_frames_of_evenly_spread_clips(tmp_path, capsys):
+def test_sheet_shows_the_frames_of_evenly_spread_clips(tmp_path, capsys):
     path, out = write(tmp_path), tmp_path / "sheets" / "p.png"
     assert cli.main(["preview", path, "--out", str(out), "--clips", "3", "--frames", "4"]) == 0
-    assert "3 examples" in capsys.readouterr().out
+    assert_line_mentions(capsys.readouterr().out, out, 3, path, "train")
     image = np.asarray(Image.open(out).convert("RGB"))
     for record in range(6):
-        drawn = count_pixels(image, (200, 30 * record, 20)) > 10_000
-        assert drawn == (record in (0, 2, 5))
+        is_shown = count_pixels(image, (200, 30 * record, 20)) > 10_000
+        assert is_shown == (record in (0, 2, 5))
     assert count_pixels(image, (43, 108, 176)) > 1000  # waveforms
 
 
-def test_sound_alone_pictures_alone_and_broken_frames(tmp_path):
+def test_sheet_of_only_audio_only_images_and_broken_frames(tmp_path):
     frame = schema.encode_jpeg(np.full((48, 64, 3), (10, 200, 10), np.uint8))
     for name, changes in {
-        "sound": {"frames": []},
-        "pictures": {"frames": [frame], "waveform": None},
+        "audio": {"frames": []},
+        "images": {"frames": [frame], "waveform": None},
         "broken": {"frames": [frame, frame[:50]]},
     }.items():
         (tmp_path / name).mkdir()
         out = str(tmp_path / f"{name}.png")
         assert cli.main(["preview", write(tmp_path / name, 2, **changes), "--out", out]) == 0
         image = np.asarray(Image.open(out).convert("RGB"))
-        assert (count_pixels(image, (10, 200, 10)) > 10_000) == (name != "sound")
+        assert (count_pixels(image, (10, 200, 10)) > 10_000) == (name != "audio")
+        # A waveform has thousands of pixels of its color, and none without audio.
+        waveform = count_pixels(image, (43, 108, 176))
+        assert waveform == 0 if name == "images" else waveform > 1000
 
 
-def test_touch_its_background_and_the_part_that_matters(tmp_path):
+def test_sheet_shows_touch_its_background_and_the_crop(tmp_path):
     def flat(color, height=48, width=64):
         return schema.encode_jpeg(np.full((height, width, 3), color, np.uint8))
 
@@ -88,16 +93,17 @@ def test_touch_its_background_and_the_part_that_matters(tmp_path):
     assert sizes["alone"][0] < sizes["all"][0] < sizes["film"][0]  # no empty rows; a block per film
 
 
-def test_unknown_split_and_unwritable_file(tmp_path, capsys):
+def test_unknown_split_and_unwritable_file_are_named(tmp_path, capsys):
     path = write(tmp_path)
     assert cli.main(["preview", path, "--split", "test"]) == 2
-    assert "no shards for the split 'test'" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, path, "'test'", "train")
     (tmp_path / "file").write_text("")
-    assert cli.main(["preview", path, "--out", str(tmp_path / "file" / "p.png")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    out = tmp_path / "file" / "p.png"
+    assert cli.main(["preview", path, "--out", str(out)]) == 2
+    assert_mentions(capsys.readouterr().err, f"{out} ", "Errno")
 
 
-def test_index_makes_a_dataset_of_shards_and_keeps_what_was_said(tmp_path):
+def test_index_writes_dataset_json_and_keeps_edited_fields(tmp_path):
     path = write(tmp_path)
     index = tmp_path / (dataset.shard_name("train", 0, 1) + ".idx")
     index.unlink()
@@ -113,19 +119,20 @@ def test_index_makes_a_dataset_of_shards_and_keeps_what_was_said(tmp_path):
     assert (info.splits["train"].num_examples, info.num_classes) == (4, 17)
 
 
-def test_vocab_counts_the_words_of_a_split(tmp_path, capsys):
+def test_vocab_writes_the_words_of_a_split(tmp_path, capsys):
     path = write(tmp_path)
     assert cli.main(["vocab", path, "--size", "20"]) == 0
     words = (tmp_path / "vocab.txt").read_text().split("\n")
     assert "caption" in words and "costs" in words
-    assert f"{len(set(words) - {''})} words" in capsys.readouterr().out
+    count = len(set(words) - {""})
+    assert_line_mentions(capsys.readouterr().out, tmp_path / "vocab.txt", count)
     other = tmp_path / "silent"
     other.mkdir()
     assert cli.main(["vocab", write(other, captions=[])]) == 2
-    assert "has no captions" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, other, "'train'", "captions")
 
 
 @pytest.mark.parametrize("command", ["index", "preview", "validate", "vocab"])
-def test_a_missing_folder_is_named(command, tmp_path, capsys):
+def test_missing_directory_is_named(command, tmp_path, capsys):
     assert cli.main([command, str(tmp_path / "nowhere")]) == 2
-    assert "nowhere" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, f"mmjax {command}", tmp_path / "nowhere")

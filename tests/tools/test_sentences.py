@@ -1,4 +1,4 @@
-"""`mmjax sentences`: which row is of which record, and what training reads of it."""
+"""`mmjax sentences`: caption embeddings of every record, and how training reads them."""
 
 import json
 import re
@@ -14,6 +14,8 @@ from mmjax.data import schema, sources, stored, word_neighbours
 from mmjax.tools import cli, sentence_encoders, sentences
 from tests import tiny_bert
 from tests.data import toy_clips as toy
+from tests.messages import assert_mentions
+from tests.tools.importing import assert_line_mentions
 
 TEXTS = [
     ["a red cat sits", "the cat"],
@@ -43,8 +45,8 @@ def bert(tmp_path_factory):
 
 
 def run(data, out, encoder, *options):
-    places = [data, "--out", out, "--encoder", encoder, "--quiet"]
-    return cli.main(["sentences", *map(str, [*places, *options])])
+    arguments = [data, "--out", out, "--encoder", encoder, "--quiet", *options]
+    return cli.main(["sentences", *map(str, arguments)])
 
 
 def rows(data, out, encoder, *options):
@@ -62,71 +64,79 @@ def unit(row):
 
 
 @pytest.mark.parametrize("chunk", [3, 100])
-def test_the_first_caption_of_each_record(data, bert, tmp_path, monkeypatch, capsys, chunk):
+def test_first_caption_of_each_record_is_embedded(data, bert, tmp_path, monkeypatch, capsys, chunk):
     monkeypatch.setattr(sentences, "CHUNK", chunk)
-    found = rows(data, tmp_path, bert, "--batch-size", 8)
-    assert found.dtype == np.float32 and found.shape == (COUNT, 24)
+    result = rows(data, tmp_path, bert, "--batch-size", 8)
+    assert result.dtype == np.float32 and result.shape == (COUNT, 24)
     first = [texts[0] if texts else None for texts in TEXTS]
-    first[3] = "the dog runs"  # the first that says anything
-    for row, text in zip(found, first, strict=True):
+    first[3] = "the dog runs"  # the first caption that is not blank
+    for row, text in zip(result, first, strict=True):
         expected = np.zeros(24) if text is None else embedded(text)[0]
         np.testing.assert_allclose(row, expected, atol=2e-6)
-    said = capsys.readouterr().out
-    assert f"float32 [{COUNT}, 24] of toy/train" in said
-    assert "1 records have no caption: their rows are zeros." in said
+    output = capsys.readouterr().out
+    facts = (tmp_path / "train" / "text.npy", "float32", f"[{COUNT}, 24]", "toy/train", bert)
+    assert_line_mentions(output, *facts)
+    assert_line_mentions(output, 1, "caption")
     pairs = f"pairs/{tmp_path.name}"
-    assert f"Next: mmjax neighbours {tmp_path} --data {data} --out {pairs}, or train on" in said
+    following = f"mmjax neighbours {tmp_path} --data {data} --out {pairs}"
+    assert_line_mentions(output, following, f"--config.data.text.features={tmp_path}")
     made = stored.read_description(tmp_path)["made"]["train/text"]
     assert made["encoder"] == str(bert) and made["captions"] == "first"
     assert len(made["fingerprint"]) == 12 and made["max_length"] == 40
     assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["text.npy"]
 
 
-def test_mean_and_all(data, bert, tmp_path, capsys):
+def test_captions_mean_and_all(data, bert, tmp_path, capsys):
     mean = rows(data, tmp_path / "mean", bert, "--captions", "mean")
     both = embedded("a red cat sits", "the cat")
     np.testing.assert_allclose(mean[0], unit(both.mean(axis=0)), atol=2e-6)
     np.testing.assert_allclose(mean[2], embedded("blue dogs, running")[0], atol=2e-6)
-    assert "Next: mmjax neighbours" in capsys.readouterr().out
+    assert_mentions(capsys.readouterr().out, f"mmjax neighbours {tmp_path / 'mean'}")
     each = rows(data, tmp_path / "all", bert, "--captions", "all")
-    assert "Next: train on them: --config.data.text.features=" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert_mentions(output, f"--config.data.text.features={tmp_path / 'all'}")
+    assert "mmjax neighbours" not in output  # one embedding per record is needed
     assert each.shape == (COUNT, 3, 24) and not each[1].any()
     np.testing.assert_allclose(each[0], both[[0, 1, 0]], atol=2e-6)
     three = embedded("the cat", "a dog", "a red cat sits")
     np.testing.assert_allclose(each[6], three, atol=2e-6)
 
 
-def test_training_opens_what_is_written(data, tmp_path):
+def test_written_features_are_opened_for_training(data, tmp_path):
     rows(data, tmp_path, "words", "--width", 32)
     source = sources.open_source(data, split="train")
     (array,) = stored.open_features(str(tmp_path), "text", sources=[source], split="train")
     assert array.shape == (COUNT, 1, 32)
+    np.testing.assert_array_equal(array[:, 0], np.load(tmp_path / "train" / "text.npy"))
 
 
-def test_the_built_in_world(tmp_path, monkeypatch):
+def test_captions_of_the_built_in_world_are_embedded(tmp_path, monkeypatch):
     from mmjax.data import world
 
     monkeypatch.setenv("MMJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(world, "ensure_world", lambda spec: build(tmp_path, [["a"], ["b"]], "w"))
-    assert rows("world:demo", tmp_path / "f", "words").shape == (2, 1024)
+    features = rows("world:demo", tmp_path / "f", "words")
+    assert features.shape == (2, 1024)
+    # The two captions have no word in common, and hashed directions are almost orthogonal.
+    np.testing.assert_allclose(features @ features.T, np.eye(2), atol=0.2)
 
 
 class Interrupted(Exception):
     pass
 
 
-def test_an_interrupted_run_goes_on(data, tmp_path, monkeypatch, capsys):
+def test_interrupted_run_is_resumed(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sentences, "CHUNK", 2)
-    whole = rows(data, tmp_path / "whole", "words")
+    uninterrupted = rows(data, tmp_path / "whole", "words")
     embed, seen = sentence_encoders.Words.embed, []
 
-    def stopping(self, texts):
+    def interrupted(self, texts):
         if len(seen) == 2:
             raise Interrupted
         seen.append(list(texts))
         return embed(self, texts)
 
-    monkeypatch.setattr(sentence_encoders.Words, "embed", stopping)
+    monkeypatch.setattr(sentence_encoders.Words, "embed", interrupted)
     with pytest.raises(Interrupted):
         run(data, tmp_path / "f", "words")
     assert not (tmp_path / "f" / "train" / "text.npy").exists()
@@ -135,26 +145,29 @@ def test_an_interrupted_run_goes_on(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sentence_encoders.Words, "embed", lambda s, t: rest.append(list(t)) or embed(s, t)
     )
-    np.testing.assert_array_equal(rows(data, tmp_path / "f", "words"), whole)
-    assert rest == [["A red cat sits", "!"], ["the cat"]]  # not the first two chunks again
-    assert "1 records have no caption" in capsys.readouterr().out.splitlines()[-3]
+    capsys.readouterr()
+    np.testing.assert_array_equal(rows(data, tmp_path / "f", "words"), uninterrupted)
+    assert rest == [["A red cat sits", "!"], ["the cat"]]  # the first two chunks are kept
+    # Record 1 has no caption and record 5 no word: both chunks count, before and after.
+    notices = [line for line in capsys.readouterr().out.splitlines() if line.startswith("1 ")]
+    assert len(notices) == 2
 
 
 @pytest.mark.parametrize("change", [{"of": ["other", None]}, {"made": {}}, {"shape": [7, 3]}, None])
-def test_another_job_does_not_go_on_with_it(data, tmp_path, change):
-    whole = rows(data, tmp_path / "whole", "words")
+def test_partial_file_of_a_different_job_is_not_resumed(data, tmp_path, change):
+    complete = rows(data, tmp_path / "whole", "words")
     made = stored.read_description(tmp_path / "whole")["made"]["train/text"]
     job = {"of": ["toy/train", None], "shape": [COUNT, 1024], "made": made}
-    folder = tmp_path / "f" / "train"
-    folder.mkdir(parents=True)
-    np.lib.format.open_memmap(folder / "text.npy.partial", "w+", np.float32, (COUNT, 1024))
+    directory = tmp_path / "f" / "train"
+    directory.mkdir(parents=True)
+    np.lib.format.open_memmap(directory / "text.npy.partial", "w+", np.float32, (COUNT, 1024))
     state = {"job": job | (change or {}), "done": 6, "without": 0, "blank": 0}
-    (folder / "text.npy.partial.json").write_text(json.dumps(state))
-    found = rows(data, tmp_path / "f", "words")
-    assert np.array_equal(found, whole) == bool(change)  # the same job: its zeros are believed
+    (directory / "text.npy.partial.json").write_text(json.dumps(state))
+    result = rows(data, tmp_path / "f", "words")
+    assert np.array_equal(result, complete) == bool(change)  # the same job keeps the stored zeros
 
 
-def test_other_vectors_and_other_words_are_another_job(tmp_path):
+def test_description_depends_on_vectors_and_captions(tmp_path):
     def describe(spec, captions):
         encoder = sentence_encoders.make_encoder(spec)
         encoder.prepare(captions)
@@ -170,58 +183,57 @@ def test_other_vectors_and_other_words_are_another_job(tmp_path):
         assert describe("words", other) != before[1]
 
 
-def test_words_keep_the_cosines_of_tf_idf(tmp_path):
+def test_words_encoder_preserves_tf_idf_cosines(tmp_path):
     rng = np.random.default_rng(0)
     vocabulary = [f"word{n}" for n in range(200)]
     texts = [[" ".join(rng.choice(vocabulary, 8))] for _ in range(80)]
-    found = rows(build(tmp_path, texts), tmp_path / "f", "words", "--width", 4096)
+    result = rows(build(tmp_path, texts), tmp_path / "f", "words", "--width", 4096)
     exact = word_neighbours.vectorizer().fit_transform([t[0] for t in texts]).toarray()
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-    difference = np.abs(found @ found.T - exact @ exact.T)
+    np.testing.assert_allclose(np.linalg.norm(result, axis=1), 1, atol=1e-6)
+    difference = np.abs(result @ result.T - exact @ exact.T)
     assert difference.max() < 0.1 and difference.mean() < 0.02
-    numbers, _ = word_neighbours.nearest_by_words([t[0] for t in texts], k=1)
-    nearest = (found @ found.T - 2 * np.eye(80)).argmax(axis=1)
-    assert (nearest == numbers[:, 0]).mean() > 0.8
+    expected, _ = word_neighbours.nearest_by_words([t[0] for t in texts], k=1)
+    nearest = (result @ result.T - 2 * np.eye(80)).argmax(axis=1)
+    assert (nearest == expected[:, 0]).mean() > 0.8
 
 
-def test_words_without_a_word(data, tmp_path, capsys):
-    found = rows(data, tmp_path / "f", "words")
-    assert np.flatnonzero(~found.any(axis=1)).tolist() == [1, 5]
-    said = capsys.readouterr().out
-    assert "1 records have captions without a known word" in said
-    np.testing.assert_array_equal(found[0], found[4])  # spelled alike but for capitals
-    assert run(build(tmp_path, [["!"], []], "none"), tmp_path / "g", "words") == 2
-    assert run(build(tmp_path, [[], []], "empty"), tmp_path / "h", "words") == 2
-    assert "there is no word in these captions" in capsys.readouterr().err
+def test_captions_without_a_known_word_get_zeros(data, tmp_path, capsys):
+    result = rows(data, tmp_path / "f", "words")
+    assert np.flatnonzero(~result.any(axis=1)).tolist() == [1, 5]
+    assert_line_mentions(capsys.readouterr().out, 1, "word")
+    np.testing.assert_array_equal(result[0], result[4])  # these differ only in capitalization
+    for captions, name in (([["!"], []], "none"), ([[], []], "empty")):
+        assert run(build(tmp_path, captions, name), tmp_path / "g", "words") == 2
+        assert_mentions(capsys.readouterr().err, "--encoder words", "captions")
 
 
 VECTORS = {"cat": [1, 2, 2], "dog": [0, 3, 4], "red": [2, 0, 0], "zebra": [9, 9, 9]}
 
 
 @pytest.mark.parametrize("header", ["", "4 3\n"])
-def test_word_vectors(data, tmp_path, header):
+def test_word_vectors_are_averaged_and_normalized(data, tmp_path, header):
     lines = [f"{word} {' '.join(map(str, row))}" for word, row in VECTORS.items()]
     (tmp_path / "wiki.vec").write_text(header + "\n".join(lines))
-    found = rows(data, tmp_path / "f", f"vectors:{tmp_path / 'wiki.vec'}")
+    result = rows(data, tmp_path / "f", f"vectors:{tmp_path / 'wiki.vec'}")
     expected = np.zeros((COUNT, 3))
     expected[[0, 4]] = unit(np.array([1.5, 1, 1]))
     expected[3], expected[6] = np.array([0, 0.6, 0.8]), unit(np.array([1, 2, 2]))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
-def test_a_table_of_words(data, tmp_path):
-    words = ["<pad>", "<bos>", "<eos>", "<unk>", *VECTORS]
+def test_embedding_table_with_a_vocabulary(data, tmp_path):
+    vocabulary = ["<pad>", "<bos>", "<eos>", "<unk>", *VECTORS]
     table = np.array([[7.0] * 3] * 4 + list(VECTORS.values()), np.float32)
     np.savez(tmp_path / "t.npz", word_embeddings=table)
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
     encoder, vocab = f"vectors:{tmp_path / 't.npz'}", ("--vocab", tmp_path / "vocab.txt")
-    found = rows(data, tmp_path / "f", encoder, *vocab)
-    np.testing.assert_allclose(found[6], unit(np.array([1, 2, 2])), atol=1e-6)
-    assert not found[2].any()
+    result = rows(data, tmp_path / "f", encoder, *vocab)
+    np.testing.assert_allclose(result[6], unit(np.array([1, 2, 2])), atol=1e-6)
+    assert not result[2].any()
 
 
-class Clip:
-    """What is used of sentence_transformers: pieces are words, the model counts letters."""
+class FakeTransformer:
+    """Imitates `SentenceTransformer`: words are tokens, and the embedding is the text's length."""
 
     max_seq_length = None
 
@@ -242,24 +254,24 @@ class Clip:
 @pytest.fixture
 def package(monkeypatch):
     module = types.ModuleType("sentence_transformers")
-    module.SentenceTransformer, module.__version__ = Clip, "5.0"
+    module.SentenceTransformer, module.__version__ = FakeTransformer, "5.0"
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
 
 
-def test_sentence_transformers(package, data, tmp_path, capsys):
-    found = rows(data, tmp_path, "st:some-model", "--batch-size", 5)
-    np.testing.assert_array_equal(found[2], [len("blue dogs, running"), 1])
+def test_sentence_transformers_encoder_and_its_errors(package, data, tmp_path, capsys):
+    result = rows(data, tmp_path, "st:some-model", "--batch-size", 5)
+    np.testing.assert_array_equal(result[2], [len("blue dogs, running"), 1])
     made = stored.read_description(tmp_path)["made"]["train/text"]
     assert made["sentence_transformers"] == "5.0" and made["max_length"] is None
     assert run(data, tmp_path, "st:none") == 2
-    assert "cannot load it: no such model" in capsys.readouterr().err
-    for option, number in (("--max-length", 0), ("--max-length", 1), ("--batch-size", 0)):
-        assert run(data, tmp_path, "st:clip-ViT-B-32", option, number) == 2
-        assert f"{option} {number}" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, "--encoder st:none", "no such model")
+    for option, value in (("--max-length", 0), ("--max-length", 1), ("--batch-size", 0)):
+        assert run(data, tmp_path, "st:clip-ViT-B-32", option, value) == 2
+        assert_line_mentions(capsys.readouterr().err, option, value)
 
 
-class Pieces:
-    """A tokenizer whose pieces are words, of which some are spelled with two when they are read."""
+class FakeTokenizer:
+    """A tokenizer whose tokens are words; some decode to text with more tokens than before."""
 
     def __call__(self, text):
         return {"input_ids": ["<", *text.split(), ">"]}
@@ -268,49 +280,51 @@ class Pieces:
         return " ".join(ids).replace("½", "1 2").replace("∞", "∞ ∞")
 
 
-def test_long_texts_are_cut_for_clip(package, monkeypatch):
+def test_long_texts_are_truncated_for_clip(package, monkeypatch):
     text = " ".join(["½"] * 400)
-    short = sentence_encoders.shortened(text, Pieces(), 77)
+    short = sentence_encoders.shortened(text, FakeTokenizer(), 77)
     assert short == " ".join((["1", "2"] * 40)[:75])
-    assert sentence_encoders.shortened("a ½ cat", Pieces(), 77) == "a ½ cat"
-    assert len(sentence_encoders.shortened("∞ " * 400, Pieces(), 77).split()) <= 75
-    monkeypatch.setattr(Clip, "tokenizer", Pieces())
+    assert sentence_encoders.shortened("a ½ cat", FakeTokenizer(), 77) == "a ½ cat"
+    doubling = sentence_encoders.shortened("∞ " * 400, FakeTokenizer(), 77).split()
+    assert 1 <= len(doubling) <= 75 and set(doubling) == {"∞"}
+    monkeypatch.setattr(FakeTransformer, "tokenizer", FakeTokenizer())
     encoder = sentence_encoders.make_encoder("st:clip-ViT-B-32", batch_size=5)
     encoder.embed([text, "a cat"])
     assert encoder._model.max_seq_length == 77 and encoder._model.seen[-2:] == [short, "a cat"]
 
 
-def test_without_the_package(data, tmp_path, monkeypatch, capsys):
+def test_missing_sentence_transformers_package_is_named(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     assert run(data, tmp_path, "st:all-mpnet-base-v2") == 2
-    assert 'pip install "mmjax[sentences]"' in capsys.readouterr().err
+    facts = ("st:all-mpnet-base-v2", 'pip install "mmjax[sentences]"')
+    assert_mentions(capsys.readouterr().err, *facts)
 
 
 @pytest.mark.parametrize("shape", [(COUNT, 4), (COUNT, 2, 4)])
-def test_rows_that_are_there(data, tmp_path, monkeypatch, shape):
+def test_existing_embeddings_are_copied_in_float32(data, tmp_path, monkeypatch, shape):
     monkeypatch.setattr(sentences, "CHUNK", 3)
-    given = np.random.default_rng(0).normal(size=shape)
-    np.save(tmp_path / "g.npy", given)
-    found = rows(data, tmp_path / "f", f"npy:{tmp_path / 'g.npy'}")
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, given.astype(np.float32))
+    embeddings = np.random.default_rng(0).normal(size=shape)
+    np.save(tmp_path / "g.npy", embeddings)
+    result = rows(data, tmp_path / "f", f"npy:{tmp_path / 'g.npy'}")
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, embeddings.astype(np.float32))
 
 
-def test_rows_by_file_name(data, tmp_path, capsys):
-    order = [5, 3, 0, 1, 2, 6]  # without 4, and one of no record
-    given = np.arange(7 * 2, dtype=np.float16).reshape(7, 2)
-    np.save(tmp_path / "g.npy", given)
+def test_existing_embeddings_are_assigned_by_file_name(data, tmp_path, capsys):
+    order = [5, 3, 0, 1, 2, 6]  # without 4, and with one that matches no record
+    embeddings = np.arange(7 * 2, dtype=np.float16).reshape(7, 2)
+    np.save(tmp_path / "g.npy", embeddings)
     (tmp_path / "ids").write_text("".join(f"d/{n}.jpg\n" for n in order) + "elsewhere.jpg\n")
-    found = rows(data, tmp_path / "f", f"npy:{tmp_path / 'g.npy'}", "--ids", tmp_path / "ids")
+    result = rows(data, tmp_path / "f", f"npy:{tmp_path / 'g.npy'}", "--ids", tmp_path / "ids")
     expected = np.zeros((COUNT, 2))
-    expected[order] = given[:6]
-    np.testing.assert_array_equal(found, expected)
-    said = capsys.readouterr().out
-    assert "1 records have no row, first 'd/4.jpg': they are zeros." in said
-    assert "1 rows are of no record of the split." in said
+    expected[order] = embeddings[:6]
+    np.testing.assert_array_equal(result, expected)
+    notices = [line for line in capsys.readouterr().out.splitlines() if line.startswith("1 ")]
+    assert len(notices) == 2  # a record without an embedding, an embedding without a record
+    assert_mentions(notices[0], "'d/4.jpg'")
 
 
-def test_the_commands_of_the_page(bert, tmp_path, monkeypatch):
+def test_commands_of_the_docs_page_run_as_printed(bert, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
     Path("models/all-MiniLM-L6-v2").symlink_to(bert)
@@ -326,8 +340,8 @@ def test_the_commands_of_the_page(bert, tmp_path, monkeypatch):
         assert cli.main([*shlex.split(line)[1:], "--quiet"]) == 0, line
     for name, width in {"redcaps": 24, "words": 1024, "vectors": 3, "mine": COUNT}.items():
         assert np.load(f"features/{name}/train/text.npy").shape == (COUNT, width)
-    neighbours = np.load("pairs/redcaps/neighbours.npy")
-    assert neighbours[0, 0] == 4 and neighbours[1, 0] == -1  # the same words; no caption
+    neighbors = np.load("pairs/redcaps/neighbours.npy")
+    assert neighbors[0, 0] == 4 and neighbors[1, 0] == -1  # the same caption; no caption
 
 
 def save(path, array):
@@ -335,7 +349,7 @@ def save(path, array):
     return f"npy:{path}"
 
 
-def test_mistakes(data, bert, tmp_path, capsys):
+def test_wrong_encoders_options_and_files_are_named(data, bert, tmp_path, capsys):
     nan = np.ones((COUNT, 2))
     nan[3, 1] = np.nan
 
@@ -343,51 +357,68 @@ def test_mistakes(data, bert, tmp_path, capsys):
         (tmp_path / name).write_text(text)
         return "--ids", tmp_path / name
 
-    words = tmp_path / "w.npy"
-    np.save(words, np.ones((5, 2)))
+    table = tmp_path / "w.npy"
+    np.save(table, np.ones((5, 2)))
     (tmp_path / "bad.vec").write_text("{}")
     (tmp_path / "cut.vec").write_text("cat 1 2\ndog 3\n")
     good = save(tmp_path / "g.npy", np.ones((COUNT, 2)))
     (tmp_path / "empty.npy").touch()
     (tmp_path / "latin").write_bytes("é\n".encode("latin1") * COUNT)
-    for encoder, options, message in (
-        ("nowhere", (), "is no folder with config.json and model.safetensors"),
-        ("minilm:x", (), "is no folder with config.json"),
-        (bert, ("--width", 3), "--width is not for --encoder"),
-        ("words", ("--batch-size", 3), "--batch-size is not for --encoder words, which takes --w"),
-        ("words", ("--width", 0), "--width 0 must be at least 1"),
-        ("words", ("--ids", "x"), "--ids says what the rows of"),
-        (good, ("--captions", "mean"), "--captions is not for rows that are there"),
-        ("npy:none.npy", (), "there is no such file"),
-        (save(tmp_path / "a.npy", np.ones((6, 2))), (), "has 6 rows, but toy/train 7 records"),
-        (save(tmp_path / "b.npy", nan), (), "row 3, of record 3, has numbers that are not finite"),
-        (save(tmp_path / "c.npy", np.ones((COUNT, 2), int)), (), "expected floating point"),
-        (f"npy:{tmp_path / 'empty.npy'}", (), "is no .npy file"),
-        (good, ("--ids", tmp_path / "latin"), "is not text in UTF-8"),
-        (good, ids("i", "a\nb\n"), "has 2 lines, but"),
-        (good, ids("j", "a\n" * COUNT), "'a' comes twice"),
-        (good, ids("k", "".join(f"{n}\n" for n in range(COUNT))), "the first record 'd/0.jpg'"),
-        (f"vectors:{tmp_path / 'none.vec'}", (), "there is no such file"),
-        (f"vectors:{tmp_path / 'bad.vec'}", (), "expected fastText's text format"),
-        (f"vectors:{tmp_path / 'cut.vec'}", (), "line 2: not a word and 2 numbers"),
-        (f"vectors:{words}", (), "is a table without words"),
-        (bert, ("--max-length", 99), "takes 3 to 40 pieces"),
-        (bert, ("--split", "test"), "has no shards for the split 'test'"),
+    model_files = ("config.json", "model.safetensors", "words", "vectors:", "npy:", "st:")
+    for encoder, options, facts in (
+        ("nowhere", (), ("--encoder nowhere", *model_files)),
+        ("minilm:x", (), ("--encoder minilm:x", *model_files)),
+        (bert, ("--width", 3), ("--width", f"--encoder {bert}", "--max-length")),
+        ("words", ("--batch-size", 3), ("--batch-size", "--encoder words", "--width")),
+        ("words", ("--width", 0), ("--width", 0, 1)),
+        ("words", ("--ids", "x"), ("--ids", "--encoder npy:FILE")),
+        (good, ("--captions", "mean"), ("--captions",)),
+        ("npy:none.npy", (), ("--encoder npy:none.npy",)),
+        (
+            save(tmp_path / "a.npy", np.ones((6, 2))),
+            (),
+            (tmp_path / "a.npy", 6, "toy/train", 7, "--ids"),
+        ),
+        (save(tmp_path / "b.npy", nan), (), (tmp_path / "b.npy", "row 3", "record 3", "finite")),
+        (
+            save(tmp_path / "c.npy", np.ones((COUNT, 2), int)),
+            (),
+            (tmp_path / "c.npy", "int64", f"[{COUNT}, 2]", "[N, D]"),
+        ),
+        (f"npy:{tmp_path / 'empty.npy'}", (), (tmp_path / "empty.npy", ".npy file")),
+        (good, ("--ids", tmp_path / "latin"), (tmp_path / "latin", "UTF-8", "0xe9")),
+        (good, ids("i", "a\nb\n"), (tmp_path / "i", 2, tmp_path / "g.npy", COUNT)),
+        (good, ids("j", "a\n" * COUNT), (tmp_path / "j", "'a'")),
+        (
+            good,
+            ids("k", "".join(f"{n}\n" for n in range(COUNT))),
+            (tmp_path / "k", "toy/train", "'0'", "'d/0.jpg'"),
+        ),
+        (f"vectors:{tmp_path / 'none.vec'}", (), (f"--encoder vectors:{tmp_path / 'none.vec'}",)),
+        (
+            f"vectors:{tmp_path / 'bad.vec'}",
+            (),
+            (f"--encoder vectors:{tmp_path / 'bad.vec'}", "fastText", ".vec", "--vocab"),
+        ),
+        (f"vectors:{tmp_path / 'cut.vec'}", (), (tmp_path / "cut.vec", "line 2", 2)),
+        (f"vectors:{table}", (), (f"--encoder vectors:{table}", "--vocab")),
+        (bert, ("--max-length", 99), (bert, 3, 40)),
+        (bert, ("--split", "test"), (data, "'test'", "train")),
     ):
         assert run(data, tmp_path / "f", encoder, *options) == 2, encoder
-        assert message in capsys.readouterr().err
+        assert_line_mentions(capsys.readouterr().err, *facts)
     assert stored.read_description(tmp_path / "f") is None
 
 
-def test_embeddings_that_are_no_numbers(data, tmp_path, capsys):
+def test_embeddings_that_are_not_finite_are_refused(data, tmp_path, capsys):
     arrays = tiny_bert.weights()
     arrays["embeddings.word_embeddings.weight"][tiny_bert.WORDS.index("dog")] = np.inf
     bert = tiny_bert.write(tmp_path / "bert", arrays=arrays)
     assert run(data, tmp_path / "f", bert, "--captions", "all") == 2
-    assert "dog" in (told := capsys.readouterr().err) and "not finite" in told
+    assert_mentions(capsys.readouterr().err, "'blue dogs, running'", "finite")
 
 
-def test_other_splits_and_modalities_stay(data, tmp_path, capsys):
+def test_other_splits_and_modalities_are_kept(data, tmp_path, capsys):
     stored.write_description(
         tmp_path,
         dataset="toy",
@@ -396,10 +427,10 @@ def test_other_splits_and_modalities_stay(data, tmp_path, capsys):
         made={"of": ["runs/a"]},
     )
     rows(data, tmp_path, "words")
-    found = stored.read_description(tmp_path)
-    assert found["num_examples"] == {"test": 3, "train": COUNT}
-    assert found["towers"] == {"image": "1"}
-    assert found["made"].keys() == {"of", "train/text"}
+    result = stored.read_description(tmp_path)
+    assert result["num_examples"] == {"test": 3, "train": COUNT}
+    assert result["towers"] == {"image": "1"}
+    assert result["made"].keys() == {"of", "train/text"}
     stored.write_description(tmp_path, dataset="other", num_examples={})
     assert run(data, tmp_path, "words") == 2
-    assert "holds features of other, not of toy" in capsys.readouterr().err
+    assert_line_mentions(capsys.readouterr().err, f"--out {tmp_path}", "other", "toy")

@@ -1,4 +1,4 @@
-"""Every kind of finding, in a dataset made to have it, and none in a sound one."""
+"""`mmjax validate` reports each type of defect in a dataset with it, and none in a valid one."""
 
 import dataclasses
 import io
@@ -12,6 +12,8 @@ from PIL import Image
 from mmjax.data import dataset, records, schema
 from mmjax.errors import UserError
 from mmjax.tools import cli, validate
+from tests.messages import assert_mentions, raises
+from tests.tools.importing import assert_line_mentions
 
 
 def jpeg(seed: int) -> bytes:
@@ -22,7 +24,7 @@ def jpeg(seed: int) -> bytes:
 
 
 def good(seed: int = 0) -> schema.Example:
-    """A second of noise, seen and heard."""
+    """One second of noise as video and audio."""
     noise = np.random.default_rng(seed).uniform(-0.5, 0.5, 8000).astype(np.float32)
     return schema.Example(
         frames=[jpeg(100 * seed + k) for k in range(5)],
@@ -35,20 +37,20 @@ def good(seed: int = 0) -> schema.Example:
     )
 
 
-def write(folder, train, test=()):
-    """A dataset of examples, or of payloads."""
+def write(directory, train, test=()):
+    """Writes a dataset of examples or of payloads; returns its path."""
     splits = {}
     for split, examples in (("train", train), ("test", test)):
         if len(examples):
             name = dataset.shard_name(split, 0, 1)
             payloads = [e if isinstance(e, bytes) else schema.encode(e) for e in examples]
-            records.write_shard(folder / name, payloads)
+            records.write_shard(directory / name, payloads)
             splits[split] = dataset.SplitInfo(num_examples=len(examples), shards=[name])
     info = dataset.DatasetInfo(
         name="made", splits=splits, modalities=("video", "audio", "text", "label"), num_classes=3
     )
-    info.save(folder)
-    return str(folder)
+    info.save(directory)
+    return str(directory)
 
 
 def changed(**changes) -> schema.Example:
@@ -56,7 +58,7 @@ def changed(**changes) -> schema.Example:
 
 
 def raw(example: schema.Example, waveform: np.ndarray) -> bytes:
-    """An example with a waveform that the writer would refuse."""
+    """Encodes an example with a waveform that the writer would refuse."""
     proto = tf.train.SequenceExample.FromString(schema.encode(example))
     values = proto.feature_lists.feature_list[schema.WAVEFORM[0]].feature[0].float_list
     values.ClearField("value")
@@ -68,10 +70,10 @@ def int32_as_float(example: schema.Example) -> np.ndarray:
     return np.round(example.waveform * 2.0**31).astype(np.int32).view(np.float32)
 
 
-def touched(number: int, **changes) -> schema.Example:
-    """A record of a picture and touch; of each number another."""
-    fields = dict(frames=[jpeg(number)], touch=[jpeg(50 + number)], touch_background=[jpeg(99)])
-    return schema.Example(**fields | {"roi": (4, 8, 28, 32), "filename": f"{number}.png"} | changes)
+def touched(seed: int, **changes) -> schema.Example:
+    """A record of an image and touch that depend on the seed."""
+    fields = dict(frames=[jpeg(seed)], touch=[jpeg(50 + seed)], touch_background=[jpeg(99)])
+    return schema.Example(**fields | {"roi": (4, 8, 28, 32), "filename": f"{seed}.png"} | changes)
 
 
 def small(value: int, size=(32, 40)) -> bytes:
@@ -89,7 +91,7 @@ BROKEN_TOUCH = {
 
 
 @pytest.mark.parametrize("kind", BROKEN_TOUCH)
-def test_each_kind_of_touch_is_found_alone(tmp_path, kind):
+def test_each_touch_defect_is_the_only_finding(tmp_path, kind):
     path = write(tmp_path, [touched(0), BROKEN_TOUCH[kind], touched(2)])
     info = dataset.DatasetInfo.load(path)
     info.modalities, info.statistics = ("video", "touch"), {"touch_backgrounds": 2}
@@ -99,16 +101,16 @@ def test_each_kind_of_touch_is_found_alone(tmp_path, kind):
     assert result.findings[0].filename == "1.png"
 
 
-def test_touch_alone_passes_and_its_absence_is_noticed(tmp_path):
-    alone = [touched(k, frames=[], roi=None) for k in range(2)]
-    path = write(tmp_path, alone, [touched(3, touch=[], touch_background=[])])
+def test_records_with_only_touch_pass_and_missing_touch_is_found(tmp_path):
+    only_touch = [touched(k, frames=[], roi=None) for k in range(2)]
+    path = write(tmp_path, only_touch, [touched(3, touch=[], touch_background=[])])
     info = dataset.DatasetInfo.load(path)
     info.modalities = ("touch",)
     info.save(path)
     result = validate.validate(path, progress=False)
-    assert [(f.kind, f.split, f.detail) for f in result.findings] == [
-        ("missing", "test", "no touch")
-    ]
+    (finding,) = result.findings
+    assert (finding.kind, finding.split, finding.record) == ("missing", "test", 0)
+    assert_mentions(finding.detail, "touch")
 
 
 BROKEN = {
@@ -131,7 +133,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_each_kind_is_found_alone_and_named(tmp_path, kind):
+def test_each_defect_is_the_only_finding_and_is_located(tmp_path, kind):
     result = validate.validate(write(tmp_path, [good(0), BROKEN[kind], good(2)]), progress=False)
     assert dict(result.counts) == {kind: 1} and result.records == 3
     (finding,) = result.findings
@@ -140,31 +142,36 @@ def test_each_kind_is_found_alone_and_named(tmp_path, kind):
     assert result.num_errors == (kind in validate.ERRORS)
 
 
-def test_empty_and_loud_waveforms(tmp_path):
+def test_empty_and_loud_waveforms_are_found(tmp_path):
     path = write(
         tmp_path, [changed(waveform=np.zeros(0, np.float32)), raw(good(2), np.full(8000, 7.0))]
     )
-    details = [f.detail for f in validate.validate(path, progress=False).findings]
-    assert "no samples" in details and "peak 7; scale it to [-1, 1]" in details
+    findings = validate.validate(path, progress=False).findings
+    details = {f.record: f.detail for f in findings if f.kind == "waveform"}
+    assert_mentions(details[0], "samples")
+    assert_line_mentions(details[1], "peak", 7, "[-1, 1]")
 
 
-def test_a_sound_dataset_passes(tmp_path, capsys):
+def test_valid_dataset_has_no_findings(tmp_path, capsys):
     path = write(tmp_path, [good(k) for k in range(3)], [good(k) for k in range(3, 5)])
     assert cli.main(["validate", path, "--quiet", "--workers", "1"]) == 0
-    assert capsys.readouterr().out == "5 records, nothing found.\n"
+    (line,) = capsys.readouterr().out.splitlines()  # no table of findings
+    assert_line_mentions(line, 5)
+    assert cli.main(["validate", path, "--quiet", "--workers", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == {"records": 5, "errors": 0, "counts": {}, "findings": []}
 
 
-def test_duplicates_within_a_split_and_leaks_between_splits(tmp_path):
+def test_duplicates_within_a_split_and_leaks_between_splits_are_found(tmp_path):
     path = write(tmp_path, [good(0), good(1), good(0)], [good(1), good(2)])
     result = validate.validate(path, progress=False)
     assert dict(result.counts) == {"duplicate": 1, "leak": 1}
-    assert {f.detail for f in result.findings} == {
-        "the same as train-00000-of-00001.tfrecord:0",
-        "the same as train-00000-of-00001.tfrecord:1",
-    }
+    details = {f.kind: f.detail for f in result.findings}
+    assert_mentions(details["duplicate"], "train-00000-of-00001.tfrecord:0")
+    assert_mentions(details["leak"], "train-00000-of-00001.tfrecord:1")
 
 
-def test_folds_leak_only_where_a_split_meets_its_own_test(tmp_path):
+def test_folds_leak_only_between_train_and_test_of_the_same_fold(tmp_path):
     same, folds = good(0), {}
     contents = {
         "train1+test2": [same, good(1), good(2)],
@@ -177,24 +184,25 @@ def test_folds_leak_only_where_a_split_meets_its_own_test(tmp_path):
         folds[split] = dataset.SplitInfo(num_examples=len(examples), shards=[name])
     dataset.DatasetInfo(name="folds", splits=folds, num_classes=3).save(tmp_path)
     assert not validate.validate(str(tmp_path), progress=False).counts
-    chosen = validate.validate(str(tmp_path), splits=["train1", "test2"], progress=False)
-    assert chosen.records == 4  # nothing twice
-    with pytest.raises(UserError, match="no split 'test3'. It has: train1, train2, test1, test2"):
+    selected = validate.validate(str(tmp_path), splits=["train1", "test2"], progress=False)
+    assert selected.records == 4  # records that both splits share are checked once
+    with raises(UserError, tmp_path, "'test3'", "train1, train2, test1, test2"):
         validate.validate(str(tmp_path), splits=["test3"], progress=False)
 
-    def put_again(split):
+    def counts_with_copy_in(split):
         shard = tmp_path / folds[split].shards[0]
         records.write_shard(shard, [*map(schema.encode, [*contents[split], same])])
         result = validate.validate(str(tmp_path), progress=False)
         records.write_shard(shard, [*map(schema.encode, contents[split])])
         return dict(result.counts)
 
-    assert put_again("test1+train2") == {"leak": 1}  # `same` is in train1, this one in test1
-    assert put_again("train1+train2") == {"leak": 1}  # `same` is in test2, this one in train2
-    assert put_again("train1+test2") == {"duplicate": 1}
+    # The original is in train1 and test2.
+    assert counts_with_copy_in("test1+train2") == {"leak": 1}  # the copy is in test1
+    assert counts_with_copy_in("train1+train2") == {"leak": 1}  # the copy is in train2
+    assert counts_with_copy_in("train1+test2") == {"duplicate": 1}
 
 
-def test_damaged_and_truncated_shards(tmp_path, capsys):
+def test_damaged_truncated_and_missing_shards_are_named(tmp_path, capsys):
     path = write(tmp_path, [good(k) for k in range(3)], [good(k) for k in range(3, 6)])
     train = tmp_path / "train-00000-of-00001.tfrecord"
     data = bytearray(train.read_bytes())
@@ -204,27 +212,31 @@ def test_damaged_and_truncated_shards(tmp_path, capsys):
     test.write_bytes(test.read_bytes()[:-100])
     assert cli.main(["validate", path, "--quiet", "--workers", "1"]) == 1
     out = capsys.readouterr().out
-    assert "error    damaged           2" in out
-    assert "train-00000-of-00001.tfrecord:1" in out and "truncated" in out
+    assert_line_mentions(out, "error ", " damaged ", 2)
+    assert_line_mentions(out, "train-00000-of-00001.tfrecord:1 ")
+    assert_line_mentions(out, "test-00000-of-00001.tfrecord:2 ", "truncated")
     (tmp_path / "test-00000-of-00001.tfrecord").unlink()
     assert cli.main(["validate", path, "--quiet", "--workers", "1", "--split", "test"]) == 1
-    assert "No such file" in capsys.readouterr().out
+    facts = ("test-00000-of-00001.tfrecord", "No such file")
+    assert_line_mentions(capsys.readouterr().out, *facts)
 
 
-def test_json_sampling_and_threads(tmp_path, capsys):
+def test_json_report_max_records_and_threads(tmp_path, capsys):
     examples = [good(k) for k in range(70)]  # more than one chunk
     examples[69].labels = [-1]
     path = write(tmp_path, examples)
     assert cli.main(["validate", path, "--quiet", "--json", "--workers", "2"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert (found["records"], found["errors"], found["counts"]) == (70, 1, {"label": 1})
-    assert found["findings"][0]["record"] == 69
+    report = json.loads(capsys.readouterr().out)
+    assert (report["records"], report["errors"], report["counts"]) == (70, 1, {"label": 1})
+    assert report["findings"][0]["record"] == 69
     assert cli.main(["validate", path, "--quiet", "--max-records", "7", "--workers", "1"]) == 1
-    assert "7 records, 1 errors" in capsys.readouterr().out  # the last is always looked at
+    # The last record, which has the defect, is always among the sampled ones.
+    assert_line_mentions(capsys.readouterr().out, 7, 1, 0)
 
 
-def test_wrong_folders_and_splits(tmp_path, capsys):
+def test_unknown_directory_and_split_are_named(tmp_path, capsys):
     path = write(tmp_path, [good(0)])
     assert cli.main(["validate", str(tmp_path / "nowhere")]) == 2
+    assert_mentions(capsys.readouterr().err, tmp_path / "nowhere", "mmjax build")
     assert cli.main(["validate", path, "--split", "tset"]) == 2
-    assert "has no split 'tset'. It has: train" in capsys.readouterr().err
+    assert_line_mentions(capsys.readouterr().err, path, "'tset'", "train")

@@ -40,7 +40,7 @@ def test_included_tactile_table():
 @pytest.mark.parametrize(
     "contents, facts",
     [
-        ("[1, 2]", ("object", "{word: [")),
+        ("[1, 2]", ("object",)),
         ("{", ("JSON", "line 1 column 2")),
         ({"rough": "coarse"}, ("'rough'", "'coarse'")),
         ({"rough": [1]}, ("'rough'", "[1]")),

@@ -1,4 +1,4 @@
-"""Random weights for convolutional towers, and their units written with TensorFlow's operations."""
+"""Random weights for convolutional towers, and a TensorFlow reference for their units."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from mmjax import tree
 
 
 def random_arrays(model, seed=0):
-    """Params and extra of a ModelDef: every scale, bias and statistic away from its start."""
+    """Returns random params and extra; no scale, bias or statistic keeps its initial value."""
     rng = np.random.default_rng(seed)
 
-    def draw(path, leaf):
+    def sample(path, leaf):
         name = path.rsplit("/", 1)[-1]
         if name == "kernel":
             return rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
@@ -21,13 +21,15 @@ def random_arrays(model, seed=0):
         return rng.normal(0, 0.3, leaf.shape)
 
     def arrays(leaves):
-        return tree.map_named(lambda path, leaf: jnp.asarray(draw(path, leaf), leaf.dtype), leaves)
+        return tree.map_named(
+            lambda path, leaf: jnp.asarray(sample(path, leaf), leaf.dtype), leaves
+        )
 
     return arrays(model.params), arrays(model.extra)
 
 
 class TensorFlowUnits:
-    """Units by path, with the weights of `random_arrays`, by formula and in TensorFlow's layout."""
+    """Computes a unit, selected by its path, from the weights of `random_arrays` in TensorFlow."""
 
     def __init__(self, params, extra):
         leaves = {**tree.flatten(params), **tree.flatten(extra)}
@@ -45,7 +47,11 @@ class TensorFlowUnits:
 
 
 def check_training(build, x, *, atol):
-    """Every array of `build(remat)` learns or counts, and the same whatever is recomputed."""
+    """Checks gradients and BatchNorm statistics of `build(remat)`, with and without remat.
+
+    Every parameter gets a gradient, every statistic changes, a small step along the gradient lowers
+    the loss as much as predicted, and `remat` changes none of the results.
+    """
     results = {}
     for remat in ("none", "full"):
         model = build(remat)
@@ -56,7 +62,10 @@ def check_training(build, x, *, atol):
             pooled, _ = module(x, key=jax.random.key(0))
             return (pooled**2).mean(), model.extra_of(module)
 
-        results[remat] = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, extra)
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        results[remat] = step(params, extra)
+        if remat == "none":
+            check_descent(lambda params, step=step, extra=extra: step(params, extra), params)
     (_, new), gradients = results["none"]
     assert jax.tree.structure(new) == jax.tree.structure(extra)
     for path, leaf in tree.flatten(gradients).items():
@@ -70,13 +79,27 @@ def check_training(build, x, *, atol):
     )
 
 
+def check_descent(step, params):
+    """Checks a gradient: a small step against it lowers the loss as its square predicts.
+
+    Args:
+      step: Maps params to ((loss, aux), gradient).
+      params: Params at which to check.
+    """
+    (before, _), gradient = step(params)
+    square = sum(float(np.square(np.float64(leaf)).sum()) for leaf in jax.tree.leaves(gradient))
+    rate = 1e-3 * float(before) / square  # lowers the loss by 0.1 %, to first order
+    (after, _), _ = step(jax.tree.map(lambda leaf, g: leaf - rate * g, params, gradient))
+    np.testing.assert_allclose(1 - float(after) / float(before), 1e-3, rtol=0.3)
+
+
 def count(model):
-    """Parameters and BatchNorm statistics of a ModelDef."""
+    """Returns the number of parameters and BatchNorm statistics of a ModelDef."""
     return sum(leaf.size for leaf in jax.tree.leaves((model.params, model.extra)))
 
 
 def xla_flops(model, shape):
-    """What XLA counts for the forward pass over one input, before it optimises."""
+    """Returns XLA's FLOP count of the forward pass over one input, before optimization."""
     x = jax.ShapeDtypeStruct((1, *shape), "float32")
     forward = jax.jit(lambda params, extra, x: model.bind(params, extra)(x)[0])
     return forward.lower(model.params, model.extra, x).cost_analysis()["flops"]

@@ -1,4 +1,4 @@
-"""The video tower I3D against Keras layers and a forward pass in TensorFlow."""
+"""The I3D video tower against Keras layers and a TensorFlow forward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,21 @@ from mmjax.models import i3d
 from mmjax.models.convolution import ConvolutionConfig, Unit
 from mmjax.models.i3d import CONFIGS, I3D, Mixed
 from mmjax.state import ModelDef
-from tests.models.convolution_fixture import TensorFlowUnits, count, random_arrays, xla_flops
+from tests.messages import raises
+from tests.models.convolution_fixture import (
+    TensorFlowUnits,
+    check_descent,
+    count,
+    random_arrays,
+    xla_flops,
+)
 
 
 def _model(**options):
     return ModelDef(lambda rngs: I3D(rngs=rngs, **options))
 
 
-def test_number_of_parameters_is_the_published_one():
+def test_number_of_parameters_equals_the_published_one():
     model = _model(**CONFIGS["i3d"])
     assert count(model) == 12_301_824 and model.module.out_features == 1024
     assert count(_model(channels=24)) == 12_301_824 + 7**3 * 21 * 64
@@ -31,7 +38,7 @@ def test_number_of_parameters_is_the_published_one():
 
 
 @pytest.mark.parametrize("factor", [2, 0.5])
-def test_the_multiplier_scales_every_width(factor):
+def test_width_multiplier_scales_every_width(factor):
     scaled, plain = (tree.flatten(_model(width_multiplier=f).params) for f in (factor, 1))
     for path, leaf in plain.items():
         shape = tuple(int(n * factor) for n in leaf.shape[-2:])
@@ -41,13 +48,13 @@ def test_the_multiplier_scales_every_width(factor):
     assert _model(width_multiplier=factor).module.out_features == 1024 * factor
 
 
-def test_the_multiplier_never_removes_a_branch():
+def test_width_multiplier_keeps_at_least_one_channel_per_branch():
     model = _model(width_multiplier=0.01)
     assert model.params["mixed_3b"]["b2a"]["conv"]["kernel"].shape == (1, 1, 1, 2, 1)
 
 
 @pytest.mark.parametrize("size, stride", [(3, 1), (7, 2), (3, 2)])
-def test_a_unit_is_keras_convolution_batch_norm_and_relu(size, stride):
+def test_unit_equals_keras_convolution_batch_norm_and_relu(size, stride):
     x = np.random.default_rng(0).normal(size=(2, 5, 8, 7, 3)).astype(np.float32)
     unit = Unit(
         cfg=ConvolutionConfig(),
@@ -86,7 +93,7 @@ def _mixed(unit, path, x):
     )
 
 
-def test_an_inception_block():
+def test_inception_block_equals_tensorflow():
     cfg, channels = ConvolutionConfig(), (4, 3, 5, 2, 3, 6)
     model = ModelDef(lambda rngs: Mixed(cfg=cfg, in_features=5, channels=channels, rngs=rngs))
     params, extra = random_arrays(model)
@@ -103,7 +110,7 @@ def tiny():
     return model, *random_arrays(model)
 
 
-def test_the_whole_tower_in_evaluation(tiny):
+def test_tower_in_evaluation_equals_tensorflow(tiny):
     model, params, extra = tiny
     x = np.random.default_rng(1).normal(size=(2, 9, 38, 45, 3)).astype(np.float32)
     unit = TensorFlowUnits(params, extra)
@@ -123,10 +130,10 @@ def test_the_whole_tower_in_evaluation(tiny):
     np.testing.assert_allclose(pooled, np.mean(y, (1, 2, 3)), rtol=1e-3, atol=1e-4)
 
 
-def test_a_training_call_gives_gradients_and_new_statistics(monkeypatch):
-    # All nine blocks would take most of a minute to compile.
-    few = {name: i3d._MIXED[name] for name in ("mixed_3b", "mixed_5c")}
-    monkeypatch.setattr(i3d, "_MIXED", few)
+def test_training_computes_gradients_and_updates_statistics(monkeypatch):
+    # Compiling all nine blocks would take most of a minute.
+    two_blocks = {name: i3d._MIXED[name] for name in ("mixed_3b", "mixed_5c")}
+    monkeypatch.setattr(i3d, "_MIXED", two_blocks)
     model = _model(**CONFIGS["i3d_tiny"])
     params, extra = random_arrays(model)
     x = np.random.default_rng(2).normal(size=(3, 8, 32, 32, 3)).astype(np.float32)
@@ -136,29 +143,31 @@ def test_a_training_call_gives_gradients_and_new_statistics(monkeypatch):
         pooled, _ = module(x, key=jax.random.key(0))
         return (pooled**2).mean(), model.extra_of(module)
 
-    (_, new), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, new), gradients = step(params)
+    check_descent(step, params)
     assert jax.tree.structure(new) == jax.tree.structure(extra)
     for path, leaf in tree.flatten(gradients).items():
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
     for path, leaf in tree.flatten(new).items():
         assert np.abs(leaf - tree.flatten(extra)[path]).max() > 1e-4, path
     kernel = params["conv_1a"]["conv"]["kernel"]
-    seen = tf.nn.conv3d(x, kernel, [1, 2, 2, 2, 1], "SAME").numpy().mean((0, 1, 2, 3))
-    expected = 0.9 * extra["conv_1a"]["norm"]["mean"] + 0.1 * seen
+    mean = tf.nn.conv3d(x, kernel, [1, 2, 2, 2, 1], "SAME").numpy().mean((0, 1, 2, 3))
+    expected = 0.9 * extra["conv_1a"]["norm"]["mean"] + 0.1 * mean
     np.testing.assert_allclose(new["conv_1a"]["norm"]["mean"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_recomputation_covers_all_of_the_tower():
-    keys = jax.random.key(0)
+def test_full_remat_covers_the_whole_tower():
+    key = jax.random.key(0)
     x = jax.ShapeDtypeStruct((2, 8, 32, 32, 3), "float32")
     for remat in ("none", "full"):
         model = _model(**CONFIGS["i3d_tiny"], remat=remat)
 
         def run(params, extra, x, model=model):
             module = model.bind(params, extra)
-            return module(x, key=keys)[0], model.extra_of(module)
+            return module(x, key=key)[0], model.extra_of(module)
 
-        outside = [
+        outside = [  # convolutions that are not inside jax.checkpoint
             equation.primitive
             for equation in jax.make_jaxpr(run)(model.params, model.extra, x).eqns
             if equation.primitive is jax.lax.conv_general_dilated_p
@@ -166,17 +175,17 @@ def test_recomputation_covers_all_of_the_tower():
         assert len(outside) == (0 if remat == "full" else 57)
 
 
-def test_flops_are_those_xla_counts():
-    # XLA leaves out products with padding and counts normalisation: little of a large input.
+def test_flops_equal_xla_count():
+    # XLA excludes products with padding and includes normalization; both are small here.
     model, shape = _model(), (128, 512, 512, 3)
-    counted = model.module.flops(shape)
-    np.testing.assert_allclose(counted, xla_flops(model, shape), rtol=0.03)
-    assert counted == model.module.flops(shape, train=True)
-    assert counted == _model(remat="full").module.flops(shape)
+    flops = model.module.flops(shape)
+    np.testing.assert_allclose(flops, xla_flops(model, shape), rtol=0.03)
+    assert flops == model.module.flops(shape, train=True)
+    assert flops == _model(remat="full").module.flops(shape)
 
 
-def test_an_input_that_does_not_fit_is_named(tiny):
+def test_error_mentions_the_shape_of_an_invalid_input(tiny):
     model, params, extra = tiny
     for shape in ((1, 4, 32, 32, 24), (4, 32, 32, 3)):
-        with pytest.raises(UserError, match=r"4 axes, the last of 3 \(channels\).*data\."):
+        with raises(UserError, "I3D", shape[1:], "channels", "data."):
             model.bind(params, extra)(np.zeros(shape, np.float32))

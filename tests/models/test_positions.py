@@ -1,3 +1,5 @@
+"""Position tables: resampling, sums over axes, and token dropping."""
+
 import jax
 import numpy as np
 import pytest
@@ -12,16 +14,17 @@ from mmjax.models.positions import (
     resize_table,
     spline_matrix,
 )
+from tests.messages import raises
 
 
 def _polyharmonic(table, length):
-    """As VATT's published code states it: r³ splines plus a line, one dense system (float64)."""
+    """The formula of VATT's published code: r³ splines plus a line, as one dense float64 system."""
     size = len(table)
-    at, query = np.arange(size) / size, np.arange(length) / length
-    line = np.stack([at, np.ones(size)], axis=1)
-    system = np.block([[np.abs(at[:, None] - at) ** 3, line], [line.T, np.zeros((2, 2))]])
+    knots, query = np.arange(size) / size, np.arange(length) / length
+    line = np.stack([knots, np.ones(size)], axis=1)
+    system = np.block([[np.abs(knots[:, None] - knots) ** 3, line], [line.T, np.zeros((2, 2))]])
     weights = np.linalg.solve(system, np.concatenate([table, np.zeros((2, table.shape[1]))]))
-    basis = np.abs(query[:, None] - at) ** 3
+    basis = np.abs(query[:, None] - knots) ** 3
     return np.concatenate([basis, query[:, None], np.ones((length, 1))], axis=1) @ weights
 
 
@@ -52,13 +55,13 @@ def test_resampling_of_a_long_table_equals_the_tridiagonal_formula():
     np.testing.assert_allclose(resized, expected, atol=1e-4)
 
 
-def test_tables_of_one_row_and_equal_size():
+def test_resampling_edge_cases_one_row_equal_size_and_zero_length():
     np.testing.assert_array_equal(spline_matrix(1, 3), np.ones((3, 1)))
     table = np.random.default_rng(0).normal(size=(5, 2))
     assert resize_table(table, 5) is table
     np.testing.assert_allclose(spline_matrix(5, 5), np.eye(5), atol=1e-12)
-    with pytest.raises(UserError, match="0 rows"):
-        spline_matrix(5, 0)
+    with raises(UserError, "Positions", 17, 0):
+        spline_matrix(17, 0)
 
 
 def _positions(**options):
@@ -68,33 +71,33 @@ def _positions(**options):
     )
 
 
-def test_positions_are_the_norm_of_the_sum_of_rows():
+def test_positions_are_the_layer_norm_of_the_sum_over_axes():
     module = _positions()
     time, frequency = np.asarray(module.temporal[...]), np.asarray(module.spectral[...])
     total = np.stack([time[t] + frequency[s] for t in range(3) for s in range(4)])
-    centred = total - total.mean(1, keepdims=True)
-    expected = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-6)
+    centered = total - total.mean(1, keepdims=True)
+    expected = centered / np.sqrt((centered**2).mean(1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(module((3, 4)), expected, atol=1e-5)
     swapped = expected.reshape(3, 4, 8).swapaxes(0, 1).reshape(12, 8)
     np.testing.assert_allclose(_positions(swap_axes=True)((3, 4)), swapped, atol=1e-5)
 
 
-def test_positions_of_another_grid_are_those_of_resized_tables():
+def test_positions_for_another_grid_use_resized_tables():
     module, resized = _positions(), _positions()
     resized.temporal = nnx.Param(jax.numpy.asarray(resize_table(module.temporal[...], 5)))
     np.testing.assert_allclose(module((5, 4)), resized((5, 4)), atol=1e-5)
 
 
-def test_drop_tokens_draws_distinct_tokens():
+def test_drop_tokens_samples_distinct_tokens():
     keep = np.asarray(drop_tokens(jax.random.key(0), 11, 0.5))
     assert keep.shape == (5,) and len(set(keep)) == 5 and set(keep) <= set(range(11))
-    each = np.asarray(drop_tokens(jax.random.key(0), 11, 0.5, batch=4))
-    assert each.shape == (4, 5) and len({tuple(row) for row in each}) == 4
-    assert all(len(set(row)) == 5 for row in each)
+    per_example = np.asarray(drop_tokens(jax.random.key(0), 11, 0.5, batch=4))
+    assert per_example.shape == (4, 5) and len({tuple(keep) for keep in per_example}) == 4
+    assert all(len(set(keep)) == 5 for keep in per_example)
     counts = np.bincount(
         np.concatenate([drop_tokens(jax.random.key(i), 4, 0.5) for i in range(100)]), minlength=4
     )
-    assert counts.min() > 30  # 50 expected for each
+    assert counts.min() > 30  # the expected count is 50
 
 
 def test_number_of_kept_tokens():

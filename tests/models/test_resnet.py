@@ -1,4 +1,4 @@
-"""ResNets over spectrograms and frames against a forward pass in TensorFlow."""
+"""ResNets over spectrograms and frames against a TensorFlow forward pass."""
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from mmjax.models.resnet import (
     temporal_shift,
 )
 from mmjax.state import ModelDef
+from tests.messages import raises
 from tests.models.convolution_fixture import (
     TensorFlowUnits,
     check_training,
@@ -33,48 +34,48 @@ def _model(name, **options):
     return ModelDef(lambda rngs: tower(rngs=rngs, **{**configs[name], **options}))
 
 
-def _formula(blocks, channels, factor=1):
-    """Parameters and statistics of a ResNet, group by group."""
+def _expected_count(blocks, channels, factor=1):
+    """Returns the number of parameters and statistics of a ResNet, summed over groups."""
     width = lambda n: round(n * factor)  # noqa: E731
     total, fan_in = 49 * channels * width(64) + 4 * width(64), width(64)
-    for g, number in enumerate(blocks):
+    for g, num_blocks in enumerate(blocks):
         inner, outer = width(64 * 2**g), 4 * width(64 * 2**g)
         first = fan_in * inner + fan_in * outer + 4 * outer
-        others = (number - 1) * outer * inner
-        every = number * (9 * inner**2 + inner * outer + 4 * (2 * inner + outer))
+        others = (num_blocks - 1) * outer * inner
+        every = num_blocks * (9 * inner**2 + inner * outer + 4 * (2 * inner + outer))
         total, fan_in = total + first + others + every, outer
     return total
 
 
 @pytest.mark.parametrize(
-    "name, number, width",
+    "name, expected, width",
     [
         ("resnet2d_50", 23_554_880, 2048),  # VATT's
-        ("resnet2d_101", _formula((3, 4, 23, 3), 1), 2048),
-        ("tsm_50", _formula((3, 4, 6, 3), 3), 2048),
-        ("tsm_50x2", _formula((3, 4, 6, 3), 3, 2), 4096),
+        ("resnet2d_101", _expected_count((3, 4, 23, 3), 1), 2048),
+        ("tsm_50", _expected_count((3, 4, 6, 3), 3), 2048),
+        ("tsm_50x2", _expected_count((3, 4, 6, 3), 3, 2), 4096),
     ],
 )
-def test_number_of_parameters(name, number, width):
+def test_number_of_parameters(name, expected, width):
     model = _model(name)
-    assert count(model) == number and model.module.out_features == width
+    assert count(model) == expected and model.module.out_features == width
 
 
-def test_paths_are_those_of_the_converter():
+def test_parameter_paths_equal_those_of_the_converter():
     paths = set(tree.flatten(_model("resnet2d_50").params))
     assert {p.split("/")[0] for p in paths} == {"stem", "groups"}
     units = {p.removesuffix("/conv/kernel") for p in paths if p.endswith("conv/kernel")}
     expected = {"stem"} | {
         f"groups/{g}/{j}/{unit}"
-        for g, number in enumerate((3, 4, 6, 3))
-        for j in range(number)
+        for g, num_blocks in enumerate((3, 4, 6, 3))
+        for j in range(num_blocks)
         for unit in ("shortcut", "reduce", "spatial", "expand")
         if unit != "shortcut" or j == 0
     }
     assert units == expected
 
 
-def test_blocks_start_as_their_shortcut():
+def test_blocks_are_initialized_as_the_identity():
     params, _ = jax.jit(_model("resnet2d_tiny", blocks=(2,)).init)(jax.random.key(0))
     block = params["groups"]["0"]["1"]
     assert not block["expand"]["norm"]["scale"].any() and block["spatial"]["norm"]["scale"].all()
@@ -84,7 +85,7 @@ def test_blocks_start_as_their_shortcut():
 
 
 def _shift(x, num_frames):
-    """The temporal shift over [N · T, H, W, C], a frame and a channel at a time."""
+    """Reference temporal shift over [N · T, H, W, C], one frame and one channel at a time."""
     x = np.asarray(x).reshape(-1, num_frames, *x.shape[1:])
     y = x.copy()
     for c in range(x.shape[-1] // 8 * 2):
@@ -96,14 +97,14 @@ def _shift(x, num_frames):
 
 
 @pytest.mark.parametrize("num_frames, channels", [(5, 16), (1, 8), (2, 27)])
-def test_the_temporal_shift(num_frames, channels):
+def test_temporal_shift_equals_reference(num_frames, channels):
     x = np.random.default_rng(0).normal(size=(2, num_frames, 3, 2, channels)).astype(np.float32)
     expected = _shift(x.reshape(-1, *x.shape[2:]), num_frames).reshape(x.shape)
     np.testing.assert_array_equal(temporal_shift(x), expected)
 
 
 def _bottleneck(unit, path, x, *, stride=1, project=False, num_frames=0):
-    """A block in TensorFlow: strided convolutions pad by hand, others are SAME."""
+    """A block in TensorFlow: strided convolutions are padded explicitly, others are SAME."""
     y = unit(f"{path}reduce", _shift(x, num_frames) if num_frames else x)
     if stride > 1:
         y = unit(f"{path}spatial", tf.pad(y, [[0, 0], [1, 1], [1, 1], [0, 0]]), stride=stride,
@@ -118,7 +119,7 @@ def _bottleneck(unit, path, x, *, stride=1, project=False, num_frames=0):
 
 @pytest.mark.parametrize("stride, project", [(2, True), (1, True), (1, False)])
 @pytest.mark.parametrize("num_frames", [0, 3])
-def test_a_bottleneck(stride, project, num_frames):
+def test_bottleneck_equals_tensorflow(stride, project, num_frames):
     options = dict(stride=stride, project=project, shift=num_frames > 0)
     model = ModelDef(
         lambda rngs: Bottleneck(
@@ -138,7 +139,7 @@ def test_a_bottleneck(stride, project, num_frames):
 @pytest.mark.parametrize(
     "name, shape, grid", [("resnet2d_tiny", (45, 66), (2, 3)), ("tsm_tiny", (3, 37, 40, 3), (2, 2))]
 )
-def test_the_whole_tower_in_evaluation(name, shape, grid):
+def test_tower_in_evaluation_equals_tensorflow(name, shape, grid):
     model = _model(name)
     params, extra = random_arrays(model)
     x = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
@@ -146,8 +147,8 @@ def test_the_whole_tower_in_evaluation(name, shape, grid):
     y = x.reshape(-1, *shape[1:]) if num_frames else x[..., None]
     y = tf.pad(y, [[0, 0], [3, 3], [3, 3], [0, 0]])
     y = tf.nn.max_pool2d(unit("stem", y, stride=2, padding="VALID"), 3, 2, "SAME")
-    for g, number in enumerate((2, 1, 1, 1)):
-        for j in range(number):
+    for g, num_blocks in enumerate((2, 1, 1, 1)):
+        for j in range(num_blocks):
             options = dict(stride=2 if g and not j else 1, project=j == 0, num_frames=num_frames)
             y = _bottleneck(unit, f"groups/{g}/{j}/", y, **options)
 
@@ -159,7 +160,7 @@ def test_the_whole_tower_in_evaluation(name, shape, grid):
     np.testing.assert_allclose(pooled, expected, rtol=1e-3, atol=1e-4 * np.abs(y).max())
 
 
-def test_training_gives_gradients_and_statistics_whatever_is_recomputed():
+def test_training_gradients_and_statistics_do_not_depend_on_remat():
     x = np.random.default_rng(2).normal(size=(3, 20, 64)).astype(np.float32)
     build = lambda remat: _model("resnet2d_tiny", blocks=(1, 1), remat=remat)  # noqa: E731
     check_training(build, x, atol=1e-5)
@@ -168,22 +169,22 @@ def test_training_gives_gradients_and_statistics_whatever_is_recomputed():
 @pytest.mark.parametrize(
     "name, shape", [("resnet2d_50", (1000, 1000)), ("tsm_50", (4, 512, 512, 3))]
 )
-def test_flops_are_those_xla_counts(name, shape):
-    # XLA leaves out products with padding and counts normalisation: little of a large input.
+def test_flops_equal_xla_count(name, shape):
+    # XLA excludes products with padding and includes normalization; both are small here.
     model = _model(name)
     np.testing.assert_allclose(model.module.flops(shape), xla_flops(model, shape), rtol=0.03)
 
 
-def test_flops_of_one_image_are_the_published_ones():
-    # He et al. give 3.8e9 multiply-adds with the stride on the 1×1; on the 3×3 they are 4.09e9.
+def test_flops_of_one_image_equal_published_count():
+    # He et al. report 3.8e9 multiply-adds with the stride in the 1×1; in the 3×3 it is 4.09e9.
     assert round(_model("tsm_50").module.flops((1, 224, 224, 3)) / 2e9, 2) == 4.09
 
 
-def test_options_and_inputs_that_do_not_fit_are_named():
-    with pytest.raises(UserError, match="width_multiplier=0.1 .* at least 0.125"):
-        _model("tsm_50", width_multiplier=0.1)
-    with pytest.raises(UserError, match="blocks"):
+def test_errors_mention_the_invalid_option_or_input():
+    with raises(UserError, "width_multiplier", 0.11, 0.125):
+        _model("tsm_50", width_multiplier=0.11)
+    with raises(UserError, "blocks", (), 1):
         _model("resnet2d_50", blocks=())
     model = _model("resnet2d_tiny", blocks=(1,))
-    with pytest.raises(UserError, match="ResNet2D takes inputs of 2 axes, not of shape"):
+    with raises(UserError, "ResNet2D", (640,), "data."):
         model.bind(*random_arrays(model))(np.zeros((2, 640), np.float32))

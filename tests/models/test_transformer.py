@@ -1,3 +1,5 @@
+"""The Transformer encoder, attention, dropout and stochastic depth."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from mmjax.models.attention import attend
 from mmjax.models.initializers import token_init
 from mmjax.models.noise import dropout
 from mmjax.models.transformer import Encoder, EncoderConfig
+from tests.messages import raises
 
 SIZE = dict(num_layers=2, width=16, num_heads=2, head_dim=4, mlp_dim=24)
 
@@ -19,8 +22,8 @@ def _encoder(**options):
     return jax.jit(lambda: Encoder(cfg, rngs=nnx.Rngs(0)))()
 
 
-def _shaken(module):
-    """The same module with no parameter left at 0 or 1."""
+def _perturbed(module):
+    """Returns the module with noise added, so that no parameter is exactly 0 or 1."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: jnp.asarray(np.asarray(x) + rng.normal(0, 0.3, x.shape).astype(x.dtype)), module
@@ -28,7 +31,7 @@ def _shaken(module):
 
 
 def _numpy_encoder(module, x, *, bias=0.0, mask=None, causal=False):
-    """The encoder in plain float64 numpy, layer by layer."""
+    """Reference encoder in float64 NumPy, layer by layer."""
     cfg = module.cfg
     params = nnx.to_pure_dict(nnx.state(module))
     params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
@@ -59,8 +62,8 @@ def _numpy_encoder(module, x, *, bias=0.0, mask=None, causal=False):
     def feed_forward(p, x):
         h = dense(p["up"], x)
         gelu = h * (1 + erf(h / np.sqrt(2))) / 2
-        quick = h * expit(1.702 * h)
-        h = {"relu": np.maximum(h, 0), "swish": h * expit(h), "quick_gelu": quick}.get(
+        quick_gelu = h * expit(1.702 * h)
+        h = {"relu": np.maximum(h, 0), "swish": h * expit(h), "quick_gelu": quick_gelu}.get(
             cfg.activation, gelu
         )
         return dense(p["down"], h * dense(p["gate"], x) if "gate" in p else h)
@@ -87,8 +90,8 @@ def _numpy_encoder(module, x, *, bias=0.0, mask=None, causal=False):
     ],
 )
 @pytest.mark.parametrize("causal", [False, True])
-def test_encoder_equals_plain_numpy(options, causal):
-    module = _shaken(_encoder(**options))
+def test_encoder_equals_numpy_reference(options, causal):
+    module = _perturbed(_encoder(**options))
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, 5, 16)).astype(np.float32)
     bias = rng.normal(size=(1, 2, 5, 5)).astype(np.float32)
@@ -98,8 +101,8 @@ def test_encoder_equals_plain_numpy(options, causal):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_padding_has_no_influence():
-    module = _shaken(_encoder())
+def test_masked_tokens_do_not_affect_the_output():
+    module = _perturbed(_encoder())
     x = np.random.default_rng(0).normal(size=(1, 4, 16)).astype(np.float32)
     padded = np.concatenate([x, np.full((1, 2, 16), 7, np.float32)], axis=1)
     mask = np.array([[1, 1, 1, 1, 0, 0]], bool)
@@ -107,11 +110,11 @@ def test_padding_has_no_influence():
     np.testing.assert_allclose(run(module, padded, mask)[:, :4], run(module, x), atol=1e-5)
 
 
-def test_remat_and_unrolling_change_nothing_but_cost():
+def test_remat_and_unrolling_do_not_change_loss_or_gradients():
     x = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
 
     def results(**options):
-        module = _shaken(_encoder(**options))
+        module = _perturbed(_encoder(**options))
 
         def loss(module):
             return (module(x) ** 2).sum()
@@ -124,18 +127,18 @@ def test_remat_and_unrolling_change_nothing_but_cost():
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_full_remat_keeps_less_between_forward_and_backward():
+def test_remat_reduces_the_residuals_kept_for_the_backward_pass():
     x = jnp.ones((2, 5, 16))
 
-    def kept(remat):
+    def num_residuals(remat):
         module = _encoder(remat=remat)
         backward = jax.eval_shape(lambda m: jax.vjp(lambda m: m(x), m)[1], module)
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
-    assert kept("full") < kept("dots") < kept("none")
+    assert num_residuals("full") < num_residuals("dots") < num_residuals("none")
 
 
-def test_program_does_not_grow_with_depth():
+def test_program_size_does_not_grow_with_depth():
     x = jnp.ones((1, 5, 16))
 
     def lines(depth):
@@ -146,7 +149,7 @@ def test_program_does_not_grow_with_depth():
     assert lines(6) == lines(18)
 
 
-def test_dropout_keeps_the_mean_and_costs_nothing_when_off():
+def test_dropout_preserves_the_mean_and_is_removed_when_off():
     x = jnp.ones((100, 100))
     y = np.asarray(dropout(x, 0.3, jax.random.key(0)))
     np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7], rtol=1e-6)
@@ -158,18 +161,18 @@ def test_dropout_keeps_the_mean_and_costs_nothing_when_off():
     assert "random_bits" not in str(without)
 
 
-def test_attention_in_half_precision_takes_its_softmax_in_float32():
+def test_bfloat16_attention_computes_its_softmax_in_float32():
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 300, 1, 8)), jnp.bfloat16) for _ in range(3))
     half = attend(q, k, v, scale=1.0)
     full = attend(*(x.astype(jnp.float32) for x in (q, k, v)), scale=1.0)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.01)
-    with pytest.raises(UserError, match="attention_dropout_rate=0"):
+    with raises(UserError, "attention_impl", "cudnn", "attention_dropout_rate=0"):
         attend(q, k, v, scale=1.0, impl="cudnn", dropout_rate=0.1, dropout_key=jax.random.key(0))
 
 
-def test_attention_agrees_with_jax():
+def test_attention_equals_jax():
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 7, 3, 4)), jnp.float32) for _ in range(3))
     bias = jnp.asarray(rng.normal(size=(1, 3, 7, 7)), jnp.float32)
@@ -182,8 +185,8 @@ def test_attention_agrees_with_jax():
     np.testing.assert_allclose(attend(q, k, v, causal=True, scale=0.5), expected, atol=1e-5)
 
 
-def _ladder(**options):
-    """An encoder whose parts each add 1 to a feature of their own, two of each layer in turn."""
+def _counting_encoder(**options):
+    """Returns an encoder in which sublayer i of layer n adds 1 to feature 2 · n + i."""
     module = _encoder(**{**SIZE, "num_layers": 3, "final_norm": "none", **options})
     layers = module.layers
     for i, layer in enumerate((layers.attention.out, layers.mlp.down)):
@@ -193,32 +196,32 @@ def _ladder(**options):
 
 
 @pytest.mark.parametrize("options", [dict(), dict(remat="full"), dict(scan_unroll=0)])
-def test_stochastic_depth_skips_parts_of_examples_the_more_the_deeper(options):
-    module = _ladder(drop_path_rate=0.4, **options)
+def test_stochastic_depth_rate_grows_linearly_with_depth(options):
+    module = _counting_encoder(drop_path_rate=0.4, **options)
     x = jnp.zeros((4000, 2, 16))
     run = jax.jit(lambda seed: module(x, key=jax.random.key(seed)))
     added = np.asarray(run(0))
-    np.testing.assert_array_equal(added[:, 0], added[:, 1])  # all tokens of an example alike
+    np.testing.assert_array_equal(added[:, 0], added[:, 1])  # sampled once per example
     added = added[:, 0]
     np.testing.assert_allclose(added[:, :2], 1)
     np.testing.assert_allclose(np.unique(added[:, 2:4]), [0, 1 / 0.8], rtol=1e-6)
     np.testing.assert_allclose(np.unique(added[:, 4:6]), [0, 1 / 0.6], rtol=1e-6)
     kept = added[:, 2:6] > 0
     np.testing.assert_allclose(kept.mean(0), [0.8, 0.8, 0.6, 0.6], atol=0.03)
-    assert np.abs(np.corrcoef(kept.T) - np.eye(4)).max() < 0.06  # each part on its own
+    assert np.abs(np.corrcoef(kept.T) - np.eye(4)).max() < 0.06  # sublayers are independent
     np.testing.assert_array_equal(run(0), run(0))
     assert (np.asarray(run(0)) != np.asarray(run(1))).any()
-    np.testing.assert_array_equal(module(x[:2])[0, 0, :6], 1)  # never without a key
+    np.testing.assert_array_equal(module(x[:2])[0, 0, :6], 1)  # off without a key
 
 
-def test_stochastic_depth_is_of_sequences_when_rows_hold_several():
-    module = _ladder(drop_path_rate=0.5)
+def test_stochastic_depth_is_sampled_per_sequence_in_packed_batches():
+    module = _counting_encoder(drop_path_rate=0.5)
     sequences = [jnp.zeros((40, 3, 16)), jnp.zeros((80, 2, 16))]
     run = jax.jit(lambda: module.together(sequences, key_masks=[None] * 2, key=jax.random.key(0)))
     first, second = (np.asarray(x) for x in run())
     for x in (first, second):
         np.testing.assert_array_equal(x, x[:, :1] * np.ones((1, x.shape[1], 1)))
-    pairs = second[:, 0].reshape(40, 2, 16)  # two sequences of a row
+    pairs = second[:, 0].reshape(40, 2, 16)  # two sequences per packed example
     assert 5 < (pairs[:, 0, 4] != pairs[:, 1, 4]).sum() < 35
     assert 5 < (pairs[:, 0, 4] != first[:, 0, 4]).sum() < 35
 

@@ -1,4 +1,4 @@
-"""One encoder for several modalities, and BERT's words."""
+"""A single encoder shared by several modalities, and the BERT text tower."""
 
 import functools
 
@@ -16,6 +16,7 @@ from mmjax.models.positions import resize_table
 from mmjax.models.towers import build_tower
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
+from tests.messages import raises
 
 SMALL = dict(width=16, num_heads=2, head_dim=8, mlp_dim=24, num_layers=2)
 
@@ -36,18 +37,18 @@ def _unified(**options):
 
 
 def _inputs(clips=2, captions=6):
-    draw = np.random.default_rng(0)
-    text = draw.integers(1, 20, (captions, 5))
+    rng = np.random.default_rng(0)
+    text = rng.integers(1, 20, (captions, 5))
     text[1, 2:] = 0
     return dict(
-        video=draw.normal(size=(clips, 8, 16, 16, 3)).astype(np.float32),
-        audio=draw.normal(size=(clips, 1280)).astype(np.float32),
+        video=rng.normal(size=(clips, 8, 16, 16, 3)).astype(np.float32),
+        audio=rng.normal(size=(clips, 1280)).astype(np.float32),
         text=text,
     )
 
 
 def _numpy_encoder(p, tokens, mask, layers, heads):
-    """The pre-norm encoder in float64, one sequence [T, D]; mask [T]."""
+    """Reference pre-norm encoder in float64 for one sequence [T, D] with a mask [T]."""
 
     def norm(p, x):
         x = x - x.mean(-1, keepdims=True)
@@ -75,21 +76,21 @@ def _gelu_dense(p, x):
     return y * special.ndtr(y)
 
 
-def test_every_modality_gets_what_the_encoder_gives_it_alone():
+def test_encoding_modalities_together_equals_encoding_them_separately():
     model, params, extra = _unified()
     x = _inputs()
     run = jax.jit(lambda x: model.bind(params, extra).encode(x, tokens=True))
     together, tokens = run(x)
     for modality in x:
-        alone, own = run({modality: x[modality]})
-        np.testing.assert_allclose(together[modality], alone[modality], atol=1e-5)
-        np.testing.assert_allclose(tokens[modality], own[modality], atol=1e-5)
+        separate, separate_tokens = run({modality: x[modality]})
+        np.testing.assert_allclose(together[modality], separate[modality], atol=1e-5)
+        np.testing.assert_allclose(tokens[modality], separate_tokens[modality], atol=1e-5)
     assert {k: v.shape for k, v in together.items()} == dict(
         video=(2, 12), audio=(2, 12), text=(6, 12)
     )
 
 
-def test_batches_without_a_common_size_are_fine():
+def test_batch_sizes_may_differ_between_modalities():
     model, params, extra = _unified()
     run = jax.jit(lambda x: model.bind(params, extra).encode(x))
     odd, even = _inputs(clips=2, captions=3), _inputs(clips=2, captions=6)
@@ -97,21 +98,20 @@ def test_batches_without_a_common_size_are_fine():
     np.testing.assert_allclose(run(odd)["text"], run(even)["text"][:3], atol=1e-5)
 
 
-def test_a_batch_over_eight_devices_gives_the_same():
+def test_sharding_over_eight_devices_does_not_change_the_result():
     model, params, extra = _unified()
     x = _inputs(clips=8, captions=40)
     run = jax.jit(lambda params, x: model.bind(params, extra).encode(x))
     expected = run(params, x)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    over, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in ("data", None))
-    split = jax.device_put(x, over), jax.device_put(params, whole)
-    found = run(split[1], split[0])
+    sharded, replicated = (NamedSharding(mesh, PartitionSpec(axes)) for axes in ("data", None))
+    actual = run(jax.device_put(params, replicated), jax.device_put(x, sharded))
     for modality, value in expected.items():
-        assert found[modality].sharding.spec == PartitionSpec("data")
-        np.testing.assert_allclose(found[modality], value, atol=1e-5)
+        assert actual[modality].sharding.spec == PartitionSpec("data")
+        np.testing.assert_allclose(actual[modality], value, atol=1e-5)
 
 
-def test_words_and_sound_equal_plain_numpy():
+def test_text_and_audio_equal_numpy_reference():
     model, params, extra = _unified()
     params = jax.tree.map(
         lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape) * 0.3, params
@@ -120,17 +120,19 @@ def test_words_and_sound_equal_plain_numpy():
     pooled = jax.jit(lambda: model.bind(params, extra).encode(x))()
     for modality in ("audio", "text"):
         p = params[modality]
-        for row in (0, 1):
-            one = x[modality][row]
+        for i in (0, 1):
+            example = x[modality][i]
             if modality == "text":
-                raw, mask = np.asarray(p["word_embedding"], np.float64)[one], one != 0
+                raw, mask = np.asarray(p["word_embedding"], np.float64)[example], example != 0
                 tokens = _gelu_dense(p["pre_projection"], raw)
             else:
-                patches = one.reshape(-1, 128) @ np.asarray(p["patch"]["kernel"]).reshape(128, -1)
+                patches = example.reshape(-1, 128) @ np.asarray(p["patch"]["kernel"]).reshape(
+                    128, -1
+                )
                 tokens = _gelu_dense(p["pre_projection"], patches + p["patch"]["bias"])
                 mask = np.ones(len(tokens), bool)
             table = np.asarray(p["positions"]["temporal"], np.float64)
-            if len(table) != len(tokens):  # the tables' lengths are others: resampled
+            if len(table) != len(tokens):  # another length: resampled
                 table = resize_table(table, len(tokens))
             table = table - table.mean(-1, keepdims=True)
             table = table / np.sqrt((table**2).mean(-1, keepdims=True) + 1e-6)
@@ -141,17 +143,17 @@ def test_words_and_sound_equal_plain_numpy():
             mask = np.concatenate([[True], mask])
             encoded = _numpy_encoder(params["encoder"], tokens, mask, layers=2, heads=2)
             expected = _gelu_dense(p["post_projection"], encoded[0])
-            np.testing.assert_allclose(pooled[modality][row], expected, rtol=2e-4, atol=2e-4)
+            np.testing.assert_allclose(pooled[modality][i], expected, rtol=2e-4, atol=2e-4)
 
 
-def test_the_shared_encoder_gets_gradients_from_every_modality():
+def test_shared_encoder_gets_gradients_from_every_modality():
     model, params, extra = _unified(dropout_rate=0.1)
     x = _inputs()
 
     def loss(params, modalities):
         module = model.bind(params, extra)
-        chosen = {m: x[m] for m in modalities}
-        pooled = module.encode(chosen, key=jax.random.key(1), train=True)
+        batch = {m: x[m] for m in modalities}
+        pooled = module.encode(batch, key=jax.random.key(1), train=True)
         return sum(jnp.sum(v**2) for v in pooled.values())
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
@@ -163,7 +165,7 @@ def test_the_shared_encoder_gets_gradients_from_every_modality():
         assert others and all(not np.any(grads[p]) for p in others)
 
 
-def test_a_unified_classifier_has_the_paths_of_pretraining():
+def test_unified_classifier_has_the_parameter_paths_of_pretraining():
     pretrained = tree.flatten(ModelDef(make_model("ut_fac", size="tiny")).params)
     for modality in ("video", "audio"):
         model = ModelDef(
@@ -171,15 +173,16 @@ def test_a_unified_classifier_has_the_paths_of_pretraining():
                 "classifier", backbone=dict(name="ut_tiny", modality=modality), num_classes=3
             )
         )
-        own = tree.flatten(model.params)
+        params = tree.flatten(model.params)
         new = {"classifier/kernel", "classifier/bias"}
-        assert set(own) - set(pretrained) == new and any(p.startswith("encoder/") for p in own)
-        assert all(own[p].shape == pretrained[p].shape for p in set(own) - new)
+        assert set(params) - set(pretrained) == new
+        assert any(p.startswith("encoder/") for p in params)
+        assert all(params[p].shape == pretrained[p].shape for p in set(params) - new)
         assert model.module.modality == modality and model.module.dropout_rate == 0.2
 
 
-def test_a_unified_classifier_is_the_tower_with_both_projections():
-    """What VATT fine-tunes as vit_* with pre_projection and post_projection."""
+def test_unified_classifier_equals_the_tower_with_both_projections():
+    """VATT fine-tunes this model as vit_* with pre_projection and post_projection."""
     shared = dict(num_classes=3, dropout_rate=0.0)
     options = dict(SMALL, dropout_rate=0.0)
     unified = ModelDef(
@@ -198,7 +201,7 @@ def test_a_unified_classifier_is_the_tower_with_both_projections():
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def test_bert_ignores_padding_and_knows_word_order():
+def test_bert_ignores_padding_and_depends_on_token_order():
     def build(**options):
         spec = dict(name="bert_tiny", vocab_size=20, embedding_dim=8, buckets=5, **SMALL, **options)
         return jax.jit(lambda: build_tower(dict(spec, dropout_rate=0.0), rngs=nnx.Rngs(0)))()
@@ -214,28 +217,40 @@ def test_bert_ignores_padding_and_knows_word_order():
     assert np.abs(pooled[0] - pooled[2]).max() > 1e-4
     outer = build(outer_agg=True, pre_norm=False)
     pooled, tokens = call(outer, ids)
-    assert tokens.shape == (3, 6, 16) and np.isfinite(pooled).all()
-    assert outer.flops((5,)) > tower.flops((5,))
+    assert tokens.shape == (3, 6, 16)
+    words = np.asarray(outer.word_embedding[...], np.float64)[ids]
+    embedded = np.insert(words, 0, outer.outer_agg_token[...], axis=1)
+    embedded = _gelu_dense({"kernel": outer.pre_projection.kernel[...]}, embedded)
+    embedded = embedded + outer.positions((6,))
+    embedded = np.insert(embedded, 0, outer.agg_token[...], axis=1)
+    mask = np.insert(ids != 0, 0, np.ones((2, 1), bool), axis=1)
+    run = jax.jit(lambda tower, x: tower.encoder(x, key_mask=mask))
+    np.testing.assert_allclose(pooled, run(outer, jnp.float32(embedded))[:, 0], atol=1e-5)
+    # The outer token is projected; the encoder gets 7 tokens instead of 6.
+    projection, linear, scores = 8 * 16, 4 * 16 * 16 + 2 * 16 * 24, 2 * 16 * (7**2 - 6**2)
+    extra_flops = 2 * (projection + 2 * (linear + scores))
+    assert outer.flops((5,)) - tower.flops((5,)) == extra_flops
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "options, facts",
     [
-        (dict(video=dict(width=8)), "config.model.width"),
-        (dict(video=dict(patch_sizes=(4, 8, 8))), "patch_size"),
-        (dict(text="t5_tiny"), "cannot share"),
-        (dict(size="huge"), "medium"),
-        (dict(num_layer=3), "num_layers"),
+        (dict(video=dict(width=8)), ("vit_tiny", "config.model.width")),
+        (dict(video=dict(patch_sizes=(4, 8, 8))), ("vit_tiny", "'patch_sizes'", "'patch_size'")),
+        (dict(text="t5_tiny"), ("t5_tiny", "encoder")),
+        (dict(size="huge"), ("size", "'huge'", "base", "large", "medium", "tiny")),
+        (dict(num_layer=3), ("model", "'num_layer'", "'num_layers'")),
     ],
 )
-def test_wrong_options_of_a_unified_model_are_named(options, message):
-    with pytest.raises(UserError, match=message):
+def test_errors_mention_the_invalid_option(options, facts):
+    with raises(UserError, *facts):
         ModelDef(make_model("ut_fac", **{"size": "tiny", **options}))
 
 
-def test_the_joint_head_aligns_audio_and_text():
+def test_joint_head_projects_all_pairs_of_modalities():
     model = ModelDef(make_model("ut_fac", size="tiny", head="joint", **SMALL))
     params, extra = jax.jit(model.init)(jax.random.key(0))
     pooled = {m: np.ones((3, 128), np.float32) for m in ("video", "audio", "text")}
     out = model.bind(params, extra).project(pooled)
-    assert {"audio/text", "text/audio"} <= set(out)
+    names = ("video", "audio", "text")
+    assert set(out) == {f"{a}/{b}" for a in names for b in names if a != b}

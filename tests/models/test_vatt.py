@@ -1,3 +1,5 @@
+"""VATT's models, heads and classifier against its published code."""
+
 import math
 
 import jax
@@ -13,7 +15,8 @@ from mmjax.models.heads import FACHead, JointHead
 from mmjax.models.towers import build_tower
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
-from tests.models.vatt_fixture import REFERENCE, inputs, relative, tiny
+from tests.messages import raises
+from tests.models.vatt_fixture import REFERENCE, inputs, relative_error, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +27,10 @@ def reference():
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny()
+    return tiny_model()
 
 
-def test_features_and_projections_equal_vatts_published_code(reference, model):
+def test_features_and_projections_equal_published_code(reference, model):
     definition, params, extra = model
 
     @jax.jit
@@ -38,32 +41,32 @@ def test_features_and_projections_equal_vatts_published_code(reference, model):
 
     pooled, projected = run(params, inputs(reference))
     for modality in ("video", "audio", "text"):
-        assert relative(pooled[modality], reference[f"pooled/{modality}"]) < 1e-5
+        assert relative_error(pooled[modality], reference[f"pooled/{modality}"]) < 1e-5
     assert set(projected) == {"video/audio", "video/text", "audio/video", "text/video"}
     for pair, value in projected.items():
-        assert relative(value, reference[f"projected/{pair}"]) < 1e-5
+        assert relative_error(value, reference[f"projected/{pair}"]) < 1e-5
 
 
-def test_drop_token_equals_vatts_when_the_permutation_is_the_reversal(reference, monkeypatch):
+def test_drop_token_equals_published_code_for_a_reversing_permutation(reference, monkeypatch):
     monkeypatch.setattr(
         patches, "drop_tokens", lambda key, n, keep, batch: n - 1 - np.arange(n // 2)
     )
-    definition, params, extra = tiny(keep_tokens=0.5)
+    definition, params, extra = tiny_model(keep_tokens=0.5)
     module = definition.bind(params, extra)
     pooled, tokens = module.encode(
         inputs(reference), key=jax.random.key(0), train=True, tokens=True
     )
-    for modality, kept in (("video", 4), ("audio", 5)):
-        assert relative(pooled[modality], reference[f"dropped/{modality}"]) < 1e-5
-        assert tokens[modality].shape == (1, kept, 64)
+    for modality, num_kept in (("video", 4), ("audio", 5)):
+        assert relative_error(pooled[modality], reference[f"dropped/{modality}"]) < 1e-5
+        assert tokens[modality].shape == (1, num_kept, 64)
 
 
-def test_head_in_training_equals_vatts_and_updates_its_statistics(reference, model):
+def test_head_in_training_equals_published_code_and_updates_statistics(reference, model):
     definition, params, extra = model
     module = definition.bind(params, extra)
     out = module.project({"video": jnp.asarray(reference["train/pooled/video"])}, train=True)
-    assert relative(out["video/audio"], reference["train/projected/video/audio"]) < 2e-5
-    assert relative(out["video/text"], reference["train/projected/video/text"]) < 2e-5
+    assert relative_error(out["video/audio"], reference["train/projected/video/audio"]) < 2e-5
+    assert relative_error(out["video/text"], reference["train/projected/video/text"]) < 2e-5
     names = {"mean": "moving_mean", "var": "moving_variance"}
     layers = {
         "video_hidden_norm": "hid_to_va/pre_bn",
@@ -74,7 +77,10 @@ def test_head_in_training_equals_vatts_and_updates_its_statistics(reference, mod
     assert len(statistics) == 6
     for path, value in statistics.items():
         layer, leaf = path.split("/")
-        assert relative(value, reference[f"train/statistics/{layers[layer]}/{names[leaf]}"]) < 1e-5
+        assert (
+            relative_error(value, reference[f"train/statistics/{layers[layer]}/{names[leaf]}"])
+            < 1e-5
+        )
 
 
 def _count(model):
@@ -103,7 +109,7 @@ def _count(model):
         ("resnet2d_50", 23_554_880),
     ],
 )
-def test_towers_have_as_many_parameters_as_vatts(spec, expected):
+def test_tower_parameter_counts_equal_published_code(spec, expected):
     assert _count(ModelDef(lambda rngs: build_tower(spec, rngs=rngs))) == expected
 
 
@@ -118,12 +124,12 @@ def test_towers_have_as_many_parameters_as_vatts(spec, expected):
         ("ut_fac", "large", 333_808_384),
     ],
 )
-def test_models_have_as_many_parameters_as_vatts(name, size, expected):
+def test_model_parameter_counts_equal_published_code(name, size, expected):
     assert _count(ModelDef(make_model(name, size=size))) == expected
 
 
 @pytest.mark.parametrize("video, expected", [(768, 1_316_608), (1024, 1_447_680)])
-def test_the_head_has_as_many_parameters_as_vatts(video, expected):
+def test_head_parameter_count_equals_published_code(video, expected):
     widths = dict(video=video, audio=768, text=512)
     assert _count(ModelDef(lambda rngs: FACHead(widths=widths, rngs=rngs))) == expected
 
@@ -131,14 +137,14 @@ def test_the_head_has_as_many_parameters_as_vatts(video, expected):
 @pytest.mark.parametrize(
     "layers, width, mlp, name", [(6, 512, 2048, "bert_small"), (12, 768, 3072, "bert_base")]
 )
-def test_bert_has_the_parameters_of_its_layers(layers, width, mlp, name):
+def test_bert_parameter_count_is_the_sum_over_layers(layers, width, mlp, name):
     block = 4 * (width + 1) * width + 2 * width * mlp + mlp + width + 4 * width
     tokens = 65_536 * 300 + 300 * width + 16 * width + 2 * width + width
     expected = tokens + layers * block + 2 * width
     assert _count(ModelDef(lambda rngs: build_tower(name, rngs=rngs))) == expected
 
 
-def test_mmv_is_its_towers_words_and_head():
+def test_mmv_parameter_count_is_the_sum_of_towers_and_head():
     linear = 65_536 * 300 + 300 * 2048 + 2048
     head = 1024 * 512 + 512 * 512 + 2 * 512 * 4 + 512 * 256 + 256 * 4
     head += 2048 * 512 + 512 + 2048 * 256 + 256
@@ -146,16 +152,16 @@ def test_mmv_is_its_towers_words_and_head():
     assert _count(ModelDef(make_model("mmv_fac"))) == expected
 
 
-def test_modalities_can_be_left_out_and_any_set_takes_the_joint_head():
+def test_modalities_can_be_omitted_and_the_joint_head_accepts_any_set():
     model = ModelDef(make_model("tx_fac", size="tiny", audio=None))
     assert set(model.params) == {"video", "text", "head"}
     model = ModelDef(make_model("tx_fac", size="tiny", video=None, head=dict(name="joint")))
     assert set(model.params) == {"audio", "text", "head"}
-    with pytest.raises(UserError, match="joint"):
+    with raises(UserError, "'fac'", "video", ["audio", "text"], "'joint'"):
         ModelDef(make_model("tx_fac", size="tiny", video=None))
 
 
-def test_joint_head_is_relu_dense_batch_norm():
+def test_joint_head_applies_relu_dense_and_batch_norm():
     head = JointHead(widths=dict(audio=6, text=5, touch=4), joint=8, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
     out = head({"audio": x}, train=True)
@@ -166,7 +172,7 @@ def test_joint_head_is_relu_dense_batch_norm():
     np.testing.assert_array_equal(out["audio/text"], out["audio/touch"])
 
 
-def test_training_is_a_function_of_the_key_and_evaluation_has_no_randomness():
+def test_training_is_deterministic_given_the_key_and_evaluation_ignores_it():
     definition = ModelDef(make_model("tx_fac", size="tiny", text=None, audio=dict(num_layers=1)))
     params, extra = jax.jit(definition.init)(jax.random.key(0))
     x = {"audio": np.random.default_rng(0).normal(size=(2, 1280)).astype(np.float32)}
@@ -184,22 +190,22 @@ def test_training_is_a_function_of_the_key_and_evaluation_has_no_randomness():
     np.testing.assert_array_equal(run(1), run(1))
     assert np.abs(run(1) - run(2)).max() > 1e-3
     np.testing.assert_array_equal(evaluate(1), evaluate(2))
-    with pytest.raises(TypeError, match="key"):
+    with raises(TypeError, "train=True", "key"):
         definition.bind(params, extra).encode(x, train=True)
 
 
-def test_bfloat16_computes_in_half_precision_and_keeps_float32_parameters(reference):
-    definition, params, extra = tiny(dtype="bfloat16")
+def test_bfloat16_is_the_compute_dtype_and_parameters_stay_float32(reference):
+    definition, params, extra = tiny_model(dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(definition.params)} == {jnp.dtype("float32")}
     run = jax.jit(lambda params, x: definition.bind(params, extra).encode(x, tokens=True))
     pooled, tokens = run(params, inputs(reference))
     assert {x.dtype for x in tokens.values()} == {jnp.dtype("bfloat16")}
     for modality, value in pooled.items():
         assert value.dtype == jnp.float32
-        assert 1e-4 < relative(value, reference[f"pooled/{modality}"]) < 0.1
+        assert 1e-4 < relative_error(value, reference[f"pooled/{modality}"]) < 0.1
 
 
-def test_classifier_starts_as_vatts_do():
+def test_classifier_initialization_equals_published_code():
     definition = ModelDef(
         make_model(
             "classifier",
@@ -225,7 +231,7 @@ def test_classifier_starts_as_vatts_do():
     np.testing.assert_array_equal(module.classifier.bias[...], 0)
 
 
-def test_backbone_of_a_classifier_has_the_paths_of_pretraining():
+def test_classifier_backbone_has_the_parameter_paths_of_pretraining():
     pretrained = tree.flatten(ModelDef(make_model("tx_fac", size="tiny")).params)
     finetuned = tree.flatten(
         ModelDef(make_model("classifier", backbone="vit_tiny", num_classes=3)).params
@@ -234,46 +240,62 @@ def test_backbone_of_a_classifier_has_the_paths_of_pretraining():
 
 
 @pytest.mark.parametrize(
-    "name, options, message",
+    "name, options, facts",
     [
-        ("tx_fax", {}, "tx_fac"),
-        ("tx_fac", dict(size="mmm"), "mbs"),
-        ("tx_fac", dict(size="tiny", video="vit_bas"), "vit_base"),
-        ("tx_fac", dict(size="tiny", video=dict(num_layer=2)), "num_layers"),
-        ("tx_fac", dict(size="tiny", video=dict(keep_token=1)), "keep_tokens"),
-        ("tx_fac", dict(size="tiny", drop_rate=0.1), "dropout_rate"),
-        ("tx_fac", dict(size="tiny", head="fax"), "fac"),
-        ("tx_fac", dict(size="tiny", head=dict(name="fac", corse=3)), "coarse"),
-        ("tx_fac", dict(size="tiny", remat="ful"), "full"),
-        ("tx_fac", dict(size="tiny", dropout_rate=1.0), r"\[0, 1\)"),
-        ("tx_fac", dict(size="tiny", video=dict(keep_tokens=0)), "keep_tokens"),
-        ("tx_fac", dict(size="tiny", video=dict(buckets=(2, 4))), "buckets"),
-        ("tx_fac", dict(size="tiny", video=dict(axes=("a", "b", "c"))), "axes"),
-        ("classifier", dict(backbone="vit_tiny", num_classes=1), "num_classes"),
+        ("tx_fax", {}, ("model", "'tx_fax'", "'tx_fac'")),
+        ("tx_fac", dict(size="mmm"), ("size", "tx_fac", "'mmm'", "bbs", "lbs", "mbs", "tiny")),
+        ("tx_fac", dict(size="tiny", video="vit_bas"), ("video", "'vit_bas'", "'vit_base'")),
+        (
+            "tx_fac",
+            dict(size="tiny", video=dict(num_layer=2)),
+            ("vit_tiny", "'num_layer'", "'num_layers'"),
+        ),
+        (
+            "tx_fac",
+            dict(size="tiny", video=dict(keep_token=1)),
+            ("vit_tiny", "'keep_token'", "'keep_tokens'"),
+        ),
+        ("tx_fac", dict(size="tiny", drop_rate=0.1), ("model", "'drop_rate'", "'dropout_rate'")),
+        ("tx_fac", dict(size="tiny", head="fax"), ("head", "'fax'", "'fac'")),
+        (
+            "tx_fac",
+            dict(size="tiny", head=dict(name="fac", corse=3)),
+            ("fac", "'corse'", "'coarse'"),
+        ),
+        ("tx_fac", dict(size="tiny", remat="ful"), ("remat", "'ful'", "'full'")),
+        ("tx_fac", dict(size="tiny", dropout_rate=1.0), ("dropout_rate", "[0, 1)", "1.0")),
+        ("tx_fac", dict(size="tiny", video=dict(keep_tokens=0)), ("keep_tokens", "(0, 1]")),
+        (
+            "tx_fac",
+            dict(size="tiny", video=dict(buckets=(2, 4))),
+            ("buckets", (2, 4), "temporal", "vertical", "horizontal"),
+        ),
+        ("tx_fac", dict(size="tiny", video=dict(axes=("a", "b", "c"))), ("vit_tiny", "'axes'")),
+        ("classifier", dict(backbone="vit_tiny", num_classes=1), ("num_classes", 2, 1)),
     ],
 )
-def test_wrong_options_are_named(name, options, message):
-    with pytest.raises(UserError, match=message):
+def test_errors_mention_the_invalid_option(name, options, facts):
+    with raises(UserError, *facts):
         ModelDef(make_model(name, **options))
 
 
-def test_inputs_that_do_not_fit_are_named():
+def test_errors_mention_the_invalid_input():
     definition = ModelDef(make_model("tx_fac", size="tiny", text=None))
 
     def encode(x):
         module = definition.bind(*definition.init(jax.random.key(0)))
         return module.encode(x)
 
-    for x, message in (
-        (dict(audio=np.zeros((1, 100), np.float32)), "no whole patch"),
-        (dict(video=np.zeros((1, 4, 8, 8, 1), np.float32)), "channels"),
-        (dict(text=np.zeros((1, 16), np.int32)), "text"),
+    for x, facts in (
+        (dict(audio=np.zeros((1, 100), np.float32)), ((100,), (128,), "patch_size")),
+        (dict(video=np.zeros((1, 4, 8, 8, 1), np.float32)), ((4, 8, 8, 1), 3, "channels")),
+        (dict(text=np.zeros((1, 16), np.int32)), ("'text'", "audio", "video")),
     ):
-        with pytest.raises(UserError, match=message):
+        with raises(UserError, *facts):
             jax.eval_shape(encode, x)
 
 
-def test_flops_are_those_of_every_matrix_product():
+def test_flops_equal_the_sum_over_matrix_products():
     module = nnx.eval_shape(lambda: make_model("tx_fac", size="tiny")(nnx.Rngs(0)))
 
     def encoder(tokens, layers):

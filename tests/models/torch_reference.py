@@ -1,8 +1,8 @@
-"""Forward passes of torch's models in float64 NumPy, from their state dicts.
+"""Reference forward passes of PyTorch models in float64 NumPy, from their state dicts.
 
-Written from the libraries' state-dict names and the papers, one picture or text and one head after
-the other, apart from how mmjax computes. Pictures are [N, H, W, 3], as everywhere in mmjax; arrays
-of the states are as torch has them. Random states to go with them: `*_state`.
+They follow the papers and the state-dict names of the libraries, and share no code with mmjax: one
+image or text and one attention head at a time. Images are [N, H, W, 3], as everywhere in mmjax;
+arrays in state dicts have PyTorch's layout. The `*_state` functions return random state dicts.
 """
 
 import numpy as np
@@ -16,8 +16,8 @@ def _state(state):
 
 
 def _norm(state, name, x, epsilon):
-    centred = x - x.mean(-1, keepdims=True)
-    scaled = centred / np.sqrt(np.mean(centred**2, -1, keepdims=True) + epsilon)
+    centered = x - x.mean(-1, keepdims=True)
+    scaled = centered / np.sqrt(np.mean(centered**2, -1, keepdims=True) + epsilon)
     return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
@@ -35,13 +35,13 @@ def _quick_gelu(x):
 
 
 def convolve(x, kernel, *, stride, pad):  # [N, H, W, C], [O, C, k, k]
-    """One output pixel after the other."""
+    """Convolves one output pixel at a time."""
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     size = kernel.shape[-1]
-    rows, columns = ((n - size) // stride + 1 for n in x.shape[1:3])
-    y = np.empty((len(x), rows, columns, len(kernel)))
-    for i in range(rows):
-        for j in range(columns):
+    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+    y = np.empty((len(x), height, width, len(kernel)))
+    for i in range(height):
+        for j in range(width):
             window = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
             y[:, i, j] = np.einsum("nijc,ocij->no", window, kernel)
     return y
@@ -61,10 +61,10 @@ def _attention(x, weight, bias, out, *, num_heads, causal=False):  # [T, D], [3 
     return out(np.concatenate(heads, axis=-1))
 
 
-def _patches(state, name, pictures):
-    """Tokens [N, T, D] of patches."""
+def _patches(state, name, images):
+    """Returns patch embeddings [N, T, D]."""
     kernel = state[f"{name}.weight"]
-    y = convolve(pictures, kernel, stride=kernel.shape[-1], pad=0)
+    y = convolve(images, kernel, stride=kernel.shape[-1], pad=0)
     y = y.reshape(len(y), -1, y.shape[-1])
     return y + state[f"{name}.bias"] if f"{name}.bias" in state else y
 
@@ -87,21 +87,21 @@ def _resblocks(state, prefix, x, *, num_heads, causal, activation):  # [T, D]
     return x
 
 
-def open_clip_image(state, pictures, *, num_heads=None, quick_gelu=False):
-    """Features [N, D] of an OpenCLIP model's pictures, not normalised.
+def open_clip_image(state, images, *, num_heads=None, quick_gelu=False):
+    """Returns the unnormalized image features [N, D] of an OpenCLIP model.
 
     Args:
-      state: of the whole model, `visual.…`.
-      pictures: [N, H, W, 3], normalised.
-      num_heads: of attention; None has heads of 64 features.
-      quick_gelu: as OpenAI's weights want it.
+      state: State dict of the whole model.
+      images: Normalized images [N, H, W, 3].
+      num_heads: Attention heads; None uses heads of 64 features.
+      quick_gelu: Use the activation of OpenAI's weights.
     """
     state = _state(state)
-    tokens = _patches(state, "visual.conv1", np.asarray(pictures, ARRAY))
+    tokens = _patches(state, "visual.conv1", np.asarray(images, ARRAY))
     first = state["visual.class_embedding"]
     out = []
-    for picture in tokens:
-        x = np.concatenate([first[None], picture]) + state["visual.positional_embedding"]
+    for image in tokens:
+        x = np.concatenate([first[None], image]) + state["visual.positional_embedding"]
         x = _resblocks(
             state,
             "visual.transformer.resblocks",
@@ -115,18 +115,19 @@ def open_clip_image(state, pictures, *, num_heads=None, quick_gelu=False):
 
 
 def open_clip_text(state, ids, *, num_heads=None, quick_gelu=False):
-    """Features [N, D] of an OpenCLIP model's texts, not normalised.
+    """Returns the unnormalized text features [N, D] of an OpenCLIP model.
 
     Args:
-      state: of the whole model.
-      ids: int [N, W]; pooled at the largest id, as published (the end has the largest of all).
-      num_heads: of attention; None has heads of 64 features.
-      quick_gelu: as OpenAI's weights want it.
+      state: State dict of the whole model.
+      ids: Token ids, int [N, W]. As published, features are taken at the largest id, which is the
+        end-of-text token.
+      num_heads: Attention heads; None uses heads of 64 features.
+      quick_gelu: Use the activation of OpenAI's weights.
     """
     state = _state(state)
     out = []
-    for row in np.asarray(ids):
-        x = state["token_embedding.weight"][row] + state["positional_embedding"][: len(row)]
+    for text in np.asarray(ids):
+        x = state["token_embedding.weight"][text] + state["positional_embedding"][: len(text)]
         x = _resblocks(
             state,
             "transformer.resblocks",
@@ -136,17 +137,19 @@ def open_clip_text(state, ids, *, num_heads=None, quick_gelu=False):
             activation=_quick_gelu if quick_gelu else _gelu,
         )
         x = _norm(state, "ln_final", x, 1e-5)
-        out.append(x[np.argmax(row)] @ state["text_projection"])
+        out.append(x[np.argmax(text)] @ state["text_projection"])
     return np.stack(out)
 
 
-def timm_vit(state, pictures, num_heads):
-    """Output [N, D] of a timm VisionTransformer with `global_pool='avg'`: of its head, if it has
-    one, else the pooled features."""
+def timm_vit(state, images, num_heads):
+    """Returns the output [N, D] of a timm VisionTransformer with `global_pool='avg'`.
+
+    Without a head in the state dict, these are the pooled features.
+    """
     state = _state(state)
     out = []
-    for picture in _patches(state, "patch_embed.proj", np.asarray(pictures, ARRAY)):
-        x = np.concatenate([state["cls_token"][0], picture]) + state["pos_embed"][0]
+    for image in _patches(state, "patch_embed.proj", np.asarray(images, ARRAY)):
+        x = np.concatenate([state["cls_token"][0], image]) + state["pos_embed"][0]
         i = 0
         while f"blocks.{i}.norm1.weight" in state:
             block = f"blocks.{i}"
@@ -171,19 +174,22 @@ def _batch_norm(state, name, x):
 
 
 def _max_pool(x):
-    """3×3 windows, two apart, over a picture with a border that never wins."""
+    """Max pooling over 3×3 windows with stride 2 and a border of -inf."""
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-    rows, columns = ((n - 3) // 2 + 1 for n in x.shape[1:3])
-    y = np.empty((len(x), rows, columns, x.shape[-1]))
-    for i in range(rows):
-        for j in range(columns):
+    height, width = ((n - 3) // 2 + 1 for n in x.shape[1:3])
+    y = np.empty((len(x), height, width, x.shape[-1]))
+    for i in range(height):
+        for j in range(width):
             y[:, i, j] = x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2))
     return y
 
 
-def torch_resnet(state, pictures):
-    """Output [N, D] in evaluation of a torchvision (or timm) ResNet of basic blocks or of
-    bottlenecks: of `fc`, if it has one, else the pooled features."""
+def torch_resnet(state, images):
+    """Returns the output [N, D] of a torchvision or timm ResNet in evaluation mode.
+
+    Supports basic blocks and bottlenecks. Without `fc` in the state dict, these are the pooled
+    features.
+    """
     state = _state(state)
 
     def unit(x, convolution, norm, stride=1):
@@ -191,7 +197,7 @@ def torch_resnet(state, pictures):
         y = convolve(x, kernel, stride=stride, pad=kernel.shape[-1] // 2)
         return _batch_norm(state, norm, y)
 
-    x = np.asarray(pictures, ARRAY)
+    x = np.asarray(images, ARRAY)
     x = _max_pool(np.maximum(unit(x, "conv1", "bn1", 2), 0))
     for group in range(1, 5):
         j = 0
@@ -225,8 +231,14 @@ def _depthwise(x, kernel, *, stride):  # [N, H, W, C], [C, 1, 3, 3]
     return np.concatenate(planes, axis=-1)
 
 
-def torch_mobilenet(state, pictures, strides):
-    """Pooled features [N, D] in evaluation of a torchvision MobileNetV2; strides of its blocks."""
+def torch_mobilenet(state, images, strides):
+    """Returns the pooled features [N, D] of a torchvision MobileNetV2 in evaluation mode.
+
+    Args:
+      state: State dict.
+      images: [N, H, W, 3].
+      strides: Stride of each block.
+    """
     state = _state(state)
 
     def unit(x, convolution, norm, *, stride=1, relu=True):
@@ -238,10 +250,12 @@ def torch_mobilenet(state, pictures, strides):
         y = _batch_norm(state, norm, y)
         return np.clip(y, 0, 6) if relu else y
 
-    x = unit(np.asarray(pictures, ARRAY), "features.0.0", "features.0.1", stride=2)
+    x = unit(np.asarray(images, ARRAY), "features.0.0", "features.0.1", stride=2)
     for n, stride in enumerate(strides, 1):
         block, y = f"features.{n}.conv", x
-        units = 2 if f"{block}.3.weight" in state else 1  # before the last: expansion, depthwise
+        units = (
+            2 if f"{block}.3.weight" in state else 1
+        )  # before the projection: expansion, depthwise
         for k in range(units):
             strided = stride if k == units - 1 else 1
             y = unit(y, f"{block}.{k}.0", f"{block}.{k}.1", stride=strided)
@@ -251,8 +265,8 @@ def torch_mobilenet(state, pictures, strides):
     return unit(x, f"{last}.0", f"{last}.1").mean((1, 2))
 
 
-def _draw(shapes, seed):
-    """Random arrays: scales and variances around 1, all else around 0, kernels by their fan-in."""
+def _sample(shapes, seed):
+    """Returns random arrays: scales and variances around 1, others around 0; kernels by fan-in."""
     rng = np.random.default_rng(seed)
     out = {}
     for name, shape in shapes.items():
@@ -302,7 +316,7 @@ def open_clip_state(
     context_length=77,
     seed=0,
 ):
-    """A random state of an OpenCLIP model of this size."""
+    """Returns a random state dict of an OpenCLIP model."""
     positions = 1 + (image_size // patch_size) ** 2
     shapes = {
         "positional_embedding": (context_length, text_width),
@@ -318,11 +332,11 @@ def open_clip_state(
         "ln_final.weight": (text_width,),
         "ln_final.bias": (text_width,),
     }
-    return {**_draw(shapes, seed), "logit_scale": np.float32(4.6)}
+    return {**_sample(shapes, seed), "logit_scale": np.float32(4.6)}
 
 
 def timm_vit_state(*, width, num_layers, image_size, patch_size, num_classes, seed=0):
-    """A random state of a timm VisionTransformer of this size; without a head for 0 classes."""
+    """Returns a random state dict of a timm VisionTransformer; 0 classes omit the head."""
     shapes = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + (image_size // patch_size) ** 2, width),
@@ -340,11 +354,19 @@ def timm_vit_state(*, width, num_layers, image_size, patch_size, num_classes, se
             shapes[f"blocks.{i}.{name}.bias"] = (out * width,)
     if num_classes:
         shapes |= {"head.weight": (num_classes, width), "head.bias": (num_classes,)}
-    return _draw(shapes, seed)
+    return _sample(shapes, seed)
 
 
 def torch_resnet_state(*, blocks=(2, 2, 2, 2), bottleneck=False, width=64, num_classes, seed=0):
-    """A random state of a torchvision ResNet; `width` is the stem's; no `fc` for 0 classes."""
+    """Returns a random state dict of a torchvision ResNet.
+
+    Args:
+      blocks: Number of blocks per group.
+      bottleneck: Use bottlenecks instead of basic blocks.
+      width: Channels of the stem.
+      num_classes: Outputs of `fc`; 0 omits it.
+      seed: Random seed.
+    """
     shapes = {}
 
     def unit(convolution, norm, channels, features, size):
@@ -369,17 +391,18 @@ def torch_resnet_state(*, blocks=(2, 2, 2, 2), bottleneck=False, width=64, num_c
             channels = out
     if num_classes:
         shapes |= {"fc.weight": (num_classes, channels), "fc.bias": (num_classes,)}
-    return _draw(shapes, seed)
+    return _sample(shapes, seed)
 
 
 def torch_mobilenet_state(*, groups, stem, head, num_classes=0, seed=0):
-    """A random state of a torchvision MobileNetV2.
+    """Returns a random state dict of a torchvision MobileNetV2.
 
     Args:
-      groups: (expansion, channels, blocks, stride) of each, channels as they are.
-      stem, head: channels of the first and of the last convolution.
-      num_classes: of the classifier; 0 for none.
-      seed: of the values.
+      groups: (expansion, channels, blocks, stride) of each group; channels are not rounded.
+      stem: Channels of the first convolution.
+      head: Channels of the last convolution.
+      num_classes: Outputs of the classifier; 0 omits it.
+      seed: Random seed.
     """
     shapes = {}
 
@@ -402,4 +425,4 @@ def torch_mobilenet_state(*, groups, stem, head, num_classes=0, seed=0):
     unit(f"features.{n}.0", f"features.{n}.1", channels, head, 1)
     if num_classes:
         shapes |= {"classifier.1.weight": (num_classes, head), "classifier.1.bias": (num_classes,)}
-    return _draw(shapes, seed)
+    return _sample(shapes, seed)

@@ -1,11 +1,11 @@
-"""Torch states laid out as mmjax's parameters, by hand; see `torch_reference` for the states."""
+"""Explicit conversion of the state dicts of `torch_reference` to mmjax parameters."""
 
 import jax.numpy as jnp
 import numpy as np
 
 from mmjax import tree
 
-# Names of a block's parts: query, key and value in one, out, first and second norm, up, down.
+# Layer names of a block: fused query, key and value; out; first and second norm; up; down.
 TIMM = ("attn.qkv.", "attn.proj", "norm1", "norm2", "mlp.fc1", "mlp.fc2")
 OPEN_CLIP = ("attn.in_proj_", "attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
@@ -19,9 +19,9 @@ def _dense(state, name):
 
 
 def _block(state, prefix, names):
-    joint, out, first, second, up, down = (f"{prefix}.{name}" for name in names)
+    fused, out, first, second, up, down = (f"{prefix}.{name}" for name in names)
     thirds = zip(
-        np.split(state[f"{joint}weight"], 3), np.split(state[f"{joint}bias"], 3), strict=True
+        np.split(state[f"{fused}weight"], 3), np.split(state[f"{fused}bias"], 3), strict=True
     )
     attention = {
         name: {"kernel": kernel.T, "bias": bias}
@@ -48,7 +48,7 @@ def _arrays(params):
 
 
 def timm_vit(state):
-    """Params of a touch tower."""
+    """Returns the params of a touch tower."""
     patch = {
         "kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
         "bias": state["patch_embed.proj.bias"],
@@ -66,7 +66,7 @@ def timm_vit(state):
 
 
 def open_clip(state):
-    """Params of the towers of pictures and text."""
+    """Returns the params of the image tower and of the text tower."""
     layers = _layers(state, "visual.transformer.resblocks", OPEN_CLIP)
     image = {
         "patch": {"kernel": state["visual.conv1.weight"].transpose(2, 3, 1, 0)},
@@ -87,24 +87,24 @@ def open_clip(state):
 
 
 def torch_resnet(state):
-    """Params and statistics of a ResNet."""
-    places = {"conv1": "stem", "bn1": "stem"}
+    """Returns the params and statistics of a ResNet."""
+    paths = {"conv1": "stem", "bn1": "stem"}
     blocks = {name.rsplit(".", 2)[0] for name in state if name.startswith("layer")}
     for block in {name.removesuffix(".downsample") for name in blocks}:
         group, j = block.removeprefix("layer").split(".")
-        place = f"groups/{int(group) - 1}/{j}"
+        path = f"groups/{int(group) - 1}/{j}"
         for k, name in enumerate(("first", "second", "third"), 1):
-            places[f"{block}.conv{k}"] = places[f"{block}.bn{k}"] = f"{place}/{name}"
-        places[f"{block}.downsample.0"] = places[f"{block}.downsample.1"] = f"{place}/shortcut"
+            paths[f"{block}.conv{k}"] = paths[f"{block}.bn{k}"] = f"{path}/{name}"
+        paths[f"{block}.downsample.0"] = paths[f"{block}.downsample.1"] = f"{path}/shortcut"
     params, extra = {}, {}
     for name, value in state.items():
-        layer, kind = name.rsplit(".", 1)
+        layer, leaf = name.rsplit(".", 1)
         if layer == "fc":
-            params["projection/kernel" if kind == "weight" else "projection/bias"] = value.T
+            params["projection/kernel" if leaf == "weight" else "projection/bias"] = value.T
         elif value.ndim == 4:
-            params[f"{places[layer]}/conv/kernel"] = value.transpose(2, 3, 1, 0)
-        elif kind.startswith("running"):
-            extra[f"{places[layer]}/norm/{kind.removeprefix('running_')}"] = value
+            params[f"{paths[layer]}/conv/kernel"] = value.transpose(2, 3, 1, 0)
+        elif leaf.startswith("running"):
+            extra[f"{paths[layer]}/norm/{leaf.removeprefix('running_')}"] = value
         else:
-            params[f"{places[layer]}/norm/{'scale' if kind == 'weight' else 'bias'}"] = value
+            params[f"{paths[layer]}/norm/{'scale' if leaf == 'weight' else 'bias'}"] = value
     return _arrays(tree.unflatten(params)), _arrays(tree.unflatten(extra))

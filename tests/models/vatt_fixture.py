@@ -1,7 +1,7 @@
-"""A tiny tx_fac whose weights follow a rule, and what VATT's published code computes from them.
+"""A tiny tx_fac with deterministic weights, and reference outputs of VATT's published code.
 
-`vatt_reference.npz` holds reference values from running VATT's published TF2 code at this size with
-the weights of `weight`; inputs are there too (`video` as uint8 k, meaning k · 2/255 − 1).
+`vatt_reference.npz` holds the inputs and the outputs of VATT's published TF2 code for a model of
+this size with the weights of `weight`. `video` is stored as uint8 k for k · 2/255 − 1.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ REFERENCE = pathlib.Path(__file__).parent / "vatt_reference.npz"
 
 
 def weight(key, shape):
-    """The array of a checkpoint key."""
+    """Returns the pseudorandom array of a checkpoint key."""
     noise = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
     last = key.rsplit("/", 1)[-1]
     if last in ("gamma", "weight"):
@@ -27,8 +27,8 @@ def weight(key, shape):
     return (np.exp(0.3 * noise) if last == "moving_variance" else 0.1 * noise).astype(np.float32)
 
 
-def tiny(*, keep_tokens=1.0, **shared):
-    """The model at the reference's size, and its params and extra by the rule."""
+def tiny_model(*, keep_tokens=1.0, **shared):
+    """Returns the model at the reference's size with params and extra from `weight`."""
     size = dict(width=64, head_dim=32, num_heads=2, mlp_dim=128, num_layers=2, dropout_rate=0.0)
     drop = dict(keep_tokens=keep_tokens)
     model = ModelDef(
@@ -44,18 +44,19 @@ def tiny(*, keep_tokens=1.0, **shared):
 
     def values(part):
         shapes = {path: leaf.shape for path, leaf in tree.flatten(part).items()}
-        one = {}  # key → shape of one layer's array
+        key_shapes = {}  # shape of one layer's array by checkpoint key
         for path, shape in shapes.items():
             keys = vatt_names.keys_of(path, shape)
             stacked = "{i}" in vatt_names.key_of(path)
-            one |= dict.fromkeys(keys, shape[1:] if stacked else shape)
-        arrays = vatt_names.fill(shapes, lambda key: weight(key, one[key]))
+            key_shapes |= dict.fromkeys(keys, shape[1:] if stacked else shape)
+        arrays = vatt_names.fill(shapes, lambda key: weight(key, key_shapes[key]))
         return tree.unflatten({path: jnp.asarray(array) for path, array in arrays.items()})
 
     return model, values(model.params), values(model.extra)
 
 
 def inputs(reference):
+    """Returns the model inputs in the arrays of `vatt_reference.npz`."""
     return {
         "video": reference["video"].astype(np.float32) * np.float32(2 / 255) - 1,
         "audio": reference["audio"],
@@ -63,6 +64,6 @@ def inputs(reference):
     }
 
 
-def relative(actual, expected):
-    """Largest difference over the largest value."""
+def relative_error(actual, expected):
+    """Returns the largest absolute difference over the largest absolute expected value."""
     return np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()

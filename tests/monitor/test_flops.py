@@ -1,4 +1,4 @@
-"""Peak rates by the names JAX gives to devices."""
+"""Tests of peak FLOP/s by JAX device name, and of MFU."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from mmjax.monitor.flops import measured_peak, mfu, peak_flops, peak_of
 
 
 @pytest.mark.parametrize(
-    ("kind", "bfloat16", "float32"),
+    ("device_kind", "bfloat16", "float32"),
     [
         ("NVIDIA A100-SXM4-80GB", 312, 156),
         ("NVIDIA H100 80GB HBM3", 989.5, 494.7),
@@ -33,17 +33,19 @@ from mmjax.monitor.flops import measured_peak, mfu, peak_flops, peak_of
         ("TPU7x", 1153.5, 1153.5),
     ],
 )
-def test_peaks(kind, bfloat16, float32):
-    assert peak_flops(kind) == pytest.approx(bfloat16 * 1e12)
-    assert peak_flops(kind, "float32") == pytest.approx(float32 * 1e12)
+def test_peak_flops_of_known_devices(device_kind, bfloat16, float32):
+    assert peak_flops(device_kind) == pytest.approx(bfloat16 * 1e12)
+    assert peak_flops(device_kind, "float32") == pytest.approx(float32 * 1e12)
 
 
-@pytest.mark.parametrize("kind", ["cpu", "NVIDIA L40S", "NVIDIA GB200", "TPU v4 lite", "TPU v9"])
-def test_unknown_devices_have_no_peak(kind):
-    assert peak_flops(kind) is None
+@pytest.mark.parametrize(
+    "device_kind", ["cpu", "NVIDIA L40S", "NVIDIA GB200", "TPU v4 lite", "TPU v9"]
+)
+def test_unknown_devices_have_no_peak(device_kind):
+    assert peak_flops(device_kind) is None
 
 
-def test_an_unknown_dtype_has_no_peak():
+def test_unknown_dtype_has_no_peak():
     assert peak_flops("NVIDIA H100 80GB HBM3", "float64") is None
 
 
@@ -56,19 +58,19 @@ class Mesh:
     size = 8
 
 
-def test_the_devices_of_a_mesh_add_up():
+def test_peak_of_a_mesh_is_the_sum_over_its_devices():
     assert peak_of(Mesh(), jnp.bfloat16) == pytest.approx(8 * 312e12)
     assert peak_of(Mesh(), np.dtype("float32")) == pytest.approx(8 * 156e12)
     assert peak_of(jax.make_mesh((1,), ("data",))) == peak_flops(jax.devices()[0].device_kind)
 
 
-def test_mfu():
-    # 8 devices of 312 TFLOP/s could do 1248e12 in half a second.
+def test_mfu_is_achieved_over_peak_flops():
+    # Eight devices of 312 TFLOP/s have a peak of 1248e12 operations in half a second.
     assert mfu(312e12, 0.5, 8 * 312e12) == pytest.approx(0.25)
     assert mfu(312e12, 0.5, None) is None
 
 
-def test_measured_peak_is_a_rate(monkeypatch):
+def test_measured_peak_is_the_fastest_matmul_rate(monkeypatch):
     ticks = iter([0.0, 1.0, 1.0, 3.0])
     monkeypatch.setattr("mmjax.monitor.flops.time.perf_counter", lambda: next(ticks))
     assert measured_peak(size=8, repeats=2) == pytest.approx(2 * 8**3 / 1.0)

@@ -1,10 +1,13 @@
-"""Tables, sizes and the memory of this very process."""
+"""Tests of tables, formatting of sizes and durations, and memory of this process."""
+
+import os
 
 import jax
 import numpy as np
 import pytest
 
 from mmjax.monitor import report
+from tests.messages import assert_mentions, raises
 
 
 def test_table_aligns_text_left_and_numbers_right():
@@ -20,16 +23,18 @@ def test_table_aligns_text_left_and_numbers_right():
     ]
 
 
-def test_table_needs_whole_rows():
-    with pytest.raises(ValueError, match="2 cells under 3"):
+def test_table_rejects_incomplete_rows():
+    with raises(ValueError, 2, 3, "['1', '2']"):
         report.format_table(("a", "b", "c"), [(1, 2)])
 
 
-def test_the_final_report_has_results_memory_and_the_place_of_the_figures(capsys, tmp_path):
+def test_final_report_has_results_memory_duration_and_metrics_path(capsys, tmp_path, monkeypatch):
+    memory = {"device": "cuda:7", "in_use": 2**30, "peak": 3 * 2**30, "limit": None}
+    monkeypatch.setattr(report, "device_memory", lambda: [memory])
     report.print_final("retrieval   R@1      0.31", tmp_path, seconds=61)
     text = capsys.readouterr().out
-    assert text.startswith("retrieval   R@1      0.31\n") and "peak" in text
-    assert text.endswith(f"Done in 1:01. Metrics: {tmp_path / 'metrics.jsonl'}\n")
+    assert text.startswith("retrieval   R@1      0.31\n")
+    assert_mentions(text, "cuda:7", "3.0 GiB", "1:01", tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +47,7 @@ def test_the_final_report_has_results_memory_and_the_place_of_the_figures(capsys
         (2**57, "131072 TiB"),
     ],
 )
-def test_bytes(count, text):
+def test_format_bytes(count, text):
     assert report.format_bytes(count) == text
 
 
@@ -50,7 +55,7 @@ def test_bytes(count, text):
     ("seconds", "text"),
     [(0.4, "0:00"), (41, "0:41"), (59.6, "1:00"), (11220, "3:07:00"), (90061, "1d 01:01:01")],
 )
-def test_seconds(seconds, text):
+def test_format_seconds(seconds, text):
     assert report.format_seconds(seconds) == text
 
 
@@ -58,13 +63,13 @@ def test_host_memory_sees_an_allocation():
     before = report.device_memory()
     if before[0]["device"] != "host":
         pytest.skip("the devices of this machine report their own memory")
-    block = np.ones(2**26, np.uint8)  # 64 MiB, touched
+    block = np.ones(2**26, np.uint8)  # 64 MiB, written, so that it is resident
     after = report.device_memory()
     assert block.nbytes * 0.9 < after[0]["in_use"] - before[0]["in_use"] < block.nbytes * 2
     assert after[0]["peak"] >= after[0]["in_use"] * 0.9 and after[0]["limit"] is None
 
 
-def test_memory_of_devices_that_know(monkeypatch):
+def test_memory_of_devices_that_report_it(monkeypatch):
     class Device:
         def __init__(self, name, stats):
             self.name, self.stats = name, stats
@@ -85,8 +90,9 @@ def test_memory_of_devices_that_know(monkeypatch):
     )
 
 
-def test_environment_names_versions_and_devices():
+def test_environment_has_versions_devices_and_available_cpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 5}, raising=False)
     description = report.environment()
     assert description["versions"]["jax"] == jax.__version__
     assert description["devices"].startswith(f"{jax.device_count()} x ")
-    assert description["cpus"] >= 1
+    assert description["cpus"] == 3

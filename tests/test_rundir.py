@@ -1,4 +1,4 @@
-"""The run directory: written once, one trainer at a time."""
+"""The run directory: creation, locking by one trainer, and its files."""
 
 import json
 import os
@@ -10,34 +10,36 @@ import pytest
 from mmjax import config
 from mmjax.errors import UserError
 from mmjax.rundir import RunDir
+from tests.messages import raises
 
 
-def test_a_directory_is_made_with_its_parents(tmp_path):
+def test_a_directory_is_created_with_its_parents(tmp_path):
     run = RunDir(tmp_path / "a" / "b")
     assert run.path == tmp_path / "a" / "b" and os.listdir(run.path) == []
 
 
-def test_a_path_that_cannot_be_a_directory(tmp_path):
+def test_a_path_below_a_file_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--model_dir=.*file/run cannot be written to"):
-        RunDir(tmp_path / "file" / "run")
+    path = tmp_path / "file" / "run"
+    with raises(UserError, f"--model_dir={path}", "Errno 20"):
+        RunDir(path)
 
 
-def test_a_directory_that_cannot_be_written_to():
-    # Not even root can make a file there.
-    with pytest.raises(UserError, match="--model_dir=/proc/self cannot be written to.*Give a dir"):
+def test_a_directory_without_write_access_is_an_error():
+    # Not even root can create a file there.
+    with raises(UserError, "--model_dir=/proc/self", "Errno 2"):
         RunDir("/proc/self")
 
 
-def test_a_reader_needs_a_run(tmp_path):
-    with pytest.raises(UserError, match="no such directory"):
+def test_reading_requires_a_run_directory(tmp_path):
+    with raises(UserError, f"--model_dir={tmp_path / 'none'}", "directory"):
         RunDir(tmp_path / "none", create=False)
     assert not (tmp_path / "none").exists()
-    with pytest.raises(UserError, match="not a run directory: it has no config.json"):
+    with raises(UserError, tmp_path, "config.json"):
         RunDir(tmp_path, create=False).read_config()
 
 
-# ---- one trainer
+# ---- locking
 
 _HOLDER = """
 import sys
@@ -65,32 +67,32 @@ def trainer(tmp_path, user_env):
     process.wait(timeout=30)
 
 
-def test_a_second_trainer_is_told_who_is_there(trainer, tmp_path):
+def test_a_second_trainer_is_an_error_with_the_pid_of_the_first(trainer, tmp_path):
     run = RunDir(tmp_path)
     assert run.has_trainer()
-    with pytest.raises(UserError, match=f"Another trainer is using .*pid {trainer.pid} on"):
+    with raises(UserError, tmp_path, f"pid {trainer.pid} ", "--model_dir"):
         run.lock()
-    trainer.kill()  # whatever the manner of its death, the directory is free then
+    trainer.kill()  # the system releases the lock of a process that died
     trainer.wait(timeout=30)
     assert not run.has_trainer()
     run.lock()
-    assert f"pid {os.getpid()} on" in (tmp_path / "trainer.lock").read_text()
+    assert f"pid {os.getpid()} " in (tmp_path / "trainer.lock").read_text()
 
 
-def test_one_process_may_lock_and_unlock(tmp_path):
+def test_a_process_can_lock_and_unlock(tmp_path):
     run, reader = RunDir(tmp_path), RunDir(tmp_path, create=False)
     assert not reader.has_trainer()
     run.lock()
     assert run.has_trainer() and reader.has_trainer()
-    with pytest.raises(UserError, match="Another trainer"):
+    with raises(UserError, tmp_path, f"pid {os.getpid()} "):
         reader.lock()
     run.unlock()
     assert not reader.has_trainer()
     reader.lock()
 
 
-def test_asking_does_not_look_like_training(tmp_path, monkeypatch):
-    """An evaluation job asks at the very moment a trainer starts."""
+def test_a_concurrent_has_trainer_check_does_not_block_the_lock(tmp_path, monkeypatch):
+    """An evaluation job checks for a trainer at the moment when one starts."""
     import fcntl
 
     handle = open(tmp_path / "trainer.lock", "w")
@@ -101,10 +103,10 @@ def test_asking_does_not_look_like_training(tmp_path, monkeypatch):
     assert run.has_trainer()
 
 
-# ---- what is written at start and end
+# ---- files written at start and end
 
 
-def test_what_is_known_at_start_and_what_changed_since(tmp_path):
+def test_write_start_records_the_run_and_returns_config_changes(tmp_path):
     run, cfg = RunDir(tmp_path), config.base()
     cfg.task = "pretrain"
     cfg.data.train = ("a", "b")
@@ -127,7 +129,7 @@ def test_what_is_known_at_start_and_what_changed_since(tmp_path):
     assert not [name for name in os.listdir(tmp_path) if "partial" in name]
 
 
-def test_the_sentinel(tmp_path):
+def test_the_completion_marker_can_be_written_and_cleared(tmp_path):
     run = RunDir(tmp_path)
     assert run.complete_step() is None
     run.write_complete(120)

@@ -1,4 +1,4 @@
-"""What a record becomes, modality by modality, through the loader's pipeline on one example."""
+"""Decoding one record into model inputs, modality by modality, with the loader's pipeline."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ import tensorflow as tf
 from mmjax.data import loader, schema
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
+from tests.messages import raises
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def folder(tmp_path_factory):
 
 
 def run(data, stored, position=0):
-    """The first four phases and the last on one record, which need not be in the dataset."""
+    """Runs all per-example phases and batching on one record, which may not be in the dataset."""
     serialized = stored if isinstance(stored, bytes) else schema.encode(stored)
     features = {
         "_serialized": tf.constant(serialized),
@@ -36,11 +37,11 @@ def evaluate(folder, **views):
 
 
 def times_of(video):
-    """The frame number that each frame [..., H, W, 3] shows."""
+    """Returns the time index encoded in each frame of [..., H, W, 3]."""
     return np.round((video[..., 0].mean((-1, -2)) - 3) / 10).astype(int)
 
 
-def test_training_samples_are_anywhere_and_audio_begins_with_the_video(folder):
+def test_training_clips_start_anywhere_and_audio_starts_with_the_video(folder):
     data = train(folder, video=dict(num_frames=4, stride=2, size=16, scale_jitter=False))
     starts = set()
     for position in range(70):
@@ -50,23 +51,23 @@ def test_training_samples_are_anywhere_and_audio_begins_with_the_video(folder):
         second = times[0] / toy.FPS
         heard = out["audio"] * 10_000 / toy.RATE
         assert heard[0] == pytest.approx(second, abs=1e-3)
-        want = (second * toy.RATE + np.arange(300)) % (toy.FRAMES / toy.FPS * toy.RATE)
-        np.testing.assert_allclose(heard * toy.RATE, want, atol=0.01)
+        expected = (second * toy.RATE + np.arange(300)) % (toy.FRAMES / toy.FPS * toy.RATE)
+        np.testing.assert_allclose(heard * toy.RATE, expected, atol=0.01)
         starts.add(int(times[0]))
     assert min(starts) == 0 and max(starts) == toy.FRAMES - 7  # the last start that fits
 
 
-def test_without_rates_audio_begins_at_the_same_share(tmp_path):
+def test_without_rates_audio_starts_at_the_same_fraction(tmp_path):
     folder = toy.build(tmp_path, 4, fps=0.0, sample_rate=0.0)
     data = train(folder, video=dict(num_frames=4, size=16))
     for position in range(10):
         stored = toy.example(1, waveform=toy.waveform(1.0))  # half as long as the frames
         out = run(data, stored, position)
-        share = times_of(out["video"])[0] / toy.FRAMES
-        assert out["audio"][0] * 10_000 == pytest.approx(round(share * 1000), abs=0.01)
+        fraction = times_of(out["video"])[0] / toy.FRAMES
+        assert out["audio"][0] * 10_000 == pytest.approx(round(fraction * 1000), abs=0.01)
 
 
-def test_rates_of_the_record_win_over_the_datasets(tmp_path):
+def test_rates_of_the_record_override_those_of_the_dataset(tmp_path):
     folder = toy.build(tmp_path, 4, fps=0.0, sample_rate=0.0)
     data = train(folder, video=dict(num_frames=4, size=16))
     stored = toy.example(1, frame_rate=20.0, sample_rate=1000.0)
@@ -75,7 +76,7 @@ def test_rates_of_the_record_win_over_the_datasets(tmp_path):
         assert out["audio"][0] * 10_000 == pytest.approx(times_of(out["video"])[0] * 50, abs=0.01)
 
 
-def test_short_clips_begin_again(folder):
+def test_short_clips_loop(folder):
     stored = toy.example(1, waveform=toy.waveform(0.2))
     stored.frames = stored.frames[:3]
     out = run(train(folder, video=dict(num_frames=8, size=16)), stored)
@@ -83,17 +84,17 @@ def test_short_clips_begin_again(folder):
     assert (out["audio"] * 10_000).round().tolist() == [*range(200), *range(100)]
 
 
-def test_audio_stride_and_reference_fps(folder):
+def test_audio_stride_and_target_fps(folder):
     data = train(
         folder, video=dict(num_frames=4, size=16, fps=3.0), audio=dict(num_samples=50, stride=3)
     )
     out = run(data, toy.example(1))
     assert np.diff(times_of(out["video"])).tolist() == [3, 3, 3]  # int(10 / 3)
     steps = np.diff((out["audio"] * 10_000).round())
-    assert set(steps.tolist()) <= {3.0, 3.0 - 2000}  # or around the end
+    assert set(steps.tolist()) <= {3.0, 3.0 - 2000}  # the second value: wraps around the end
 
 
-def test_missing_modalities_are_zeros_with_mask_zero(folder):
+def test_missing_modalities_are_zero_with_mask_zero(folder):
     data = train(folder, touch=dict(size=8))
     out = run(data, schema.Example(labels=[3]))
     for name in ("video", "audio", "touch"):
@@ -105,7 +106,7 @@ def test_missing_modalities_are_zeros_with_mask_zero(folder):
     assert np.abs(whole["touch"].astype(int) - 77).max() <= 2 and whole["touch"].shape == (8, 8, 3)
 
 
-def test_text_candidates(folder):
+def test_text_candidates_skip_empty_captions(folder):
     data = train(folder)
     words = data.tokenizer.words
     out = run(data, toy.example(0, captions=["Red, circle!", "", "blue", "up up"]))
@@ -115,17 +116,17 @@ def test_text_candidates(folder):
     assert one["text_mask"].tolist() == [1, 0] and not one["text"][1].any()
 
 
-def test_random_captions_use_all_of_them(folder):
+def test_random_sampling_uses_all_captions(folder):
     data = train(folder, text=dict(max_words=1, candidates=1, sample="random"))
     captions = ["red", "blue", "circle"]
-    seen = {int(run(data, toy.example(0, captions=captions), p)["text"][0, 0]) for p in range(30)}
-    assert seen == {data.tokenizer.words[c] for c in captions}
+    tokens = {int(run(data, toy.example(0, captions=captions), p)["text"][0, 0]) for p in range(30)}
+    assert tokens == {data.tokenizer.words[c] for c in captions}
     first = train(folder, text=dict(max_words=1, candidates=1))
-    seen = {int(run(first, toy.example(0, captions=captions), p)["text"][0, 0]) for p in range(9)}
-    assert seen == {data.tokenizer.words["red"]}
+    tokens = {int(run(first, toy.example(0, captions=captions), p)["text"][0, 0]) for p in range(9)}
+    assert tokens == {data.tokenizer.words["red"]}
 
 
-def test_labels_single_and_multi(folder):
+def test_single_labels_and_multi_labels(folder):
     assert run(train(folder), toy.example(0, labels=[4, 2]))["label"] == 4
     assert run(train(folder), toy.example(0, labels=[]))["label"] == -1
     multi = train(folder, label=dict(multi_label=True))
@@ -133,21 +134,22 @@ def test_labels_single_and_multi(folder):
     assert run(multi, toy.example(0, labels=[]))["label"].tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("labels", [[5], [-1], [0, 9]])
-def test_label_out_of_range(folder, labels):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="class number out of range"):
+@pytest.mark.parametrize("labels, wrong", [([5], 5), ([-1], -1), ([0, 9], 9)])
+def test_error_for_a_label_out_of_range(folder, labels, wrong):
+    facts = (wrong, "[0, 5)", "data.label.num_classes")
+    with raises(tf.errors.InvalidArgumentError, *facts):
         run(train(folder), toy.example(0, labels=labels))
 
 
-def test_required_text_and_waveform_without_samples(folder):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="no caption"):
+def test_error_for_missing_required_text_and_for_empty_audio(folder):
+    with raises(tf.errors.InvalidArgumentError, "data.text.require_text"):
         run(train(folder, text=dict(require_text=True)), toy.example(0, captions=[""]))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="zero-length audio"):
+    with raises(tf.errors.InvalidArgumentError, "audio", "waveform"):
         run(train(folder), toy.without_samples(0))
 
 
-def test_other_keys_plain_examples_and_png_frames_are_read(folder):
-    """`waveform/floats`, `label/index` and a tf.Example with a PNG, as other tools write them."""
+def test_feature_keys_of_other_tools_tf_examples_and_png_frames_are_read(folder):
+    """Other tools write `waveform/floats`, `label/index`, a tf.Example, or PNG frames."""
     png = tf.io.encode_png(np.full((20, 24, 3), 99, np.uint8)).numpy()
     proto = tf.train.Example()
     feature = proto.features.feature
@@ -160,41 +162,44 @@ def test_other_keys_plain_examples_and_png_frames_are_read(folder):
     assert out["label"] == 2 and out["text_mask"].tolist() == [1, 0]
 
 
-def test_integer_waveforms_in_disguise_are_repaired(tmp_path):
+def test_int32_waveforms_stored_as_floats_are_repaired(tmp_path):
     folder = toy.build(tmp_path, 2, waveform_format="int32")
-    sound = np.linspace(-0.5, 0.5, 300).astype(np.float32)
-    disguised = (sound * 2.0**31).astype(np.int32).view(np.float32)
+    audio = np.linspace(-0.5, 0.5, 300).astype(np.float32)
+    reinterpreted = (audio * 2.0**31).astype(np.int32).view(np.float32)
     proto = tf.train.SequenceExample.FromString(schema.encode(toy.example(0, waveform=None)))
     floats = proto.feature_lists.feature_list[schema.WAVEFORM[0]].feature.add().float_list
-    floats.CopyFrom(schema._float_list(disguised))
+    floats.CopyFrom(schema._float_list(reinterpreted))
     data = train(folder, video=None)
-    np.testing.assert_allclose(run(data, proto.SerializeToString())["audio"], sound, atol=1e-6)
+    np.testing.assert_allclose(run(data, proto.SerializeToString())["audio"], audio, atol=1e-6)
 
 
-def test_test_views_are_clips_and_crops_crop_major(folder):
+def test_evaluation_views_are_crops_by_clips_in_crop_major_order(folder):
     data = evaluate(folder, num_clips=2, multi_crop=True, num_audio_clips=3)
-    wide = toy.example(1)
+    stored = toy.example(1)
     ramp = np.tile(np.arange(40, dtype=np.uint8) * 6, (32, 1))
-    wide.frames = [
+    stored.frames = [
         schema.encode_jpeg(np.stack([ramp * 0 + 10 * t + 3, ramp, ramp], -1)) for t in range(20)
     ]
-    out = run(data, wide)
+    out = run(data, stored)
     assert out["video"].shape == (6, 4, 16, 16, 3) and out["audio"].shape == (3, 300)
     times = times_of(out["video"])
-    assert times.tolist() == [list(range(4)), list(range(16, 20))] * 3  # clips inside crops
-    place = out["video"][:, 0, :, :, 1].mean((-1, -2))
-    assert place[0] == pytest.approx(place[1], abs=1) and place[0] < place[2] - 5 < place[4] - 10
+    assert (
+        times.tolist() == [list(range(4)), list(range(16, 20))] * 3
+    )  # the clip index varies fastest
+    position = out["video"][:, 0, :, :, 1].mean((-1, -2))
+    assert position[0] == pytest.approx(position[1], abs=1)
+    assert position[0] < position[2] - 5 < position[4] - 10
     starts = (out["audio"][:, 0] * 10_000).round()
     assert starts.tolist() == [0, 850, 1700]
 
 
-def test_one_test_view_is_the_middle(folder):
+def test_a_single_evaluation_view_is_central(folder):
     out = run(evaluate(folder), toy.example(1))
     assert times_of(out["video"]).tolist() == [[8, 9, 10, 11]]
     assert round(float(out["audio"][0, 0]) * 10_000) == 850
 
 
-def test_vgg_exact_and_inception_give_clips(folder):
+def test_vgg_exact_and_inception_crops_keep_frames_consecutive(folder):
     for options in (dict(exact=True), dict(crop="inception", flip=False)):
         video = dict(num_frames=4, size=16, min_resize=20) | options
         out = run(train(folder, video=video), toy.example(1))
@@ -202,6 +207,6 @@ def test_vgg_exact_and_inception_give_clips(folder):
         assert np.diff(times_of(out["video"])).tolist() == [1, 1, 1]
 
 
-def test_sample_rate_must_be_the_datasets(folder):
-    with pytest.raises(UserError, match=r"data.audio.sample_rate=48000, but toy has 1000 Hz"):
+def test_sample_rate_must_equal_that_of_the_dataset(folder):
+    with raises(UserError, "data.audio.sample_rate=48000", "toy", "1000 Hz", "--sample-rate"):
         train(folder, audio=dict(num_samples=300, sample_rate=48_000))

@@ -111,10 +111,9 @@ def test_no_wording_has_two_meanings():
         assert set(world_text.WORDS[attribute]) == set(values)
 
 
-def test_frames_agree_with_mask_color_and_size():
+def test_frames_agree_with_mask_depth_and_color():
     """Frames have the object's color inside the mask and are dark outside it."""
     cfg = world.WorldConfig(frame_size=64, dense=True)
-    extents = {size: [] for size in world.SIZES}
     for scene in scenes("train", 60, cfg):
         mask = scene.mask > 0
         assert (scene.mask[mask] == 1 + world.SHAPES.index(scene.attributes["shape"])).all()
@@ -125,12 +124,21 @@ def test_frames_agree_with_mask_color_and_size():
         assert nearest == scene.attributes["colour"], mean
         assert scene.frames[~mask].mean() < 0.6 * scene.frames[mask].max(-1).mean()
         assert (scene.depth[mask] < 1.5).all() and (scene.depth[~mask] == 2).all()
-        if scene.attributes["shape"] == "circle" and scene.attributes["motion"] == "resting":
-            extents[scene.attributes["size"]].append(np.ptp(np.nonzero(mask[0])[0]) + 1)
-    assert sum(map(len, extents.values())) > 0
-    for size, values in extents.items():
-        for value in values:
-            assert abs(value / 64 / (0.95 * world.SIZES[size]) - 1) < 0.1
+
+
+def test_diameter_of_resting_circles_is_the_size_attribute():
+    cfg = world.WorldConfig(frame_size=64, dense=True)
+    checked = set()
+    for index in range(402):
+        attributes = world.attributes_of(0, "train", index)
+        if (attributes["shape"], attributes["motion"]) != ("circle", "resting"):
+            continue
+        mask = world.scene(cfg, "train", index).mask[0] > 0
+        diameter = np.ptp(np.nonzero(mask)[0]) + 1
+        expected = 0.95 * world.SIZES[attributes["size"]]
+        assert abs(diameter / 64 / expected - 1) < 0.1, (index, diameter)
+        checked.add(attributes["size"])
+    assert checked == set(world.SIZES)
 
 
 def _angle(one, other):

@@ -1,6 +1,6 @@
-"""Evaluators on a world whose clips are shared out among processes; a worker and the test use it.
+"""Evaluators on a world whose clips are sharded over processes, for the workers and the test.
 
-The 21 clips are no multiple of the batch of 8, so one process has a whole batch of padding.
+21 clips in batches of 8 leave one process with a batch of padding only.
 """
 
 import jax
@@ -22,7 +22,7 @@ VIEWS = dict(video=dict(num_clips=2), audio=dict(num_clips=2))
 
 
 class Averages:
-    """A task whose features are colours of parts of the picture and loudness of parts of sound."""
+    """A task whose features are mean colors of image patches and mean levels of audio segments."""
 
     def __init__(self):
         self.predict = {"features": self.features}
@@ -40,7 +40,7 @@ class Averages:
 
 
 class Broken:
-    """Data of which one process can read only the first batch."""
+    """Data that fail after the first batch."""
 
     def __init__(self, data):
         self._data = data
@@ -50,18 +50,18 @@ class Broken:
 
     def iterate(self):
         yield next(self._data.iterate())
-        raise UserError("The disk is gone.")
+        raise UserError("The disk has failed.")
 
 
 def open_data(cfg, *, split, process_index, **options):
-    made = loader.make_eval_data(
+    data = loader.make_eval_data(
         cfg, split="test" if split == "broken" else split, process_index=process_index, **options
     )
-    return Broken(made) if split == "broken" and process_index == 1 else made
+    return Broken(data) if split == "broken" and process_index == 1 else data
 
 
 def results(mesh, *, broken=False):
-    """The metrics; `broken` adds an evaluator whose data fail on the second process."""
+    """Returns the metrics; `broken` adds an evaluator whose data fail on the second process."""
     common = dict(batch_size=8, data=WORLD, views=VIEWS)
     cfg = {
         "retrieval": dict(type="retrieval", query="audio", target="video", **common),

@@ -1,4 +1,4 @@
-"""Two real processes, talking over loopback, are one."""
+"""Tests that two processes, connected over loopback, give the results of one."""
 
 import json
 import pathlib
@@ -13,6 +13,7 @@ import pytest
 from mmjax import distributed, tree
 from mmjax.checkpoint import Checkpoints
 from mmjax.errors import UserError
+from tests.messages import raises
 from tests.multi import evaluation
 
 WORKER = pathlib.Path(__file__).parent / "worker.py"
@@ -31,8 +32,8 @@ MESHES = {
 
 
 @pytest.fixture
-def together(tmp_path, user_env):
-    """A directory in which two processes trained on each of the meshes."""
+def two_processes(tmp_path, user_env):
+    """Trains with two processes on each of the meshes and returns their directory."""
     directory, count = tmp_path, 2
     address = f"127.0.0.1:{free_port()}"
     processes = [
@@ -62,46 +63,48 @@ def together(tmp_path, user_env):
 
 
 @pytest.fixture
-def alone():
-    """`(trainer, losses, state after two steps, state at the end)` of one device in one process."""
+def one_process():
+    """Returns (trainer, losses, state after two steps, final state) of one device."""
     trainer = fakes.Trainer(fakes.Contrast(), ema_decay=0.9)
-    half, losses = trainer.run(2)
-    end, more = trainer.run(2, state=half, first=2)
-    return trainer, losses + more, half, end
+    middle, losses = trainer.run(2)
+    end, later_losses = trainer.run(2, state=middle, first=2)
+    return trainer, losses + later_losses, middle, end
 
 
-def test_two_processes_are_one(together, alone):
-    for name in MESHES:  # one test, so that workers do not start a job each
-        compare(together / name, *alone)
-    want = evaluation.results(fakes.one_device())
+def test_two_processes_give_the_results_of_one(two_processes, one_process):
+    for name in MESHES:  # One test for all meshes, so that the processes start only once.
+        compare(two_processes / name, *one_process)
+    expected = evaluation.results(fakes.one_device())
     for index in range(2):
-        found = json.loads((together / f"evaluation-{index}.json").read_text())
-        assert found.pop("broken/failed") == 1  # on both, and then they go on together
-        assert found == pytest.approx(want, abs=1e-4)
+        actual = json.loads((two_processes / f"evaluation-{index}.json").read_text())
+        # An evaluator that fails on one process fails on both, and the next one runs.
+        assert actual.pop("broken/failed") == 1
+        assert actual == pytest.approx(expected, abs=1e-4)
 
 
-def compare(directory, trainer, losses, half, end):
-    seen = [json.loads((directory / f"process-{i}.json").read_text()) for i in range(2)]
-    for index, found in enumerate(seen):
-        np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)
-        assert found["processes"] == 2 and found["devices"] == [2, 4]
-        assert found["primary"] == (index == 0)
-        assert found["any"] == [False, True, True]
+def compare(directory, trainer, losses, middle, end):
+    reports = [json.loads((directory / f"process-{i}.json").read_text()) for i in range(2)]
+    for index, report in enumerate(reports):
+        np.testing.assert_allclose(report["losses"], losses, rtol=1e-5)
+        assert report["processes"] == 2 and report["devices"] == [2, 4]
+        assert report["primary"] == (index == 0)
+        assert report["any"] == [False, True, True]
         mean = float(np.asarray(end["extra"]["mean"]).sum())
-        np.testing.assert_allclose(found["mean"], mean, rtol=1e-4)
-    # What they saved together, one process reads.
+        np.testing.assert_allclose(report["mean"], mean, rtol=1e-4)
+    # One process reads the checkpoint that two processes saved.
     saved = Checkpoints(directory, read_only=True)
     state, meta, step = saved.restore_newest(trainer.abstract)
     saved.close()
     assert step == 2 and meta == {"step": 2}
-    for path, leaf in tree.flatten(half).items():
+    for path, leaf in tree.flatten(middle).items():
         np.testing.assert_allclose(
             tree.flatten(state)[path], leaf, rtol=1e-4, atol=1e-6, err_msg=path
         )
 
 
-def test_half_an_address_is_refused(monkeypatch):
+def test_incomplete_coordinator_variables_are_rejected(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
-    with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS is not: set all three"):
+    variables = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    with raises(UserError, *variables):
         distributed.initialize()

@@ -1,8 +1,8 @@
-"""One process of a job: trains a fake task on its share of each batch, saves, restores, goes on.
+"""One process of a job: trains a fake task on its share of each batch, with save and restore.
 
     python worker.py DIRECTORY 'JSON of {name: {mesh, preset}}'
 
-Writes what it saw to DIRECTORY/<name>/process-<i>.json, and what evaluators gave to
+Writes its results to DIRECTORY/<name>/process-<i>.json and the metrics of evaluators to
 DIRECTORY/evaluation-<i>.json.
 """
 
@@ -30,19 +30,19 @@ def train(directory, options):
     trainer = fakes.Trainer(fakes.Contrast(), mesh, ema_decay=0.9, preset=options["preset"])
     saved = Checkpoints(directory)
     state, losses = trainer.init(), []
-    for number in range(STEPS):
-        if number == SAVED_AT:
-            saved.save(number, state, {"step": number})
+    for step in range(STEPS):
+        if step == SAVED_AT:
+            saved.save(step, state, {"step": step})
             saved.wait()
-            state, _, step = saved.restore_newest(trainer.abstract)
-            assert step == number
-        batch = fakes.batch_of(number)
-        share = len(batch["label"]) // count
-        rows = slice(index * share, (index + 1) * share)
-        state, metrics = trainer.step(state, {name: value[rows] for name, value in batch.items()})
+            state, _, restored = saved.restore_newest(trainer.abstract)
+            assert restored == step
+        batch = fakes.batch_of(step)
+        size = len(batch["label"]) // count
+        share = slice(index * size, (index + 1) * size)
+        state, metrics = trainer.step(state, {name: value[share] for name, value in batch.items()})
         losses.append(metrics["loss"])
     saved.close()
-    seen = {
+    report = {
         "losses": losses,
         "processes": count,
         "devices": [jax.local_device_count(), jax.device_count()],
@@ -55,7 +55,7 @@ def train(directory, options):
         "mean": float(np.asarray(state["extra"]["mean"].addressable_data(0)).sum()),
     }
     distributed.barrier("end")
-    (directory / f"process-{index}.json").write_text(json.dumps(seen))
+    (directory / f"process-{index}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -126,9 +126,8 @@ def test_text_and_audio_equal_numpy_reference():
                 raw, mask = np.asarray(p["word_embedding"], np.float64)[example], example != 0
                 tokens = _gelu_dense(p["pre_projection"], raw)
             else:
-                patches = example.reshape(-1, 128) @ np.asarray(p["patch"]["kernel"]).reshape(
-                    128, -1
-                )
+                kernel = np.asarray(p["patch"]["kernel"]).reshape(128, -1)
+                patches = example.reshape(-1, 128) @ kernel
                 tokens = _gelu_dense(p["pre_projection"], patches + p["patch"]["bias"])
                 mask = np.ones(len(tokens), bool)
             table = np.asarray(p["positions"]["temporal"], np.float64)

@@ -253,9 +253,8 @@ def torch_mobilenet(state, images, strides):
     x = unit(np.asarray(images, ARRAY), "features.0.0", "features.0.1", stride=2)
     for n, stride in enumerate(strides, 1):
         block, y = f"features.{n}.conv", x
-        units = (
-            2 if f"{block}.3.weight" in state else 1
-        )  # before the projection: expansion, depthwise
+        # Units before the projection: the expansion, if any, and the depthwise convolution.
+        units = 2 if f"{block}.3.weight" in state else 1
         for k in range(units):
             strided = stride if k == units - 1 else 1
             y = unit(y, f"{block}.{k}.0", f"{block}.{k}.1", stride=strided)

@@ -217,8 +217,8 @@ def test_bert_ignores_padding_and_depends_on_token_order():
     outer = build(outer_agg=True, pre_norm=False)
     pooled, tokens = call(outer, ids)
     assert tokens.shape == (3, 6, 16)
-    words = np.asarray(outer.word_embedding[...], np.float64)[ids]
-    embedded = np.insert(words, 0, outer.outer_agg_token[...], axis=1)
+    embedded = np.asarray(outer.word_embedding[...], np.float64)[ids]
+    embedded = np.insert(embedded, 0, outer.outer_agg_token[...], axis=1)
     embedded = _gelu_dense({"kernel": outer.pre_projection.kernel[...]}, embedded)
     embedded = embedded + outer.positions((6,))
     embedded = np.insert(embedded, 0, outer.agg_token[...], axis=1)

@@ -161,11 +161,11 @@ OTHER_ENCODERS = ('pip install "mmjax[sentences]"', "st:all-mpnet-base-v2")
     [
         (
             dict(config={"model_type": "mpnet"}),
-            ("/config.json", "model_type", "'mpnet'", "'bert'", *OTHER_ENCODERS),
+            ("m/config.json", "model_type", "'mpnet'", "'bert'", *OTHER_ENCODERS),
         ),
         (
             dict(config={"hidden_act": "relu"}),
-            ("/config.json", "hidden_act", "'relu'", "'gelu'", *OTHER_ENCODERS),
+            ("m/config.json", "hidden_act", "'relu'", "'gelu'", *OTHER_ENCODERS),
         ),
         (
             dict(config={"position_embedding_type": "relative_key"}),
@@ -204,7 +204,7 @@ OTHER_ENCODERS = ('pip install "mmjax[sentences]"', "st:all-mpnet-base-v2")
             dict(config={"intermediate_size": 41}),
             ("/model.safetensors", "encoder/layers/mlp/up/bias (2, 40)", "(2, 41)", "config.json"),
         ),
-        (dict(config={"num_hidden_layers": None}), ("/config.json", "int()", *OTHER_ENCODERS)),
+        (dict(config={"num_hidden_layers": None}), ("m/config.json", *OTHER_ENCODERS)),
     ],
 )
 def test_unsupported_models_are_an_error(tmp_path, options, facts):
@@ -222,7 +222,7 @@ def test_unsupported_models_are_an_error(tmp_path, options, facts):
         ("vocab.txt", None, ("tokenizer.json", "vocab.txt")),
         ("vocab.txt", "a\nb", ("m/vocab.txt", "[CLS], [SEP], [UNK]")),
         ("tokenizer.json", "{}", ("m/tokenizer.json", "line 1 column 2")),
-        ("modules.json", "[3]", ("m/modules.json", "TypeError")),
+        ("modules.json", "[3]", ("m/modules.json",)),
         ("modules.json", "{}", ("m/modules.json",)),
         ("1_Pooling/config.json", None, ("m/1_Pooling/config.json",)),
     ],

@@ -1,4 +1,4 @@
-"""Mesh, path rules over the whole state, and the plan."""
+"""Meshes, sharding rules over the whole state, and the table of shardings."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax import sharding, tree
 from mmjax.errors import UserError
+from tests.messages import raises
 
 
 def shape(*sizes, dtype=jnp.float32):
@@ -40,15 +41,15 @@ STATE = {
 
 def specs(state=STATE, *, rules=(), preset="dp", **axes):
     mesh = sharding.make_mesh(**axes)
-    found = sharding.state_shardings(state, mesh, preset=preset, rules=rules)
-    return {path: where.spec for path, where in tree.flatten(found).items()}
+    shardings = sharding.state_shardings(state, mesh, preset=preset, rules=rules)
+    return {path: leaf.spec for path, leaf in tree.flatten(shardings).items()}
 
 
 # ---- the mesh
 
 
 @pytest.mark.parametrize(
-    "axes, wanted",
+    ("axes", "expected"),
     [
         ({}, (8, 1, 1)),
         (dict(fsdp=4), (2, 4, 1)),
@@ -56,144 +57,160 @@ def specs(state=STATE, *, rules=(), preset="dp", **axes):
         (dict(data=2, fsdp=2, tensor=2), (2, 2, 2)),
     ],
 )
-def test_the_mesh_takes_all_devices(axes, wanted):
+def test_the_mesh_uses_all_devices(axes, expected):
     mesh = sharding.make_mesh(**axes)
-    assert tuple(mesh.shape.items()) == tuple(zip(sharding.AXES, wanted, strict=True))
+    assert tuple(mesh.shape.items()) == tuple(zip(sharding.AXES, expected, strict=True))
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 
-def test_a_mesh_of_some_devices():
+def test_a_mesh_can_use_a_subset_of_devices():
     mesh = sharding.make_mesh(tensor=2, devices=jax.devices()[2:6])
     assert tuple(mesh.shape.values()) == (2, 1, 2)
     assert set(mesh.devices.flat) == set(jax.devices()[2:6])
 
 
 @pytest.mark.parametrize(
-    "axes, words",
+    ("axes", "facts"),
     [
-        (dict(data=2, fsdp=2), "needs 4 devices, there are 8"),
-        (dict(data=16), "needs 16 devices, there are 8"),
-        (dict(fsdp=3), "does not divide the 8 devices"),
-        (dict(data=-1, fsdp=-1), "at most one is -1"),
-        (dict(data=0), "sizes are ≥ 1"),
-        (dict(data=-2), "sizes are ≥ 1"),
+        (dict(data=2, fsdp=2), ("'data': 2, 'fsdp': 2", "4 devices", 8)),
+        (dict(data=16), ("'data': 16", "16 devices", 8)),
+        (dict(fsdp=3), ("'fsdp': 3", "8 devices")),
     ],
 )
-def test_sizes_that_do_not_fit(axes, words):
-    with pytest.raises(UserError, match=f"config.mesh.*{words}"):
+def test_a_mesh_that_does_not_match_the_devices_is_an_error(axes, facts):
+    with raises(UserError, "config.mesh", *facts):
         sharding.make_mesh(**axes)
 
 
-def test_batches_must_divide():
+@pytest.mark.parametrize(
+    ("axes", "fact"),
+    [
+        (dict(data=-1, fsdp=-1), "'data': -1, 'fsdp': -1"),
+        (dict(data=0), "'data': 0"),
+        (dict(data=-2), "'data': -2"),
+    ],
+)
+def test_an_invalid_axis_size_is_an_error(axes, fact):
+    with raises(UserError, "config.mesh", fact, -1) as error:  # -1 is the only valid size below 1
+        sharding.make_mesh(**axes)
+    assert "8" not in str(error.value)  # independent of the number of devices
+
+
+def test_a_batch_size_that_is_not_divisible_is_an_error_with_the_nearest_valid_one():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     sharding.check_batch(16, mesh)
     sharding.check_batch(16, mesh, accumulate_steps=4)
-    with pytest.raises(UserError, match="batch_size=6 is not divisible by 4 dev.*that is: 8"):
+    with raises(UserError, "config.batch_size=6", "4 devices", 8):
         sharding.check_batch(6, mesh)
-    with pytest.raises(UserError, match="4 devices × 3 accumulation steps.*that is: 12"):
+    with raises(UserError, "config.batch_size=16", "4 devices", 3, 12):
         sharding.check_batch(16, mesh, accumulate_steps=3)
-    with pytest.raises(UserError, match="that is: 4"):
+    with raises(UserError, "config.batch_size=1", "4 devices"):
         sharding.check_batch(1, mesh)
+    with raises(UserError, "config.batch_size=1", "4 devices", 8):  # never 0
+        sharding.check_batch(1, mesh, accumulate_steps=2)
 
 
 def test_a_batch_is_split_over_data_and_fsdp():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    rows = np.arange(8 * 3).reshape(8, 3)
-    batch = sharding.make_global({"x": rows}, mesh)
-    assert np.array_equal(batch["x"], rows)
+    examples = np.arange(8 * 3).reshape(8, 3)
+    batch = sharding.make_global({"x": examples}, mesh)
+    assert np.array_equal(batch["x"], examples)
     for shard in batch["x"].addressable_shards:
         assert shard.data.shape == (2, 3)
-        assert np.array_equal(shard.data, rows[shard.index])
+        assert np.array_equal(shard.data, examples[shard.index])
 
 
 # ---- presets and rules
 
 
-def test_dp_copies_everything():
+def test_dp_replicates_all_leaves():
     assert set(specs().values()) == {P(), P(None), P(None, None), P(None, None, None)}
 
 
-def test_fsdp_splits_the_largest_dimension_that_it_divides():
-    found = specs(preset="fsdp", data=2, fsdp=4)
-    assert found["params/layers/attention/query/kernel"] == P(None, "fsdp", None)
-    assert found["params/layers/attention/out/kernel"] == P(None, None, "fsdp")
-    assert found["params/layers/mlp/wi/kernel"] == P(None, None, "fsdp")
-    assert found["params/table"] == P("fsdp", None)
-    assert found["params/odd"] == P(None, None)  # 4 divides neither 67 nor 71
-    assert found["params/small"] == P(None)  # too small to be worth it
-    assert found["step"] == P()
+def test_fsdp_splits_the_largest_divisible_dimension():
+    result = specs(preset="fsdp", data=2, fsdp=4)
+    assert result["params/layers/attention/query/kernel"] == P(None, "fsdp", None)
+    assert result["params/layers/attention/out/kernel"] == P(None, None, "fsdp")
+    assert result["params/layers/mlp/wi/kernel"] == P(None, None, "fsdp")
+    assert result["params/table"] == P("fsdp", None)
+    assert result["params/odd"] == P(None, None)  # 4 divides neither 67 nor 71
+    assert result["params/small"] == P(None)  # too small to be worth it
+    assert result["step"] == P()
 
 
 def test_fsdp_tp_splits_heads_and_hidden_units():
-    found = specs(preset="fsdp_tp", data=2, fsdp=2, tensor=2)
-    assert found["params/layers/attention/query/kernel"] == P(None, "fsdp", "tensor")
-    assert found["params/layers/attention/query/bias"] == P(None, "tensor")
-    assert found["params/layers/attention/out/kernel"] == P(None, "tensor", "fsdp")
-    assert found["params/layers/attention/out/bias"] == P(None, None)
-    assert found["params/layers/mlp/wi/kernel"] == P(None, "fsdp", "tensor")
-    assert found["params/layers/mlp/wi/bias"] == P(None, "tensor")
-    assert found["params/layers/mlp/wo/kernel"] == P(None, "tensor", "fsdp")
-    assert found["params/table"] == P("fsdp", None)
+    result = specs(preset="fsdp_tp", data=2, fsdp=2, tensor=2)
+    assert result["params/layers/attention/query/kernel"] == P(None, "fsdp", "tensor")
+    assert result["params/layers/attention/query/bias"] == P(None, "tensor")
+    assert result["params/layers/attention/out/kernel"] == P(None, "tensor", "fsdp")
+    assert result["params/layers/attention/out/bias"] == P(None, None)
+    assert result["params/layers/mlp/wi/kernel"] == P(None, "fsdp", "tensor")
+    assert result["params/layers/mlp/wi/bias"] == P(None, "tensor")
+    assert result["params/layers/mlp/wo/kernel"] == P(None, "tensor", "fsdp")
+    assert result["params/table"] == P("fsdp", None)
 
 
-def test_a_preset_leaves_whole_what_an_axis_does_not_divide():
+def test_a_preset_does_not_split_indivisible_dimensions():
     state = {"params": {"mlp": {"wi": {"kernel": shape(63, 128)}}}}
-    found = specs(state, preset="fsdp_tp", data=1, fsdp=2, tensor=4)
-    assert found == {"params/mlp/wi/kernel": P(None, "tensor")}
+    result = specs(state, preset="fsdp_tp", data=1, fsdp=2, tensor=4)
+    assert result == {"params/mlp/wi/kernel": P(None, "tensor")}
 
 
 @pytest.mark.parametrize("preset", ["fsdp", "fsdp_tp"])
-def test_moments_follow_their_parameters(preset):
-    found = specs(preset=preset, data=2, fsdp=2, tensor=2)
+def test_optimizer_moments_are_sharded_like_their_parameters(preset):
+    result = specs(preset=preset, data=2, fsdp=2, tensor=2)
     for path in tree.flatten(PARAMS):
         for slot in ("mu", "nu"):
-            assert found[f"opt/0/{slot}/{path}"] == found[f"params/{path}"]
+            assert result[f"opt/0/{slot}/{path}"] == result[f"params/{path}"]
 
 
-def test_own_rules_go_first_and_in_order():
+def test_config_rules_precede_the_preset_in_order():
     rules = (("params/table", (None, "tensor")), ("table", ("data", None)))
-    found = specs(preset="fsdp", rules=rules, data=2, fsdp=2, tensor=2)
-    assert found["params/table"] == P(None, "tensor")
-    assert found["opt/0/mu/table"] == P("data", None)
-    assert found["params/layers/mlp/wi/kernel"] == P(None, None, "fsdp")
+    result = specs(preset="fsdp", rules=rules, data=2, fsdp=2, tensor=2)
+    assert result["params/table"] == P(None, "tensor")
+    assert result["opt/0/mu/table"] == P("data", None)
+    assert result["params/layers/mlp/wi/kernel"] == P(None, None, "fsdp")
 
 
 @pytest.mark.parametrize(
-    "keywords, words",
+    ("keywords", "facts"),
     [
-        (dict(preset="fdsp"), "Unknown sharding preset 'fdsp'. Did you mean 'fsdp'"),
+        (dict(preset="fdsp"), ("'fdsp'", "'fsdp'", "dp, fsdp, fsdp_tp")),
         (
             dict(rules=(("tabel", ("data",)),)),
-            "sharding_rules: the pattern 'tabel' matches nothing",
+            ("config.sharding_rules", "'tabel'", "extra/half"),
         ),
-        (dict(rules=(("table", ("model", None)),)), "'model' for .*/table; axes are"),
+        (
+            dict(rules=(("table", ("model", None)),)),
+            ("config.sharding_rules", "'model'", "/table", sharding.AXES),
+        ),
         (
             dict(rules=(("odd", ("tensor", None)),)),
-            r"/odd \(67, 71\) has a dimension that axis 'tensor' of size 2 does not divide",
+            ("config.sharding_rules", "/odd (67, 71)", "'tensor'", 2),
         ),
         (
             dict(rules=(("params/small", (None, "data")),)),
-            r"params/small \(64,\) has fewer dimensions",
+            ("config.sharding_rules", "params/small (64,)", "(None, 'data')"),
         ),
     ],
 )
-def test_rules_that_cannot_be_meant(keywords, words):
-    with pytest.raises(UserError, match=words):
+def test_invalid_rules_are_an_error(keywords, facts):
+    with raises(UserError, *facts):
         specs(data=2, fsdp=2, tensor=2, **keywords)
 
 
-# ---- the plan
+# ---- the table of shardings
 
 
-def test_the_plan_counts_what_is_there():
+def test_the_table_counts_elements_and_bytes_per_device():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    where = sharding.state_shardings(STATE, mesh, preset="fsdp_tp")
-    lines = sharding.plan_table(STATE, where).splitlines()
+    shardings = sharding.state_shardings(STATE, mesh, preset="fsdp_tp")
+    lines = sharding.plan_table(STATE, shardings).splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
     attention = 3 * (64 * 32 + 32) + 3 * (32 * 64 + 64)
     mlp = 3 * (64 * 256 + 256) + 3 * 256 * 64
     elements = attention + mlp + 1000 * 6 + 67 * 71 + 64
-    # Kernels of layers are in quarters, their first biases in halves, as is the table.
+    # Kernels of layers are split in four. Their first biases and the table are split in two.
     local = 3 * (2 * 64 * 32 + 2 * 64 * 256) // 4 + 3 * (32 + 256) // 2 + 3 * 64
     local += 1000 * 6 // 2 + 67 * 71 + 64
 
@@ -210,17 +227,17 @@ def test_the_plan_counts_what_is_there():
     assert set(rows) == {"step", "params", "opt", "extra"}
 
 
-def test_the_full_plan_lists_every_parameter():
+def test_the_full_table_lists_every_parameter():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    where = sharding.state_shardings(STATE, mesh, preset="fsdp_tp")
-    lines = sharding.plan_table(STATE, where, full=True).splitlines()
+    shardings = sharding.state_shardings(STATE, mesh, preset="fsdp_tp")
+    lines = sharding.plan_table(STATE, shardings, full=True).splitlines()
     listed = [line for line in lines if line.startswith("params/")]
     assert len(listed) == len(jax.tree.leaves(PARAMS))
     (wi,) = [line for line in listed if line.startswith("params/layers/mlp/wi/kernel")]
     assert wi.split("  ")[-1] == "[-, fsdp, tensor]" and "(3, 64, 256)" in wi and "float32" in wi
 
 
-def test_bytes_of_a_leaf_on_one_device():
+def test_shard_bytes_is_the_size_on_one_device():
     mesh = sharding.make_mesh(data=2, fsdp=4)
-    where = jax.sharding.NamedSharding(mesh, P("fsdp", None))
-    assert sharding.shard_bytes(shape(8, 3, dtype=jnp.bfloat16), where) == 2 * 3 * 2
+    shardings = jax.sharding.NamedSharding(mesh, P("fsdp", None))
+    assert sharding.shard_bytes(shape(8, 3, dtype=jnp.bfloat16), shardings) == 2 * 3 * 2

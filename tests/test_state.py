@@ -1,4 +1,4 @@
-"""Modules as dicts of arrays, and back."""
+"""Conversion between NNX modules and plain dicts of arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from flax import nnx
 
 from mmjax import tree
 from mmjax.state import ModelDef
+from tests.messages import raises
 
 
 class Small(nnx.Module):
@@ -24,7 +25,7 @@ def model():
     return ModelDef(lambda rngs: Small(rngs))
 
 
-def test_shapes_are_known_before_any_array_exists(model):
+def test_a_model_definition_has_abstract_shapes(model):
     shapes = {path: leaf.shape for path, leaf in tree.flatten(model.params).items()}
     assert shapes == {
         "first/bias": (4,),
@@ -37,7 +38,7 @@ def test_shapes_are_known_before_any_array_exists(model):
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
 
-def test_init_is_plain_dicts_and_depends_on_the_key_alone(model):
+def test_init_returns_plain_dicts_that_depend_only_on_the_key(model):
     params, extra = model.init(jax.random.key(1))
     jitted, _ = jax.jit(model.init)(jax.random.key(1))
     other, _ = model.init(jax.random.key(2))
@@ -48,19 +49,19 @@ def test_init_is_plain_dicts_and_depends_on_the_key_alone(model):
     assert not np.array_equal(other["first"]["kernel"], params["first"]["kernel"])
 
 
-def test_a_bound_module_computes_with_the_arrays_it_was_given(model):
+def test_a_bound_module_computes_with_the_bound_arrays(model):
     params, extra = model.init(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.5, params)
     extra = {"norm": {"mean": jnp.arange(4.0), "var": jnp.full(4, 2.0)}}
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     y = model.bind(params, extra)(x, train=False)
     hidden = x @ params["first"]["kernel"] + params["first"]["bias"]
-    wanted = (hidden - np.arange(4.0)) / np.sqrt(2.0 + 1e-5)
-    wanted = wanted * params["norm"]["scale"] + params["norm"]["bias"]
-    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+    expected = (hidden - np.arange(4.0)) / np.sqrt(2.0 + 1e-5)
+    expected = expected * params["norm"]["scale"] + params["norm"]["bias"]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_statistics_of_a_call_come_back_and_the_given_ones_stay(model):
+def test_updated_statistics_are_returned_without_changing_the_input(model):
     params, extra = model.init(jax.random.key(0))
     x = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
 
@@ -76,10 +77,10 @@ def test_statistics_of_a_call_come_back_and_the_given_ones_stay(model):
     assert jax.tree.structure(new) == jax.tree.structure(model.extra)
 
 
-def test_generators_in_a_module_are_refused():
+def test_modules_with_random_state_are_an_error():
     class Stateful(nnx.Module):
         def __init__(self, rngs):
             self.dropout = nnx.Dropout(0.1, rngs=rngs)
 
-    with pytest.raises(TypeError, match="explicit keys"):
+    with raises(TypeError, "'dropout', 'rngs', 'key'"):
         ModelDef(lambda rngs: Stateful(rngs))

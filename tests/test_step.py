@@ -1,4 +1,4 @@
-"""One update against formulas in numpy, and the same numbers on any mesh."""
+"""One training step against formulas in NumPy, and equal results on any mesh."""
 
 import fakes
 import jax
@@ -10,9 +10,10 @@ import pytest
 from mmjax import optim, sharding, tree
 from mmjax import step as step_lib
 from mmjax.errors import UserError
+from tests.messages import raises
 
 LEFT, RIGHT, HEAD = "left/mlp/wi/kernel", "right/mlp/wi/kernel", "head/mlp/wo/kernel"
-LEARNING_RATE = 10.0  # so that a gradient is not lost in the digits of its parameter
+LEARNING_RATE = 10.0  # large, so that rounding of parameters does not hide the gradient
 
 
 def sgd(task, mesh=None, **keywords):
@@ -21,7 +22,7 @@ def sgd(task, mesh=None, **keywords):
 
 @pytest.fixture(scope="module")
 def trainer():
-    """One compilation for the tests that need nothing special."""
+    """A compiled default trainer, shared by tests without special options."""
     return fakes.Trainer(fakes.Contrast(), ema_decay=0.25)
 
 
@@ -36,8 +37,8 @@ def frozen():
 
 
 @pytest.fixture(scope="module")
-def alone(trainer):
-    """`(state, losses)` of four steps on one device."""
+def single_device(trainer):
+    """Four steps on one device: (state, losses)."""
     return trainer.run(4)
 
 
@@ -46,35 +47,35 @@ def leaves(params):
 
 
 def gradients(before, after):
-    """What one step of gradient descent subtracted, per learning rate."""
+    """Returns the gradients of one step of gradient descent, from the change of parameters."""
     before, after = leaves(before), leaves(after)
     return {path: (before[path] - after[path]) / LEARNING_RATE for path in before}
 
 
 def contrast(params, batch):
-    """Loss and gradients of `fakes.Contrast`, by hand."""
+    """Returns loss and gradients of `fakes.Contrast` from formulas."""
     x, y = batch["left"].astype(np.float64), batch["right"].astype(np.float64)
     a, b, h = params[LEFT], params[RIGHT], params[HEAD]
     u, v = x @ a @ h, y @ b @ h
     z = fakes.SCALE * u @ v.T
-    rows = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-    columns = np.exp(z) / np.exp(z).sum(axis=0, keepdims=True)
+    to_right = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    to_left = np.exp(z) / np.exp(z).sum(axis=0, keepdims=True)
     eye, size = np.eye(len(z)), len(z)
-    loss = -(np.log(rows[eye > 0]).mean() + np.log(columns[eye > 0]).mean()) / 2
-    dz = (rows + columns - 2 * eye) / (2 * size)
+    loss = -(np.log(to_right[eye > 0]).mean() + np.log(to_left[eye > 0]).mean()) / 2
+    dz = (to_right + to_left - 2 * eye) / (2 * size)
     du, dv = fakes.SCALE * dz @ v, fakes.SCALE * dz.T @ u
     head = (x @ a).T @ du + (y @ b).T @ dv
     return loss, {LEFT: x.T @ du @ h.T, RIGHT: y.T @ dv @ h.T, HEAD: head}
 
 
 def classify(params, x, label):
-    """Loss and gradients of `fakes.Classify`, by hand."""
+    """Returns loss and gradients of `fakes.Classify` from formulas."""
     x, a, h = x.astype(np.float64), params["backbone/kernel"], params["head/kernel"]
     z = x @ a @ h
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-    wanted = np.eye(fakes.CLASSES)[label]
-    dz = (p - wanted) / len(x)
-    loss = -np.log(p[wanted > 0]).mean()
+    targets = np.eye(fakes.CLASSES)[label]
+    dz = (p - targets) / len(x)
+    loss = -np.log(p[targets > 0]).mean()
     return loss, {"backbone/kernel": x.T @ dz @ h.T, "head/kernel": (x @ a).T @ dz}
 
 
@@ -82,15 +83,15 @@ def norm(grads):
     return np.sqrt(sum((g**2).sum() for g in grads.values()))
 
 
-def assert_close(found, wanted, tolerance=2e-5):
-    assert found.keys() == wanted.keys()
-    for path in wanted:
-        scale = np.abs(wanted[path]).max()
-        np.testing.assert_allclose(found[path], wanted[path], atol=tolerance * scale, rtol=0)
+def assert_close(result, expected, tolerance=2e-5):
+    assert result.keys() == expected.keys()
+    for path in expected:
+        scale = np.abs(expected[path]).max()
+        np.testing.assert_allclose(result[path], expected[path], atol=tolerance * scale, rtol=0)
 
 
 @pytest.mark.parametrize("accumulate_steps", [1, 4])
-def test_contrastive_loss_and_gradients_are_those_of_the_formula(accumulate_steps):
+def test_contrastive_loss_and_gradients_match_the_formula(accumulate_steps):
     trainer = sgd(fakes.Contrast(), accumulate_steps=accumulate_steps)
     state, batch = trainer.init(), fakes.batch_of(0)
     new, metrics = trainer.step(state, batch)
@@ -104,14 +105,15 @@ def test_contrastive_loss_and_gradients_are_those_of_the_formula(accumulate_step
     assert int(new["extra"]["calls"]) == 1
 
 
-def test_accumulated_steps_follow_the_same_path(alone, accumulating):
-    (a, losses), (b, same) = alone, accumulating.run(4)
+def test_accumulation_does_not_change_training(single_device, accumulating):
+    expected, expected_losses = single_device
+    result, losses = accumulating.run(4)
     assert losses[-1] < losses[0]
-    np.testing.assert_allclose(same, losses, rtol=1e-5)
-    assert_close(leaves(b["params"]), leaves(a["params"]), 1e-4)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    assert_close(leaves(result["params"]), leaves(expected["params"]), 1e-4)
 
 
-def test_loss_per_example():
+def test_classification_loss_and_gradients_match_the_formula():
     trainer = sgd(fakes.Classify())
     state, batch = trainer.init(), fakes.batch_of(3)
     new, metrics = trainer.step(state, batch)
@@ -123,14 +125,14 @@ def test_loss_per_example():
     assert metrics["top1"] == pytest.approx((logits.argmax(axis=1) == batch["label"]).mean())
 
 
-def test_learning_rate_is_the_schedules_at_the_step_before_counting(trainer):
+def test_the_learning_rate_is_the_schedule_at_the_zero_based_step(trainer):
     state = trainer.init()
     for number in range(3):
         state, metrics = trainer.step(state, fakes.batch_of(number))
         assert metrics["learning_rate"] == pytest.approx(0.1 * number)
 
 
-def test_draws_come_from_seed_and_step_alone():
+def test_random_samples_depend_only_on_seed_and_step():
     noisy = sgd(fakes.Contrast(noise=1.0), seed=1)
     other = sgd(fakes.Contrast(noise=1.0), seed=2)
     state, batch = noisy.init(), fakes.batch_of(0)
@@ -141,10 +143,10 @@ def test_draws_come_from_seed_and_step_alone():
     assert other.step(state, batch)[1]["loss"] != loss
 
 
-# ---- frozen parameters and the moving average
+# ---- frozen parameters and the moving average (EMA)
 
 
-def test_frozen_parameters_stay_and_cost_nothing(frozen):
+def test_frozen_parameters_do_not_change_and_have_no_slots(frozen):
     start = frozen.init()
     state, _ = frozen.run(3, state=start)
     before, after = tree.flatten(start["params"]), tree.flatten(state["params"])
@@ -153,18 +155,18 @@ def test_frozen_parameters_stay_and_cost_nothing(frozen):
     slots = {path.split("/", 1)[1] for path in tree.flatten(state["opt"]) if "kernel" in path}
     assert slots == {f"{slot}/{path}" for slot in ("mu", "nu") for path in (LEFT, HEAD)}
     assert set(tree.flatten(state["ema"])) == {LEFT, HEAD}
-    judged = tree.flatten(step_lib.evaluation_params(state))
-    assert np.array_equal(judged[RIGHT], before[RIGHT])
-    assert np.array_equal(judged[LEFT], tree.flatten(state["ema"])[LEFT])
+    evaluated = tree.flatten(step_lib.evaluation_params(state))
+    assert np.array_equal(evaluated[RIGHT], before[RIGHT])
+    assert np.array_equal(evaluated[LEFT], tree.flatten(state["ema"])[LEFT])
 
 
-def test_without_an_average_the_parameters_are_judged():
+def test_evaluation_uses_the_parameters_without_ema():
     state = fakes.Trainer(fakes.Contrast()).init()
     assert "ema" not in state
     assert step_lib.evaluation_params(state) is state["params"]
 
 
-def test_moving_average_is_a_plain_mean_at_first(trainer):
+def test_ema_decay_is_smaller_in_the_first_steps(trainer):
     decay = 0.25
     state = trainer.init()
     average = leaves(state["params"])
@@ -178,13 +180,13 @@ def test_moving_average_is_a_plain_mean_at_first(trainer):
     assert any(limits) and not all(limits)
 
 
-# ---- steps that are not finite
+# ---- non-finite steps
 
 
-@pytest.mark.parametrize("which", ["trainer", "accumulating"])
+@pytest.mark.parametrize("fixture", ["trainer", "accumulating"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_step_that_is_not_finite_changes_nothing(value, which, request):
-    trainer = request.getfixturevalue(which)
+def test_a_non_finite_step_changes_only_the_step_count(value, fixture, request):
+    trainer = request.getfixturevalue(fixture)
     state, _ = trainer.run(2)
     batch = fakes.batch_of(2)
     batch["left"][5, 7] = value
@@ -197,23 +199,23 @@ def test_a_step_that_is_not_finite_changes_nothing(value, which, request):
     assert metrics["nonfinite"] == 0
 
 
-class Cliff(fakes.Contrast):
-    """A loss that is finite where its gradient is not."""
+class NonFiniteGradient(fakes.Contrast):
+    """A finite loss with a non-finite gradient."""
 
     def objective(self, params, extra, features, batch, key):
         loss, rest = super().objective(params, extra, features, batch, key)
         return loss + jnp.sqrt(0.0 * params["head"]["mlp"]["wo"]["kernel"]).sum(), rest
 
 
-def test_a_gradient_that_is_not_finite_counts_too():
-    trainer = sgd(Cliff())
+def test_a_non_finite_gradient_of_a_finite_loss_changes_nothing():
+    trainer = sgd(NonFiniteGradient())
     state = trainer.init()
     new, metrics = trainer.step(state, fakes.batch_of(0))
     assert np.isfinite(metrics["loss"]) and metrics["nonfinite"] == 1
     assert fakes.equal(new["params"], state["params"]) and fakes.equal(new["opt"], state["opt"])
 
 
-# ---- any mesh
+# ---- meshes
 
 MESHES = {
     "data": (dict(data=8), "dp"),
@@ -223,10 +225,10 @@ MESHES = {
 
 
 @pytest.mark.parametrize(
-    "name, accumulate_steps, shape",
+    ("name", "accumulate_steps", "shape"),
     [("data", 1, (64, 128)), ("fsdp", 1, (64, 16)), ("all", 1, (32, 64)), ("all", 2, (32, 64))],
 )
-def test_eight_devices_are_one(name, accumulate_steps, shape, alone):
+def test_eight_devices_match_one(name, accumulate_steps, shape, single_device):
     axes, preset = MESHES[name]
     trainer = fakes.Trainer(
         fakes.Contrast(),
@@ -236,16 +238,16 @@ def test_eight_devices_are_one(name, accumulate_steps, shape, alone):
         accumulate_steps=accumulate_steps,
     )
     state, losses = trainer.run(4)
-    np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
-    assert_close(leaves(state["params"]), leaves(alone[0]["params"]), 1e-4)
-    # The whole state is split as its parameters are.
+    np.testing.assert_allclose(losses, single_device[1], rtol=1e-5)
+    assert_close(leaves(state["params"]), leaves(single_device[0]["params"]), 1e-4)
+    # The whole state is split like its parameters.
     towers = {p: leaf for p, leaf in tree.flatten(state).items() if p.endswith("wi/kernel")}
     assert len(towers) == 8  # left and right; parameters, two moments, average
     for path, leaf in towers.items():
         assert {shard.data.shape for shard in leaf.addressable_shards} == {shape}, path
 
 
-# ---- clipping the gradient of each group of rows
+# ---- clipping the gradient of each part of the batch
 
 
 def clip_to(limit):
@@ -257,7 +259,7 @@ def clip_to(limit):
     "groups, axes",
     [(1, {}), (4, {}), (2, dict(data=8)), (8, dict(data=8)), (8, dict(data=2, fsdp=2, tensor=2))],
 )
-def test_clipping_each_group_of_rows(groups, axes):
+def test_the_gradient_of_each_batch_part_is_clipped(groups, axes):
     limit = 0.12
     mesh = sharding.make_mesh(**axes) if axes else None
     trainer = sgd(fakes.Classify(), mesh, clip_shards=groups, clip=clip_to(limit))
@@ -283,15 +285,15 @@ def test_clipping_each_group_of_rows(groups, axes):
     assert int(new["extra"]["calls"]) == 1
 
 
-def test_a_limit_that_is_never_reached_leaves_the_gradient_of_the_batch():
+def test_an_unreached_clip_norm_does_not_change_training():
     keywords = dict(frozen=["^backbone/"], ema_decay=0.9)
-    whole = fakes.Trainer(fakes.Classify(), **keywords).run(3)
-    parts = fakes.Trainer(fakes.Classify(), clip_shards=4, clip=clip_to(1e6), **keywords).run(3)
-    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-5)
-    assert_close(leaves(parts[0]["params"]), leaves(whole[0]["params"]))
+    expected = fakes.Trainer(fakes.Classify(), **keywords).run(3)
+    result = fakes.Trainer(fakes.Classify(), clip_shards=4, clip=clip_to(1e6), **keywords).run(3)
+    np.testing.assert_allclose(result[1], expected[1], rtol=1e-5)
+    assert_close(leaves(result[0]["params"]), leaves(expected[0]["params"]))
 
 
-def test_a_group_that_is_not_finite_stops_the_step():
+def test_a_non_finite_batch_part_changes_nothing():
     trainer = sgd(fakes.Classify(), clip_shards=4, clip=clip_to(1.0))
     state, batch = trainer.init(), fakes.batch_of(0)
     batch["left"][-1] = np.nan
@@ -300,7 +302,7 @@ def test_a_group_that_is_not_finite_stops_the_step():
     assert fakes.equal(new["params"], state["params"])
 
 
-def test_groups_of_parameters_with_limits_of_their_own():
+def test_clip_groups_have_their_own_norm_in_each_batch_part():
     settings = dict(clip_norm=0.05, clip_groups=(("^head/", 0.02),))
     params, _ = jax.eval_shape(fakes.Classify().init, jax.random.key(0))
     trainer = sgd(fakes.Classify(), clip_shards=2, clip=optim.make_clipping(settings, params))
@@ -317,19 +319,23 @@ def test_groups_of_parameters_with_limits_of_their_own():
 
 
 @pytest.mark.parametrize(
-    "task, keywords, words",
+    ("task", "keywords", "facts"),
     [
-        (fakes.Contrast(), dict(clip=clip_to(1.0)), "compares the examples"),
-        (fakes.Classify(), dict(clip=clip_to(1.0), accumulate_steps=2), "accumulate_steps=1"),
-        (fakes.Classify(), {}, "config.optimizer"),
+        (fakes.Contrast(), dict(clip=clip_to(1.0)), ("config.clip_shards=0", "loss")),
+        (
+            fakes.Classify(),
+            dict(clip=clip_to(1.0), accumulate_steps=2),
+            ("config.accumulate_steps=1", 2),
+        ),
+        (fakes.Classify(), {}, ("config.optimizer", "config.clip_shards=0")),
     ],
 )
-def test_what_clip_shards_cannot_do_is_said_at_once(task, keywords, words):
-    with pytest.raises(UserError, match=words):
+def test_unsupported_uses_of_clip_shards_are_an_error(task, keywords, facts):
+    with raises(UserError, "config.clip_shards=4", *facts):
         sgd(task, clip_shards=4, **keywords)
 
 
-def test_groups_must_be_of_one_size():
+def test_a_batch_that_is_not_divisible_by_clip_shards_is_an_error():
     trainer = sgd(fakes.Classify(), clip_shards=3, clip=clip_to(1.0))
-    with pytest.raises(UserError, match="batch_size=16.*clip_shards=3"):
+    with raises(UserError, "config.batch_size=16", "config.clip_shards=3"):
         trainer.step(trainer.init(), fakes.batch_of(0))

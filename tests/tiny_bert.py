@@ -52,7 +52,7 @@ def weights(seed=0):
 
 
 def write(
-    folder,
+    directory,
     *,
     arrays=None,
     config=(),
@@ -62,24 +62,24 @@ def write(
     sentence=None,
 ):
     """Writes a model directory and returns it; without `modules` it is a plain BERT."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save = lambda name, content: (folder / name).write_text(json.dumps(content))  # noqa: E731
+    directory.mkdir(parents=True, exist_ok=True)
+    save = lambda name, content: (directory / name).write_text(json.dumps(content))  # noqa: E731
     save("config.json", CONFIG | dict(config))
     arrays = weights() if arrays is None else arrays
-    safetensors.write(folder / "model.safetensors", {prefix + k: v for k, v in arrays.items()})
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    safetensors.write(directory / "model.safetensors", {prefix + k: v for k, v in arrays.items()})
+    (directory / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     if sentence:
         save("sentence_bert_config.json", sentence)
     if modules:
         paths = {"Transformer": "", "Pooling": "1_Pooling"}
         package = "sentence_transformers.models."
         save("modules.json", [dict(path=paths.get(m, m), type=package + m) for m in modules])
-        (folder / "1_Pooling").mkdir()
+        (directory / "1_Pooling").mkdir()
         pooling = {"pooling_mode_mean_tokens": True} if pooling is None else pooling
         switches = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}
         settings = pooling if "pooling_mode" in pooling else switches | pooling
         save("1_Pooling/config.json", {"word_embedding_dimension": WIDTH} | settings)
-    return folder
+    return directory
 
 
 def pieces(text, length=POSITIONS):

@@ -183,7 +183,7 @@ def test_a_recipe_receives_its_argument_and_overrides_of_any_type(recipe):
         ("--config.batch_size=4.5", ("config.batch_size", "int", "4.5")),
         ("--config.data.video.size=big", ("config.data.video.size", "int", "'big'")),
         ("--config.batch_size", ("--config.batch_size", "--config.key=value")),
-        ("--config.seed.x=1", ("--config.seed.x=1", "config.seed ", 0)),
+        ("--config.seed.x=1", ("--config.seed.x=1", 0)),
         ("--config.mesh=3", ("config.mesh", "dict", "3")),
     ],
 )

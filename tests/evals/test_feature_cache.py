@@ -198,13 +198,12 @@ def test_all_processes_compute_if_one_lacks_the_features(make, monkeypatch, cach
     monkeypatch.setattr(distributed, "any_process", lambda flag: True)
     monkeypatch.setattr(distributed, "is_primary", lambda: False)
     assert features(make())[1] == 1
-    assert [
-        path.stat().st_mtime_ns for path in cache.iterdir()
-    ] == before  # only the primary process writes
+    # Only the primary process writes.
+    assert [path.stat().st_mtime_ns for path in cache.iterdir()] == before
 
 
 def test_the_identity_of_records_covers_all_their_files(tmp_path):
-    files = [tmp_path / name for name in ("a.png", "harness.png", "table.csv")]
+    files = [tmp_path / name for name in ("a.png", "b.png", "table.csv")]
     for file in files:
         file.write_text("x")
     locations = [str(files[0]), f"{files[2]}, row 2: {files[1]}"]

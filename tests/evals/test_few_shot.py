@@ -67,9 +67,9 @@ def test_accuracies_equal_the_reference(data, average, ways, shots, num_queries)
 
 def test_samples_are_uniform_over_subsets():
     bits = jax.random.bits(jax.random.key(0), (20_000, 3))
-    results = np.sort(np.asarray(jax.vmap(few_shot.draw, (0, None))(bits, 5)[0]), axis=1)
-    assert ((results >= 0) & (results < 5)).all() and (np.diff(results, axis=1) > 0).all()
-    sets, counts = np.unique(results, axis=0, return_counts=True)
+    samples = np.sort(np.asarray(jax.vmap(few_shot.draw, (0, None))(bits, 5)[0]), axis=1)
+    assert ((samples >= 0) & (samples < 5)).all() and (np.diff(samples, axis=1) > 0).all()
+    sets, counts = np.unique(samples, axis=0, return_counts=True)
     assert len(sets) == 10
     np.testing.assert_allclose(counts / 20_000, 0.1, atol=0.01)
 

@@ -194,7 +194,9 @@ def test_a_dataset_with_a_corrupt_image(harness, caplog):
 def test_views_may_only_disable_sections_that_the_data_lack(harness):
     """A recipe may set text=None although the config of a converted backbone has no text."""
     del harness.data_cfg["text"]
-    assert "s/dtd/few_shot" in run(harness, datasets=("dtd",), probe=None, views=dict(text=None))
+    results = run(harness, datasets=("dtd",), probe=None)
+    assert results == run(harness, datasets=("dtd",), probe=None, views=dict(text=None))
+    assert results["s/dtd/few_shot"] > 1 / 3  # chance
     for name, views in (("'text'", dict(text=dict(max_words=3))), ("'images'", dict(images=None))):
         with raises(UserError, "views", name, "image"):
             run(harness, datasets=("dtd",), views=views)
@@ -202,9 +204,8 @@ def test_views_may_only_disable_sections_that_the_data_lack(harness):
 
 def test_a_failing_dataset_does_not_stop_the_others(harness, caplog):
     data = f"npz:{harness.root}/dtd.npz"
-    harness.parts[data, "train"] = image_features(
-        np.random.default_rng(0), 4
-    )  # too few for episodes
+    # Too few examples for episodes.
+    harness.parts[data, "train"] = image_features(np.random.default_rng(0), 4)
     results = run(harness, datasets=("dtd", "cifar10"))
     assert results["s/dtd/failed"] == 1.0
     (message,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]

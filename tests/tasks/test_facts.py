@@ -1,4 +1,4 @@
-"""What a batch looks like, by the config alone."""
+"""Batch shapes and dtypes derived from the config, without loading data."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def cfg_of(**data):
 
 
 def shapes(facts):
-    return {name: (row.shape, str(row.dtype)) for name, row in facts.spec.items()}
+    return {name: (leaf.shape, str(leaf.dtype)) for name, leaf in facts.spec.items()}
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def features(tmp_path):
     return str(tmp_path)
 
 
-def test_views_are_what_the_loader_makes(tmp_path):
+def test_shapes_from_the_config_equal_loaded_batches(tmp_path):
     section = dict(image=dict(size=16, crops=CROPS), pairs=dict(path=str(tmp_path)))
     data = loader.make_train_data(dict(train=WORLD, image=section["image"]), batch_size=4, seed=0)
     info = data.info
@@ -42,31 +42,32 @@ def test_views_are_what_the_loader_makes(tmp_path):
     )
     for changes in ({}, section):
         cfg = cfg_of(**(section | changes))
-        made = loader.make_train_data(config.plain(cfg.data), batch_size=4, seed=0)
-        (batch,) = itertools.islice(made.iterate(), 1)
+        train_data = loader.make_train_data(config.plain(cfg.data), batch_size=4, seed=0)
+        (batch,) = itertools.islice(train_data.iterate(), 1)
         facts = shapes(DataFacts.of_config(cfg))
         assert facts["image"] == ((4, 3, 16, 16, 3), "uint8")
         assert facts == {name: (batch[name].shape, str(batch[name].dtype)) for name in facts}
-        assert facts == {name: shapes(DataFacts.of(made))[name] for name in facts}
+        assert facts == {name: shapes(DataFacts.of(train_data))[name] for name in facts}
 
 
-def test_evaluation_needs_no_pairs_and_no_features(features):
+def test_evaluation_shapes_need_neither_pairs_nor_features(features):
     section = dict(
         image=dict(size=16, crops=CROPS[:2]),
         touch=dict(size=8, features="nowhere"),
         pairs=dict(path="nowhere"),
     )
     cfg = cfg_of(**section)
-    seen = shapes(evaluate._facts(cfg))
-    assert seen["image"] == ((4, 2, 16, 16, 3), "uint8") and seen["touch"][0] == (4, 8, 8, 3)
-    assert config.plain(cfg.data)["touch"]["features"] == "nowhere"  # the run's config is its own
+    result = shapes(evaluate._facts(cfg))
+    assert result["image"] == ((4, 2, 16, 16, 3), "uint8") and result["touch"][0] == (4, 8, 8, 3)
+    # The config of the run is unchanged.
+    assert config.plain(cfg.data)["touch"]["features"] == "nowhere"
     text = dict(candidates=1, max_words=4)
-    labelled = dict(image=dict(size=16, features=("nowhere",)), text=text, label={})
-    seen = shapes(evaluate._facts(cfg_of(**labelled)))
-    assert seen["image"] == ((4, 16, 16, 3), "uint8") and seen["text"] == ((4, 1, 4), "int32")
+    labeled = dict(image=dict(size=16, features=("nowhere",)), text=text, label={})
+    result = shapes(evaluate._facts(cfg_of(**labeled)))
+    assert result["image"] == ((4, 16, 16, 3), "uint8") and result["text"] == ((4, 1, 4), "int32")
 
 
-def test_features_that_are_there_say_their_width_in_evaluation_too(features):
+def test_evaluation_shapes_use_the_width_of_existing_features(features):
     cfg = cfg_of(image=dict(size=16, features=features), touch=dict(size=8, features="nowhere"))
-    seen = shapes(evaluate._facts(cfg))
-    assert seen["image"] == ((4, WIDTH), "float32") and seen["touch"] == ((4, 8, 8, 3), "uint8")
+    result = shapes(evaluate._facts(cfg))
+    assert result["image"] == ((4, WIDTH), "float32") and result["touch"] == ((4, 8, 8, 3), "uint8")

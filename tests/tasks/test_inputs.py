@@ -1,4 +1,4 @@
-"""From a batch as it travels to what towers take."""
+"""Model inputs: scaling, augmentation and spectrograms of loaded batches."""
 
 import jax
 import numpy as np
@@ -11,51 +11,55 @@ from mmjax.models.towers import build_tower
 from mmjax.state import ModelDef
 from mmjax.tasks import DataFacts, make_task
 from mmjax.tasks.inputs import Inputs
+from tests.messages import raises
 
-DRAW = np.random.default_rng(0)
-FRAMES = DRAW.integers(0, 256, (2, 4, 8, 6, 3), np.uint8)
-SOUND = DRAW.normal(size=(5, 400)).astype(np.float32)
+RNG = np.random.default_rng(0)
+FRAMES = RNG.integers(0, 256, (2, 4, 8, 6, 3), np.uint8)
+AUDIO = RNG.normal(size=(5, 400)).astype(np.float32)
 
 
-def test_a_picture_is_shown_as_often_as_asked():
+def test_repeat_frames_repeats_a_single_frame():
     out = Inputs(repeat_frames=4)({"video": FRAMES[:, :1]}, None, train=False)["video"]
     assert out.shape == (2, 4, 8, 6, 3)
-    for number in range(4):
-        np.testing.assert_allclose(out[:, number], FRAMES[:, 0] * (2 / 255) - 1, atol=1e-6)
+    for frame in range(4):
+        np.testing.assert_allclose(out[:, frame], FRAMES[:, 0] * (2 / 255) - 1, atol=1e-6)
 
 
-def test_space_to_depth_is_what_a_tower_of_24_channels_takes():
+def test_space_to_depth_fits_a_tower_with_24_channels():
     inputs = Inputs(space_to_depth=True, zero_centered=False)
     out = inputs({"video": FRAMES}, None, train=False)["video"]
     assert out.shape == (2, 2, 4, 3, 24)
     block = FRAMES[1, 2:4, 4:6, 0:2] / 255  # (t, h, w, c) of one output pixel
     np.testing.assert_allclose(out[1, 1, 2, 0], block.reshape(-1), atol=1e-6)
     shapes = inputs.shapes({"video": jax.ShapeDtypeStruct((2, 16, 64, 64, 3), np.uint8)})
-    tower = ModelDef(lambda rngs: build_tower(dict(name="i3d", channels=24), rngs=rngs)).module
-    assert tower.flops(shapes["video"][1:]) > 0
+    model = ModelDef(lambda rngs: build_tower(dict(name="i3d", channels=24), rngs=rngs))
+    video = jax.ShapeDtypeStruct(shapes["video"], np.float32)
+    encode = lambda params, extra, video: model.bind(params, extra)(video)  # noqa: E731
+    features, _ = jax.eval_shape(encode, model.params, model.extra, video)
+    assert video.shape == (2, 8, 32, 32, 24) and features.shape == (2, 1024)
 
 
-def test_sound_is_mixed_with_that_of_another_example_in_training_only():
+def test_audio_mixup_mixes_two_examples_only_in_training():
     inputs = Inputs(audio_mixup=(10.0, 2.0))
-    batch = {"audio": SOUND}
-    np.testing.assert_array_equal(inputs(batch, None, train=False)["audio"], SOUND)
+    batch = {"audio": AUDIO}
+    np.testing.assert_array_equal(inputs(batch, None, train=False)["audio"], AUDIO)
     mixed = np.asarray(inputs(batch, jax.random.key(3), train=True)["audio"])
-    partners = 0
-    for row, own in zip(mixed, SOUND, strict=True):
-        # row = λ own + (1 − λ) other for some other of the batch and 0 < λ < 1
+    num_mixed = 0
+    for result, own in zip(mixed, AUDIO, strict=True):
+        # result = λ own + (1 − λ) other, where other is an example of the batch and 0 < λ < 1
         errors = []
-        for other in SOUND:
+        for other in AUDIO:
             basis = np.stack([own, other], axis=1)
-            weights, *_ = np.linalg.lstsq(basis, row, rcond=None)
-            errors.append(np.abs(basis @ weights - row).max())
+            weights, *_ = np.linalg.lstsq(basis, result, rcond=None)
+            errors.append(np.abs(basis @ weights - result).max())
         best = int(np.argmin(errors))
         assert errors[best] < 1e-5
-        partners += not np.allclose(row, own)
-    assert partners >= 2
+        num_mixed += not np.allclose(result, own)
+    assert num_mixed >= 2
 
 
-def test_mel_bands_are_those_of_sound_after_its_stride():
-    """A tone of 1 kHz is in the band of 1 kHz, whether every sample is taken or every second."""
+def test_mel_bands_use_the_sample_rate_after_the_stride():
+    """A tone of 1 kHz is in the 1 kHz band with stride 1 and stride 2."""
     seconds = np.arange(16_000) / 16_000
     tone = np.sin(2 * np.pi * 1000 * seconds).astype(np.float32)
     bands = []
@@ -67,11 +71,11 @@ def test_mel_bands_are_those_of_sound_after_its_stride():
     matrix = preprocess.mel_matrix(
         num_bins=40, num_frequencies=1025, sample_rate=16_000, low=80.0, high=3500.0
     )
-    wanted = int(matrix[128].argmax())  # 1000 Hz is bin 128 of 1025 up to 8000 Hz
-    assert bands == [wanted, wanted]
+    expected = int(matrix[128].argmax())  # 1000 Hz is bin 128 of 1025 up to 8000 Hz
+    assert bands == [expected, expected]
 
 
-def test_the_sample_rate_of_a_loader_counts_its_stride():
+def test_the_sample_rate_is_divided_by_the_stride():
     def rate(**audio):
         section = dict(train="world:tiny", audio=dict(num_samples=500, **audio))
         return DataFacts.of(loader.make_train_data(section, batch_size=8, seed=0)).sample_rate
@@ -80,63 +84,69 @@ def test_the_sample_rate_of_a_loader_counts_its_stride():
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "options, facts",
     [
-        (dict(repeat_frames=0), "repeat_frames=0 must be at least 1"),
-        (dict(audio_mixup=(1.0,)), "audio_mixup=.* two numbers"),
-        (dict(spec_augment={}), "spec_augment needs config.augment.spectrogram"),
-        (dict(spectrogram={}), "the dataset does not say: set config.data.audio.sample_rate"),
-        (dict(spectrogram=dict(bins=3), sample_rate=8000), "augment.spectrogram.bins"),
+        (dict(repeat_frames=0), ("augment.repeat_frames", 0, 1)),
+        (dict(audio_mixup=(1.0,)), ("augment.audio_mixup", "(1.0,)")),
+        (dict(spec_augment={}), ("augment.spec_augment", "config.augment.spectrogram")),
+        (
+            dict(spectrogram={}),
+            ("augment.spectrogram", "config.data.audio.sample_rate", "mmjax index"),
+        ),
+        (
+            dict(spectrogram=dict(bins=3), sample_rate=8000),
+            ("augment.spectrogram.bins", "augment.spectrogram.num_bins"),
+        ),
         (
             dict(spectrogram={}, spec_augment=dict(spectrogram=1), sample_rate=8000),
-            "augment.spec_augment.spectro",
+            ("augment.spec_augment.spectrogram", "augment.spec_augment.time_width"),
         ),
     ],
 )
-def test_wrong_options_are_named(options, message):
-    with pytest.raises(UserError, match=message):
+def test_invalid_options_are_refused(options, facts):
+    with raises(UserError, *facts):
         Inputs(**options)
 
 
-PICTURES = DRAW.integers(0, 256, (4, 6, 6, 3), np.uint8)
+IMAGES = RNG.integers(0, 256, (4, 6, 6, 3), np.uint8)
 
 
-def test_pictures_are_scaled_or_as_their_sections_say():
-    batch = {"image": PICTURES, "touch": PICTURES[::-1], "touch_background": PICTURES}
-    plain = Inputs()(batch, None, train=False)
-    assert plain.keys() == {"image", "touch"}
-    np.testing.assert_allclose(plain["image"], PICTURES * (2 / 255) - 1, atol=1e-6)
+def test_images_are_scaled_or_normalized_by_their_section():
+    batch = {"image": IMAGES, "touch": IMAGES[::-1], "touch_background": IMAGES}
+    scaled = Inputs()(batch, None, train=False)
+    assert scaled.keys() == {"image", "touch"}
+    np.testing.assert_allclose(scaled["image"], IMAGES * (2 / 255) - 1, atol=1e-6)
     inputs = Inputs(image=dict(std=(0.5,) * 3), touch=dict(subtract_background=True))
     out = inputs(batch, None, train=False)
-    np.testing.assert_allclose(out["image"], PICTURES / 127.5, atol=1e-5)
-    np.testing.assert_allclose(out["touch"], PICTURES[::-1] / 255 - PICTURES / 255, atol=1e-6)
+    np.testing.assert_allclose(out["image"], IMAGES / 127.5, atol=1e-5)
+    np.testing.assert_allclose(out["touch"], IMAGES[::-1] / 255 - IMAGES / 255, atol=1e-6)
     shapes = inputs.shapes({k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()})
     assert shapes == {"image": (4, 6, 6, 3), "touch": (4, 6, 6, 3)}
 
 
 def test_images_and_touch_are_flipped_independently_in_training():
-    one = np.repeat(PICTURES[:1], 60, axis=0)
+    repeated = np.repeat(IMAGES[:1], 60, axis=0)
     inputs = Inputs(image=dict(horizontal_flip=0.5), touch=dict(horizontal_flip=0.5))
-    out = inputs({"image": one, "touch": one}, jax.random.key(1), train=True)
-    flipped = {m: (np.abs(x - one / 255) > 1e-3).any((1, 2, 3)) for m, x in out.items()}
+    out = inputs({"image": repeated, "touch": repeated}, jax.random.key(1), train=True)
+    flipped = {m: (np.abs(x - repeated / 255) > 1e-3).any((1, 2, 3)) for m, x in out.items()}
     assert all(15 < which.sum() < 45 for which in flipped.values())
     assert not np.array_equal(flipped["image"], flipped["touch"])
 
 
-def test_features_of_towers_stay_as_they_are():
-    rows = DRAW.normal(size=(4, 5)).astype(np.float32)
+def test_precomputed_features_are_not_augmented():
+    features = RNG.normal(size=(4, 5)).astype(np.float32)
     inputs = Inputs(image=dict(grayscale=1.0), touch=dict(subtract_background=True))
-    batch = {"image": rows, "touch": rows, "text": rows[:, None]}
+    batch = {"image": features, "touch": features, "text": features[:, None]}
     out = inputs(batch, jax.random.key(1), train=True)
     assert all(np.array_equal(out[name], batch[name]) for name in batch)
-    with pytest.raises(UserError, match="augment.image.crop"):
+    with raises(UserError, "augment.image.crop", "augment.image.blur"):
         Inputs(image=dict(crop=1))
 
 
-VIEWS = DRAW.integers(0, 256, (40, 3, 6, 6, 3), np.uint8)
+VIEWS = RNG.integers(0, 256, (40, 3, 6, 6, 3), np.uint8)
 
 
-def test_each_view_is_augmented_by_its_own_section_with_a_draw_of_its_own():
+def test_each_view_has_its_own_section_and_randomness():
     sections = (dict(horizontal_flip=0.5), dict(horizontal_flip=0.5), dict(std=(0.5,) * 3))
     batch = {"image": np.repeat(VIEWS[:, :1], 3, axis=1)}
     inputs = Inputs(image=sections)
@@ -146,14 +156,14 @@ def test_each_view_is_augmented_by_its_own_section_with_a_draw_of_its_own():
     assert 8 < flipped[:, 0].sum() < 32 and 8 < flipped[:, 1].sum() < 32
     assert not np.array_equal(flipped[:, 0], flipped[:, 1])
     np.testing.assert_allclose(out[:, 2], batch["image"][:, 2] / 127.5, atol=1e-5)
-    again = inputs(batch, jax.random.key(1), train=True)["image"]
-    assert np.array_equal(out, again)
-    # View v of a key is what its section alone makes of that view with the v-th key of it.
-    one = Inputs(image=sections[0])(batch, jax.random.key(1), train=True)["image"]
-    assert np.array_equal(one[:, 0], out[:, 0]) and np.array_equal(one[:, 1], out[:, 1])
+    repeated = inputs(batch, jax.random.key(1), train=True)["image"]
+    assert np.array_equal(out, repeated)
+    # A single section for all views uses the same key for each view.
+    shared = Inputs(image=sections[0])(batch, jax.random.key(1), train=True)["image"]
+    assert np.array_equal(shared[:, :2], out[:, :2])
 
 
-def test_views_without_a_section_are_scaled_and_shapes_know_them():
+def test_views_without_a_section_are_scaled_and_keep_their_shape():
     batch = {"image": VIEWS}
     out = Inputs()(batch, jax.random.key(0), train=True)["image"]
     np.testing.assert_allclose(out, VIEWS * (2 / 255) - 1, atol=1e-6)
@@ -162,44 +172,47 @@ def test_views_without_a_section_are_scaled_and_shapes_know_them():
         assert Inputs(image=image).shapes(spec) == {"image": (8, 3, 16, 16, 3)}
 
 
-def test_evaluation_takes_the_first_section_whatever_the_views():
+def test_evaluation_uses_the_first_section_for_all_views():
     inputs = Inputs(image=(dict(mean=(0.1,) * 3), dict(mean=(0.9,) * 3)))
     batch = {"image": VIEWS[:, :1]}
-    seen = inputs.each_view(lambda x: x.reshape(len(x), -1), batch, "image")
-    assert seen.shape == (40, 1, 6 * 6 * 3)
+    features = inputs.each_view(lambda x: x.reshape(len(x), -1), batch, "image")
+    assert features.shape == (40, 1, 6 * 6 * 3)
     np.testing.assert_allclose(
-        seen.reshape(VIEWS[:, :1].shape), VIEWS[:, :1] / 255 - 0.1, atol=1e-6
+        features.reshape(VIEWS[:, :1].shape), VIEWS[:, :1] / 255 - 0.1, atol=1e-6
     )
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "options, facts",
     [
-        (dict(image=(dict(), dict())), "2 sections, but the pictures of an example have 3 views"),
-        (dict(image=(dict(), dict(crop=1), dict())), r"augment.image\[1\].crop"),
-        (dict(image=()), "must be a section, or several"),
-        (dict(image=(dict(), 3)), "must be a section, or several"),
-        (dict(touch=(dict(), dict())), "config.augment.touch must be one section"),
+        (dict(image=(dict(), dict())), ("config.augment.image", 2, 3, "config.data.image.crops")),
+        (
+            dict(image=(dict(), dict(crop=1), dict())),
+            ("augment.image[1].crop", "augment.image[1].blur"),
+        ),
+        (dict(image=()), ("config.augment.image", "()")),
+        (dict(image=(dict(), 3)), ("config.augment.image", "({}, 3)")),
+        (dict(touch=(dict(), dict())), ("config.augment.touch", "one section")),
     ],
 )
-def test_sections_that_do_not_fit_the_views_are_named(options, message):
-    with pytest.raises(UserError, match=message):
+def test_sections_that_do_not_match_the_views_are_refused(options, facts):
+    with raises(UserError, *facts):
         Inputs(**options)({"image": VIEWS}, jax.random.key(0), train=True)
 
 
-def test_several_sections_need_several_views():
-    with pytest.raises(UserError, match=r"2 sections.*1 views \(config.data.image.crops\)"):
-        Inputs(image=(dict(), dict()))({"image": PICTURES}, jax.random.key(0), train=True)
+def test_several_sections_require_several_views():
+    with raises(UserError, "config.augment.image", 2, 1, "config.data.image.crops"):
+        Inputs(image=(dict(), dict()))({"image": IMAGES}, jax.random.key(0), train=True)
 
 
-def test_views_are_encoded_one_after_the_other_with_their_backgrounds():
-    felt, calm = (DRAW.integers(0, 256, (4, 2, 6, 6, 3), np.uint8) for _ in range(2))
+def test_each_view_is_encoded_with_its_own_background():
+    touched, background = (RNG.integers(0, 256, (4, 2, 6, 6, 3), np.uint8) for _ in range(2))
     inputs = Inputs(touch=dict(subtract_background=True))
-    batch = {"touch": felt, "touch_background": calm, "image": felt}
-    seen = inputs.each_view(lambda x: x.mean((1, 2)), batch, "touch")
-    want = (felt.astype(float) - calm).mean((2, 3)) / 255
-    assert seen.shape == (4, 2, 3)
-    np.testing.assert_allclose(seen, want, atol=1e-6)
+    batch = {"touch": touched, "touch_background": background, "image": touched}
+    features = inputs.each_view(lambda x: x.mean((1, 2)), batch, "touch")
+    expected = (touched.astype(float) - background).mean((2, 3)) / 255
+    assert features.shape == (4, 2, 3)
+    np.testing.assert_allclose(features, expected, atol=1e-6)
 
 
 ENCODER = dict(width=8, num_layers=1, num_heads=1, head_dim=8, mlp_dim=8, projection=12)
@@ -220,7 +233,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_task_evaluates_pictures_less_their_background(name):
+def test_every_task_subtracts_the_background_in_evaluation(name):
     cfg = config.base()
     cfg.task, cfg.model = name, MODELS[name]
     cfg.augment = dict(touch=dict(subtract_background=True))
@@ -233,24 +246,29 @@ def test_every_task_evaluates_pictures_less_their_background(name):
         spec["image"] = square
     task = make_task(cfg, DataFacts(spec=spec, num_classes=3))
     params, extra = jax.jit(task.init)(jax.random.key(0))
-    calm = DRAW.integers(0, 100, (4, 1, 16, 16, 3), np.uint8)
-    felt = calm + DRAW.integers(0, 100, calm.shape, np.uint8)
+    background = RNG.integers(0, 100, (4, 1, 16, 16, 3), np.uint8)
+    touched = background + RNG.integers(0, 100, background.shape, np.uint8)
     run = jax.jit(task.predict["features"])
 
-    def seen(batch):
+    def features(batch):
         return np.asarray(run(params, extra, batch)["touch"])
 
-    want = seen({"touch": felt, "touch_background": calm})
-    assert want.shape[:2] == (4, 1) and np.ptp(want, axis=0).max() > 1e-3
-    brighter = seen({"touch": felt + 50, "touch_background": calm + 50})
-    np.testing.assert_allclose(brighter, want, atol=1e-5)
-    assert np.abs(seen({"touch": felt + 50, "touch_background": calm}) - want).max() > 1e-3
-    with pytest.raises(UserError, match="subtract_background needs backgrounds in the batch"):
-        run(params, extra, {"touch": felt})
+    expected = features({"touch": touched, "touch_background": background})
+    assert expected.shape[:2] == (4, 1) and np.ptp(expected, axis=0).max() > 1e-3
+    both_brighter = features({"touch": touched + 50, "touch_background": background + 50})
+    np.testing.assert_allclose(both_brighter, expected, atol=1e-5)
+    touch_brighter = features({"touch": touched + 50, "touch_background": background})
+    assert np.abs(touch_brighter - expected).max() > 1e-3
+    with raises(
+        UserError, "touch.subtract_background", "config.data.touch.background", "'recording'"
+    ):
+        run(params, extra, {"touch": touched})
 
 
-def test_views_of_pictures_are_for_the_task_that_takes_them():
-    facts = DataFacts(spec={"image": jax.ShapeDtypeStruct((4, 1, 8, 8, 3), np.uint8)})
-    with pytest.raises(UserError, match="data.image.crops makes views.*--task=guided"):
+def test_image_views_are_refused_by_tasks_that_take_one_view():
+    spec = {"image": jax.ShapeDtypeStruct((4, 1, 8, 8, 3), np.uint8)}
+    facts = DataFacts(spec=spec)
+    with raises(UserError, "config.data.image.crops", "--task=guided"):
         Inputs.from_config({}, facts)
-    Inputs.from_config({}, facts, views=True)
+    inputs = Inputs.from_config({}, facts, views=True)
+    assert inputs.shapes(spec) == {"image": (4, 1, 8, 8, 3)}

@@ -324,7 +324,7 @@ def test_keys_that_do_not_fit_are_reported_and_can_be_allowed(tmp_path, capsys, 
     command = ["convert", prefix, "--head-dim", "8"]
     assert cli.main([*command, "--out", str(out)]) == 2
     error = capsys.readouterr().err
-    (problem,) = [line for line in error.splitlines() if line.strip().startswith(f"{key}:")]
+    (problem,) = [line for line in error.splitlines() if key in line]
     assert_mentions(problem, *facts)
     assert_mentions(error, prefix, "--allow")
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".data-00000-of-00001", ".index"]
@@ -353,7 +353,7 @@ def test_checkpoints_of_other_models_are_rejected(tmp_path, capsys):
     )
     nothing = tmp_path / "nothing"
     assert cli.main(["convert", str(nothing), "--inspect"]) == 2
-    assert_mentions(capsys.readouterr().err, f"{nothing}:", "TensorFlow", ".index", ".safetensors")
+    assert_mentions(capsys.readouterr().err, nothing, "TensorFlow", ".index", ".safetensors")
 
 
 def test_damaged_and_missing_files_are_rejected(tmp_path, capsys):

@@ -153,32 +153,32 @@ def test_features_of_open_clip(clip, suffix, tmp_path):
         np.testing.assert_array_equal(array, state[name].numpy())
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet18"])
-def test_features_and_export_of_a_tvl_touch_encoder(clip, kind, tmp_path):
+@pytest.mark.parametrize("name", ["vit", "resnet18"])
+def test_features_and_export_of_a_tvl_touch_encoder(clip, name, tmp_path):
     timm = pytest.importorskip("timm")
 
     def make(seed):
-        if kind == "vit":
+        if name == "vit":
             return vit(seed)
         torch.manual_seed(seed)
         return timm.create_model("resnet18", num_classes=24).eval()
 
     model = make(1)
-    for name, buffer in model.named_buffers():
-        if "running" in name:
+    for path, buffer in model.named_buffers():
+        if "running" in path:
             buffer += 0.3 * torch.rand_like(buffer)
     scale = torch.nn.Parameter(torch.tensor(2.5))
     optimizer = torch.optim.AdamW([scale, *model.parameters()], betas=(0.9, 0.95))
     sum((p**2).sum() for p in [scale, *model.parameters()]).backward()
     optimizer.step()
-    state = {f"tactile_encoder.{name}": x for name, x in model.state_dict().items()}
+    state = {f"tactile_encoder.{path}": x for path, x in model.state_dict().items()}
     torch.save(
         dict(
             model={"logit_scale": scale.data, **state},
             optimizer=optimizer.state_dict(),
             epoch=3,
             scaler=torch.amp.GradScaler("cpu").state_dict(),
-            args=argparse.Namespace(tactile_model=kind, lr=3e-4, datasets=["ssvtp"]),
+            args=argparse.Namespace(tactile_model=name, lr=3e-4, datasets=["ssvtp"]),
         ),
         tmp_path / "tvl_enc.pth",
     )
@@ -187,7 +187,7 @@ def test_features_and_export_of_a_tvl_touch_encoder(clip, kind, tmp_path):
     assert cli.main(["convert", *source, "--out", str(run)]) == 0
     assert_close(features(run, {"touch": TOUCH})["touch"], model(to_torch_images(TOUCH)))
     leaves, description = initialize.load_params(str(run))
-    assert_mentions(description, "step 1 ", run)  # the optimizer has made one step
+    assert_mentions(description, "step 1", run)  # the optimizer has made one step
     assert leaves["logit_scale"] == scale.item()
     # The exported file loads strictly into another model, which then computes the same.
     assert cli.main(["convert", str(run), "--to", "timm", "--out", str(out)]) == 0

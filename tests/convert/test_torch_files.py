@@ -209,7 +209,7 @@ def test_names_outside_the_allowed_list_are_refused(tmp_path, hostile, name):
     )
     path = write(tmp_path, {"model": {"w": W}, "extra": hostile})
     # The file, what it names, and how to save only the weights.
-    with raises(UserError, f"{path}:", f"{name},", "weights_only=False", ".safetensors"):
+    with raises(UserError, path, name, "weights_only=False", ".safetensors"):
         torch_files.open_file(path)
     assert not mark.exists()
 
@@ -219,7 +219,7 @@ def test_pickles_cannot_change_functions_or_types(tmp_path):
     for target in (rebuild, Global("torch", "FloatStorage")):
         code = target.code + Writer().code((None, {"__call__": 1})) + b"b."
         path = write(tmp_path, {}, **{"data.pkl": b"\x80\x02" + code})
-        with raises(UserError, f"{path}:", "pickle", "state"):
+        with raises(UserError, path, "pickle", "state"):
             torch_files.open_file(path)
     dtype = Call(Global("numpy", "dtype"), "O8", False, True)
     scalar = Call(Global("numpy.core.multiarray", "scalar"), dtype, "x")
@@ -241,19 +241,19 @@ def test_pickles_cannot_change_functions_or_types(tmp_path):
 )
 def test_tensors_cannot_read_outside_their_storage(tmp_path, tensor, fact):
     path = write(tmp_path, {"x": tensor})
-    with raises(UserError, f"{path}:", fact):
+    with raises(UserError, path, fact):
         torch_files.open_file(path)
 
 
 def test_recursive_containers_and_duplicate_names_are_rejected(tmp_path):
     code = b"\x80\x02]q\x00h\x00a."  # a list that holds itself
     path = write(tmp_path, {}, **{"data.pkl": code})
-    with raises(UserError, f"{path}:", "nested", "0.0.0"):
+    with raises(UserError, path, "nested", "0.0.0"):
         torch_files.entries(path)
     # Twice the same list at each of 40 levels: 2^40 entries in a small file.
     data = b"\x80\x02" + b"](K\x01K\x02eq\x00" + b"](h\x00h\x00eq\x00" * 40 + b"."
     path = write(tmp_path, {}, **{"data.pkl": data})
-    with raises(UserError, f"{path}:", "nested", ".0.1."):
+    with raises(UserError, path, "nested", ".0.1."):
         torch_files.entries(path)
     path = write(tmp_path, {"a": {"b": 1}, "a.b": 2})
     with raises(UserError, path, "a.b"):
@@ -266,10 +266,10 @@ def test_damaged_archives_are_rejected(tmp_path):
     whole = path.read_bytes()
     for end in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:end])
-        with raises(UserError, f"{path}:", "zip" if end > 1 else ".safetensors"):
+        with raises(UserError, path, "zip" if end > 1 else ".safetensors"):
             torch_files.open_file(path)
     for member, data, facts in (
-        ("data/0", b"1234", ("storage 0", "4 bytes")),
+        ("data/0", b"1234", ("storage", "4 bytes")),
         ("data/1", None, ("archive/data/1",)),
         ("data.pkl", whole[:50], ("UnpicklingError",)),
         ("data.pkl", b"\x80\x02}.x", None),
@@ -300,21 +300,21 @@ def test_damaged_archives_are_rejected(tmp_path):
 
 def test_files_of_other_formats_are_rejected(tmp_path):
     path = tmp_path / "file.pt"
-    with raises(UserError, f"{path}:"):
+    with raises(UserError, path):
         torch_files.open_file(path)
     with tarfile.open(path, "w") as file:
         file.addfile(tarfile.TarInfo("sys_info"), io.BytesIO())
-    with raises(UserError, f"{path}:", "tar", "torch.save(torch.load(FILE), NEW)"):
+    with raises(UserError, path, "tar", "torch.save(torch.load(FILE), NEW)"):
         torch_files.open_file(path)
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10\n")
-    with raises(UserError, f"{path}:", "git lfs pull"):
+    with raises(UserError, path, "git lfs pull"):
         torch_files.open_file(path)
     path.write_text("<html>404</html>")
-    with raises(UserError, f"{path}:", "torch.save", ".safetensors"):
+    with raises(UserError, path, "torch.save", ".safetensors"):
         torch_files.open_file(path)
     np.savez(tmp_path / "a.npz", w=W)
     (tmp_path / "a.npz").rename(path)
-    with raises(UserError, f"{path}:", "zip", "torch.save"):
+    with raises(UserError, path, "zip", "torch.save"):
         torch_files.open_file(path)
     assert torch_files.is_file("a/b.pth") and not torch_files.is_file("a/b.npz")
     (tmp_path / "run.ckpt").mkdir()
@@ -353,15 +353,15 @@ def test_damaged_and_hostile_legacy_files_are_rejected(tmp_path):
         with raises(UserError, path):
             torch_files.open_file(path)
     for value, fact in (
-        (Call(Global("os", "system"), "true"), "os.system,"),
+        (Call(Global("os", "system"), "true"), "os.system"),
         ([Tensor(W.ravel(), (1000,), (1,))], "storage"),
-        ([W, Call(Global("builtins", "eval"), "1")], "builtins.eval,"),
+        ([W, Call(Global("builtins", "eval"), "1")], "builtins.eval"),
     ):
-        with raises(UserError, f"{path}:", fact):
+        with raises(UserError, path, fact):
             torch_files.open_file(save_legacy(path, value))
-    with raises(UserError, f"{path}:", "big-endian"):
+    with raises(UserError, path, "big-endian"):
         torch_files.open_file(save_legacy(path, [W], little_endian=False))
-    with raises(UserError, f"{path}:", "'storage'", "PyTorch", "0.4"):
+    with raises(UserError, path, "'storage'", "PyTorch", "0.4"):
         torch_files.open_file(save_legacy(path, [W], view=("1", 0, 2)))
 
 
@@ -386,8 +386,8 @@ def test_safetensors_round_trip(tmp_path):
         np.testing.assert_array_equal(read[name], array)
     with raises(UserError, f"--out {path}"):
         safetensors.write(path, arrays)
-    with raises(UserError, "x ", "complex64", ".safetensors"):
-        safetensors.write(tmp_path / "y.safetensors", {"x": np.zeros(1, np.complex64)})
+    with raises(UserError, "weight_0", "complex64", ".safetensors"):
+        safetensors.write(tmp_path / "y.safetensors", {"weight_0": np.zeros(1, np.complex64)})
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
@@ -434,7 +434,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 )
 def test_damaged_safetensors_are_rejected(tmp_path, header, facts):
     path = raw(tmp_path / "x.safetensors", header, b"12345678")
-    with raises(UserError, f"{path}:", *facts):
+    with raises(UserError, path, *facts):
         torch_files.open_file(path)
 
 
@@ -446,5 +446,5 @@ def test_truncated_safetensors_are_rejected(tmp_path):
         with raises(UserError, path, fact):
             torch_files.open_file(path)
     raw(path, {"w_0": ENTRY}, b"12345678", length=2**63)
-    with raises(UserError, f"{path}:", "header"):
+    with raises(UserError, path, "header"):
         torch_files.open_file(path)

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import json
+import re
 
 import jax
 import numpy as np
@@ -82,16 +83,16 @@ def write_tvl(path, model):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """{name: path} of source files."""
-    folder = tmp_path_factory.mktemp("files")
-    resnet = folder / "resnet.safetensors"
-    safetensors.write(folder / "open_clip_model.safetensors", clip_state())
+    directory = tmp_path_factory.mktemp("files")
+    resnet = directory / "resnet.safetensors"
+    safetensors.write(directory / "open_clip_model.safetensors", clip_state())
     safetensors.write(resnet, tvl_model(resnet_state()))
     return dict(
-        tvl=write_tvl(folder / "tvl_enc.pth", tvl_model(touch_state())),
-        clip=str(folder / "open_clip_model.safetensors"),
-        clip_bin=save(folder / "open_clip_pytorch_model.bin", dict(clip_state())),
+        tvl=write_tvl(directory / "tvl_enc.pth", tvl_model(touch_state())),
+        clip=str(directory / "open_clip_model.safetensors"),
+        clip_bin=save(directory / "open_clip_pytorch_model.bin", dict(clip_state())),
         resnet=str(resnet),
-        timm=save(folder / "timm.pth", touch_state()),
+        timm=save(directory / "timm.pth", touch_state()),
     )
 
 
@@ -199,7 +200,7 @@ def test_the_vocabulary_of_clip_is_checked_and_copied(files, tmp_path, capsys):
     capsys.readouterr()
     command = ["convert", files["clip"], *HEADS, "--vocab", str(merges), "--inspect"]
     assert cli.main(command) == 2
-    assert_mentions(capsys.readouterr().err, f"--vocab {merges}", 516, " 50")
+    assert_mentions(capsys.readouterr().err, f"--vocab {merges}", 516, 50)
 
 
 @pytest.mark.parametrize("options, quick", [((), False), (("--quick-gelu",), True)])
@@ -309,7 +310,7 @@ def test_export_after_conversion_is_lossless(run, tmp_path, capsys):
         assert cli.main(["convert", str(run), "--to", to, "--out", str(out)]) == 0
         assert_same_arrays(torch_files.tensors(out), state)
         parameters = sum(value.size for value in state.values())
-        assert_mentions(capsys.readouterr().out, out, f"{parameters:,}", f" {len(state)} ")
+        assert_mentions(capsys.readouterr().out, out, f"{parameters:,}", len(state))
         assert cli.main(["convert", str(run), "--to", to, "--out", str(out)]) == 2
         assert_mentions(capsys.readouterr().err, f"--out {out}")
         assert_same_arrays(torch_files.tensors(out), state)
@@ -336,7 +337,7 @@ def test_export_errors(run, files, tmp_path, capsys):
         ),
         ([str(run), files["tvl"], "--to", "tvl", "--out", out], ("--to", "SOURCE", "--out")),
         ([str(run), "--to", "tvl", "--inspect"], ("--to", "SOURCE", "--out")),
-        ([str(tmp_path), "--to", "tvl", "--out", out], (f"{tmp_path}:", "checkpoints")),
+        ([str(tmp_path), "--to", "tvl", "--out", out], (tmp_path, "<run>/checkpoints/<step>")),
     ):
         assert cli.main(["convert", *arguments]) == 2
         assert_mentions(capsys.readouterr().err, *facts)
@@ -381,11 +382,11 @@ WRONG = {
         f"{PREFIX}blocks.1.norm1.bias",
         ((31,), (32,)),
     ),
-    "size that is not divisible": ({QKV: np.ones((95, 32), np.float32)}, QKV, ((95, 32), " 3 ")),
+    "size that is not divisible": ({QKV: np.ones((95, 32), np.float32)}, QKV, ((95, 32), 3)),
     "number of axes": (
         {f"{PREFIX}cls_token": np.ones((1, 32), np.float32)},
         f"{PREFIX}cls_token",
-        ((1, 32), " 3 "),
+        ((1, 32), 3),
     ),
 }
 
@@ -398,8 +399,9 @@ def test_arrays_that_do_not_fit_are_reported(tmp_path, case):
     source = write_tvl(tmp_path / "tvl.pth", model)
     plan = tvl_plan.plan([source], head_dim=8)
     assert set(plan.problems) == {key}
-    assert_mentions(plan.problems[key], *facts)
-    with raises(UserError, source, f"{key}: {plan.problems[key]}", "--allow"):
+    for fact in facts:  # as whole numbers
+        assert re.search(rf"(?<!\w){re.escape(str(fact))}(?!\w)", plan.problems[key]), fact
+    with raises(UserError, source, key, plan.problems[key], "--allow"):
         run_of.check(plan)
 
 
@@ -409,16 +411,16 @@ def test_allowed_problems_are_left_out_or_randomly_initialized(tmp_path, files, 
     source = write_tvl(tmp_path / "tvl.pth", model)
     command = ["convert", source, files["clip"], *HEADS]
     assert cli.main([*command, "--out", str(tmp_path / "run")]) == 2
-    unknown = f"tvl.pth: {PREFIX}mask_token:"
-    assert_mentions(capsys.readouterr().err, unknown, f"{PREFIX}blocks.0.norm2.weight:", "--allow")
+    unknown = f"tvl.pth: {PREFIX}mask_token"
+    assert_mentions(capsys.readouterr().err, unknown, f"{PREFIX}blocks.0.norm2.weight", "--allow")
     assert not (tmp_path / "run").exists()
     assert cli.main([*command, "--inspect"]) == 1
-    assert_mentions(capsys.readouterr().out, unknown, f"{PREFIX}blocks.0.norm2.weight:")
+    assert_mentions(capsys.readouterr().out, unknown, f"{PREFIX}blocks.0.norm2.weight")
     allowed = ["--allow", "mask_token$", "--allow", "norm2.weight$"]
     run = convert(tmp_path / "run", source, files["clip"], *allowed)
     scale = "touch/encoder/layers/mlp_norm/scale"
     (line,) = [line for line in capsys.readouterr().out.splitlines() if scale in line]
-    assert_mentions(line, "1 ")
+    assert re.search(r"(?<!\w)1(?!\w)", line)
     num_keys = read_report(run).num_keys
     assert [array for array, n in num_keys.items() if n == 0] == [f"params/{scale} (2, 32)"]
     leaves, _ = initialize.load_params(str(run))
@@ -436,14 +438,14 @@ def test_files_of_other_models_and_misplaced_flags_are_rejected(tmp_path, files,
         ([other], (other, "TVL", "OpenCLIP", "vision_model.embeddings.class_embedding")),
         ([save(tmp_path / "a.pt", trunk)], ("a.pt", "visual.", "ViT")),
         ([save(tmp_path / "b.pt", two)], ("b.pt", 2, "touch", "model.", "ema.")),
-        ([save(tmp_path / "c.pt", oblong)], ("image", "4 × 4 × 3", "8 positions")),
+        ([save(tmp_path / "c.pt", oblong)], ("image", "4 × 4 × 3", 8)),
         ([touch, files["timm"]], (touch, files["timm"], "touch")),
         ([touch], ("touch", f"mmjax convert {touch} OPENCLIP_FILE --out RUN")),
-        ([touch, str(tmp_path)], (f"{tmp_path} ", "PyTorch", ".safetensors")),
-        ([nothing], (f"{nothing}:",)),
+        ([touch, str(tmp_path)], (tmp_path, "PyTorch", ".safetensors")),
+        ([nothing], (nothing,)),
         ([touch, clip, "--head-dim", "5"], ("touch/encoder", 32, 5, "--head-dim")),
         ([touch, "--quick-gelu"], ("--quick-gelu", "CLIP")),
-        ([touch, clip, "--vocab", no_vocab], (f"--vocab {no_vocab}:",)),
+        ([touch, clip, "--vocab", no_vocab], (f"--vocab {no_vocab}",)),
     ):
         out = str(tmp_path / "run")
         assert cli.main(["convert", *HEADS, *arguments, "--out", out]) == 2

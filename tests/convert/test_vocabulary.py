@@ -46,13 +46,13 @@ def test_an_unknown_vocabulary_is_reported(tmp_path, capsys):
     run, _ = convert(tmp_path, published.ut_fac(), "--head-dim", "8")
     for output in (capsys.readouterr().out, read_report(run).summary):
         (line,) = [line for line in output.splitlines() if "--vocab FILE" in line]
-        assert_mentions(line, "UNKNOWN", " 50 ", "--config.data.text.vocab=FILE")
+        assert_mentions(line, "UNKNOWN", 50, "--config.data.text.vocab=FILE")
     assert "vocab" not in RunDir(run, create=False).read_config().data.text
     assert not (run / "vocab.txt").exists()
 
 
 def test_a_wordpiece_vocabulary_selects_the_bert_tokenizer(tmp_path):
-    vocab = write(tmp_path / "pieces.txt", ["[PAD]", "[UNK]", *(f"##{i}" for i in range(48))])
+    vocab = write(tmp_path / "wordpieces.txt", ["[PAD]", "[UNK]", *(f"##{i}" for i in range(48))])
     run, _ = convert(
         tmp_path, published.tx_fac(published.BERT), "--head-dim", "8", "--vocab", vocab
     )
@@ -64,10 +64,10 @@ def test_files_that_are_not_the_vocabulary_are_rejected(tmp_path, capsys):
     prefix = published.write(tmp_path / "source", published.values(published.tx_fac()))
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
     wrong = {
-        write(tmp_path / "few.txt", WORDS[:-1]): (" 49 ", " 50"),
+        write(tmp_path / "few.txt", WORDS[:-1]): (49, 50),
         write(tmp_path / "list.txt", WORDS[4:]): ("<pad> <bos> <eos> <unk>",),
         str(tmp_path / "bytes.txt"): ("utf-8", "0xff"),
-        str(tmp_path / "none.txt"): ("none.txt:",),
+        str(tmp_path / "none.txt"): (),
     }
     for path, facts in wrong.items():
         for option in (["--inspect"], ["--out", str(tmp_path / "run")]):
@@ -87,7 +87,7 @@ def test_a_checkpoint_without_text_needs_no_vocabulary(tmp_path, capsys):
     assert "--vocab" not in capsys.readouterr().out
     vocab = write(tmp_path / "words.txt")
     assert cli.main([*command, "--vocab", vocab]) == 2
-    assert_mentions(capsys.readouterr().err, f"--vocab {vocab}:", "checkpoint")
+    assert_mentions(capsys.readouterr().err, f"--vocab {vocab}", "checkpoint")
 
 
 def captions_of(split):
@@ -135,7 +135,7 @@ def test_retrieval_uses_the_converted_vocabulary_without_training_data(
     with caplog.at_level(logging.INFO):
         assert evaluate.run_job(None, "", overrides=overrides, override_checkpoint=str(run)) == 0
     (line,) = [line for line in caplog.text.splitlines() if str(run / "vocab.txt") in line]
-    assert_mentions(line, " 50 ", "tokenizer word")
+    assert_mentions(line, 50, "tokenizer word")
     metrics = json.loads((run / "metrics.jsonl").read_text())
 
     section = config.plain(RunDir(run, create=False).read_config().data)

@@ -79,13 +79,13 @@ def test_code_in_a_pickle_is_not_executed(tmp_path, capsys, how, position):
         "array": {words.KEY: np.array([hostile], dtype=object)},
         "root": hostile,
     }[position]
-    name = {"os": ".system,", "builtins": "builtins.eval,", "pathlib": "pathlib."}[how]
+    name = {"os": ".system", "builtins": "builtins.eval", "pathlib": "pathlib."}[how]
     path = tmp_path / "word2vec.pkl"
     path.write_bytes(pickle.dumps(content))
-    with raises(UserError, f"{path}:", name, f"numpy.savez(…, {words.KEY}="):
+    with raises(UserError, path, name, f"numpy.savez(…, {words.KEY}="):
         words.load(path)
     assert cli.main(["convert", str(path), "--out", str(tmp_path / "x.npz")]) == 2
-    assert_mentions(capsys.readouterr().err, f"{path}:", name)
+    assert_mentions(capsys.readouterr().err, path, name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["word2vec.pkl"]
     pickle.loads(path.read_bytes())  # without protection, it is executed
     assert marker.exists()
@@ -109,7 +109,7 @@ def test_other_content_is_rejected(tmp_path, content, facts):
 
 
 def test_missing_and_damaged_files_are_rejected(tmp_path):
-    with raises(UserError, f"{tmp_path / 'none.pkl'}:"):
+    with raises(UserError, tmp_path / "none.pkl"):
         words.load(tmp_path / "none.pkl")
     whole = pickle.dumps({words.KEY: TABLE})
     for name, data, error in (
@@ -131,10 +131,14 @@ def test_convert_command_checks_the_vocabulary_and_writes_npz(tmp_path, capsys):
     command = ["convert", str(source), "--out", str(out), "--vocab", str(vocab)]
     vocab.write_text("<pad>\n<unk>\n")
     assert cli.main(command) == 2
-    assert_mentions(capsys.readouterr().err, f"--vocab {vocab}", " 2 ", f"{source} 7")
+    error = capsys.readouterr().err
+    assert_mentions(error, f"--vocab {vocab}", source)
+    assert_mentions(error.replace(str(tmp_path), ""), 2, 7)
     vocab.write_text("".join(f"word{i}\n" for i in range(7)))
     assert cli.main(command) == 0
-    assert_mentions(capsys.readouterr().out, source, "7 ", "3 ", f"--config.init_from={out}")
+    output = capsys.readouterr().out
+    assert_mentions(output, source, f"--config.init_from={out}")
+    assert_mentions(output.replace(str(tmp_path), ""), 7, 3)
     np.testing.assert_array_equal(words.load(out), TABLE)
     assert cli.main(command) == 2  # the file exists
     assert_mentions(capsys.readouterr().err, f"--out {out}")

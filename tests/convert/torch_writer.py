@@ -78,8 +78,8 @@ class Writer:
         return b"(" + b"".join(map(self.code, items)) + b"t"
 
     def persistent(self, storage):
-        kind = Global("torch", STORAGES[storage.dtype.name])
-        name = ("storage", kind, self.key(storage), "cpu", len(storage), *self.more)
+        storage_type = Global("torch", STORAGES[storage.dtype.name])
+        name = ("storage", storage_type, self.key(storage), "cpu", len(storage), *self.more)
         return self.tuple(*name) + b"Q"
 
     def code(self, value):

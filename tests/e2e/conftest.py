@@ -1,4 +1,4 @@
-"""Runs that several tests look at; each is made once."""
+"""Runs shared by several tests; each is trained once."""
 
 import dataclasses
 import pathlib
@@ -12,7 +12,7 @@ from tests.e2e import program
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that has ended: its directory, and what the command said and wrote then."""
+    """A finished run: its directory, and the output and metrics at the end of its command."""
 
     path: pathlib.Path
     stdout: str
@@ -22,15 +22,15 @@ class Run:
 
 @pytest.fixture(scope="session")
 def python(user_env):
-    """`python(folder, *arguments)`: `python -m mmjax.main …` as typed in `folder`.
+    """`python(directory, *arguments)`: runs `python -m mmjax.main …` in a directory.
 
-    XLA's flags are a user's here, not those that make tests quick.
+    XLA's flags are those of a user, not the ones that make tests faster.
     """
 
-    def run(folder, *arguments):
+    def run(directory, *arguments):
         return subprocess.run(
             [sys.executable, "-m", "mmjax.main", *arguments],
-            cwd=folder,
+            cwd=directory,
             env=user_env(),
             capture_output=True,
             text=True,
@@ -42,30 +42,30 @@ def python(user_env):
 
 @pytest.fixture(scope="session")
 def command(user_env):
-    """`command(folder, *arguments)`: the same without the time that imports take, `program.run`."""
+    """`command(directory, *arguments)`: the same without repeating the imports, `program.run`."""
 
-    def run(folder, *arguments, devices=1, before=None):
+    def run(directory, *arguments, devices=1, before=None):
         env = user_env(devices=devices, quick=True)
-        return program.run(arguments, pathlib.Path(folder), env, before=before)
+        return program.run(arguments, pathlib.Path(directory), env, before=before)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def pretrained(python, tmp_path_factory):
-    """The demo recipe, two steps, in the default run directory."""
-    folder = tmp_path_factory.mktemp("somewhere")
-    done = python(folder, "--task=pretrain", "--config=demo:smoke")
+    """The demo recipe, trained for two steps in the default run directory."""
+    directory = tmp_path_factory.mktemp("somewhere")
+    done = python(directory, "--task=pretrain", "--config=demo:smoke")
     assert done.returncode == 0, done.stderr
-    path = folder / "runs" / "pretrain-demo-smoke"
+    path = directory / "runs" / "pretrain-demo-smoke"
     return Run(path, done.stdout, done.stderr, program.metrics_of(path))
 
 
 @pytest.fixture(scope="session")
 def finetuned(command, pretrained, tmp_path_factory):
-    """The fine-tuning demo from it, two steps."""
-    folder = tmp_path_factory.mktemp("elsewhere")
+    """The fine-tuning demo, initialized from `pretrained` and trained for two steps."""
+    directory = tmp_path_factory.mktemp("elsewhere")
     source = f"--override_checkpoint={pretrained.path}"
-    done = command(folder, "--task=finetune", "--config=demo:smoke", source).check()
-    path = folder / "runs" / "finetune-demo-smoke"
+    done = command(directory, "--task=finetune", "--config=demo:smoke", source).check()
+    path = directory / "runs" / "finetune-demo-smoke"
     return Run(path, done.stdout, done.log, program.metrics_of(path))

@@ -1,4 +1,4 @@
-"""Somebody's DMVR factory: eight labelled grey clips."""
+"""A DMVR factory as users write them: eight labeled gray clips."""
 
 import tensorflow as tf
 

@@ -1,8 +1,8 @@
-"""`python -m mmjax.main` many times without paying for its imports each time.
+"""Runs `python -m mmjax.main` many times without repeating its imports.
 
-Commands run as forks of one process that has imported the program and done nothing else: each has
-its own directory, standard streams, devices and end. What `-m` itself adds, other tests try for
-real.
+Each command is a fork of one process that has imported the program and done nothing else. It has
+its own working directory, standard streams, devices and exit status. Other tests start
+`python -m mmjax.main` itself.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 import mmjax
 
-# The demo with towers of one layer, which compile sooner.
+# The demo with towers of one layer, which compile faster.
 SMALL = (
     "--config=demo:smoke",
     *(f"--config.model.{tower}.num_layers=1" for tower in ("video", "audio", "text")),
@@ -27,7 +28,7 @@ SMALL = (
     "--config.tensorboard=False",
 )
 STEPS = 6
-# With all that draws random numbers; tests that share it share its compilation.
+# Uses every option that samples random numbers; tests with this recipe share its compilation.
 RECIPE = (
     *SMALL,
     f"--config.total_steps={STEPS}",
@@ -45,7 +46,7 @@ _PRELOAD += ["mmjax.tasks.finetune", "tests.e2e.program"]
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a command left: exit status (negative: the signal that ended it) and what it said."""
+    """The result of a command: exit status (negative for a signal), standard output and log."""
 
     status: int
     stdout: str
@@ -55,8 +56,25 @@ class Finished:
         assert "Traceback" not in self.log, self.log
 
     def check(self, status: int = 0) -> Finished:
+        """Asserts the exit status."""
         assert self.status == status, f"exit status {self.status}\n{self.stdout}\n{self.log}"
         return self
+
+    def check_log(self, *facts: object) -> None:
+        """Asserts that one line of the log mentions every fact."""
+        assert self.log_lines(*facts), f"no line mentions {facts}:\n{self.log}"
+
+    def log_lines(self, *facts: object) -> list[str]:
+        """Returns the lines of the log that mention every fact."""
+        return lines_mentioning(self.log, *facts)
+
+
+def lines_mentioning(text: str, *facts: object) -> list[str]:
+    """Returns the lines of a text that mention every fact as a whole word or number."""
+    patterns = [rf"(?<![\w.]){re.escape(str(fact))}(?!\w|\.\w)" for fact in facts]
+    return [
+        line for line in text.splitlines() if all(re.search(pattern, line) for pattern in patterns)
+    ]
 
 
 @functools.cache
@@ -66,11 +84,11 @@ def _context():
     return context
 
 
-def _child(arguments, folder, env, streams, before) -> None:
-    os.chdir(folder)
+def _child(arguments, directory, env, streams, before) -> None:
+    os.chdir(directory)
     os.environ.clear()
     os.environ.update(env)
-    mmjax._avoid_wrong_results_on_cpu()  # as its import does, which was under the parent's flags
+    mmjax._avoid_wrong_results_on_cpu()  # the import did, with the parent's flags
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = ["mmjax.main", *arguments]
@@ -83,19 +101,23 @@ def _child(arguments, folder, env, streams, before) -> None:
 
 def run(
     arguments: Sequence[str],
-    folder: pathlib.Path,
+    directory: pathlib.Path,
     env: dict[str, str],
     *,
     before: Callable[[], None] | None = None,
     timeout: float = 240,
 ) -> Finished:
-    """Runs the program with these arguments in `folder`.
+    """Runs the program with these arguments in `directory`.
 
     Args:
-      before: called in the process first, to let something happen to it; must be picklable.
+      arguments: Command-line arguments.
+      directory: Working directory.
+      env: Environment variables.
+      before: Function that the process calls first, to inject a fault; must be picklable.
+      timeout: Seconds after which the process is killed and the test fails.
     """
-    streams = [folder / f".{name}-{os.getpid()}" for name in ("stdout", "stderr")]
-    process = _context().Process(target=_child, args=(arguments, folder, env, streams, before))
+    streams = [directory / f".{name}-{os.getpid()}" for name in ("stdout", "stderr")]
+    process = _context().Process(target=_child, args=(arguments, directory, env, streams, before))
     process.start()
     try:
         process.join(timeout)
@@ -111,17 +133,17 @@ def run(
 
 
 def metrics_of(run_dir: pathlib.Path) -> list[dict]:
-    """The lines of `metrics.jsonl`."""
+    """Returns the lines of `metrics.jsonl`."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def curve(run_dir: pathlib.Path, name: str = "train/loss") -> dict[int, float]:
-    """{step: value} of a metric."""
+    """Returns {step: value} of a metric."""
     return {line["step"]: line[name] for line in metrics_of(run_dir) if name in line}
 
 
 def _change_batches(change: Callable[[int, dict], dict]) -> None:
-    """Training batches are `change(step, batch)` from now on, in this process."""
+    """Replaces training batches by `change(step, batch)` in this process."""
     from mmjax.data import loader
 
     original = loader.TrainData.iterate
@@ -145,7 +167,7 @@ def signal_at(step: int, number: int) -> None:
 
 
 def poison(steps: Sequence[int]) -> None:
-    """Makes one sample of sound of the batches of these steps infinite."""
+    """Makes one audio sample infinite in the batches of these steps."""
 
     def change(now: int, batch: dict) -> dict:
         if now in steps:

@@ -1,4 +1,4 @@
-"""ut_fac and mmv_fac as a user runs them: train, be stopped, go on, evaluate, fine-tune."""
+"""ut_fac and mmv_fac as a user runs them: train, stop, resume, evaluate and fine-tune."""
 
 import functools
 import signal
@@ -15,7 +15,7 @@ TUNED_LAYER = {"ut_fac": ["--config.model.backbone.num_layers=1"], "mmv_fac": []
 
 
 @pytest.mark.parametrize("arch", ONE_LAYER)
-def test_from_pretraining_to_fine_tuning(arch, command, tmp_path):
+def test_pretraining_resume_evaluation_and_finetuning(arch, command, tmp_path):
     pretrain = functools.partial(
         command,
         tmp_path,
@@ -31,22 +31,23 @@ def test_from_pretraining_to_fine_tuning(arch, command, tmp_path):
     stopped = pretrain(
         "--model_dir=run", before=functools.partial(program.signal_at, 1, signal.SIGTERM)
     ).check()
-    assert "Stopped by SIGTERM at step 2; saved." in stopped.log
+    stopped.check_log("SIGTERM", "step 2")
     pretrain("--model_dir=run").check()
     assert list(program.curve(tmp_path / "run")) == [1, 2, STEPS]
-    wanted, found = state_of(tmp_path / "whole", STEPS), state_of(tmp_path / "run", STEPS)
-    assert wanted.keys() == found.keys()
-    assert all(np.array_equal(wanted[path], found[path]) for path in wanted)
+    expected, actual = state_of(tmp_path / "whole", STEPS), state_of(tmp_path / "run", STEPS)
+    assert expected.keys() == actual.keys()
+    assert all(np.array_equal(expected[path], actual[path]) for path in expected)
 
     job = command(
         tmp_path, "--task=pretrain", "--mode=eval", f"--override_checkpoint={tmp_path / 'run'}"
     ).check()
-    inside, alone = (
+    in_training, in_job = (
         {name: value for name, value in line.items() if "/R@" in name}
         for line in (program.metrics_of(tmp_path / run)[-1] for run in ("whole", "run"))
     )
-    assert f"Step {STEPS} of" in job.stdout and len(inside) == 12
-    assert alone == pytest.approx(inside, rel=1e-3)
+    assert program.lines_mentioning(job.stdout, STEPS, tmp_path / "run")
+    assert len(in_training) == 12
+    assert in_job == pytest.approx(in_training, rel=1e-3)
 
     tuned = command(
         tmp_path,
@@ -56,12 +57,12 @@ def test_from_pretraining_to_fine_tuning(arch, command, tmp_path):
         f"--override_checkpoint={tmp_path / 'run'}",
         *TUNED_LAYER[arch],
     ).check()
-    assert "missing        2: classifier/bias, classifier/kernel" in tuned.log
+    tuned.check_log(2, "classifier/bias", "classifier/kernel")
     assert "shape" in tuned.stdout
-    # The rate of the first step is 0: after it all but statistics is still the source's.
+    # The learning rate of step 1 is 0, so only the batch statistics have changed after it.
     start = state_of(tmp_path / "tuned", 1)
     tower = [path for path in start if path.startswith("['params']['video']")]
-    assert tower and all(np.array_equal(start[path], found[path]) for path in tower)
+    assert tower and all(np.array_equal(start[path], actual[path]) for path in tower)
     statistics = [path for path in start if path.startswith("['extra']['video']")]
     assert bool(statistics) == (arch == "mmv_fac")
-    assert all(not np.array_equal(start[path], found[path]) for path in statistics)
+    assert all(not np.array_equal(start[path], actual[path]) for path in statistics)

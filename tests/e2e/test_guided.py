@@ -1,16 +1,18 @@
-"""Language-guided sampling as a user runs it: from captions to pairs, training, and judgement."""
+"""Language-guided sampling as a user runs it: from captions to pairs, training and evaluation."""
 
 import functools
 import json
+import re
 import signal
 
 import numpy as np
 import pytest
 
-from mmjax.data import pairs, stored
+from mmjax.data import pairs, sources, stored
 from mmjax.tools import cli
 from tests.e2e import program
 from tests.e2e.test_resume import state_of
+from tests.messages import assert_mentions
 
 STEPS = 4
 SMALL = (
@@ -20,41 +22,43 @@ SMALL = (
     "--config.tensorboard=False",
     "--config.model.image.blocks=(1, 1)",
 )
-ALONE = (*SMALL, "--config.evals={}")
+WITHOUT_EVALS = (*SMALL, "--config.evals={}")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
-def paired(folder):
-    """The folders that `mmjax sentences` and `mmjax neighbours` make of the tiny world."""
-    features, found = folder / "features", folder / "pairs"
-    words = ["--encoder", "words", "--width", "64", "--quiet"]
-    assert cli.main(["sentences", "world:objects_tiny", "--out", str(features), *words]) == 0
-    assert cli.main(["neighbours", str(features), "--out", str(found), "--k", "2", "--quiet"]) == 0
-    return features, found
+def paired(directory):
+    """The directories that `mmjax sentences` and `mmjax neighbours` write for the tiny world."""
+    features, neighbors = directory / "features", directory / "pairs"
+    options = ["--encoder", "words", "--width", "64", "--quiet"]
+    assert cli.main(["sentences", "world:objects_tiny", "--out", str(features), *options]) == 0
+    options = ["--out", str(neighbors), "--k", "2", "--quiet"]
+    assert cli.main(["neighbours", str(features), *options]) == 0
+    return features, neighbors
 
 
 @pytest.fixture(scope="module")
-def trained(command, folder, paired):
-    """LGSimCLR on those pairs, and what the command said."""
+def trained(command, directory, paired):
+    """(run directory, result of the command) of LGSimCLR on those pairs."""
     done = command(
-        folder,
+        directory,
         *SMALL,
         "--config=demo:smoke",
         "--config.data.pairs.path=pairs",
         "--config.data.pairs.neighbours=2",
         "--model_dir=guided",
     )
-    return folder / "guided", done.check()
+    return directory / "guided", done.check()
 
 
-def test_it_trains_on_pairs_and_is_judged_on_objects_it_has_not_met(trained):
+def test_training_on_pairs_is_evaluated_on_novel_objects(trained):
     run, done = trained
-    assert "64 of 64 records" in done.log
+    (line,) = done.log_lines("data.pairs", "objects/train")
+    assert len(re.findall(r"\b64\b", line)) == 2  # 64 of 64 examples have a pair
     for text in ("few_shot", "probe", "knn", "image/top1"):
         assert text in done.stdout, text
     (line,) = [line for line in program.metrics_of(run) if "few_shot/image/top1" in line]
@@ -62,21 +66,21 @@ def test_it_trains_on_pairs_and_is_judged_on_objects_it_has_not_met(trained):
     assert 0 < line["few_shot/image/top1_ci95"] < 0.1
 
 
-def test_memories_are_saved_with_the_run(command, folder):
-    run = functools.partial(command, folder, *ALONE, "--config=demo:nnclr,smoke")
+def test_resume_with_memory_banks_is_bit_exact(command, directory):
+    run = functools.partial(command, directory, *WITHOUT_EVALS, "--config=demo:nnclr,smoke")
     run("--model_dir=whole").check()
     stop = functools.partial(program.signal_at, 2, signal.SIGTERM)
-    assert "Stopped by SIGTERM at step 3; saved." in run("--model_dir=part", before=stop).log
-    assert "Resumed from step 3" in run("--model_dir=part").check().log
-    wanted, found = (state_of(folder / name, STEPS) for name in ("whole", "part"))
-    assert any("banks" in path and "rows" in path for path in wanted)
-    assert wanted.keys() == found.keys()
-    assert all(np.array_equal(wanted[path], found[path]) for path in wanted)
+    run("--model_dir=part", before=stop).check().check_log("SIGTERM", "step 3")
+    run("--model_dir=part").check().check_log("step 3", "part")
+    expected, actual = (state_of(directory / name, STEPS) for name in ("whole", "part"))
+    assert any("banks" in path and "rows" in path for path in expected)
+    assert expected.keys() == actual.keys()
+    assert all(np.array_equal(expected[path], actual[path]) for path in expected)
 
 
 @pytest.mark.parametrize("method, memory", [("nnclr", "banks/.*/rows"), ("swav", "queues/rows")])
-def test_memories_may_be_split_over_devices(method, memory, command, folder):
-    run = functools.partial(command, folder, *ALONE, f"--config=demo:{method},smoke")
+def test_sharded_memories_do_not_change_the_losses(method, memory, command, directory):
+    run = functools.partial(command, directory, *WITHOUT_EVALS, f"--config=demo:{method},smoke")
     axes = ("data", None)
     run(f"--model_dir={method}-1").check()
     run(
@@ -84,13 +88,13 @@ def test_memories_may_be_split_over_devices(method, memory, command, folder):
         f"--config.sharding_rules=(('^extra/{memory}', {axes}),)",
         devices=4,
     ).check()
-    one, four = (program.curve(folder / f"{method}-{count}") for count in (1, 4))
+    one, four = (program.curve(directory / f"{method}-{count}") for count in (1, 4))
     assert four == pytest.approx(one, rel=2e-3)
 
 
-def test_captions_as_features_need_no_tower_in_training_or_evaluation(command, folder, paired):
+def test_precomputed_text_features_need_no_text_tower(command, directory, paired):
     done = command(
-        folder,
+        directory,
         *SMALL,
         "--config=demo:clip_sbert,smoke",
         "--config.data.text.features=features",
@@ -100,27 +104,27 @@ def test_captions_as_features_need_no_tower_in_training_or_evaluation(command, f
         "--model_dir=sbert",
     )
     assert "image/top1" in done.check().stdout
-    (folder / "features").rename(folder / "gone")
+    (directory / "features").rename(directory / "gone")
     try:
-        again = command(folder, "--task=guided", "--mode=eval", "--override_checkpoint=sbert")
+        again = command(directory, "--task=guided", "--mode=eval", "--override_checkpoint=sbert")
     finally:
-        (folder / "gone").rename(folder / "features")
+        (directory / "gone").rename(directory / "features")
     assert "image/top1" in again.check().stdout
 
 
-def test_a_suite_of_sets_judges_a_run(trained, command, folder):
+def test_an_evaluator_suite_evaluates_a_run(trained, command, directory):
     run, _ = trained
-    draw = np.random.default_rng(0)
-    root = folder / "sets"
+    rng = np.random.default_rng(0)
+    root = directory / "sets"
     root.mkdir()
     arrays, labels = {}, np.arange(70) % 10
     for split in ("train", "test"):
-        pictures = draw.integers(0, 64, (70, 16, 16, 3)) + 15 * labels[:, None, None, None]
-        arrays |= {f"{split}_images": pictures.astype(np.uint8), f"{split}_labels": labels}
+        images = rng.integers(0, 64, (70, 16, 16, 3)) + 15 * labels[:, None, None, None]
+        arrays |= {f"{split}_images": images.astype(np.uint8), f"{split}_labels": labels}
     np.savez(root / "cifar10.npz", **arrays)
-    judge = functools.partial(
+    evaluate = functools.partial(
         command,
-        folder,
+        directory,
         "--task=guided",
         "--mode=eval",
         "--evals=suite:cifar10,pets",
@@ -130,12 +134,12 @@ def test_a_suite_of_sets_judges_a_run(trained, command, folder):
         "--config.evals.suite.few_shot.episodes=50",
         "--config.evals.suite.probe.penalty=squared",
     )
-    first = judge(f"--override_checkpoint={run}").check()
-    # The job beside a training; what the training keeps as its best is no matter of this one.
+    first = evaluate(f"--override_checkpoint={run}").check()
+    # An evaluation job ignores the metric by which training keeps its best checkpoint.
     written = json.loads((run / "config.json").read_text())
     written["checkpoint"]["best"] = "probe/image/top1"
     (run / "config.json").write_text(json.dumps(written))
-    second = judge(f"--model_dir={run}", "--config.evals.suite.at=final").check()
+    second = evaluate(f"--model_dir={run}", "--config.evals.suite.at=final").check()
     table = (run / "suite.txt").read_text()
     for text in ("cifar10", "pets", "average"):
         assert text in table, text
@@ -143,42 +147,46 @@ def test_a_suite_of_sets_judges_a_run(trained, command, folder):
     results = [m for m in program.metrics_of(run) if "suite/cifar10/linear" in m]
     assert len(results) == 2 and results[0]["suite/average/linear_datasets"] == 1
     assert results[1]["suite/cifar10/few_shot"] == results[0]["suite/cifar10/few_shot"]
-    assert "examples in" in first.log and "examples in" not in second.log  # from the disk
+    # The first job logs the time for features of 70 examples; the second reads them from disk.
+    timing = re.compile(r"\b70\b.* \d+\.\d s\b")
+    assert len(timing.findall(first.log)) >= 2 and not timing.findall(second.log)
 
 
-def test_a_backbone_finds_pairs_by_their_looks(trained, folder, monkeypatch, capsys):
+def test_image_features_of_a_run_give_nearest_neighbors(trained, directory, monkeypatch, capsys):
     run, _ = trained
-    monkeypatch.chdir(folder)
-    looks, found = folder / "looks", folder / "look-pairs"
+    monkeypatch.chdir(directory)
+    looks, neighbors = directory / "looks", directory / "look-pairs"
     assert cli.main(["embed", "image", "--run", str(run), "--out", str(looks), "--quiet"]) == 0
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert said.startswith(f"Next: mmjax neighbours {looks} --modality image --data ")
-    assert said.endswith(" --out pairs/looks")
-    rows = np.load(stored.features_path(looks, "train", "image"))
-    assert rows.shape[0] == 64 and np.isfinite(rows).all()
-    arguments = [str(looks), "--modality", "image", "--out", str(found), "--quiet"]
+    command = capsys.readouterr().out.splitlines()[-1]  # the one to run next
+    assert_mentions(command, f"mmjax neighbours {looks} --modality image --data ")
+    assert command.endswith(" --out pairs/looks")
+    features = np.load(stored.features_path(looks, "train", "image"))
+    assert features.shape[0] == 64
+    arguments = [str(looks), "--modality", "image", "--out", str(neighbors), "--quiet"]
     assert cli.main(["neighbours", *arguments]) == 0
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     cosines = unit @ unit.T - 2 * np.eye(64)
-    best = np.load(found / "neighbours.npy")[:, 0]
+    assert np.unique(unit.round(4), axis=0).shape[0] > 32  # the encoder has not collapsed
+    best = np.load(neighbors / "neighbours.npy")[:, 0]
     np.testing.assert_allclose(cosines[np.arange(64), best], cosines.max(axis=1), atol=1e-5)
-    assert pairs.read_description(found)["dataset"] == "objects"
+    assert pairs.read_description(neighbors)["dataset"] == "objects"
 
 
-def test_pairs_of_another_dataset_are_refused(command, folder, paired):
+def test_pairs_of_another_dataset_are_rejected(command, directory, paired):
     wrong = command(
-        folder,
-        *ALONE,
+        directory,
+        *WITHOUT_EVALS,
         "--config=demo:smoke",
         "--config.data.train=world:objects",
         "--config.data.pairs.path=pairs",
         "--model_dir=wrong",
     ).check(2)
-    assert "has the neighbours of 64 records of objects/train" in wrong.log
+    number = sources.open_source("world:objects", split="train").num_examples
+    wrong.check_log("data.pairs.path=pairs", 64, "objects/train", number)
 
 
-def test_evaluators_of_a_file_are_for_evaluation(command, folder):
-    wrong = command(folder, *ALONE, "--config=demo:smoke", "--evals=suite").check(2)
-    assert "--evals is for --mode=eval" in wrong.log
-    wrong = command(folder, "--task=guided", "--mode=eval", "--evals=suit").check(2)
-    assert "Did you mean 'suite'" in wrong.log
+def test_evals_flag_needs_evaluation_mode_and_a_known_name(command, directory):
+    wrong = command(directory, *WITHOUT_EVALS, "--config=demo:smoke", "--evals=suite").check(2)
+    wrong.check_log("--evals", "--mode=eval", "config.evals")
+    wrong = command(directory, "--task=guided", "--mode=eval", "--evals=suit").check(2)
+    wrong.check_log("'suit'", "'suite'")

@@ -2,13 +2,26 @@
 
 from setuptools import find_packages, setup
 
+# Top-level directories that are installed inside the package: {package: directory}.
+TOP_LEVEL = {"mmjax.configs": "configs", "mmjax.assets": "data", "mmjax.tools": "tools"}
+
+
+def packages() -> list[str]:
+    """Every package, those of the top-level directories under their installed names."""
+    names = find_packages(include=["mmjax", "mmjax.*"])
+    for package, directory in TOP_LEVEL.items():
+        names += [f"{package}.{name}" for name in find_packages(directory)]
+    return names
+
+
 setup(
     name="mmjax",
     version="0.1.0",
     description="Pretrain, fine-tune and evaluate multimodal encoders (video, audio, text, touch) in JAX",
     license="Apache-2.0",
-    packages=find_packages(include=["mmjax", "mmjax.*"]),
-    package_data={"mmjax.data": ["tactile_synonyms.json"]},
+    packages=packages(),
+    package_dir={"mmjax": "mmjax", **TOP_LEVEL},
+    package_data={"mmjax.assets": ["*/*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.4",

@@ -1,12 +1,17 @@
-"""Recipes: finding one by name, and handing its sections to what they configure.
+"""Recipes, overrides, and the one validator of config sections.
 
-A recipe is an `ml_collections` file with `get_config(arg)`. Sections become keyword arguments, so
-an unknown key fails at start, by name, with the nearest valid one.
+A recipe is an `ml_collections` file with `get_config(arg)`. `load` finds it and applies overrides.
+`resolve` checks it and returns a `Config`, whose sections are plain dicts; everything below the
+command line takes that. `keywords` turns a section into the keyword arguments of what it
+configures, so an unknown key or a wrong type fails at startup with the full key and the nearest
+valid one.
 """
 
 from __future__ import annotations
 
 import ast
+import collections.abc
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -14,43 +19,103 @@ import math
 import pathlib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import ml_collections
 
-from mmjax.errors import UserError, unknown
+from mmjax import configs
+from mmjax.errors import UserError, check_choice, unknown
 
-CONFIGS = pathlib.Path(__file__).parent / "configs"
-EVALS = "evals"  # its folder of sets of evaluators, which are no recipes
+RECIPES = pathlib.Path(configs.__path__[0])
+EVALS = "evals"  # the directory of evaluator sets, which are not recipes
 
-# Every top-level key of a recipe and its default; recipes start from `base()`.
-_DEFAULTS: dict[str, Any] = dict(
-    task="",  # the task this recipe is for; set by the recipe
-    seed=0,
-    total_steps=1000,
-    total_examples=0,  # >0: in place of total_steps, so many examples in batches of batch_size
-    batch_size=8,  # global: over all devices and hosts
-    accumulate_steps=1,  # microbatches per update; exact for contrastive losses
-    ema_decay=0.0,  # 0 keeps no moving average
-    clip_shards=0,  # >0: clip the gradient of each of so many parts of a batch (VATT fine-tuning)
-    nan_policy="stop",  # or 'skip': leave such a step out, counted, up to `nan_limit`
-    nan_limit=10,
-    init_from="",  # whose parameters start this run: a run directory, published files, or several
-    init_allow=(),  # patterns of parameter paths that `init_from` need not have
-    init_map=(),  # (pattern, replacement) pairs that rename the source's paths
-    resume_from="",  # a run directory whose whole state starts this run
-    log_every=20,
-    mesh=dict(data=-1, fsdp=1, tensor=1),
-    sharding="dp",
-    sharding_rules=(),  # (pattern, axes) pairs that go before the preset's
-    checkpoint=dict(every=1000, keep=3, keep_every=0, best="", best_of="max"),
-    compilation_cache=True,  # under $MMJAX_CACHE, else ~/.cache/mmjax
-    tensorboard=True,
-)
-_SECTIONS = ("data", "model", "loss", "augment", "optimizer", "evals", "wandb")
 
-# What `--model_arch` may name: VATT's architectures, and the recipe of each for a task.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A resolved recipe: checked top-level values, and sections as plain dicts.
+
+    Attributes:
+      task: The `--task` that the recipe is for.
+      seed: Seed of initialization, data order, augmentation and dropout.
+      total_steps: Number of updates.
+      total_examples: If positive, replaces `total_steps`: this many examples in batches of
+        `batch_size`, the last batch complete.
+      batch_size: Global batch size, over all devices and hosts.
+      accumulate_steps: Microbatches per update; exact for contrastive losses.
+      ema_decay: Decay of the moving average of the parameters; 0 keeps none.
+      clip_shards: If positive, clips the gradient of each of this many parts of a batch (VATT
+        fine-tuning).
+      nan_policy: At a step that is not finite, 'stop', or 'skip' the update.
+      nan_limit: Number of skipped steps after which training stops.
+      init_from: Where initial parameters come from: a run directory, published files, or several.
+      init_allow: Patterns of parameter paths that `init_from` may lack.
+      init_map: (pattern, replacement) pairs that rename paths of the source.
+      resume_from: A run directory whose complete state starts this run.
+      log_every: Steps between log lines.
+      mesh: Sizes of the mesh axes; see `sharding.make_mesh`.
+      sharding: Sharding preset.
+      sharding_rules: (pattern, axes) pairs that precede those of the preset.
+      checkpoint: Options of `checkpoints.manager.Checkpoints`, and `best`, `best_of`.
+      compilation_cache: Whether to cache compiled programs in $MMJAX_CACHE or ~/.cache/mmjax.
+      tensorboard: Whether to write TensorBoard files.
+      data, model, loss, augment, optimizer, evals, wandb: Sections for what they configure.
+    """
+
+    task: str = ""
+    seed: int = 0
+    total_steps: int = 1000
+    total_examples: int = 0
+    batch_size: int = 8
+    accumulate_steps: int = 1
+    ema_decay: float = 0.0
+    clip_shards: int = 0
+    nan_policy: Literal["stop", "skip"] = "stop"
+    nan_limit: int = 10
+    init_from: str | tuple[str, ...] = ""
+    init_allow: tuple[str, ...] = ()
+    init_map: tuple[tuple[str, str], ...] = ()
+    resume_from: str = ""
+    log_every: int = 20
+    mesh: dict[str, Any] = dataclasses.field(
+        default_factory=lambda: dict(data=-1, fsdp=1, tensor=1)
+    )
+    sharding: str = "dp"
+    sharding_rules: tuple[Any, ...] = ()
+    checkpoint: dict[str, Any] = dataclasses.field(
+        default_factory=lambda: dict(every=1000, keep=3, keep_every=0, best="", best_of="max")
+    )
+    compilation_cache: bool = True
+    tensorboard: bool = True
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    loss: dict[str, Any] = dataclasses.field(default_factory=dict)
+    augment: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    evals: dict[str, Any] = dataclasses.field(default_factory=dict)
+    wandb: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        minimum = dict.fromkeys(("total_steps", "batch_size", "accumulate_steps", "log_every"), 1)
+        minimum |= dict.fromkeys(("clip_shards", "nan_limit", "total_examples"), 0)
+        for key, least in minimum.items():
+            if (value := getattr(self, key)) < least:
+                raise UserError(f"config.{key} must be at least {least}; got {value}.")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(
+                f"config.ema_decay must be at least 0 and less than 1; got {self.ema_decay}."
+            )
+        for key in ("accumulate_steps", "clip_shards"):
+            if (parts := getattr(self, key)) and self.batch_size % parts:
+                raise UserError(
+                    f"config.batch_size={self.batch_size} must be divisible by "
+                    f"config.{key}={parts}."
+                )
+
+
+_KEYS = tuple(field.name for field in dataclasses.fields(Config))
+
+# Architecture names that `--model_arch` accepts, and the recipe of each by task.
 ARCHITECTURES: dict[str, dict[str, str]] = {
     "pretrain": {"tx_fac": "tx_fac", "ut_fac": "ut_fac", "mmv_fac": "mmv_fac"},
     "finetune": {
@@ -65,94 +130,204 @@ ARCHITECTURES: dict[str, dict[str, str]] = {
 
 
 def base() -> ml_collections.ConfigDict:
-    """A config with every key every task shares, at its default, and empty sections to fill."""
-    cfg = ml_collections.ConfigDict(_DEFAULTS)
-    cfg.init_from = ml_collections.FieldReference("", field_type=object)  # text or a tuple of texts
-    for section in _SECTIONS:
-        cfg[section] = ml_collections.ConfigDict()
+    """Returns a config with every top-level key at its default and empty sections to fill."""
+    cfg = ml_collections.ConfigDict(dataclasses.asdict(Config()))
+    cfg.init_from = ml_collections.FieldReference("", field_type=object)  # a string or a tuple
     return cfg
 
 
-def check(cfg: ml_collections.ConfigDict) -> None:
-    """Checks names, types and ranges of top-level keys, before anything is built."""
-    for key, value in cfg.items():
-        if key == "init_from" and isinstance(value, tuple | list):
-            for source in value:
-                _check_type("config.init_from", source, "")
-        elif key in _DEFAULTS:
-            _check_type(f"config.{key}", value, _DEFAULTS[key])
-        elif key in _SECTIONS:
-            _check_type(f"config.{key}", value, {})
-        else:
-            raise unknown("config key", key, [*_DEFAULTS, *_SECTIONS])
-    for key in ("total_steps", "batch_size", "accumulate_steps", "log_every"):
-        if cfg[key] < 1:
-            raise UserError(f"config.{key} must be at least 1, not {cfg[key]}.")
-    if cfg.batch_size % cfg.accumulate_steps:
-        raise UserError(
-            f"config.batch_size={cfg.batch_size} is not divisible by "
-            f"config.accumulate_steps={cfg.accumulate_steps}."
-        )
-    for key in ("clip_shards", "nan_limit", "total_examples"):
-        if cfg.get(key, 0) < 0:
-            raise UserError(f"config.{key} must be at least 0, not {cfg[key]}.")
-    if not 0 <= cfg.ema_decay < 1:
-        raise UserError(f"config.ema_decay must be at least 0 and below 1, not {cfg.ema_decay}.")
-    if cfg.clip_shards and cfg.batch_size % cfg.clip_shards:
-        raise UserError(
-            f"config.batch_size={cfg.batch_size} is not divisible by "
-            f"config.clip_shards={cfg.clip_shards}."
-        )
-    if cfg.nan_policy not in ("stop", "skip"):
-        raise unknown("config.nan_policy", cfg.nan_policy, ("stop", "skip"))
+def resolve(cfg: Config | Mapping[str, Any]) -> Config:
+    """Returns the checked config with plain sections; a resolved one is returned as it is.
+
+    Raises:
+      UserError: An unknown top-level key, or a value of the wrong type or out of range.
+    """
+    if isinstance(cfg, Config):
+        return cfg
+    values = keywords(Config, cfg, "")
+    defaults = Config()
+    for section in ("mesh", "checkpoint"):
+        default, own = getattr(defaults, section), values.get(section, {})
+        values[section] = default | {
+            key: convert(type(default[key]), value, f"{section}.{key}") if key in default else value
+            for key, value in own.items()
+        }
+    result = Config(**values)
+    if result.total_examples:
+        steps = math.ceil(result.total_examples / result.batch_size)
+        result = dataclasses.replace(result, total_steps=steps)
+    return result
 
 
-def _check_type(name: str, value: Any, default: Any) -> None:
-    """Raises unless the value is of its default's type; integers are floats too, lists tuples."""
-    kinds = {float: (float, int), tuple: (tuple, list), dict: (Mapping, ml_collections.ConfigDict)}
-    expected = type(default)
-    fits = isinstance(value, kinds.get(expected, expected))
-    if not fits or (isinstance(value, bool) and expected is not bool):
-        raise UserError(
-            f"{name} must be {expected.__name__}, not {value!r} ({type(value).__name__})."
-        )
-    if expected is dict:
-        for key in value:
-            if key in default:
-                _check_type(f"{name}.{key}", value[key], default[key])
+# --------------------------------------------------------------------------------------------------
+# The validator of config sections.
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Returns the parameters that `target` takes by keyword, by name.
+
+    Includes those of base classes to which a constructor passes its `**kwargs` on.
+    """
+    result: dict[str, inspect.Parameter] = {}
+    for function in _constructors(target):
+        signature = inspect.signature(function).parameters.values()
+        for parameter in signature:
+            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                result.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
+            break
+    result.pop("self", None)
+    return result
+
+
+def _constructors(target: Callable[..., Any]) -> list[Callable[..., Any]]:
+    if not isinstance(target, type):
+        return [target]
+    return [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]
 
 
 def keywords(
-    function: Callable[..., Any], section: Mapping, where: str, *, given: Sequence[str] = ()
+    target: Callable[..., Any],
+    section: Mapping[str, Any],
+    where: str,
+    *,
+    provided: Iterable[str] = (),
+    filled: Iterable[str] = (),
+    also: Iterable[str] = (),
+    owner: str = "",
 ) -> dict[str, Any]:
-    """A section as keyword arguments of `function`; what it cannot take raises, named `where.key`.
+    """Returns a config section as keyword arguments of a function, class or dataclass.
+
+    Values are checked against the annotations. Lists become tuples, integers become floats where a
+    float is expected, and sections of dataclasses become instances.
 
     Args:
-      given: arguments that the caller gives itself, and that a section may not.
+      target: What the section configures.
+      section: The values by key.
+      where: Key of the section, for example 'data.text'; '' for the top level.
+      provided: Parameters that the caller passes itself, and that a section may not set.
+      filled: Required parameters that the caller adds if the section does not set them.
+      also: Further keys that are valid in this section but are not parameters of `target`. They
+        are not returned.
+      owner: Name of what the section configures, for example 'adamw', for error messages.
 
     Raises:
-      UserError: an unknown key, or a value that is not the number, flag or text of the annotation.
+      UserError: An unknown or missing key, or a value of the wrong type.
     """
-    section = plain(section)
-    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.kind in kinds and p.name not in (*given, "self")]
+    known = {k: p for k, p in parameters(target).items() if k not in set(provided)}
+    check_keys(section, [*known, *also], where, owner=owner)
+    hints = _hints(target)
+    prefix = f"{where}." if where else ""
+    missing = [
+        f"config.{prefix}{key}"
+        for key, parameter in known.items()
+        if parameter.default is parameter.empty and key not in {*section, *filled}
+    ]
+    if missing:
+        of = f" of {owner!r}" if owner else ""
+        raise UserError(f"Missing config keys{of}: {', '.join(missing)}. Set them in the recipe.")
+    return {
+        key: convert(hints.get(key, Any), value, f"{prefix}{key}")
+        for key, value in plain(section).items()
+        if key in known
+    }
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the annotations of what `parameters` returns."""
+    if dataclasses.is_dataclass(target):
+        return typing.get_type_hints(target)
+    hints: dict[str, Any] = {}
+    for function in reversed(_constructors(target)):
+        if function is not object.__init__:
+            hints |= typing.get_type_hints(function)
+    return hints
+
+
+def check_keys(
+    section: Iterable[str], valid: Iterable[str], where: str, *, owner: str = ""
+) -> None:
+    """Raises UserError at the first key of a section that is not valid."""
+    prefix = f"{where}." if where else ""
+    valid = [f"{prefix}{key}" for key in valid]
     for key in section:
-        if key not in known:
-            raise unknown("config key", f"{where}.{key}", [f"{where}.{name}" for name in known])
-    hints = typing.get_type_hints(function)
-    for key, value in section.items():
-        hint = hints.get(key)
-        union = isinstance(hint, types.UnionType)
-        options = typing.get_args(hint) if union else (hint,)
-        expected = next((kind for kind in options if kind in (bool, int, float, str)), None)
-        if expected and not (value is None and type(None) in options):
-            _check_type(f"config.{where}.{key}", value, expected())
-    return dict(section)
+        what = f"config key of {owner!r}:" if owner else "config key"
+        check_choice(what, f"{prefix}{key}", valid)
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """Returns a value as a type annotation asks for it.
+
+    Args:
+      hint: The annotation. Types that are not listed in `keywords` accept any value.
+      value: The value, without `ml_collections` types.
+      where: Its full key without 'config.', for error messages.
+
+    Raises:
+      UserError: The value has another type, or is not one of a `Literal`'s values.
+    """
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if union else (hint,)
+    for option in options:
+        fits, converted = _convert(option, value, where)
+        if fits:
+            return converted
+    literal = next((o for o in options if typing.get_origin(o) is Literal), None)
+    if literal is not None and isinstance(value, str):
+        raise unknown(f"value of config.{where}:", value, typing.get_args(literal))
+    raise UserError(
+        f"config.{where} must be {' or '.join(map(_type_name, options))}; got {value!r} "
+        f"({type(value).__name__})."
+    )
+
+
+def _convert(option: Any, value: Any, where: str) -> tuple[bool, Any]:
+    """Returns `(whether the value fits this option, the converted value)`."""
+    origin, args = typing.get_origin(option), typing.get_args(option)
+    if option is type(None):
+        return value is None, None
+    if origin is Literal:
+        return value in args, value
+    if dataclasses.is_dataclass(option):
+        if isinstance(value, Mapping):
+            return True, option(**keywords(option, value, where))
+        return isinstance(value, option), value
+    if origin in (tuple, collections.abc.Sequence, list):
+        if not isinstance(value, tuple | list):
+            return False, None
+        if origin is tuple and args[-1:] != (Ellipsis,):
+            if len(args) != len(value):
+                return False, None
+            pairs = zip(args, value, strict=True)
+        else:
+            pairs = ((args[0] if args else Any, item) for item in value)
+        return True, tuple(convert(a, item, f"{where}[{n}]") for n, (a, item) in enumerate(pairs))
+    if (origin or option) in (dict, collections.abc.Mapping):
+        return isinstance(value, Mapping), value
+    if option is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number, float(value) if number else None
+    if option in (int, str, bool):
+        return type(value) is option, value
+    return True, value
+
+
+def _type_name(option: Any) -> str:
+    if option is type(None):
+        return "None"
+    if dataclasses.is_dataclass(option):
+        return "a section (dict)"
+    if typing.get_origin(option) is Literal:
+        return " or ".join(map(repr, typing.get_args(option)))
+    if typing.get_origin(option) in (tuple, list, collections.abc.Sequence):
+        items = [arg for arg in typing.get_args(option) if arg is not Ellipsis]
+        return f"a tuple of {' and '.join(map(_type_name, items)) or 'values'}"
+    option = typing.get_origin(option) or option
+    return option.__name__ if isinstance(option, type) else str(option)
 
 
 def plain(value: Any) -> Any:
-    """Configs as plain dicts and tuples."""
+    """Returns configs as plain dicts, and lists as tuples."""
     if isinstance(value, ml_collections.ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
@@ -162,42 +337,58 @@ def plain(value: Any) -> Any:
     return value
 
 
+# --------------------------------------------------------------------------------------------------
+# Recipes and overrides.
+
+
 def find_recipe(task: str, name: str) -> pathlib.Path:
-    """The file of a recipe: a path to a .py file, or the name of one that mmjax brings.
+    """Returns the file of a recipe.
+
+    Args:
+      task: The task that the recipe is for.
+      name: Path of a .py file, or the name of a recipe in `configs/<task>/`.
 
     Raises:
-      UserError: no such file or recipe; the message lists what there is for the task.
+      UserError: There is no such file or recipe; the message lists the recipes of the task.
     """
     if name.endswith(".py"):
         path = pathlib.Path(name)
         if path.is_file():
             return path.resolve()
-        if (CONFIGS / name).is_file():
-            return CONFIGS / name
+        if (RECIPES / name).is_file():
+            return RECIPES / name
         raise UserError(f"--config={name}: no such file.")
-    folders = [p.name for p in CONFIGS.iterdir() if p.is_dir()]
-    tasks = [name for name in folders if name != EVALS and not name.startswith("_")]
+    directories = [path.name for path in RECIPES.iterdir() if path.is_dir()]
+    tasks = [name for name in directories if name != EVALS and not name.startswith("_")]
     if task not in tasks:
+        if ":" in task:
+            raise UserError(
+                f"--task={task} has no recipes here. Pass the file of its recipe: "
+                "--config=PATH/TO/recipe.py."
+            )
         raise unknown("--task", task, tasks)
-    names = [p.stem for p in (CONFIGS / task).glob("*.py") if not p.stem.startswith("_")]
-    folder, _, stem = name.rpartition("/")
-    path = CONFIGS / (folder or task) / f"{stem}.py"
+    directory, _, stem = name.rpartition("/")
+    path = RECIPES / (directory or task) / f"{stem}.py"
     if not path.is_file():
-        raise unknown(f"recipe for --task={task}", name, names)
+        raise unknown(f"recipe for --task={task}", name, _stems(RECIPES / task))
     return path
 
 
+def _stems(directory: pathlib.Path) -> list[str]:
+    return [path.stem for path in directory.glob("*.py") if not path.stem.startswith("_")]
+
+
 def choose_recipe(task: str, recipe: str | None, architecture: str | None) -> str:
-    """The recipe, with its argument, that `--config` and `--model_arch` name together.
+    """Returns the recipe, with its argument, that `--config` and `--model_arch` select together.
 
     Args:
-      task: whose recipe.
-      recipe: `--config`, or None for the architecture's own, without one: 'demo'.
-      architecture: `--model_arch`, in any case of letters, or None. It is the recipe's argument.
+      task: The task that the recipe is for.
+      recipe: `--config`. None selects the recipe of the architecture, or 'demo' without one.
+      architecture: `--model_arch` in any letter case, or None. It becomes the recipe's argument.
 
     Raises:
-      UserError: an architecture that is none, or is for another task, or a recipe that has an
-        argument already.
+      UserError: The architecture is unknown or for another task, or the recipe already has an
+        argument.
     """
     if architecture is None:
         return recipe or "demo"
@@ -206,134 +397,144 @@ def choose_recipe(task: str, recipe: str | None, architecture: str | None) -> st
         others = [other for other, names in ARCHITECTURES.items() if name in names]
         if others:
             raise UserError(
-                f"--model_arch={name} is for --task={others[0]}, not {task}, which takes: "
-                f"{', '.join(valid) or 'no --model_arch'}."
+                f"--model_arch={name} is for --task={others[0]}. Valid for --task={task}: "
+                f"{', '.join(valid) or 'none'}."
             )
         raise unknown(f"--model_arch for --task={task}:", name, valid)
     recipe = recipe or valid[name]
-    if recipe.partition(":")[0] == name:  # it is of this architecture whatever its argument
+    if recipe.partition(":")[0] == name:  # the recipe is for this architecture
         return recipe
     if ":" in recipe:
         raise UserError(
-            f"--config={recipe} and --model_arch={name} both say which variant of the recipe is "
-            "meant: give one of them."
+            f"--config={recipe} and --model_arch={name} both select a variant of the recipe. Pass "
+            "only one of them."
         )
     return f"{recipe}:{name}"
 
 
 def variants(arg: str, *allowed: str) -> set[str]:
-    """The words of a recipe's argument, which stand between commas.
+    """Returns the comma-separated words of a recipe's argument.
 
     Raises:
-      UserError: a word that is not allowed.
+      UserError: A word is not one of `allowed`.
     """
     words = {word for word in arg.split(",") if word}
     for word in sorted(words):
-        if word not in allowed:
-            raise unknown("argument of the recipe:", word, allowed)
+        check_choice("recipe argument", word, allowed)
     return words
 
 
 def only(words: set[str], names: Sequence[str], default: str, *, what: str) -> str:
-    """The one of `names` among the words of a recipe's argument; `default` if there is none.
+    """Returns the one of `names` among the words of a recipe's argument, or `default`.
+
+    Args:
+      words: The words of the argument.
+      names: Mutually exclusive words.
+      default: Used if none of `names` is present.
+      what: What the names select, for the error message.
 
     Raises:
-      UserError: there are several.
+      UserError: Several of the names are present.
     """
-    found = sorted(words & set(names)) or [default]
-    if len(found) > 1:
-        raise UserError(f"The recipe's argument names more than one {what}: {', '.join(found)}.")
-    return found[0]
+    chosen = sorted(words & set(names)) or [default]
+    if len(chosen) > 1:
+        raise UserError(
+            f"The recipe's argument selects more than one {what}: {', '.join(chosen)}. Pass one."
+        )
+    return chosen[0]
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`(flags, overrides)`: the `--config.key=value` arguments apart from the others."""
+    """Returns `(flags, overrides)`: overrides are the `--config.key=value` arguments."""
     overrides = [a for a in argv if a.startswith(("--config.", "-config."))]
     return [a for a in argv if a not in overrides], overrides
 
 
 def load(task: str, name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
-    """A recipe with overrides, checked.
+    """Returns a recipe with overrides applied and checked.
 
     Args:
-      task: whose recipe.
-      name: recipe or .py file, with `:ARG` for its `get_config` if it takes one.
-      overrides: `--config.key=value` arguments; values are Python literals, anything else is a
-        string. Keys need not stand in the recipe: what they configure checks them.
+      task: The task that the recipe is for.
+      name: Recipe or .py file, with `:ARG` for its `get_config` if it takes an argument.
+      overrides: `--config.key=value` arguments. Values are Python literals; anything else is a
+        string. Keys need not be in the recipe: what they configure checks them.
 
     Raises:
-      UserError: no such recipe, a recipe for another task, or an override that cannot be.
+      UserError: There is no such recipe, it is for another task, or an override is invalid.
     """
-    name, _, arg = name.partition(":")
+    name, arg = _split_arg(name)
     cfg = _run(find_recipe(task, name), arg)
     apply(cfg, overrides)
     if cfg.task != task:
-        raise UserError(f"--config={name} is a recipe for --task={cfg.task}, not {task}.")
+        raise UserError(
+            f"--config={name} is a recipe for --task={cfg.task}, not for --task={task}."
+        )
     return cfg
 
 
 def load_evals(name: str) -> ml_collections.ConfigDict:
-    """A section `evals` that stands in a file of its own, for models of any task.
+    """Returns an `evals` section from a file of its own, for models of any task.
 
     Args:
-      name: a file of `mmjax/configs/evals` without its ending, or another .py file, with `:ARG` for
-        its `get_config` if it takes one.
+      name: A name in `configs/evals/`, or another .py file, with `:ARG` for its `get_config` if it
+        takes an argument.
 
     Raises:
-      UserError: no such file.
+      UserError: There is no such file.
     """
-    name, _, arg = name.partition(":")
-    path = pathlib.Path(name) if name.endswith(".py") else CONFIGS / EVALS / f"{name}.py"
+    name, arg = _split_arg(name)
+    path = pathlib.Path(name) if name.endswith(".py") else RECIPES / EVALS / f"{name}.py"
     if not path.is_file():
-        names = [p.stem for p in (CONFIGS / EVALS).glob("*.py") if not p.stem.startswith("_")]
-        raise unknown("--evals", name, names)
+        raise unknown("--evals", name, _stems(RECIPES / EVALS))
     return _run(path, arg)
 
 
+def _split_arg(name: str) -> tuple[str, str]:
+    name, _, arg = name.partition(":")
+    return name, arg
+
+
 def _run(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
-    """What the `get_config` of a file gives."""
+    """Returns the config from the `get_config` of a file."""
     spec = importlib.util.spec_from_file_location(f"mmjax_recipe_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"{path} has no function get_config.")
+        raise UserError(f"{path} must define a function get_config.")
     return module.get_config(arg) if arg else module.get_config()
 
 
 def apply(cfg: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
-    """Sets what `--config.key=value` arguments say and what follows from it; checks the whole.
+    """Applies `--config.key=value` arguments in place and checks the config.
 
-    A length given by examples becomes `total_steps`, with the last batch whole.
+    `total_examples` determines `total_steps`.
     """
     for override in overrides:
         _apply(cfg, override)
-    check(cfg)
-    if cfg.get("total_examples"):
-        cfg.total_steps = math.ceil(cfg.total_examples / cfg.batch_size)
+    cfg.total_steps = resolve(cfg).total_steps
 
 
 def _apply(cfg: ml_collections.ConfigDict, override: str) -> None:
-    """Sets one `--config.a.b=value`."""
+    """Applies one `--config.a.b=value`."""
     key, equals, text = override.lstrip("-").removeprefix("config.").partition("=")
     if not equals or not all(key.split(".")):
-        raise UserError(f"{override}: write --config.key=value, with '='.")
+        raise UserError(f"{override}: overrides have the form --config.key=value.")
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
     *parents, last = key.split(".")
-    if not parents and last not in _DEFAULTS and last not in _SECTIONS:
-        raise unknown("config key", last, [*_DEFAULTS, *_SECTIONS])
+    check_choice("config key", (parents or [last])[0], _KEYS)
     node = cfg
-    for number, parent in enumerate(parents):
+    for depth, parent in enumerate(parents):
         child = node.get(parent)
         if child is None or isinstance(child, str):
-            # A section that is not there yet, or a name ('vit_tiny') that gets options of its own.
+            # A section that does not exist yet, or a name ('vit_tiny') that gets options.
             child = ml_collections.ConfigDict({"name": child} if child else {})
             with node.ignore_type():
                 node[parent] = child
         elif not isinstance(child, ml_collections.ConfigDict):
-            at = ".".join(parents[: number + 1])
+            at = ".".join(parents[: depth + 1])
             raise UserError(f"{override}: config.{at} is {child!r}, which has no keys.")
         node = child
     old = node.get(last)
@@ -342,21 +543,17 @@ def _apply(cfg: ml_collections.ConfigDict, override: str) -> None:
     if isinstance(old, tuple | list) and not isinstance(value, tuple | list):
         value = (value,)
     if isinstance(old, bool | int | float):
-        _check_type(f"config.{key}", value, old)
-    with node.ignore_type():  # what a value may be is for those to say whom it configures
+        convert(float if isinstance(old, float) else type(old), value, key)
+    with node.ignore_type():  # what the section configures checks the type
         node[last] = value
 
 
-def to_json(cfg: Mapping) -> str:
-    return json.dumps(plain(cfg), indent=2, sort_keys=True)
+def to_json(cfg: Config | Mapping[str, Any]) -> str:
+    """Returns a config as JSON."""
+    values = dataclasses.asdict(cfg) if isinstance(cfg, Config) else plain(cfg)
+    return json.dumps(values, indent=2, sort_keys=True)
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-    def tuples(value):
-        if isinstance(value, list):
-            return tuple(tuples(item) for item in value)
-        if isinstance(value, dict):
-            return {key: tuples(item) for key, item in value.items()}
-        return value
-
-    return ml_collections.ConfigDict(tuples(json.loads(text)))
+    """Returns a config from JSON; lists become tuples."""
+    return ml_collections.ConfigDict(plain(json.loads(text)))

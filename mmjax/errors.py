@@ -1,28 +1,43 @@
-"""The one exception that is shown to a user without a traceback, and the help it gives."""
+"""The exception that users see without a traceback, and checks of names against valid choices."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(ValueError):
-    """Something the user can put right: the message names the culprit and the way out.
+    """A problem that the user can fix.
 
-    `mmjax.main` prints the message alone and exits with status 2.
+    The message names the key, file or argument with the value found, says what was expected, and
+    how to fix it. `mmjax.main` and the `mmjax` commands print only the message and exit with
+    status 2.
     """
 
 
-def unknown(kind: str, name: object, choices: Iterable[object]) -> UserError:
-    """The error for a name that is not among `choices`, with the nearest valid one."""
+def unknown(what: str, name: object, choices: Iterable[object]) -> UserError:
+    """Returns the error for a name that is not a valid choice, with the nearest valid one.
+
+    Args:
+      what: What the name is, for example a full config key.
+      name: The name found.
+      choices: Valid names.
+    """
     choices = sorted(str(choice) for choice in choices)
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"Unknown {kind} {name!r}.{hint} Valid: {', '.join(choices)}.")
+    return UserError(f"Unknown {what} {name!r}.{hint} Valid: {', '.join(choices)}.")
 
 
-def choose(kind: str, name: str, choices: dict):
-    """`choices[name]`, or the error of `unknown`."""
+def check_choice(what: str, name: object, choices: Iterable[object]) -> None:
+    """Raises the error of `unknown` unless `name` is one of `choices`."""
+    choices = list(choices)
     if name not in choices:
-        raise unknown(kind, name, choices)
+        raise unknown(what, name, choices)
+
+
+def choose(what: str, name: Any, choices: Mapping[Any, Any]) -> Any:
+    """Returns `choices[name]`; raises the error of `unknown` for any other name."""
+    check_choice(what, name, choices)
     return choices[name]

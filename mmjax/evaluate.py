@@ -22,12 +22,15 @@ from typing import Any, Protocol
 import jax
 from absl import logging
 
-from mmjax import checkpoint, config, distributed, sharding, snapshot, tree
+from mmjax import config, distributed, sharding, tree
+from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints import snapshot
+from mmjax.checkpoints.run_dir import RunDir
+from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.evals import Evaluator, format_results, make_evaluators
 from mmjax.monitor import writers
-from mmjax.rundir import RunDir
-from mmjax.tasks import DataFacts, make_task
+from mmjax.tasks import make_task
 
 FINISHED = "evaluated.jsonl"
 FAILED = "failed"  # the metric `<evaluator>/failed` stands for an evaluator that raised
@@ -107,7 +110,7 @@ class Finished:
 
 
 class _Run(Protocol):
-    """What `watch` asks of a run directory; see `mmjax.rundir.RunDir`."""
+    """What `watch` asks of a run directory; see `mmjax.checkpoints.run_dir.RunDir`."""
 
     path: pathlib.Path
 
@@ -283,11 +286,12 @@ def run_job(
             cfg.evals = evals
             cfg.checkpoint.best = ""  # by an evaluator of the training, which this is not about
         config.apply(cfg, overrides)
+        cfg = config.resolve(cfg)
         evaluators, restore = _prepare(cfg, run, any_place=bool(override_checkpoint))
         write = _writer(run, tensorboard=cfg.tensorboard)
         if override_checkpoint:
             return _evaluate_one(evaluators, restore, write, step, run_dir)
-        best = snapshot.Best.from_config(run.path, config.plain(cfg.checkpoint), cfg.evals)
+        best = snapshot.Best.from_config(run.path, dict(cfg.checkpoint), cfg.evals)
 
         def write_and_keep(step: int, results: Mapping[str, float]) -> None:
             write(step, results)
@@ -364,7 +368,7 @@ def _wait_for_run(
 
 def _mesh(cfg: Any) -> jax.sharding.Mesh:
     """The config's mesh if it fits this machine, else all devices along its main axis."""
-    sizes = config.keywords(sharding.make_mesh, cfg.mesh, "mesh", given=["devices"])
+    sizes = config.keywords(sharding.make_mesh, cfg.mesh, "mesh", provided=["devices"])
     try:
         return sharding.make_mesh(**sizes)
     except UserError:
@@ -377,15 +381,15 @@ def _prepare(
 ) -> tuple[list[Evaluator], Callable[[int], dict | None]]:
     """Evaluators of a config, and a function from a step to what they need of its state."""
     mesh = _mesh(cfg)
-    data_cfg = config.plain(cfg.data)
-    task = make_task(cfg, _facts(cfg))
+    data_cfg = cfg.data
+    task = make_task(cfg, _data_spec(cfg))
     evaluators = make_evaluators(
-        config.plain(cfg.evals),
+        cfg.evals,
         task=task,
         data_cfg=data_cfg,
         mesh=mesh,
         folder=run.path,
-        made_by=config.plain(cfg),
+        made_by=vars(cfg),
     )
     if not evaluators:
         raise UserError("config.evals is empty: there is nothing to evaluate.")
@@ -397,25 +401,24 @@ def _prepare(
     return chosen, lambda step: _restore(run, step, params, extra, cfg, mesh)
 
 
-def _facts(cfg: Any) -> DataFacts:
+def _data_spec(cfg: Any) -> DataSpec:
     """What the task needs to know of its data: from the config if that says it, else from them.
 
     A config without labels that names its vocabulary and the rate of its sound says it all. Then
     the training data need not be here, as those of a converted checkpoint seldom are.
     """
-    from mmjax.data import config as data_config  # these import TensorFlow
-    from mmjax.data import dmvr, loader
+    from mmjax.data.pipeline import config as data_config  # these import TensorFlow
+    from mmjax.data.pipeline import dmvr, loader
 
-    section = data_config.for_evaluation(config.plain(cfg.data))
+    section = data_config.for_evaluation(cfg.data)
     data = data_config.parse_config(section)
-    cfg = cfg.copy_and_resolve_references()
-    cfg.data = section
+    cfg = dataclasses.replace(cfg, data=section)
     unsaid = (data.text and not data.text.vocab) or (data.audio and not data.audio.sample_rate)
     if unsaid or data.label or any(map(dmvr.is_stream, data.specs)):
         train_data = loader.make_train_data(section, batch_size=cfg.batch_size, seed=cfg.seed)
-        return DataFacts.of(train_data)
+        return DataSpec.of(train_data)
     return dataclasses.replace(
-        DataFacts.of_config(cfg),
+        DataSpec.of_config(cfg),
         vocab_size=loader.open_tokenizer(data).vocab_size if data.text else None,
         sample_rate=data.audio.rate(0) if data.audio else None,
     )
@@ -440,7 +443,7 @@ def _restore(
                     lambda path, leaf: leaf if f"ema/{path}" in averaged else None, params
                 )
             where = sharding.state_shardings(
-                abstract, mesh, preset=cfg.sharding, rules=config.plain(cfg.sharding_rules)
+                abstract, mesh, preset=cfg.sharding, rules=cfg.sharding_rules
             )
             abstract = jax.tree.map(
                 lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),

@@ -18,13 +18,16 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mmjax import checkpoint, config, initialize, rundir
+from mmjax import config, init_from
+from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints import run_dir
+from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError, choose
 from mmjax.losses.similarity import normalize
 from mmjax.models import guided, tvl
+from mmjax.preprocess.inputs import Inputs
 from mmjax.state import ModelDef
-from mmjax.tasks import DataFacts, touch
-from mmjax.tasks.inputs import Inputs
+from mmjax.tasks import touch
 from mmjax.tasks.pairs import fit_vocabulary
 
 # A picture: a file, an object of Pillow, or uint8 [H, W, 3].
@@ -48,15 +51,13 @@ class Model:
       logit_scale: what cosines are multiplied by before a softmax; 1 without texts or touch.
     """
 
-    def __init__(
-        self, cfg: ml_collections.ConfigDict, leaves: Mapping[str, np.ndarray], where: str
-    ):
-        from mmjax.data import config as data_config  # these import TensorFlow
-        from mmjax.data import loader
+    def __init__(self, cfg: config.Config, leaves: Mapping[str, np.ndarray], where: str):
+        from mmjax.data.pipeline import config as data_config  # these import TensorFlow
+        from mmjax.data.pipeline import loader
 
         self.cfg = cfg
-        self._data = data_config.parse_config(config.plain(cfg.data))
-        options = config.plain(cfg.model)
+        self._data = data_config.parse_config(cfg.data)
+        options = dict(cfg.model)
         reads = self._data.text and options.get("text") is not None
         self._tokenizer = loader.open_tokenizer(self._data) if reads else None
         if self._tokenizer is not None:
@@ -66,10 +67,10 @@ class Model:
             options["text_features"] = leaves["heads/text/linear/0/kernel"].shape[0]
         model = ModelDef(_MODELS[cfg.task](**options))
         self.modalities: tuple[str, ...] = model.module.modalities
-        inputs = Inputs.from_config(cfg.augment, DataFacts(spec={}))
+        inputs = Inputs.from_config(cfg.augment, DataSpec(batch={}))
         self._state = _fill(model, leaves, where)
         scale = np.exp(np.asarray(self._state[0].get("logit_scale", 0.0), np.float64))
-        limit = config.plain(cfg.loss).get("max_logit_scale", touch.MAX_LOGIT_SCALE)
+        limit = cfg.loss.get("max_logit_scale", touch.MAX_LOGIT_SCALE)
         self.logit_scale = float(min(scale, limit) if limit else scale)
 
         project = _project if cfg.task == "guided" else tvl.TVL.project
@@ -142,7 +143,7 @@ class Model:
             raise UserError(f"This model has no {modality}; it has {', '.join(self.modalities)}.")
 
     def _embed_pictures(self, modality, pictures, batch_size, background) -> np.ndarray:
-        from mmjax.data import stills
+        from mmjax.data.pipeline import image_modality
 
         self._check(modality)
         options = getattr(self._data, modality)
@@ -153,13 +154,13 @@ class Model:
             raise UserError(f"embed_{modality}: there is no picture in the list.")
 
         def prepared(picture):
-            return stills.prepare(_read(picture), options)
+            return image_modality.prepare(_read(picture), options)
 
         rows = np.stack([prepared(picture) for picture in pictures])
         batch = {modality: rows}
         named = getattr(options, "background", "")
         if named:
-            if background is None and named == stills.RECORDING:
+            if background is None and named == image_modality.RECORDING:
                 raise UserError(
                     "This model subtracts each recording's background: give a picture of the "
                     "sensor untouched, embed_touch(…, background=…)."
@@ -195,10 +196,10 @@ def _project(module: guided.Guided, pooled: Mapping[str, jax.Array]) -> dict[str
 
 def _read(picture: Picture) -> np.ndarray:
     """uint8 [H, W, 3] of a file, an object of Pillow or an array."""
-    from mmjax.data import pictures
+    from mmjax.data.storage import image_files
 
     if isinstance(picture, str | os.PathLike):
-        return pictures.read_image(picture)
+        return image_files.read_image(picture)
     if hasattr(picture, "convert"):
         return np.asarray(picture.convert("RGB"))
     return np.asarray(picture)
@@ -261,19 +262,22 @@ def load(source: str | os.PathLike | Sequence[str], *, overrides: Sequence[str] 
         raise UserError(
             f"{source} is of --task={cfg.task}; mmjax.load takes models of {' and '.join(_MODELS)}."
         )
-    return Model(cfg, *initialize.load_sources(sources))
+    return Model(config.resolve(cfg), *init_from.load_sources(sources))
 
 
 def _config_of(sources: Sequence[str]) -> ml_collections.ConfigDict:
     """The config of a run directory, or the one that published files tell."""
-    from mmjax.convert import guided, guided_plan, torch_files, tvl_architecture
+    from mmjax.convert.clip import infer_config as clip_config
+    from mmjax.convert.vision import load as vision_load
+    from mmjax.convert.vision import plan as vision_plan
+    from mmjax.formats import torch_reader
 
-    if len(sources) == 1 and not torch_files.is_file(sources[0]):
+    if len(sources) == 1 and not torch_reader.is_file(sources[0]):
         run, _ = checkpoint.find(sources[0])
-        return rundir.RunDir(run, create=False).read_config()
-    if len(sources) == 1 and guided.fits(sources[0]):
-        return guided_plan.config_of(sources[0])
-    return tvl_architecture.config_of(sources)
+        return run_dir.RunDir(run, create=False).read_config()
+    if len(sources) == 1 and vision_load.fits(sources[0]):
+        return vision_plan.config_of(sources[0])
+    return clip_config.config_of(sources)
 
 
 def _fill(model: ModelDef, leaves: Mapping[str, np.ndarray], where: str) -> tuple[dict, dict]:
@@ -283,10 +287,10 @@ def _fill(model: ModelDef, leaves: Mapping[str, np.ndarray], where: str) -> tupl
       UserError: some are missing or of another shape.
     """
     parts = {"params": model.params, "extra": model.extra}
-    target = initialize.target_of(parts)
-    values, report = initialize.match(target, leaves)
+    target = init_from.target_of(parts)
+    values, report = init_from.match(target, leaves)
     if report.missing or report.mismatched:
         raise UserError(f"{where} does not hold the whole model of its config:\n{report}")
 
-    made = initialize.replaced(parts, lambda path, leaf: jnp.asarray(values[path], leaf.dtype))
+    made = init_from.replaced(parts, lambda path, leaf: jnp.asarray(values[path], leaf.dtype))
     return made["params"], made["extra"]

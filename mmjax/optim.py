@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmjax import tree
-from mmjax.errors import UserError, choose, unknown
+from mmjax import config, tree
+from mmjax.errors import UserError, choose
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 # Parameters → where weight decay applies, a tree of bools.
@@ -78,7 +78,9 @@ def make_optimizer(
             f"Remove the patterns, or use one of {decaying}."
         )
     excluded = tree.first_match(exclude, paths, what="optimizer.weight_decay_exclude")
-    keywords = _keywords(make, own, what=f"optimizer key for {name!r}", other=_COMMON)
+    keywords = config.keywords(
+        make, own, "optimizer", provided=("schedule", "mask"), also=_COMMON, owner=name
+    )
     if exclude:
         keywords["mask"] = lambda tree_: tree.map_named(lambda p, _: excluded[p] is None, tree_)
     clipping = make_clipping(cfg, params)
@@ -130,7 +132,9 @@ def make_schedule(cfg: Mapping[str, Any], *, total_steps: int, batch_size: int) 
             rates = cfg[key]
             scaled = rates * factor if isinstance(rates, int | float) else None
             cfg[key] = tuple(rate * factor for rate in rates) if scaled is None else scaled
-    return make(**_keywords(make, cfg, what=f"optimizer.schedule key for {name!r}", other=_SHARED))
+    return make(
+        **config.keywords(make, cfg, "optimizer.schedule", also=(*_SHARED, "name"), owner=name)
+    )
 
 
 # Keywords of schedules that any of them takes, and those that are learning rates to scale.
@@ -469,29 +473,3 @@ def _pairs(cfg: Mapping[str, Any], key: str) -> list[tuple[str, float]]:
 
 def _takes(function: Callable[..., Any], keyword: str) -> bool:
     return keyword in inspect.signature(function).parameters
-
-
-def _keywords(
-    function: Callable[..., Any],
-    section: Mapping[str, Any],
-    *,
-    what: str,
-    other: Sequence[str] = (),
-) -> dict[str, Any]:
-    """The section as keywords of `function`, checked; `other` keys are used elsewhere."""
-    parameters = {
-        name: p
-        for name, p in inspect.signature(function).parameters.items()
-        if name not in ("schedule", "mask")  # made here, never configured
-    }
-    for key in section:
-        if key not in parameters:
-            raise unknown(what, key, [*parameters, *other])
-    missing = [
-        name
-        for name, p in parameters.items()
-        if p.default is inspect.Parameter.empty and name not in section
-    ]
-    if missing:
-        raise UserError(f"{what} is missing: {', '.join(missing)}.")
-    return dict(section)

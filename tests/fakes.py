@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mmjax import sharding, tree
-from mmjax import step as step_lib
+from mmjax import program, sharding, tree
 
 IN, HIDDEN, OUT, CLASSES = 64, 128, 64, 5
 SCALE = 0.5
@@ -98,50 +97,33 @@ def one_device():
 
 
 class Trainer:
-    """A task on a mesh: its abstract sharded state, fresh states and the compiled step."""
+    """The program of a task on a mesh, with one initial state per seed.
 
-    def __init__(
-        self, task, mesh=None, *, tx=None, preset="dp", rules=(), frozen=(), ema_decay=0.0, **step
-    ):
-        tx = optax.adamw(3e-3) if tx is None else tx
-        self.mesh = mesh = mesh or one_device()
-        params, _ = jax.eval_shape(task.init, jax.random.key(0))
-        matched = tree.first_match(frozen, list(tree.flatten(params)), what="frozen")
-        self.frozen = {path: number is not None for path, number in matched.items()}
+    It does not donate states, so that a test can use one twice.
+    """
 
-        def init(key):
-            return step_lib.init_state(task, tx, key, frozen=self.frozen, ema=ema_decay > 0)
-
-        abstract = jax.eval_shape(init, jax.random.key(0))
-        self.shardings = sharding.state_shardings(abstract, mesh, preset=preset, rules=rules)
-        self.abstract = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            abstract,
-            self.shardings,
-        )
-        function = step_lib.make_step(
+    def __init__(self, task, mesh=None, *, tx=None, **options):
+        self.program = program.assemble(
             task,
-            tx,
+            optax.adamw(3e-3) if tx is None else tx,
             lambda step: 0.1 * step,
-            **{"seed": 0, "frozen": self.frozen, "ema_decay": ema_decay, **step},
+            mesh or one_device(),
+            donate=False,
+            **{"seed": 0, **options},
         )
-        self._init = init
-        self._step = jax.jit(
-            function,
-            in_shardings=(self.shardings, sharding.batch_sharding(mesh)),
-            out_shardings=(self.shardings, sharding.replicated(mesh)),
-        )
+        self.mesh, self.frozen = self.program.mesh, self.program.frozen
+        self.abstract = self.program.state
 
     def init(self, seed=0):
-        return jax.device_put(self._init(jax.random.key(seed)), self.shardings)
+        return self.program.init(jax.random.key(seed))
 
     def step(self, state, batch):
         with jax.set_mesh(self.mesh):
-            state, metrics = self._step(state, sharding.make_global(batch, self.mesh))
+            state, metrics = self.program.step(state, sharding.make_global(batch, self.mesh))
         return state, {name: float(value) for name, value in metrics.items()}
 
     def run(self, steps, *, state=None, first=0, size=16):
-        """`(state, losses)` after steps first … first + steps - 1."""
+        """Returns `(state, losses)` after steps first … first + steps - 1."""
         state, losses = self.init() if state is None else state, []
         for number in range(first, first + steps):
             state, metrics = self.step(state, batch_of(number, size))

@@ -11,7 +11,7 @@ from tests.messages import raises
 def test_the_defaults_are_valid():
     cfg = config.base()
     before = config.plain(cfg)
-    config.check(cfg)
+    config.resolve(cfg)
     assert config.plain(cfg) == before
 
 
@@ -49,7 +49,7 @@ def test_unknown_keys_and_invalid_values_are_an_error(key, value, facts):
     with cfg.unlocked(), cfg.ignore_type():
         cfg[key] = value
     with raises(UserError, *facts):
-        config.check(cfg)
+        config.resolve(cfg)
 
 
 def test_equivalent_types_and_values_at_the_limits_are_valid():
@@ -59,7 +59,7 @@ def test_equivalent_types_and_values_at_the_limits_are_valid():
         cfg.ema_decay = 0
     cfg.accumulate_steps = 4
     cfg.clip_shards = 8
-    config.check(cfg)
+    config.resolve(cfg)
     assert cfg.batch_size == 8  # divisible by both
 
 
@@ -98,7 +98,7 @@ def recipes(tmp_path, monkeypatch):
     for name in ("pretrain/demo", "pretrain/large", "pretrain/__init__", "finetune/demo"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / f"{name}.py").write_text("")
-    monkeypatch.setattr(config, "CONFIGS", root)
+    monkeypatch.setattr(config, "RECIPES", root)
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -212,7 +212,7 @@ def test_a_config_round_trips_through_json_with_its_tuples():
     assert back.data.train == ("a", "b") and back.data.video.area == (0.3, 1.0)
     assert back.sharding_rules == (("kernel$", ("fsdp", None)), ("bias$", ()))
     assert isinstance(back.data.video, ml_collections.ConfigDict)
-    config.check(back)
+    config.resolve(back)
 
 
 def test_plain_converts_nested_config_dicts():

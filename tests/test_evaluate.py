@@ -9,7 +9,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from mmjax import checkpoint, evaluate, sharding
+from mmjax import evaluate, sharding
+from mmjax.checkpoints import manager as checkpoint
 from mmjax.errors import UserError
 from mmjax.evals import Schedule
 from tests.messages import assert_mentions, raises

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 import mmjax
-from mmjax import checkpoint, config, rundir, train
-from mmjax.data import loader, stills
-from mmjax.data.config import parse_config
+from mmjax import config, session, tasks
+from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints import run_dir
+from mmjax.data.pipeline import image_modality, loader
+from mmjax.data.pipeline.config import parse_config
 from mmjax.errors import UserError
 from tests.messages import raises
 
@@ -27,14 +29,14 @@ def run(cfg, tmp_path_factory):
 
 
 def save(cfg, path):
-    data, facts = train.open_train_data(cfg)
-    task = train.make_task(cfg, facts)
+    data, data_spec = session.open_train_data(cfg)
+    task = tasks.make_task(cfg, data_spec)
     params, extra = jax.jit(task.init)(jax.random.key(0))
     params = jax.tree.map(lambda x: x * (2.0 if x.ndim > 1 else 1.0), params)
     saved = checkpoint.Checkpoints(path)
     saved.save(7, {"params": params, "extra": extra}, {"step": 7})
     saved.close()
-    (path / rundir.CONFIG).write_text(config.to_json(cfg))
+    (path / run_dir.CONFIG).write_text(config.to_json(cfg))
     return path
 
 
@@ -58,8 +60,8 @@ TEXTS = [
 
 
 def test_embeddings_equal_those_of_evaluation(cfg, run, model, batch):
-    _, facts = train.open_train_data(cfg)
-    task = train.make_task(cfg, facts)
+    _, data_spec = session.open_train_data(cfg)
+    task = tasks.make_task(cfg, data_spec)
     with contextlib.closing(checkpoint.Checkpoints(run, read_only=True)) as saved:
         state = saved.read(7, ["params"])
     tokenizer = loader.open_tokenizer(parse_config(config.plain(cfg.data)))
@@ -89,7 +91,7 @@ def test_files_pillow_images_and_arrays_are_valid_images(model, tmp_path):
     for image in (tmp_path / "touch.png", str(tmp_path / "touch.png"), Image.fromarray(array)):
         np.testing.assert_array_equal(model.embed_touch(image), expected)
     np.testing.assert_allclose(model.embed_touch([array, array[::-1]])[0], expected, atol=1e-5)
-    small = stills.prepare(array, parse_config(config.plain(model.cfg.data)).touch)
+    small = image_modality.prepare(array, parse_config(config.plain(model.cfg.data)).touch)
     np.testing.assert_allclose(model.embed_touch(small), expected, atol=1e-5)  # already resized
 
 

@@ -6,14 +6,14 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from mmjax import config, evals, sharding, train, tree
+from mmjax import config, evals, program, sharding, tasks, tree
+from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
-from mmjax.tasks import DataFacts
 from tests.messages import raises
 
 RECIPES = sorted(
     (path.parent.name, path.stem)
-    for path in config.CONFIGS.glob("*/*.py")
+    for path in config.RECIPES.glob("*/*.py")
     if not path.stem.startswith("_") and path.parent.name != config.EVALS
 )
 ARGUMENTS = {  # in addition to the default
@@ -42,13 +42,13 @@ CASES = [
 def program_of(task, name, *overrides):
     cfg = config.load(task, name, overrides)
     mesh = AbstractMesh((1, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    facts = DataFacts.of_config(cfg, num_classes=10)
-    return train.build_program(cfg, facts, mesh), facts
+    data_spec = DataSpec.of_config(cfg, num_classes=10)
+    return program.build_program(cfg, tasks.make_task(cfg, data_spec), mesh), data_spec
 
 
 @pytest.mark.parametrize(("task", "name"), CASES)
 def test_a_recipe_builds_its_model_and_optimizer(task, name):
-    program, facts = program_of(task, name)
+    program, data_spec = program_of(task, name)
     cfg = config.load(task, name)
     evaluators = evals.make_evaluators(
         config.plain(cfg.evals),
@@ -62,8 +62,8 @@ def test_a_recipe_builds_its_model_and_optimizer(task, name):
     params = tree.flatten(program.task.model.params)
     trained = [p for p in params if p.endswith("kernel") and not program.frozen.get(p)]
     weights = sum(math.prod(params[path].shape) for path in trained)
-    batch_size = next(iter(facts.spec.values())).shape[0]
-    assert weights > 0 and program.task.flops(facts.spec) > 3 * 2 * batch_size * weights
+    batch_size = next(iter(data_spec.batch.values())).shape[0]
+    assert weights > 0 and program.task.flops(data_spec.batch) > 3 * 2 * batch_size * weights
     frozen = [path for path, is_frozen in program.frozen.items() if is_frozen]
     published = task == "pretrain" and name.partition(":")[0] in ("tx_fac", "ut_fac", "mmv_fac")
     if task == "touch" and ("tvl" in name or "frozen" in name):
@@ -162,8 +162,8 @@ def test_an_invalid_argument_of_a_recipe_is_an_error(name, facts):
 
 
 def test_an_image_is_repeated_to_one_patch_of_four_frames():
-    program, facts = program_of("finetune", "imagenet")
-    assert facts.spec["video"].shape == (64, 1, 224, 224, 3)
+    program, data_spec = program_of("finetune", "imagenet")
+    assert data_spec.batch["video"].shape == (64, 1, 224, 224, 3)
     batch = {
         "video": jax.ShapeDtypeStruct((2, 1, 1, 224, 224, 3), "uint8"),
         "label": jax.ShapeDtypeStruct((2,), "int32"),

@@ -8,19 +8,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mmjax import initialize
-from mmjax.convert import backbones, guided, safetensors, torch_archive, tvl
-from mmjax.convert.names import is_statistic
+from mmjax import init_from
+from mmjax.convert.clip import load as clip_load
+from mmjax.convert.problems import is_statistic
 from mmjax.convert.shapes import block_counts
-from mmjax.convert.torch_names import Rules, below, dense
-from mmjax.convert.torch_names import export as rename
+from mmjax.convert.vision import load as vision_load
+from mmjax.convert.vision import names as vision_names
 from mmjax.errors import UserError
+from mmjax.formats import safetensors, torch_writer
+from mmjax.formats.name_rules import Rules, below, dense
+from mmjax.formats.name_rules import export as rename
 
 # What can be written, and what of our paths it takes.
 TARGETS = {
     "timm": ("touch/",),
-    "tvl": ("touch/", "heads/", *tvl.SCALAR_PATHS),
-    "open_clip": ("image/", "text/", *tvl.SCALAR_PATHS),
+    "tvl": ("touch/", "heads/", *clip_load.SCALAR_PATHS),
+    "open_clip": ("image/", "text/", *clip_load.SCALAR_PATHS),
     "torchvision": ("image/",),
 }
 # Names of ResNets by their blocks, and whether these are bottlenecks.
@@ -31,7 +34,7 @@ _RESNETS = {
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
-_WRITERS = {safetensors.SUFFIX: safetensors.write, torch_archive.SUFFIX: torch_archive.write}
+_WRITERS = {safetensors.SUFFIX: safetensors.write, torch_writer.SUFFIX: torch_writer.write}
 
 
 def export(source: str, *, to: str, out: str) -> list[str]:
@@ -54,18 +57,20 @@ def export(source: str, *, to: str, out: str) -> list[str]:
         raise UserError(
             f"--out {out}: --to {to} writes a file that ends with {' or '.join(_WRITERS)}."
         )
-    leaves, what = initialize.load_params(source)
+    leaves, what = init_from.load_params(source)
     if to in ("timm", "tvl", "torchvision"):  # a backbone alone is whichever is asked for
         tower = "image/" if to == "torchvision" else "touch/"
-        leaves = {path.replace(guided.BACKBONE, tower, 1): x for path, x in leaves.items()}
-    leaves = {path.removeprefix("extra/").removeprefix(tvl.CLIP): x for path, x in leaves.items()}
+        leaves = {path.replace(vision_load.BACKBONE, tower, 1): x for path, x in leaves.items()}
+    leaves = {
+        path.removeprefix("extra/").removeprefix(clip_load.CLIP): x for path, x in leaves.items()
+    }
     arrays = {path: x for path, x in leaves.items() if path.startswith(TARGETS[to])}
     names = rename(arrays, rules_of(arrays, to))
     if to != "open_clip":  # torch counts the batches behind its statistics
-        at = tvl.TOUCH if to == "tvl" else ""
+        at = clip_load.TOUCH if to == "tvl" else ""
         count = np.zeros((), np.int64)
         means = [name for name in names if name.startswith(at) and name.endswith("running_mean")]
-        names |= {name.replace("running_mean", backbones.COUNTER): count for name in means}
+        names |= {name.replace("running_mean", vision_names.COUNTER): count for name in means}
     _WRITERS[suffix](out, names)
     number = sum(x.size for path, x in arrays.items() if not is_statistic(path))
     lines = [f"{out}: {number:,} parameters of {what} in {len(names)} arrays."]
@@ -86,20 +91,25 @@ def rules_of(arrays: Mapping[str, np.ndarray], to: str) -> Rules:
         for tower in ("image", "text"):
             if f"{tower}/positions" not in arrays:
                 raise UserError(f"--to open_clip: there is no tower of CLIP for {tower}.")
-        parts = [tvl.Part("clip_image", "image/", "visual."), tvl.Part("clip_text", "text/", "")]
-        return [rule for part in [*parts, tvl.Part("scalars", "", "")] for rule in part.rules]
+        parts = [
+            clip_load.Part("clip_image", "image/", "visual."),
+            clip_load.Part("clip_text", "text/", ""),
+        ]
+        return [rule for part in [*parts, clip_load.Part("scalars", "", "")] for rule in part.rules]
     if to == "torchvision":
         if "image/stem/conv/kernel" not in arrays:
             raise UserError(f"--to {to}: there is no ResNet or MobileNetV2 over pictures.")
         kind = "resnet" if "image/head/conv/kernel" not in arrays else "mobilenet"
-        rules = below(backbones.RULES[kind], ours="image/")
+        rules = below(vision_names.RULES[kind], ours="image/")
         return [*rules, *below(dense("fc", "projection"), ours="image/")]
     kinds = {"vit": "touch/class_token", "resnet": "touch/stem/conv/kernel"}
     found = [kind for kind, path in kinds.items() if path in arrays]
     if not found:
         raise UserError(f"--to {to}: there is no touch encoder.")
-    rules = below(tvl.RULES[found[0]], theirs=tvl.TOUCH if to == "tvl" else "", ours="touch/")
-    return [*rules, *tvl.SCALARS, *tvl.HEADS] if to == "tvl" else rules
+    rules = below(
+        clip_load.RULES[found[0]], theirs=clip_load.TOUCH if to == "tvl" else "", ours="touch/"
+    )
+    return [*rules, *clip_load.SCALARS, *clip_load.HEADS] if to == "tvl" else rules
 
 
 def _model(arrays: Mapping[str, np.ndarray], to: str) -> str:

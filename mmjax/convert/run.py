@@ -16,9 +16,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from mmjax import checkpoint, config, rundir, tree
+from mmjax import config, tree
+from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints import run_dir
 from mmjax.convert import vocabulary
-from mmjax.convert.names import is_statistic, listing
+from mmjax.convert.problems import is_statistic, listing
 from mmjax.errors import UserError
 from mmjax.state import ModelDef
 
@@ -194,10 +196,10 @@ def _write(plan: Plan, folder: pathlib.Path, out: pathlib.Path) -> None:
         file = plan.vocabulary.file
         shutil.copyfile(plan.vocabulary.path, folder / file)
         cfg.data.text.update(vocab=str(out / file), tokenizer=plan.vocabulary.tokenizer)
-    (folder / rundir.CONFIG).write_text(config.to_json(cfg) + "\n")
+    (folder / run_dir.CONFIG).write_text(config.to_json(cfg) + "\n")
     (folder / REPORT).write_text(report(plan) + "\n")
-    run = rundir.RunDir(folder, create=False)
-    run.write_record(source=plan.source, step=plan.step, converted=time.strftime(rundir.TIME))
+    run = run_dir.RunDir(folder, create=False)
+    run.write_record(source=plan.source, step=plan.step, converted=time.strftime(run_dir.TIME))
     run.write_complete(plan.step)  # nobody trains here
 
 
@@ -221,7 +223,7 @@ def summary(plan: Plan) -> dict[str, Any]:
     return {
         "checkpoint": plan.source,
         "step": plan.step,
-        "model": config.plain(plan.cfg.model),
+        "model": config.resolve(plan.cfg).model,
         "parameters": sum(sizes.values()) - statistics,
         "statistics": statistics,
         "arrays": len(sizes) - len(plan.fresh),

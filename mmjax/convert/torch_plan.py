@@ -9,8 +9,8 @@ import ml_collections
 import numpy as np
 
 from mmjax.convert import run
-from mmjax.convert.contents import Contents
-from mmjax.convert.torch_names import Leaf
+from mmjax.convert.torch_contents import Contents
+from mmjax.formats.name_rules import Leaf
 from mmjax.state import ModelDef
 
 

@@ -42,7 +42,7 @@ def check(path: str | os.PathLike, *, rows: int | None, tokenizer: str | None = 
         raise UserError(f"--vocab {path}: the checkpoint has no table of words. Leave it out.")
     if not pathlib.Path(path).is_file():
         raise UserError(f"--vocab {path}: there is no such file.")
-    from mmjax.data.tokenizers import make_tokenizer  # imports TensorFlow
+    from mmjax.data.text.tokenizers import make_tokenizer  # imports TensorFlow
 
     try:
         name = tokenizer or _kind(path)

@@ -8,11 +8,10 @@ from typing import Any
 
 import jax
 
-from mmjax.errors import UserError, choose, unknown
 from mmjax.evals.affinity import Affinity
-from mmjax.evals.base import Evaluator, Schedule, format_results, options_of
+from mmjax.evals.base import Evaluator, Schedule, format_results, make_evaluator
 from mmjax.evals.classification import Classification
-from mmjax.evals.features import FeatureStore
+from mmjax.evals.features.store import FeatureStore
 from mmjax.evals.few_shot import FewShot
 from mmjax.evals.knn import NearestNeighbours
 from mmjax.evals.linear_probe import LinearProbe
@@ -41,9 +40,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "affinity": Affinity,
     "suite": Suite,
 }
-_SCHEDULE = ("every", "at", "where")
 _MADE_BY = ("task", "model", "loss", "augment")  # sections that decide what outputs are
-_COMMON = (*_SCHEDULE, "cache")
 
 
 def make_evaluators(
@@ -67,7 +64,7 @@ def make_evaluators(
       mesh: the devices that share a batch.
       where: only those for this place; all are checked.
       folder: the run directory, for evaluators that leave files.
-      make_eval_data: replaces `mmjax.data.loader.make_eval_data`.
+      make_eval_data: replaces `mmjax.data.pipeline.loader.make_eval_data`.
       made_by: the config that the task was made from; needed by `cache=True`.
 
     Raises:
@@ -82,21 +79,8 @@ def make_evaluators(
         made_by=sections,
     )
     evaluators = [
-        _make(name, section, store, folder) for name, section in cfg.items() if section is not None
+        make_evaluator(name, section, types=EVALUATORS, store=store, folder=folder)
+        for name, section in cfg.items()
+        if section is not None
     ]
     return [e for e in evaluators if where is None or e.schedule.where == where]
-
-
-def _make(
-    name: str, section: Mapping[str, Any], store: FeatureStore, folder: str | os.PathLike
-) -> Evaluator:
-    section = dict(section)
-    if "type" not in section:
-        raise UserError(f"config.evals.{name} has no type=…; there are: {', '.join(EVALUATORS)}.")
-    kind = choose(f"config.evals.{name}.type", section.pop("type"), EVALUATORS)
-    options = options_of(kind)
-    for key in section:
-        if key not in options and key not in _COMMON:
-            raise unknown(f"config key evals.{name}.{key}: no such key", key, [*options, *_COMMON])
-    schedule = Schedule(**{key: section.pop(key) for key in _SCHEDULE if key in section})
-    return kind(name=name, store=store, schedule=schedule, folder=folder, **section)

@@ -13,9 +13,9 @@ from absl import logging
 from mmjax.errors import UserError
 from mmjax.evals import affinity_figure, captions, metrics
 from mmjax.evals.base import Evaluator
-from mmjax.evals.features import Features, Request
+from mmjax.evals.features.store import Features, Request
+from mmjax.evals.features.views import merge
 from mmjax.evals.semantic_retrieval import vectors
-from mmjax.evals.views import merge
 
 
 class Affinity(Evaluator):

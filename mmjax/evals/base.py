@@ -5,18 +5,18 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-import inspect
 import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from absl import logging
 
-from mmjax.errors import UserError, choose
-from mmjax.evals.features import FeatureStore, Request
+from mmjax import config, registry
+from mmjax.errors import UserError, check_choice
+from mmjax.evals.features.store import FeatureStore, Request
 from mmjax.monitor import report
 
 # Beside a metric `x` may stand what a model that knows nothing would reach, half of the 95 %
@@ -36,13 +36,12 @@ class Schedule:
     """
 
     every: int = 0
-    at: str = ""
-    where: str = "train"
+    at: Literal["", "final"] = ""
+    where: Literal["train", "eval"] = "train"
 
     def __post_init__(self):
-        choose("place of an evaluator, where", self.where, {"train": 0, "eval": 0})
-        if self.at:
-            choose("time of an evaluator, at", self.at, {"final": 0})
+        check_choice("evaluator option where:", self.where, ("train", "eval"))
+        check_choice("evaluator option at:", self.at, ("", "final"))
         if not isinstance(self.every, int) or self.every < 0:
             raise UserError(f"An evaluator's every={self.every!r} must be a number of steps.")
         if self.every and self.at:
@@ -130,11 +129,44 @@ class Evaluator(abc.ABC):
         return {f"{self.name}/{metric}": float(value) for metric, value in metrics.items()}
 
 
-def options_of(kind: type[Evaluator]) -> list[str]:
-    """The options of a type of evaluator, without those that all have."""
-    parameters = inspect.signature(kind.__init__).parameters.values()
-    common = inspect.signature(Evaluator.__init__).parameters
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in common]
+# Arguments of every evaluator that are not options of its section.
+_PROVIDED = ("name", "store", "schedule", "folder")
+
+
+def make_evaluator(
+    name: str,
+    section: Mapping[str, Any],
+    *,
+    types: Mapping[str, Any],
+    store: FeatureStore,
+    folder: str | os.PathLike,
+) -> Evaluator:
+    """Returns the evaluator of a config section.
+
+    Args:
+      name: Name of the evaluator in `config.evals`.
+      section: `type`, the keys of `Schedule`, and options of the type.
+      types: Evaluator classes by type; `package.module:Name` works as well.
+      store: Where features come from.
+      folder: Where the evaluator may write files.
+
+    Raises:
+      UserError: An unknown type or key, or a value of the wrong type or out of range.
+    """
+    section, where = dict(section), f"evals.{name}"
+    if "type" not in section:
+        raise UserError(f"config.{where}.type is missing. Valid: {', '.join(types)}.")
+    kind = registry.resolve(f"config.{where}.type", section.pop("type"), types)
+    timing = [field.name for field in dataclasses.fields(Schedule)]
+    schedule = {key: section.pop(key) for key in timing if key in section}
+    options = config.keywords(kind, section, where, provided=_PROVIDED, also=timing)
+    return kind(
+        name=name,
+        store=store,
+        schedule=Schedule(**config.keywords(Schedule, schedule, where)),
+        folder=folder,
+        **options,
+    )
 
 
 def _one_device() -> contextlib.AbstractContextManager:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.evals.features import Features
+from mmjax.evals.features.store import Features
 
 
 def decode(features: Features) -> list[str]:

@@ -11,9 +11,9 @@ import numpy as np
 from mmjax.errors import UserError, choose, unknown
 from mmjax.evals import classification, metrics
 from mmjax.evals.base import Evaluator, with_chance
-from mmjax.evals.classifiers import Fitted, fit_logistic, fit_svm, fit_vatt
-from mmjax.evals.features import Features, Request
-from mmjax.evals.sweep import fit_sweep
+from mmjax.evals.features.store import Features, Request
+from mmjax.evals.probes.classifiers import Fitted, fit_logistic, fit_svm, fit_vatt
+from mmjax.evals.probes.lgssl_sweep import fit_sweep
 
 CLASSIFIERS: dict[str, Callable[..., Fitted]] = {
     "logistic": fit_logistic,
@@ -54,7 +54,7 @@ class LinearProbe(Evaluator):
         e.g. `views=dict(video=dict(num_clips=4))`.
       train_limit: only the first so many training examples (0: all).
       strengths, validation, standardize, average, penalty, metric, seed, max_iterations, epochs:
-        those that the classifier has, see `mmjax.evals.classifiers` and `mmjax.evals.sweep`; None
+        those that the classifier has, see `mmjax.evals.probes.classifiers` and `mmjax.evals.probes.lgssl_sweep`; None
         is its own default.
 
     Raises:

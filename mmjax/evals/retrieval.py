@@ -12,7 +12,7 @@ import numpy as np
 from mmjax.errors import UserError, choose
 from mmjax.evals import metrics
 from mmjax.evals.base import Evaluator, with_chance
-from mmjax.evals.features import Features
+from mmjax.evals.features.store import Features
 
 # Cosines closer than this are a tie: float32 rounding depends on where in a matrix a vector stands.
 TIE = 1e-6

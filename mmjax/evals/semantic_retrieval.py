@@ -13,7 +13,8 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.evals import metrics
 from mmjax.evals.base import CHANCE, CONFIDENCE, DEVIATION, Evaluator
-from mmjax.evals.features import Features
+from mmjax.evals.features.store import Features
+from mmjax.evals.features.views import leave_out
 from mmjax.evals.retrieval import (
     TIE,
     aggregate_views,
@@ -21,7 +22,6 @@ from mmjax.evals.retrieval import (
     first_caption,
     normalize,
 )
-from mmjax.evals.views import leave_out
 
 # TVL's thresholds: quartiles (minimum, 25, 50, 75 %) of the cosines between touch adjectives and
 # their synonyms in the text space of OpenCLIP ViT-L-14 (Fu et al. 2024, arXiv 2402.13232).

@@ -9,10 +9,10 @@ from typing import Any
 
 from absl import logging
 
-from mmjax import distributed
-from mmjax.errors import UserError, choose, unknown
+from mmjax import config, distributed
+from mmjax.errors import UserError, check_choice, choose, unknown
 from mmjax.evals import suite_table
-from mmjax.evals.base import CHANCE, CONFIDENCE, DEVIATION, Evaluator, options_of
+from mmjax.evals.base import CHANCE, CONFIDENCE, DEVIATION, Evaluator
 from mmjax.evals.few_shot import FewShot
 from mmjax.evals.knn import NearestNeighbours
 from mmjax.evals.linear_probe import LinearProbe, takes_valid_split
@@ -22,7 +22,7 @@ _KINDS = {"probe": LinearProbe, "few_shot": FewShot, "knn": NearestNeighbours}
 _METRICS = {"top1": "top1", "mean_per_class": "mean_class_top1"}  # and their names in a probe
 # What the suite decides for its parts.
 _OWN = ("data", "train_split", "valid_split", "split", "feature", "batch_size")
-_OWN += ("views", "train_views")
+_OWN += ("views", "train_views", "name", "store", "schedule", "folder", "cache")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Suite(Evaluator):
     is logged and counted as `<dataset>/failed`; the others go on.
 
     Args:
-      datasets: names in `mmjax.data.catalogue`, or 'all', those over which LGSSL averages.
+      datasets: names in `mmjax.data.sources.benchmarks`, or 'all', those over which LGSSL averages.
       root: the folder where they are; '' is TFDS's own alone.
       extra: datasets of your own, {name: dict(data=…)}, see `Dataset`.
       missing: what to do about a dataset that is not there, 'fail' or 'skip' it.
@@ -87,7 +87,7 @@ class Suite(Evaluator):
         **common: Any,
     ):
         super().__init__(cache=cache, **common)
-        choose(f"Evaluator {self.name}: missing", missing, {"fail": 0, "skip": 0})
+        check_choice(f"value of config.evals.{self.name}.missing:", missing, ("fail", "skip"))
         self._feature = feature
         self._options = {
             kind: self._checked(kind, options)
@@ -111,32 +111,28 @@ class Suite(Evaluator):
             )
 
     def _checked(self, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        if not isinstance(options, Mapping):
-            raise UserError(f"config key evals.{self.name}.{kind}={options!r} must be a section.")
-        takes = [key for key in options_of(_KINDS[kind]) if key not in _OWN]
-        for key in options:
-            if key not in takes:
-                raise unknown(f"config key evals.{self.name}.{kind}.{key}: no such key", key, takes)
-        return dict(options)
+        where = f"evals.{self.name}.{kind}"
+        options = config.convert(dict[str, Any], options, where)
+        return config.keywords(_KINDS[kind], options, where, provided=_OWN)
 
     def _find(
         self, datasets: str | Sequence[str], root: str, extra: Mapping, missing: str
     ) -> dict[str, Dataset | None]:
         """The datasets by name; None for those that are not there."""
-        from mmjax.data import catalogue
+        from mmjax.data.sources import benchmarks
 
         names = (datasets,) if isinstance(datasets, str) else tuple(datasets)
-        names = catalogue.ALL if names == ("all",) else names
+        names = benchmarks.ALL if names == ("all",) else names
         found: dict[str, Dataset | None] = {}
         for name in names:
-            entry = choose(f"dataset of evals.{self.name}", name, catalogue.CATALOGUE)
+            entry = choose(f"dataset of evals.{self.name}", name, benchmarks.CATALOGUE)
             if not entry.train:
                 raise UserError(
                     f"Evaluator {self.name}: {name} is there to test on only; the parts of a "
                     "suite need a training split."
                 )
             try:
-                spec = catalogue.find(name, root)
+                spec = benchmarks.find(name, root)
             except UserError as error:
                 if missing == "fail":
                     raise UserError(
@@ -145,7 +141,7 @@ class Suite(Evaluator):
                 found[name] = None
                 continue
             splits = dict(
-                zip(("train", "valid", "test"), catalogue.splits_of(name, spec), strict=True)
+                zip(("train", "valid", "test"), benchmarks.splits_of(name, spec), strict=True)
             )
             same = {key: getattr(entry, key) for key in ("metric", "few_shot", "corrupt")}
             found[name] = Dataset(data=spec, **same, **splits)
@@ -169,7 +165,7 @@ class Suite(Evaluator):
                 raise UserError(f"{where} needs data=…, a dataset as in config.data.train.")
             found[name] = Dataset(**section)
             choose(f"{where}.metric", found[name].metric, _METRICS)
-            choose(f"{where}.corrupt", found[name].corrupt or "fail", {"fail": 0, "skip": 0})
+            check_choice(f"{where}.corrupt", found[name].corrupt or "fail", ("fail", "skip"))
         return found
 
     def _make(self, name: str, dataset: Dataset) -> dict[str, Evaluator]:

@@ -11,9 +11,9 @@ from absl import logging
 from mmjax.errors import UserError, choose
 from mmjax.evals import captions, metrics
 from mmjax.evals.base import Evaluator, with_chance
-from mmjax.evals.features import Features, Request
+from mmjax.evals.features.store import Features, Request
+from mmjax.evals.features.views import leave_out
 from mmjax.evals.retrieval import aggregate_views, normalize
-from mmjax.evals.views import leave_out
 
 TEMPLATES = ("{}.",)
 _BLOCK = 64  # texts that go through the model at once

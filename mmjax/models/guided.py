@@ -17,10 +17,10 @@ from flax import nnx
 from mmjax import config
 from mmjax.errors import UserError
 from mmjax.losses.similarity import normalize, products
-from mmjax.models.heads import ProjectionMLP
-from mmjax.models.initializers import fan_in_uniform
-from mmjax.models.memory import Bank, Queues
-from mmjax.models.towers import Spec, Towers
+from mmjax.models.blocks.heads import ProjectionMLP
+from mmjax.models.blocks.initializers import fan_in_uniform
+from mmjax.models.blocks.memory import Bank, Queues
+from mmjax.models.towers.registry import Spec, Towers
 
 # Heads that take texts' features; `predictor` takes what `projection` gives, others pictures'.
 _OF_TEXT = "text"
@@ -195,4 +195,4 @@ def _checked(name: str, head: Mapping[str, Any]) -> dict[str, Any]:
     where = f"model.heads.{name}"
     if "dims" not in head:
         raise UserError(f"config.{where}.dims is missing: the width of each layer, (2048, 128).")
-    return config.keywords(ProjectionMLP.__init__, head, where, given=_GIVEN)
+    return config.keywords(ProjectionMLP.__init__, head, where, provided=_GIVEN)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.errors import UserError, unknown
-from mmjax.models.towers import Spec, Towers, as_dict
+from mmjax.models.towers.registry import Spec, Towers, as_dict
 
 MODALITIES = ("touch", "image", "text")
 # Lengths below this count as 0 in the normalisation.

@@ -14,10 +14,10 @@ import jax
 from flax import nnx
 
 from mmjax.errors import UserError, choose, unknown
-from mmjax.models.heads import HEADS
-from mmjax.models.noise import dropout
-from mmjax.models.patches import SIZES as ENCODERS
-from mmjax.models.towers import (
+from mmjax.models.blocks.heads import HEADS
+from mmjax.models.blocks.noise import dropout
+from mmjax.models.blocks.patches import SIZES as ENCODERS
+from mmjax.models.towers.registry import (
     ENCODER_OPTIONS,
     MODALITIES,
     TOWERS,

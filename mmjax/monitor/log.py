@@ -24,7 +24,7 @@ def setup(verbosity: int = logging.INFO) -> None:
 def _is_ours(record: std_logging.LogRecord) -> bool:
     """Keeps the log to what this project says and to others' warnings.
 
-    Orbax logs whole tracebacks before it raises; what it raises is worded by `mmjax.checkpoint`.
+    Orbax logs whole tracebacks before it raises; what it raises is worded by `mmjax.checkpoints.manager`.
     """
     if f"{os.sep}orbax{os.sep}" in record.pathname:
         return False

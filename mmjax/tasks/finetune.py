@@ -8,19 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax import config, preprocess
+from mmjax import config
+from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.losses import classification
 from mmjax.models import vatt
+from mmjax.preprocess import video as preprocess
+from mmjax.preprocess.inputs import Inputs
 from mmjax.state import ModelDef
-from mmjax.tasks import DataFacts
-from mmjax.tasks.inputs import Inputs
 
 
 class Finetune:
     """Classification with `cfg.model` (keywords of `mmjax.models.vatt.classifier`).
 
-    Other config sections: `augment` (of `mmjax.tasks.inputs.Inputs`, and `mixup`: the Beta
+    Other config sections: `augment` (of `mmjax.preprocess.inputs.Inputs`, and `mixup`: the Beta
     parameter α, 0 is off) and `loss`: `label_smoothing` for single labels; `balance` for several
     labels weighs an example by the inverse occurrence of its classes in the batch, as VATT does,
     or in each of `groups` parts of it, as VATT does on so many replicas.
@@ -35,22 +36,22 @@ class Finetune:
 
     separable = True  # the loss is a mean over examples: `clip_shards` is allowed
 
-    def __init__(self, cfg: Any, facts: DataFacts):
-        if facts.num_classes is None:
+    def __init__(self, cfg: Any, data_spec: DataSpec):
+        if data_spec.num_classes is None:
             raise UserError("--task=finetune needs labels: set config.data.label.")
-        self._num_classes = facts.num_classes
-        self._multi_label = len(facts.spec["label"].shape) == 2
-        augment = config.plain(cfg.augment)
+        self._num_classes = data_spec.num_classes
+        self._multi_label = len(data_spec.batch["label"].shape) == 2
+        augment = dict(cfg.augment)
         self._mixup = augment.pop("mixup", 0.0)
-        model = {"name": "classifier", **config.plain(cfg.model), "num_classes": facts.num_classes}
+        model = {"name": "classifier", **cfg.model, "num_classes": data_spec.num_classes}
         self.model = ModelDef(vatt.make_model(**model))
         self.dtype = model.get("dtype", "float32")
         self.modality = self.model.module.modality
-        if self.modality not in facts.spec:
+        if self.modality not in data_spec.batch:
             raise UserError(
                 f"config.model.backbone takes {self.modality}, which config.data does not load."
             )
-        self._inputs = Inputs.from_config(augment, facts, towers=(self.modality,))
+        self._inputs = Inputs.from_config(augment, data_spec, towers=(self.modality,))
 
         def loss_keywords(*, label_smoothing: float = 0.0, balance: bool = True, groups: int = 1):
             return label_smoothing, dict(balance=balance, groups=groups)

@@ -18,14 +18,13 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from mmjax import config
+from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.losses.similarity import normalize
 from mmjax.models import guided
+from mmjax.preprocess.inputs import Inputs
 from mmjax.state import ModelDef
-from mmjax.tasks import DataFacts
 from mmjax.tasks.guided_terms import TERMS, Embedded, memories, parse
-from mmjax.tasks.inputs import Inputs
 from mmjax.tasks.pairs import fit_vocabulary, present
 
 
@@ -33,7 +32,7 @@ class Guided:
     """Self-supervised and language-guided learning of pictures.
 
     Config sections: `model` (keywords of `mmjax.models.guided.make_model`), `augment` (of
-    `mmjax.tasks.inputs.Inputs`; `image` may be several sections, one for each view), `loss`: a
+    `mmjax.preprocess.inputs.Inputs`; `image` may be several sections, one for each view), `loss`: a
     section for each term of the method, `{term: dict(weight=1.0, …keywords of that function)}`,
     None for none. Without a term nothing can be trained, but evaluated.
 
@@ -44,13 +43,13 @@ class Guided:
       UserError: a term without its heads, views or texts.
     """
 
-    def __init__(self, cfg: Any, facts: DataFacts):
-        model = config.plain(cfg.model)
-        if facts.vocab_size is not None and model.get("text") is not None:
-            model = fit_vocabulary(model, facts.vocab_size)
+    def __init__(self, cfg: Any, data_spec: DataSpec):
+        model = cfg.model
+        if data_spec.vocab_size is not None and model.get("text") is not None:
+            model = fit_vocabulary(model, data_spec.vocab_size)
         self.dtype = model.get("dtype", "float32")
-        self._terms = parse(config.plain(cfg.loss))
-        image, text = facts.spec.get("image"), facts.spec.get("text")
+        self._terms = parse(cfg.loss)
+        image, text = data_spec.batch.get("image"), data_spec.batch.get("text")
         if image is None:
             raise UserError(
                 "--task=guided learns pictures: set config.data.image, e.g. "
@@ -67,7 +66,7 @@ class Guided:
             )
         self._check_terms(text)
         self._inputs = Inputs.from_config(
-            cfg.augment, facts, towers=(*self.model.module.modalities, "text"), views=True
+            cfg.augment, data_spec, towers=(*self.model.module.modalities, "text"), views=True
         )
         self.predict = {"features": self._features}
 

@@ -282,7 +282,7 @@ def parse(loss: Mapping[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
         weight = section.pop("weight", 1.0)
         if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise UserError(f"config.loss.{name}.weight={weight!r} must be a number from 0.")
-        given = config.keywords(function, section, f"loss.{name}", given=["batch"])
+        given = config.keywords(function, section, f"loss.{name}", provided=["batch"])
         for key in given.keys() & _RANGES.keys():
             try:
                 fits = _RANGES[key][0](given[key])

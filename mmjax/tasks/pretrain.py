@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import config
+from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError, choose
 from mmjax.losses import contrastive
 from mmjax.models import vatt
+from mmjax.preprocess.inputs import MODALITIES, Inputs
 from mmjax.state import ModelDef
-from mmjax.tasks import DataFacts
-from mmjax.tasks.inputs import MODALITIES, Inputs
 from mmjax.tasks.pairs import fit_vocabulary, parse_weights
 
 _LOSSES = {
@@ -33,7 +33,7 @@ class Pretrain:
     """Contrastive pretraining of `cfg.model` on pairs of modalities.
 
     Config sections: `model` (keywords of `mmjax.models.vatt.make_model`), `augment` (of
-    `mmjax.tasks.inputs.Inputs`), `loss`: `name`, `weights` ({'video_text': 1.0, …}; the first of a
+    `mmjax.preprocess.inputs.Inputs`), `loss`: `name`, `weights` ({'video_text': 1.0, …}; the first of a
     pair is the anchor) and the keywords of that loss.
 
     Raises:
@@ -41,19 +41,19 @@ class Pretrain:
       table.
     """
 
-    def __init__(self, cfg: Any, facts: DataFacts):
-        model = config.plain(cfg.model)
-        if facts.vocab_size is not None:
-            model = fit_vocabulary(model, facts.vocab_size)
+    def __init__(self, cfg: Any, data_spec: DataSpec):
+        model = cfg.model
+        if data_spec.vocab_size is not None:
+            model = fit_vocabulary(model, data_spec.vocab_size)
         self.model = ModelDef(vatt.make_model(**model))
         self.dtype = model.get("dtype", "float32")
         towers = self.model.module.modalities
-        self._inputs = Inputs.from_config(cfg.augment, facts, towers=towers)
+        self._inputs = Inputs.from_config(cfg.augment, data_spec, towers=towers)
 
-        loss = config.plain(cfg.loss)
+        loss = dict(cfg.loss)
         self._loss = choose("config.loss.name", loss.pop("name", "asymmetric_nce"), _LOSSES)
         weights = loss.pop("weights", {"video_text": 1.0, "video_audio": 1.0})
-        self._loss_keywords = config.keywords(self._loss, loss, "loss", given=_ARRAYS)
+        self._loss_keywords = config.keywords(self._loss, loss, "loss", provided=_ARRAYS)
         self._pairs = parse_weights(weights)
         compared = self._compared()
         for pair in self._pairs:
@@ -65,7 +65,7 @@ class Pretrain:
                     "config.model.head=joint compares all."
                 )
             for modality in pair:
-                if modality not in facts.spec:
+                if modality not in data_spec.batch:
                     raise UserError(
                         f"config.loss.weights: {name} needs {modality}, "
                         "which config.data does not load."

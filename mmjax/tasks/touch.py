@@ -16,13 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax import checkpoint, config, tree
+from mmjax import config, tree
+from mmjax.checkpoints import manager as checkpoint
+from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError, choose
 from mmjax.losses import contrastive
 from mmjax.models import tvl
+from mmjax.preprocess.inputs import Inputs
 from mmjax.state import ModelDef
-from mmjax.tasks import DataFacts
-from mmjax.tasks.inputs import Inputs
 from mmjax.tasks.pairs import fit_vocabulary, parse_weights, present
 
 _LOSSES = {
@@ -40,7 +41,7 @@ class Touch:
     """Pairs of modalities compared by their cosines, with one learned scale for all.
 
     Config sections: `model` (keywords of `mmjax.models.tvl.make_model`), `augment` (of
-    `mmjax.tasks.inputs.Inputs`), `loss`:
+    `mmjax.preprocess.inputs.Inputs`), `loss`:
 
       name: 'info_nce' (CLIP's loss), 'soft_nce' or 'sigmoid'; further keys are its keywords.
       weights: {'touch_image': 1.0, …}, in any order of a pair; one that is left out or 0 is not
@@ -62,10 +63,10 @@ class Touch:
         than the table.
     """
 
-    def __init__(self, cfg: Any, facts: DataFacts):
-        model = config.plain(cfg.model)
-        if facts.vocab_size is not None:
-            model = fit_vocabulary(model, facts.vocab_size)
+    def __init__(self, cfg: Any, data_spec: DataSpec):
+        model = cfg.model
+        if data_spec.vocab_size is not None:
+            model = fit_vocabulary(model, data_spec.vocab_size)
         self.model = ModelDef(tvl.make_model(**model))
         self.dtype = model.get("dtype", "float32")
         modalities = self.model.module.modalities
@@ -76,20 +77,20 @@ class Touch:
                 "vit_tiny_patch16_224, config.model.text=clip_text_l14, …"
             )
         for modality in modalities:
-            if modality not in facts.spec:
+            if modality not in data_spec.batch:
                 raise UserError(
                     f"config.model has a tower for {modality}, which config.data does not load: "
                     f"set config.data.{modality}, or config.model.{modality}=None."
                 )
-        if "text" in modalities and facts.spec["text"].shape[1] != 1:
+        if "text" in modalities and data_spec.batch["text"].shape[1] != 1:
             raise UserError(
                 "--task=touch compares one caption of an example: set "
-                f"config.data.text.candidates=1, not {facts.spec['text'].shape[1]}."
+                f"config.data.text.candidates=1, not {data_spec.batch['text'].shape[1]}."
             )
-        self._inputs = Inputs.from_config(cfg.augment, facts, towers=modalities)
-        frozen = config.plain(cfg.optimizer).get("frozen", ())
+        self._inputs = Inputs.from_config(cfg.augment, data_spec, towers=modalities)
+        frozen = cfg.optimizer.get("frozen", ())
         self.frozen = _frozen_towers(modalities, self.model.params, frozen)
-        sections = {m: config.plain(cfg.data.get(m)) or {} for m in modalities}
+        sections = {m: dict(cfg.data.get(m) or {}) for m in modalities}
         self._folders = {m: s.pop("features") for m, s in sections.items() if s.get("features")}
         self._sections = json.loads(json.dumps(sections))  # as features.json has them
         for modality in self._folders:
@@ -98,7 +99,7 @@ class Touch:
                     f"config.data.{modality}.features take the place of a tower that is trained. "
                     f"Freeze it (config.optimizer.frozen=('^{modality}/',)) or leave them out."
                 )
-        self._configure_loss(config.plain(cfg.loss))
+        self._configure_loss(cfg.loss)
         self.predict = {"features": self._features, "inputs": self._thumbnails}
 
     def _configure_loss(self, loss: dict[str, Any]) -> None:
@@ -148,12 +149,12 @@ class Touch:
         Raises:
           UserError: they are another tower's, or of other inputs than this run's config makes.
         """
-        from mmjax.data import stored  # imports TensorFlow
+        from mmjax.data.pipeline import precomputed_features  # imports TensorFlow
 
         for modality, folders in self._folders.items():
             own, section = checkpoint.fingerprint(params[modality]), self._sections[modality]
             for folder in (folders,) if isinstance(folders, str) else folders:
-                made = stored.read_description(folder) or {}
+                made = precomputed_features.read_description(folder) or {}
                 made_by = made.get("towers", {}).get(modality)
                 if made_by != own:
                     raise UserError(
@@ -252,7 +253,7 @@ def _make_loss(spec: dict[str, Any], where: str):
     """`(loss, whether it takes a bias)` of a section: `name` and keywords."""
     spec = dict(spec)
     function = choose(f"config.{where}.name", spec.pop("name", "info_nce"), _LOSSES)
-    keywords = config.keywords(function, spec, where, given=_GIVEN)
+    keywords = config.keywords(function, spec, where, provided=_GIVEN)
     return functools.partial(function, **keywords), function is contrastive.sigmoid_loss
 
 

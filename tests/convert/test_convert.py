@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax import checkpoint, config, evaluate, initialize, tree
-from mmjax.convert import slots, vatt_plan
+from mmjax import config, evaluate, init_from, tree
+from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints.run_dir import RunDir
+from mmjax.convert.vatt import optimizer_slots
+from mmjax.convert.vatt import plan as vatt_plan
 from mmjax.errors import UserError
 from mmjax.models.vatt import make_model
-from mmjax.rundir import RunDir
 from mmjax.state import ModelDef
 from mmjax.tools import cli
 from tests.convert import numpy_vatt, published
@@ -37,7 +39,7 @@ def convert(tmp_path, shapes, *options, **write):
 def load(run):
     """Returns the model of a run directory, and its params and extra."""
     model = ModelDef(make_model(**config.plain(RunDir(run, create=False).read_config().model)))
-    leaves, _ = initialize.load_params(str(run))
+    leaves, _ = init_from.load_params(str(run))
     extra = {k.removeprefix("extra/"): v for k, v in leaves.items() if k.startswith("extra/")}
     params = {k: v for k, v in leaves.items() if not k.startswith("extra/")}
     assert set(tree.flatten(model.params)) == set(params)
@@ -116,7 +118,7 @@ def test_run_directory_has_step_config_and_source(pretrained):
     run, _ = pretrained
     assert checkpoint.find(run) == (run, 500_000)
     cfg = RunDir(run, create=False).read_config()
-    config.check(cfg)
+    config.resolve(cfg)
     assert cfg.task == "pretrain" and cfg.data.video.num_frames == 4 and cfg.data.video.size == 8
     assert cfg.data.audio.num_samples == 80 and cfg.loss.name == "asymmetric_nce"
     assert json.loads((run / "run.json").read_text())["source"].endswith("ckpt-500000")
@@ -152,7 +154,7 @@ def test_optimizer_state_is_converted(pretrained):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        slots.abstract(RunDir(run, create=False).read_config(), model.params),
+        optimizer_slots.abstract(RunDir(run, create=False).read_config(), model.params),
     )
     saved = checkpoint.Checkpoints(run, read_only=True)
     state, _ = saved.restore(500_000, {"opt": abstract})
@@ -331,7 +333,7 @@ def test_keys_that_do_not_fit_are_reported_and_can_be_allowed(tmp_path, capsys, 
     assert cli.main([*command, "--inspect"]) == 1
     assert problem in capsys.readouterr().out.splitlines()
     assert cli.main([*command, "--out", str(out), "--allow", f"{key}$"]) == 0
-    leaves, _ = initialize.load_params(str(out))
+    leaves, _ = init_from.load_params(str(out))
     num_keys = read_report(out).num_keys
     random = [array for array, number in num_keys.items() if number == 0]
     paths = {QUERY: "video/encoder/layers/attention/query/kernel", BIAS: "video/patch/bias"}

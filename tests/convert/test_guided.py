@@ -9,13 +9,18 @@ import pytest
 from flax import nnx
 
 import mmjax
-from mmjax import config, initialize, pictures
-from mmjax.convert import backbones, contents, guided, guided_plan, safetensors, torch_files
+from mmjax import config, init_from
+from mmjax.checkpoints.run_dir import RunDir
 from mmjax.convert import run as run_of
+from mmjax.convert import torch_contents
+from mmjax.convert.vision import load as vision_load
+from mmjax.convert.vision import names as vision_names
+from mmjax.convert.vision import plan as vision_plan
 from mmjax.errors import UserError
+from mmjax.formats import safetensors, torch_reader
 from mmjax.models.guided import make_model
-from mmjax.models.towers import build_tower
-from mmjax.rundir import RunDir
+from mmjax.models.towers.registry import build_tower
+from mmjax.preprocess import image as image_ops
 from mmjax.state import ModelDef
 from mmjax.tools import cli
 from tests.convert.runs import module_of, read_report
@@ -193,14 +198,14 @@ def test_published_backbone_is_converted_with_its_preprocessing(backbone):
         torch_reference.torch_resnet(resnet(), IMAGES),
     )
     cfg = RunDir(run, create=False).read_config()
-    config.check(cfg)
+    config.resolve(cfg)
     assert cfg.task == "guided" and not cfg.loss and set(cfg.model) == {"image"}
     image = cfg.model.image
     assert (image.name, image.blocks, image.width_multiplier) == ("resnet50", (1, 2), 1 / 8)
     assert (cfg.data.image.size, cfg.data.image.resize) == (224, "bicubic")
     assert cfg.data.image.square == "crop_resized"
-    assert tuple(cfg.augment.image.mean) == pictures.IMAGENET_MEAN == (0.485, 0.456, 0.406)
-    assert tuple(cfg.augment.image.std) == pictures.IMAGENET_STD == (0.229, 0.224, 0.225)
+    assert tuple(cfg.augment.image.mean) == image_ops.IMAGENET_MEAN == (0.485, 0.456, 0.406)
+    assert tuple(cfg.augment.image.std) == image_ops.IMAGENET_STD == (0.229, 0.224, 0.225)
     assert json.loads((run / "run.json").read_text())["source"] == source
     report = read_report(run)
     assert set(report.targets) == set(resnet())
@@ -272,20 +277,24 @@ BASELINES = {
 @pytest.mark.parametrize("name", BASELINES)
 def test_backbones_of_published_baselines_are_found(tmp_path, name):
     source = save(tmp_path / f"{name}.pth", BASELINES[name](resnet()))
-    plan = guided_plan.plan(source)
+    plan = vision_plan.plan(source)
     assert not plan.problems and plan.step == (3 if name == "simclr" else 0)
     expected = converted_arrays(resnet(), tmp_path)
     assert plan.made_of.keys() == expected.keys()
     for path, value in expected.items():
         np.testing.assert_array_equal(plan.read(path), value)
-    unused = set(plan.becomes.values()) & {guided.HEAD, guided.AVERAGE, guided.NO_TEXTS}
-    assert unused == {guided.HEAD} | ({guided.AVERAGE} if name == "mocov3" else set())
-    assert guided.fits(source)
+    unused = set(plan.becomes.values()) & {
+        vision_load.HEAD,
+        vision_load.AVERAGE,
+        vision_load.NO_TEXTS,
+    }
+    assert unused == {vision_load.HEAD} | ({vision_load.AVERAGE} if name == "mocov3" else set())
+    assert vision_load.fits(source)
 
 
 def converted_arrays(state, directory):
     """Returns {path: array} that a plain state dict becomes."""
-    plan = guided_plan.plan(save(directory / "plain.pth", state))
+    plan = vision_plan.plan(save(directory / "plain.pth", state))
     return {path: plan.read(path) for path in plan.made_of}
 
 
@@ -299,14 +308,14 @@ def test_mobilenet_features(tmp_path, names):
     assert_close(features(module_of(run, make_model), image=IMAGES)["image"], expected)
     image = RunDir(run, create=False).read_config().model.image
     assert image.name == "mobilenet_v2" and image.groups == GROUPS
-    assert list(read_report(run).targets.values()).count(f"{guided.HEAD} float32 (5, 32)") == 1
-    assert f"2 {guided.HEAD}" in read_report(run).summary
+    assert list(read_report(run).targets.values()).count(f"{vision_load.HEAD} float32 (5, 32)") == 1
+    assert f"2 {vision_load.HEAD}" in read_report(run).summary
 
 
 def test_legacy_pytorch_files_are_converted_alike(tmp_path):
     """Torchvision's published weights have the format of PyTorch before 1.6."""
-    old = guided_plan.plan(save_legacy(tmp_path / "old.pth", resnet(num_classes=3)))
-    new = guided_plan.plan(save(tmp_path / "new.pth", resnet(num_classes=3)))
+    old = vision_plan.plan(save_legacy(tmp_path / "old.pth", resnet(num_classes=3)))
+    new = vision_plan.plan(save(tmp_path / "new.pth", resnet(num_classes=3)))
     assert old.made_of.keys() == new.made_of.keys()
     for path in new.made_of:
         np.testing.assert_array_equal(old.read(path), new.read(path))
@@ -364,7 +373,7 @@ def test_training_checkpoints_compute_features_and_embeddings(tmp_path, name):
     state, heads = METHODS[name]
     run = convert(tmp_path / "run", save(tmp_path / f"{name}.ckpt", lightning(state)))
     cfg, module = RunDir(run, create=False).read_config(), module_of(run, make_model)
-    config.check(cfg)
+    config.resolve(cfg)
     actual = config.plain(cfg.model.heads)
     assert {head: options["dims"] for head, options in actual.items()} == heads
     assert {h for h, options in actual.items() if options["final_norm"]} == (
@@ -398,7 +407,7 @@ def test_training_checkpoints_compute_features_and_embeddings(tmp_path, name):
         assert config.plain(cfg.loss) == loss
         assert (cfg.data.text.tokenizer, cfg.data.text.max_words) == ("clip", 9)
     if name == "swav":
-        leaves, _ = initialize.load_params(str(run))
+        leaves, _ = init_from.load_params(str(run))
         np.testing.assert_array_equal(leaves["prototypes/kernel"], state["prototypes.weight"].T)
     report = read_report(run)
     assert "step 3" in report.summary.splitlines()[0]
@@ -407,9 +416,9 @@ def test_training_checkpoints_compute_features_and_embeddings(tmp_path, name):
     assert_mentions(targets["epoch"], "1 int ()")
     assert_mentions(targets["hyper_parameters.config"], "omegaconf.dictconfig.DictConfig")
     moments = targets["optimizer_states.0.state.0.exp_avg"]
-    assert moments == f"{contents.OPTIMIZER} float32 (3,)"
+    assert moments == f"{torch_contents.OPTIMIZER} float32 (3,)"
     best = targets["callbacks.ModelCheckpoint.best_model_score"]
-    assert best == f"{guided.OUTSIDE} float32 ()"
+    assert best == f"{vision_load.OUTSIDE} float32 ()"
     assert {f"state_dict.{key}" for key in state} <= set(targets)
 
 
@@ -424,8 +433,10 @@ def test_text_encoders_other_than_clip_are_left_out(tmp_path):
     run = convert(tmp_path / "run", save(tmp_path / "sbert.ckpt", lightning(state)))
     assert set(RunDir(run, create=False).read_config().model) == {"image", "heads"}
     report = read_report(run)
-    assert f"3 {guided.NO_TEXTS}" in report.summary
-    unused = [key for key, target in report.targets.items() if target.startswith(guided.NO_TEXTS)]
+    assert f"3 {vision_load.NO_TEXTS}" in report.summary
+    unused = [
+        key for key, target in report.targets.items() if target.startswith(vision_load.NO_TEXTS)
+    ]
     assert sorted(key.split(".")[1] for key in unused) == [
         *("clip_scale", "language_backbone", "language_project")
     ]
@@ -451,8 +462,8 @@ def test_images_are_embedded_by_a_model_trained_on_text_features(tmp_path):
     """Its text head has no tower below it, and images need none."""
     state, _ = METHODS["clip"]
     source = save(tmp_path / "clip.ckpt", lightning(state))
-    leaves, _ = initialize.load_params(source)
-    cfg = guided_plan.config_of(source)
+    leaves, _ = init_from.load_params(source)
+    cfg = vision_plan.config_of(source)
     cfg.model.text = cfg.data.text = None
     cfg.data.image.size = 32
     image = rng.integers(0, 256, (32, 32, 3), np.uint8)
@@ -469,8 +480,8 @@ def test_images_are_embedded_by_a_model_trained_on_text_features(tmp_path):
 def start(spec, source, **options):
     """Returns the values that towers take from a file, and the report."""
     model = ModelDef(lambda rngs: Holder(spec, rngs))
-    target = initialize.target_of({"params": model.params, "extra": model.extra})
-    return initialize.match(target, initialize.load_params(source)[0], **options)
+    target = init_from.target_of({"params": model.params, "extra": model.extra})
+    return init_from.match(target, init_from.load_params(source)[0], **options)
 
 
 class Holder(nnx.Module):
@@ -506,7 +517,7 @@ def test_init_map_chooses_between_two_towers_that_fit(tmp_path):
 
 def test_heads_of_a_training_checkpoint_are_loaded_too(tmp_path):
     source = save(tmp_path / "simclr.ckpt", lightning(METHODS["simclr"][0]))
-    leaves, description = initialize.load_params(source)
+    leaves, description = init_from.load_params(source)
     assert {"heads/projection/linear/2/kernel", "extra/heads/projection/norm/1/var"} <= set(leaves)
     assert source in description and "image/stem/conv/kernel" in leaves
 
@@ -529,12 +540,12 @@ def test_export_after_conversion_is_lossless(tmp_path, make, suffix, capsys):
     source, out = save(tmp_path / "a.ckpt", make()), tmp_path / f"exported{suffix}"
     command = ["convert", str(convert(tmp_path / "run", source)), "--to", "torchvision"]
     assert cli.main([*command, "--out", str(out)]) == 0
-    assert_same_arrays(torch_files.tensors(out), make())
+    assert_same_arrays(torch_reader.tensors(out), make())
     loaded = dict(resnet="timm.create_model('NAME'", mobilenet="torchvision.models.mobilenet_v2(")
     assert loaded[make.__name__] in capsys.readouterr().out
     assert cli.main([*command, "--out", str(out)]) == 2
     assert_mentions(capsys.readouterr().err, f"--out {out}")
-    assert_same_arrays(torch_files.tensors(out), make())
+    assert_same_arrays(torch_reader.tensors(out), make())
 
 
 @pytest.mark.parametrize("width, name", [(64, "resnet18"), (32, "NAME")])
@@ -580,7 +591,7 @@ def test_arrays_that_do_not_fit_are_reported_and_can_be_allowed(tmp_path, case, 
     (key,) = changes
     state = {k: v for k, v in (resnet() | changes).items() if v is not None}
     source, run = save(tmp_path / "a.pth", state), str(tmp_path / "run")
-    plan = guided_plan.plan(source)
+    plan = vision_plan.plan(source)
     assert set(plan.problems) == {key}
     assert_mentions(plan.problems[key], *facts)
     with raises(UserError, source, key, plan.problems[key], "--allow"):
@@ -612,6 +623,6 @@ def test_files_of_other_models_and_misplaced_flags_are_rejected(tmp_path, capsys
 
 
 def test_name_tables_are_one_to_one():
-    for kind, rules in backbones.RULES.items():
+    for kind, rules in vision_names.RULES.items():
         paths = [path for rule in rules for path in rule.ours]
         assert len(set(paths)) == len(paths) == len({rule.theirs for rule in rules}), kind

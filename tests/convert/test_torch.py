@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax import config, initialize, tree
-from mmjax.convert import safetensors, torch_files
+from mmjax import config, init_from, tree
+from mmjax.checkpoints.run_dir import RunDir
+from mmjax.formats import safetensors, torch_reader
 from mmjax.models.guided import make_model as make_guided
 from mmjax.models.tvl import make_model
-from mmjax.rundir import RunDir
 from mmjax.state import ModelDef
 from mmjax.tools import cli
 from tests.messages import assert_mentions
@@ -47,7 +47,7 @@ def test_files_of_torch_save_are_read(tmp_path):
     )
     path = tmp_path / "x.pt"
     torch.save({**saved, **more}, path)
-    entries = torch_files.entries(path)
+    entries = torch_reader.entries(path)
     for name, tensor in {**saved, **{f"state.{k}": v for k, v in state.items()}}.items():
         assert entries[name].shape == tuple(tensor.shape)
         expected = tensor.detach()
@@ -64,7 +64,7 @@ def test_legacy_files_of_torch_save_are_read(tmp_path):
     saved |= dict(count=torch.tensor(3), half=torch.randn(3).to(torch.bfloat16))
     more = dict(state=torch.nn.BatchNorm1d(3).state_dict(), score=np.float64(0.5), flag=True)
     torch.save({**saved, **more}, path, _use_new_zipfile_serialization=False)
-    entries = torch_files.entries(path)
+    entries = torch_reader.entries(path)
     for name, tensor in {**saved, **{f"state.{k}": v for k, v in more["state"].items()}}.items():
         expected = tensor.detach().double().numpy()
         np.testing.assert_array_equal(entries[name].astype(np.float64), expected)
@@ -90,7 +90,7 @@ def features(run, inputs, make=make_model):
     """Returns the pooled features that the model of a run computes."""
     cfg = RunDir(run, create=False).read_config()
     model = ModelDef(make(**config.plain(cfg.model)))
-    leaves, _ = initialize.load_params(str(run))
+    leaves, _ = init_from.load_params(str(run))
     extra = {k.removeprefix("extra/"): v for k, v in leaves.items() if k.startswith("extra/")}
     params = {k: v for k, v in leaves.items() if not k.startswith("extra/")}
     module = model.bind(tree.unflatten(params), tree.unflatten(extra))
@@ -186,7 +186,7 @@ def test_features_and_export_of_a_tvl_touch_encoder(clip, name, tmp_path):
     source = [str(tmp_path / "tvl_enc.pth"), clip[1][".safetensors"]]
     assert cli.main(["convert", *source, "--out", str(run)]) == 0
     assert_close(features(run, {"touch": TOUCH})["touch"], model(to_torch_images(TOUCH)))
-    leaves, description = initialize.load_params(str(run))
+    leaves, description = init_from.load_params(str(run))
     assert_mentions(description, "step 1", run)  # the optimizer has made one step
     assert leaves["logit_scale"] == scale.item()
     # The exported file loads strictly into another model, which then computes the same.
@@ -262,7 +262,7 @@ def test_image_backbone_features_and_export(which, tmp_path):
 def test_position_embeddings_are_resized_as_in_timm_and_open_clip(old, new):
     table = rng.normal(size=(1 + old**2, 3)).astype(np.float32)
     target = {"touch/positions": jax.ShapeDtypeStruct((1 + new**2, 3), np.float32)}
-    ours = initialize.match(target, {"touch/positions": table})[0]["touch/positions"]
+    ours = init_from.match(target, {"touch/positions": table})[0]["touch/positions"]
     square = torch.from_numpy(table[1:].reshape(1, old, old, 3)).permute(0, 3, 1, 2)
     theirs = torch.nn.functional.interpolate(
         square, (new, new), mode="bicubic", antialias=True, align_corners=False

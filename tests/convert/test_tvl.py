@@ -10,14 +10,20 @@ import numpy as np
 import pytest
 
 import mmjax
-from mmjax import checkpoint, config, initialize, pictures, tree
-from mmjax.convert import contents, safetensors, torch_files, tvl, tvl_plan
+from mmjax import config, init_from, tree
+from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints.run_dir import RunDir
 from mmjax.convert import run as run_of
+from mmjax.convert import torch_contents
+from mmjax.convert.clip import load as clip_load
+from mmjax.convert.clip import plan as clip_plan
+from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
+from mmjax.formats import safetensors, torch_reader
 from mmjax.models.tvl import make_model
-from mmjax.rundir import RunDir
+from mmjax.preprocess import image as image_ops
 from mmjax.state import ModelDef
-from mmjax.tasks import DataFacts, make_task
+from mmjax.tasks import make_task
 from mmjax.tools import cli
 from tests.convert.runs import module_of, read_report
 from tests.convert.torch_writer import save
@@ -135,7 +141,7 @@ def test_features_of_touch_image_and_text(run):
 def test_run_directory_has_step_config_and_sources(run, files):
     assert checkpoint.find(run) == (run, 40)  # the optimizer's count of steps
     cfg = RunDir(run, create=False).read_config()
-    config.check(cfg)
+    config.resolve(cfg)
     assert cfg.task == "touch" and cfg.init_from == ""
     assert (cfg.data.touch.size, cfg.data.image.size, cfg.data.text.max_words) == (16, 12, 9)
     assert cfg.model.touch.pool == "mean" and cfg.model.touch.projection == 24
@@ -143,14 +149,14 @@ def test_run_directory_has_step_config_and_sources(run, files):
     record = json.loads((run / "run.json").read_text())
     assert_mentions(record["source"], files["tvl"], files["clip"])
     assert RunDir(run, create=False).complete_step() == 40
-    leaves, _ = initialize.load_params(str(run))
+    leaves, _ = init_from.load_params(str(run))
     assert leaves["logit_scale"] == 2.5  # TVL's, not OpenCLIP's 4.6
     assert cfg.optimizer.frozen == ("^image/", "^text/")
 
 
 def test_report_lists_every_entry_of_every_file(run, files):
     _, targets, num_keys = read_report(run)
-    names = {f"tvl_enc.pth: {name}" for name in torch_files.entries(files["tvl"])}
+    names = {f"tvl_enc.pth: {name}" for name in torch_reader.entries(files["tvl"])}
     names |= {f"open_clip_model.safetensors: {name}" for name in clip_state()}
     assert set(targets) == names
     block = f"tvl_enc.pth: {PREFIX}blocks.1.attn"
@@ -161,9 +167,9 @@ def test_report_lists_every_entry_of_every_file(run, files):
     assert targets["tvl_enc.pth: epoch"].endswith(" 12 int ()")
     assert targets["tvl_enc.pth: args.datasets"].endswith(" ['ssvtp', 'hct'] list ()")
     moments = targets["tvl_enc.pth: optimizer.state.4.exp_avg"]
-    assert moments == f"{contents.OPTIMIZER} float32 (32,)"
+    assert moments == f"{torch_contents.OPTIMIZER} float32 (32,)"
     duplicate = targets["open_clip_model.safetensors: logit_scale"]
-    assert duplicate == f"{contents.EARLIER} float32 ()"
+    assert duplicate == f"{torch_contents.EARLIER} float32 ()"
     module = module_of(run, make_model)
     params = tree.flatten(ModelDef(lambda rngs: module).params)
     assert set(num_keys) == {f"params/{path} {x.shape}" for path, x in params.items()}
@@ -176,8 +182,8 @@ def test_one_file_with_all_towers_equals_two_files(files, tmp_path, prefix):
     """TVL's complete model contains its CLIP model."""
     model = {prefix + name: value for name, value in tvl_model(touch_state()).items()}
     clip = {f"{prefix}clip.{name}": value for name, value in clip_state().items()}
-    one = tvl.read(save(tmp_path / "all.pt", {**model, **clip}))
-    two = tvl.read_all((files["tvl"], files["clip"]))
+    one = clip_load.read(save(tmp_path / "all.pt", {**model, **clip}))
+    two = clip_load.read_all((files["tvl"], files["clip"]))
     assert set(one.leaves) == set(two.leaves) and not one.problems and not one.unknown()
     for path, leaf in one.leaves.items():
         expected = two.leaves[path].read(two.arrays())
@@ -212,11 +218,11 @@ def test_open_clip_file_becomes_an_image_text_model(files, tmp_path, options, qu
     assert_mentions(activation[0], "--quick-gelu", "1.702")
     check_features(run, {"image": IMAGE, "text": IDS}, clip_features(quick_gelu=quick))
     cfg = RunDir(run, create=False).read_config()
-    config.check(cfg)
+    config.resolve(cfg)
     assert cfg.model.touch is None and cfg.data.touch is None and cfg.checkpoint.best == ""
     assert cfg.evals.test.pairs == ("image_text",)
     assert (cfg.evals.affinity.query, cfg.evals.affinity.target) == ("image", "text")
-    assert initialize.load_params(str(run))[0]["logit_scale"] == np.float32(4.6)
+    assert init_from.load_params(str(run))[0]["logit_scale"] == np.float32(4.6)
 
 
 def test_a_tvl_file_without_open_clip_embeds_touch(tmp_path):
@@ -227,7 +233,7 @@ def test_a_tvl_file_without_open_clip_embeds_touch(tmp_path):
     assert model.modalities == ("touch",)
     image = rng.integers(0, 256, (16, 16, 3), np.uint8)
     rotated = np.rot90(image)[None] / 255
-    rotated = (rotated - pictures.TACTILE_MEAN) / np.array(pictures.TACTILE_STD)
+    rotated = (rotated - image_ops.TACTILE_MEAN) / np.array(image_ops.TACTILE_STD)
     expected = torch_reference.timm_vit(state, rotated.astype(np.float32), num_heads=1)[0]
     expected = expected / np.linalg.norm(expected)
     np.testing.assert_allclose(model.embed_touch(image), expected, atol=1e-5)
@@ -252,7 +258,7 @@ def test_timm_vit_that_pools_the_class_token(tmp_path, files):
     run = convert(tmp_path / "run", str(tmp_path / "vit.safetensors"), files["clip"])
     cfg = RunDir(run, create=False).read_config()
     assert (cfg.model.touch.pool, cfg.model.touch.final_norm) == ("class", "layer")
-    leaves, _ = initialize.load_params(str(run))
+    leaves, _ = init_from.load_params(str(run))
     np.testing.assert_array_equal(leaves["touch/encoder/final_norm/scale"], state["norm.weight"])
     assert leaves["logit_scale"] == np.float32(4.6)  # OpenCLIP's; timm models have none
 
@@ -276,7 +282,7 @@ def test_tvl_projection_heads_are_converted_and_exported(tmp_path, files):
     np.testing.assert_allclose(projected, expected, atol=1e-5)
     out = tmp_path / "tvl.safetensors"
     assert cli.main(["convert", str(run), "--to", "tvl", "--out", str(out)]) == 0
-    assert_same_arrays(torch_files.tensors(out), {**model, **heads})
+    assert_same_arrays(torch_reader.tensors(out), {**model, **heads})
 
 
 def test_the_task_of_the_config_has_exactly_the_converted_parameters(run):
@@ -284,8 +290,8 @@ def test_the_task_of_the_config_has_exactly_the_converted_parameters(run):
     cfg = RunDir(run, create=False).read_config()
     image = jax.ShapeDtypeStruct((4, 16, 16, 3), np.uint8)
     spec = {"touch": image, "image": image, "text": jax.ShapeDtypeStruct((4, 1, 9), np.int32)}
-    task = make_task(cfg, DataFacts(spec=spec, vocab_size=50))
-    leaves, _ = initialize.load_params(str(run))
+    task = make_task(cfg, DataSpec(batch=spec, vocab_size=50))
+    leaves, _ = init_from.load_params(str(run))
     assert set(tree.flatten(task.model.params)) == set(leaves)
 
 
@@ -308,12 +314,12 @@ def test_export_after_conversion_is_lossless(run, tmp_path, capsys):
     for to, state in states.items():
         out = tmp_path / f"{to}.safetensors"
         assert cli.main(["convert", str(run), "--to", to, "--out", str(out)]) == 0
-        assert_same_arrays(torch_files.tensors(out), state)
+        assert_same_arrays(torch_reader.tensors(out), state)
         parameters = sum(value.size for value in state.values())
         assert_mentions(capsys.readouterr().out, out, f"{parameters:,}", len(state))
         assert cli.main(["convert", str(run), "--to", to, "--out", str(out)]) == 2
         assert_mentions(capsys.readouterr().err, f"--out {out}")
-        assert_same_arrays(torch_files.tensors(out), state)
+        assert_same_arrays(torch_reader.tensors(out), state)
 
 
 def test_export_of_a_resnet_is_lossless(files, tmp_path):
@@ -321,7 +327,7 @@ def test_export_of_a_resnet_is_lossless(files, tmp_path):
     assert cli.main(["convert", files["resnet"], "--to", "timm", "--out", str(out)]) == 0
     state = resnet_state()
     counters = {n.replace("running_mean", "num_batches_tracked") for n in state if "_mean" in n}
-    assert_same_arrays(torch_files.tensors(out), state | dict.fromkeys(counters, np.array(0)))
+    assert_same_arrays(torch_reader.tensors(out), state | dict.fromkeys(counters, np.array(0)))
 
 
 def test_export_errors(run, files, tmp_path, capsys):
@@ -397,7 +403,7 @@ def test_arrays_that_do_not_fit_are_reported(tmp_path, case):
     model = {f"model.{name}": value for name, value in tvl_model(touch_state()).items()} | changes
     model = {k.removeprefix("model."): v for k, v in model.items() if v is not None}
     source = write_tvl(tmp_path / "tvl.pth", model)
-    plan = tvl_plan.plan([source], head_dim=8)
+    plan = clip_plan.plan([source], head_dim=8)
     assert set(plan.problems) == {key}
     for fact in facts:  # as whole numbers
         assert re.search(rf"(?<!\w){re.escape(str(fact))}(?!\w)", plan.problems[key]), fact
@@ -423,7 +429,7 @@ def test_allowed_problems_are_left_out_or_randomly_initialized(tmp_path, files, 
     assert re.search(r"(?<!\w)1(?!\w)", line)
     num_keys = read_report(run).num_keys
     assert [array for array, n in num_keys.items() if n == 0] == [f"params/{scale} (2, 32)"]
-    leaves, _ = initialize.load_params(str(run))
+    leaves, _ = init_from.load_params(str(run))
     np.testing.assert_array_equal(leaves[scale], np.ones((2, 32)))
 
 

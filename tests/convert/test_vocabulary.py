@@ -9,11 +9,13 @@ import pytest
 import tensorflow as tf
 
 from mmjax import config, evaluate
-from mmjax.data import loader, sources, world
-from mmjax.data.tokenizers import SPECIAL, split_words
+from mmjax.checkpoints.run_dir import RunDir
+from mmjax.data.pipeline import loader
+from mmjax.data.sources import registry as sources
+from mmjax.data.text.tokenizers import SPECIAL, split_words
+from mmjax.data.world import build as world
+from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
-from mmjax.rundir import RunDir
-from mmjax.tasks import DataFacts
 from mmjax.tools import cli
 from tests.convert import published
 from tests.convert.runs import read_report
@@ -172,12 +174,15 @@ def test_data_facts_of_a_config_equal_those_of_its_data():
         text=dict(vocab=f"{directory}/vocab.txt"),
     )
     data = loader.make_train_data(config.plain(cfg.data), batch_size=8, seed=0)
-    real = DataFacts.of(data)
+    real = DataSpec.of(data)
     cfg.data.train = "nowhere"
-    facts = evaluate._facts(cfg)
-    assert facts.vocab_size == real.vocab_size and facts.sample_rate == real.sample_rate == 4000
+    data_spec = evaluate._data_spec(config.resolve(cfg))
+    assert (
+        data_spec.vocab_size == real.vocab_size
+        and data_spec.sample_rate == real.sample_rate == 4000
+    )
     for name in ("video", "audio", "text"):
-        assert (facts.spec[name].shape, facts.spec[name].dtype) == (
+        assert (data_spec.batch[name].shape, data_spec.batch[name].dtype) == (
             real.spec[name].shape,
             real.spec[name].dtype,
         )
@@ -186,4 +191,4 @@ def test_data_facts_of_a_config_equal_those_of_its_data():
         incomplete = cfg.copy_and_resolve_references()
         config.apply(incomplete, [f"--config.data.{key}"])
         with raises(UserError, "nowhere", "mmjax build"):
-            evaluate._facts(incomplete)
+            evaluate._data_spec(incomplete)

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from mmjax.data import dataset, records, schema, tokenizers
+from mmjax.data.storage import dataset, schema, tfrecord
+from mmjax.data.text import tokenizers
 
 FPS, RATE, FRAMES, SIZE = 10.0, 1000.0, 20, 32
 WORDS = ("red", "blue", "circle", "square", "moves", "up")
@@ -40,7 +41,7 @@ def build(folder, count: int = 23, *, shards: int = 2, split: str = "train", pay
     names = [dataset.shard_name(split, shard, shards) for shard in range(shards)]
     bounds = [count * shard // shards for shard in range(shards + 1)]
     for name, first, last in zip(names, bounds, bounds[1:], strict=False):
-        records.write_shard(os.path.join(folder, name), [payload(n) for n in range(first, last)])
+        tfrecord.write_shard(os.path.join(folder, name), [payload(n) for n in range(first, last)])
     vocab = tokenizers.build_word_vocab(WORDS)
     tokenizers.write_word_vocab(os.path.join(folder, "vocab.txt"), vocab)
     fields = dict(

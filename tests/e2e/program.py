@@ -144,7 +144,7 @@ def curve(run_dir: pathlib.Path, name: str = "train/loss") -> dict[int, float]:
 
 def _change_batches(change: Callable[[int, dict], dict]) -> None:
     """Replaces training batches by `change(step, batch)` in this process."""
-    from mmjax.data import loader
+    from mmjax.data.pipeline import loader
 
     original = loader.TrainData.iterate
 

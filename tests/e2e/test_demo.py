@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmjax import tree
-from mmjax.checkpoint import Checkpoints
+from mmjax.checkpoints.manager import Checkpoints
 from tests.e2e import program
 from tests.messages import assert_mentions
 

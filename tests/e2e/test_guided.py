@@ -8,7 +8,9 @@ import signal
 import numpy as np
 import pytest
 
-from mmjax.data import pairs, sources, stored
+from mmjax.data.pairs import positives
+from mmjax.data.pipeline import precomputed_features
+from mmjax.data.sources import registry as sources
 from mmjax.tools import cli
 from tests.e2e import program
 from tests.e2e.test_resume import state_of
@@ -160,7 +162,7 @@ def test_image_features_of_a_run_give_nearest_neighbors(trained, directory, monk
     command = capsys.readouterr().out.splitlines()[-1]  # the one to run next
     assert_mentions(command, f"mmjax neighbours {looks} --modality image --data ")
     assert command.endswith(" --out pairs/looks")
-    features = np.load(stored.features_path(looks, "train", "image"))
+    features = np.load(precomputed_features.features_path(looks, "train", "image"))
     assert features.shape[0] == 64
     arguments = [str(looks), "--modality", "image", "--out", str(neighbors), "--quiet"]
     assert cli.main(["neighbours", *arguments]) == 0
@@ -169,7 +171,7 @@ def test_image_features_of_a_run_give_nearest_neighbors(trained, directory, monk
     assert np.unique(unit.round(4), axis=0).shape[0] > 32  # the encoder has not collapsed
     best = np.load(neighbors / "neighbours.npy")[:, 0]
     np.testing.assert_allclose(cosines[np.arange(64), best], cosines.max(axis=1), atol=1e-5)
-    assert pairs.read_description(neighbors)["dataset"] == "objects"
+    assert positives.read_description(neighbors)["dataset"] == "objects"
 
 
 def test_pairs_of_another_dataset_are_rejected(command, directory, paired):

@@ -6,8 +6,10 @@ import shutil
 import pytest
 
 from mmjax import config, train
-from mmjax.checkpoint import list_steps
-from mmjax.data import loader, records, world
+from mmjax.checkpoints.manager import list_steps
+from mmjax.data.pipeline import loader
+from mmjax.data.storage import tfrecord
+from mmjax.data.world import build as world
 from mmjax.errors import UserError
 from tests.e2e import program
 from tests.e2e.program import RECIPE, STEPS
@@ -129,7 +131,7 @@ def damaged(tmp_path):
     data = loader.make_train_data(section, batch_size=8, seed=0)
     record = int(data.batch_ids(4)["record"][3])
     shard = next(directory.glob("train-*.tfrecord"))
-    offset, length = records.read_index(str(shard))[record]
+    offset, length = tfrecord.read_index(str(shard))[record]
     times = os.stat(shard)
     with open(shard, "r+b") as file:
         file.seek(offset + length // 2)

@@ -4,8 +4,8 @@ import functools
 import json
 import math
 
-from mmjax.checkpoint import list_steps
-from mmjax.data import loader
+from mmjax.checkpoints.manager import list_steps
+from mmjax.data.pipeline import loader
 from tests.e2e import program
 
 ARGUMENTS = (*program.RECIPE, "--model_dir=run", "--config.log_every=2")

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mmjax import config
-from mmjax.tasks import DataFacts
+from mmjax.data_spec import DataSpec
 from mmjax.tools import cli
 from tests.e2e.program import lines_mentioning
 from tests.messages import assert_mentions
@@ -40,9 +40,9 @@ def test_parameters_and_memory_of_published_sizes(size, capsys):
 def test_the_sample_rate_of_the_config_is_used():
     overrides = ["--config.data.audio.sample_rate=16000"]
     cfg = config.load("finetune", "audio:spt_tiny", overrides)
-    assert DataFacts.of_config(cfg).sample_rate == 16_000
+    assert DataSpec.of_config(cfg).sample_rate == 16_000
     cfg = config.load("finetune", "audio:wat_tiny", overrides)
-    assert DataFacts.of_config(cfg).sample_rate == 8000  # every second sample
+    assert DataSpec.of_config(cfg).sample_rate == 8000  # every second sample
 
 
 def test_replicated_parameters_need_the_full_memory_on_each_device(capsys):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import mmjax
-from mmjax import checkpoint, config, tree
-from mmjax.tools import embed
+from mmjax import config, embed, tree
+from mmjax.checkpoints import manager as checkpoint
 from tests.e2e import program
 from tests.e2e.test_resume import state_of
 
@@ -111,7 +111,7 @@ def test_final_table_figure_and_evaluation_job(joined, command, directory):
 
 
 def test_precomputed_features_replace_frozen_towers(clip, joined, command, directory):
-    """The command that computes them is tested in tests/tools/test_embed.py."""
+    """The command that computes them is tested in tests/test_embed.py."""
     overrides = [o for o in SMALL if o.startswith("--config.model")]
     overrides.append("--config.model.touch.num_layers=1")
     cfg = config.load("touch", "demo:frozen,smoke", overrides)
@@ -141,14 +141,14 @@ def test_four_modalities_pretrain_together(command, directory):
     done = command(
         directory,
         "--task=pretrain",
-        "--config=senses:smoke",
-        "--model_dir=senses",
+        "--config=four_modalities:smoke",
+        "--model_dir=four",
         "--config.tensorboard=False",
         *(f"--config.model.{m}.num_layers=1" for m in ("video", "audio", "text", "touch")),
         "--config.loss.weights={'touch_video': 1.0, 'audio_touch': 0.5, 'video_text': 2.0}",
         "--config.evals.probe=None",
     ).check()
-    line = program.metrics_of(directory / "senses")[0]
+    line = program.metrics_of(directory / "four")[0]
     losses = [line[f"train/loss_{pair}"] for pair in ("touch_video", "audio_touch", "video_text")]
     assert "train/loss_touch_text" not in line
     assert line["train/loss"] == pytest.approx(np.dot(losses, [1.0, 0.5, 2.0]) / 3.5, rel=1e-5)

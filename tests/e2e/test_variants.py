@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from mmjax.data import dataset, loader, records, schema, sources
+from mmjax.data.pipeline import loader
+from mmjax.data.sources import registry as sources
+from mmjax.data.storage import dataset, schema, tfrecord
 from tests.e2e import program
 from tests.e2e.program import SMALL
 
@@ -22,7 +24,7 @@ def captionless(tmp_path_factory):
     for example in examples:
         example.captions = []
     shard = dataset.shard_name("train", 0, 1)
-    records.write_shard(str(directory / shard), map(schema.encode, examples))
+    tfrecord.write_shard(str(directory / shard), map(schema.encode, examples))
     dataset.DatasetInfo(
         name="without captions",
         splits={"train": dataset.SplitInfo(num_examples=16, shards=[shard])},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from mmjax.data.tokenizers import WordTokenizer, build_word_vocab, write_word_vocab
+from mmjax.data.text.tokenizers import WordTokenizer, build_word_vocab, write_word_vocab
 from mmjax.errors import UserError
 from mmjax.evals import captions
 from mmjax.evals.zero_shot import classify, zero_shot_weights

@@ -12,8 +12,8 @@ from scipy import special
 
 from mmjax import tree
 from mmjax.errors import UserError
-from mmjax.models.positions import resize_table
-from mmjax.models.towers import build_tower
+from mmjax.models.blocks.positions import resize_table
+from mmjax.models.towers.registry import build_tower
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
 from tests.messages import raises

@@ -10,9 +10,9 @@ from flax import nnx
 
 from mmjax import tree
 from mmjax.errors import UserError
-from mmjax.models import patches
-from mmjax.models.heads import FACHead, JointHead
-from mmjax.models.towers import build_tower
+from mmjax.models.blocks import patches
+from mmjax.models.blocks.heads import FACHead, JointHead
+from mmjax.models.towers.registry import build_tower
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
 from tests.messages import raises

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax import tree
-from mmjax.convert import vatt_names
+from mmjax.convert.vatt import names as vatt_names
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
 

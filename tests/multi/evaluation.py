@@ -6,7 +6,7 @@
 import jax
 
 from mmjax import evaluate
-from mmjax.data import loader
+from mmjax.data.pipeline import loader
 from mmjax.errors import UserError
 from mmjax.evals import make_evaluators
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmjax import distributed, tree
-from mmjax.checkpoint import Checkpoints
+from mmjax.checkpoints.manager import Checkpoints
 from mmjax.errors import UserError
 from tests.messages import raises
 from tests.multi import evaluation

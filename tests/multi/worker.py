@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mmjax import distributed, sharding
-from mmjax.checkpoint import Checkpoints
+from mmjax.checkpoints.manager import Checkpoints
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import fakes  # noqa: E402

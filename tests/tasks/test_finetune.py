@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mmjax import config
-from mmjax.tasks import DataFacts, make_task
+from mmjax.data_spec import DataSpec
+from mmjax.tasks import make_task
 
 TOWER = dict(width=8, num_layers=1, num_heads=1, head_dim=8, mlp_dim=8, dropout_rate=0.0)
 
@@ -20,7 +21,7 @@ def task_of(backbone, **loss):
         "audio": jax.ShapeDtypeStruct((6, 1280), np.float32),
         "label": jax.ShapeDtypeStruct((6, 3), np.float32),
     }
-    return make_task(cfg, DataFacts(spec=spec, num_classes=3, sample_rate=8000))
+    return make_task(cfg, DataSpec(batch=spec, num_classes=3, sample_rate=8000))
 
 
 BATCH = dict(

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mmjax.configs.guided._methods import METHODS, method
 
 from mmjax import config
-from mmjax.configs.guided._methods import METHODS, method
+from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.losses import contrastive, self_supervised
-from mmjax.tasks import DataFacts, make_task
+from mmjax.tasks import make_task
 from tests.messages import assert_mentions, raises
 
 BATCH, SIZE, NUM_TOKENS, TEXT_WIDTH = 6, 16, 5, 7
@@ -91,7 +92,7 @@ def task_of(name="simclr", *, views=None, text=None, augment=None, model=(), **l
     cfg.augment = dict(image=augment if augment is not None else dict())
     cfg.loss = loss or parts["loss"]
     spec = spec_of(views or len(parts["crops"]), text)
-    return make_task(cfg, DataFacts(spec=spec, vocab_size=20))
+    return make_task(cfg, DataSpec(batch=spec, vocab_size=20))
 
 
 def batch_of(views=2, text=None, **changes):
@@ -337,7 +338,7 @@ def test_a_backbone_without_loss_terms_can_only_be_evaluated():
     cfg = config.base()
     cfg.model = dict(image=RESNET)
     cfg.task = "guided"
-    task = make_task(cfg, DataFacts(spec=spec_of(2, None)))
+    task = make_task(cfg, DataSpec(batch=spec_of(2, None)))
     params, extra = init(task)
     assert list(params) == ["image"]
     out = task.predict["features"](params, extra, batch_of(1))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mmjax import config
+from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
-from mmjax.tasks import DataFacts, make_task
+from mmjax.tasks import make_task
 from tests.messages import raises
 
 BATCH, SIZE, NUM_TOKENS = 6, 16, 5
@@ -40,7 +41,7 @@ def task_of(*, spec=SPEC, frozen=(), model=(), augment=(), **loss):
     cfg.augment = dict(augment)
     cfg.loss = loss
     cfg.optimizer = dict(frozen=tuple(frozen))
-    return make_task(cfg, DataFacts(spec=spec, vocab_size=20))
+    return make_task(cfg, DataSpec(batch=spec, vocab_size=20))
 
 
 def batch_of(**changes):

@@ -1,0 +1,1 @@
+"""Recipes: `configs/<task>/<recipe>.py`, importable as `mmjax.configs`."""

@@ -1,0 +1,75 @@
+"""LGSSL's published trainings on RedCaps: ResNet-50, 250,000 steps of 512 pictures or pairs.
+
+    mmjax sentences data/redcaps --encoder st:all-mpnet-base-v2 --out features/redcaps
+    mmjax neighbours features/redcaps --out pairs/redcaps
+    python -m mmjax.main --task=guided --config=lgssl:lgsimclr
+
+The argument names the method: lgsimclr, lgsimsiam or lgslip, which need the pairs, or simclr,
+simsiam, nnclr, swav, clip, declip, slip; clip_sbert takes the features of the captions
+(--config.data.text.features=features/redcaps). docs/guided.md says how the data are made. LGSSL's
+evaluation, beside the training or after it:
+
+    python -m mmjax.main --task=guided --mode=eval --evals=suite \
+        --model_dir=runs/guided-lgssl-lgsimclr
+"""
+
+from mmjax.configs.guided._methods import METHODS, method
+
+from mmjax import config
+
+_TEXT = dict(name="clip_text_b", projection=0, activation="quick_gelu")
+
+
+def get_config(arg: str = "lgsimclr"):
+    """`arg`: a method; 'exempt': norms, biases and scales do not decay, as LGSSL intended;
+    'fixed_blur': kornia's blur until 0.6.9, as its runs had; with commas between."""
+    words = config.variants(arg, *METHODS, "exempt", "fixed_blur")
+    name = config.only(words, METHODS, "lgsimclr", what="method")
+    parts = method(name, fixed_blur="fixed_blur" in words)
+    cfg = config.base()
+    cfg.task = "guided"
+    cfg.seed = 8
+    cfg.batch_size = 512
+    cfg.total_steps = 250_000
+    cfg.log_every = 50
+    cfg.checkpoint = dict(every=25_000, keep=10)
+    text = dict(candidates=1, sample="first")
+    if parts["text"] == "tower":
+        text |= dict(tokenizer="clip", max_words=77)
+    cfg.data = dict(
+        train="data/redcaps",
+        split="train",
+        corrupt="skip",
+        max_corrupt=100_000,
+        image=dict(size=224, crops=parts["crops"], antialias=False),
+        pairs=dict(path="pairs/redcaps") if parts["pairs"] else None,
+        text=text if parts["text"] else None,
+    )
+    if parts["text"] == "features":
+        cfg.data.text.features = "features/redcaps"
+    backbone = dict(name="resnet50", zero_init_last=name in ("simsiam", "lgsimsiam"))
+    cfg.model = dict(
+        image=backbone,
+        text=_TEXT if parts["text"] == "tower" else None,
+        text_features=768 if parts["text"] == "features" else 0,  # all-mpnet-base-v2's
+        heads=parts["heads"],
+        prototypes=parts["prototypes"],
+        dtype="bfloat16",
+    )
+    cfg.augment = dict(image=parts["augment"])
+    cfg.loss = parts["loss"]
+    cfg.optimizer = dict(
+        name="adamw",
+        weight_decay=0.01,
+        weight_decay_exclude=("(^|/)(bias|scale)$",) if "exempt" in words else (),
+        schedule=dict(
+            name="cosine",
+            base=1e-3,
+            per_examples=512,
+            warmup_from=1e-5,
+            warmup_steps=4999,
+            hold_steps=1,
+            end=1e-6,
+        ),
+    )
+    return cfg

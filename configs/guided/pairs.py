@@ -1,0 +1,65 @@
+"""Your own captioned pictures: a small ResNet on one machine, on pairs by their captions or not.
+
+    mmjax import captions --media PICTURES --out pictures.jsonl
+    mmjax build --csv pictures.jsonl --media-root PICTURES --out data/pictures --size 256
+    mmjax sentences data/pictures --encoder all-MiniLM-L6-v2 --out features/pictures
+    mmjax neighbours features/pictures --data data/pictures --out pairs/pictures
+    python -m mmjax.main --task=guided --config=pairs
+
+The first four lines make what the last one reads: a folder of pictures with captions beside them
+(docs/datasets/captions.md), embeddings of the captions (docs/sentences.md) and the nearest of them
+(docs/neighbours.md). The argument names the method, as of --config=lgssl: `pairs:simclr` is the
+baseline that needs no captions, and only the first two lines. docs/guided.md has figures.
+
+How good the features are needs labelled pictures, yours or a published set, beside the training or
+after it (docs/image_sets.md):
+
+    python -m mmjax.main --task=guided --mode=eval --model_dir=runs/guided-pairs \
+        --evals=suite:cifar10
+"""
+
+from mmjax.configs.guided._methods import METHODS, method
+
+from mmjax import config
+
+
+def get_config(arg: str = "lgsimclr"):
+    """`arg`: a method; with 'resnet50' after a comma, that backbone on 224 pixels."""
+    words = config.variants(arg, *METHODS, "resnet50")
+    large = "resnet50" in words
+    name = config.only(words, METHODS, "lgsimclr", what="method")
+    size = 224 if large else 64
+    sizes = dict(blur_kernel=15) if large else dict(hidden=512, bank_size=4096, blur_kernel=5)
+    parts = method(name, **sizes)
+    cfg = config.base()
+    cfg.task = "guided"
+    cfg.batch_size = 256
+    cfg.total_steps = 20_000
+    cfg.log_every = 50
+    cfg.checkpoint = dict(every=1000, keep=2)
+    cfg.data = dict(
+        train="data/pictures",
+        split="train",
+        image=dict(size=size, crops=parts["crops"]),
+        pairs=dict(path="pairs/pictures") if parts["pairs"] else None,
+        text=dict(candidates=1, max_words=32, sample="random") if parts["text"] else None,
+    )
+    if parts["text"] == "features":
+        cfg.data.text.features = "features/pictures"
+    words_tower = dict(name="clip_text_b", num_layers=4, context_length=32)
+    cfg.model = dict(
+        image="resnet50" if large else dict(name="resnet18", projection=0),
+        text=words_tower if parts["text"] == "tower" else None,
+        text_features=384 if parts["text"] == "features" else 0,  # all-MiniLM-L6-v2's
+        heads=parts["heads"],
+        prototypes=parts["prototypes"],
+    )
+    cfg.augment = dict(image=parts["augment"])
+    cfg.loss = parts["loss"]
+    cfg.optimizer = dict(
+        name="adamw",
+        weight_decay=0.01,
+        weight_decay_exclude=("bias$", "scale$"),
+        schedule=dict(name="cosine", base=1e-3, per_examples=512, warmup_steps=500),
+    )
+    return cfg

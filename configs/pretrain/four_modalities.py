@@ -1,0 +1,28 @@
+"""Four modalities pretrained together in miniature: video, audio, text and touch.
+
+    python -m mmjax.main --task=pretrain --config=four_modalities
+
+The demo of tx_fac with a touch tower beside the others and a head that compares any two of them.
+`--config.loss.weights` says which pairs learn, and how much each counts:
+`--config.loss.weights="{'video_touch': 1.0, 'text_touch': 0.5}"`.
+"""
+
+from mmjax import config
+from mmjax.configs.pretrain import demo
+
+
+def get_config(arg: str = ""):
+    """`arg`: 'smoke' for two steps on the tiny world, which tests use."""
+    smoke = "smoke" in config.variants(arg, "smoke")
+    cfg = demo.get_config("smoke" if smoke else "")
+    cfg.data.touch = dict(size=32)
+    cfg.model.touch = dict(name="touch_tiny", num_layers=2)
+    cfg.model.head = dict(name="joint", joint=128)
+    cfg.loss.weights = dict(video_text=1.0, video_audio=1.0, video_touch=1.0, touch_text=1.0)
+    clips = dict(data=cfg.data.train, batch_size=cfg.batch_size)
+    cfg.evals = dict(
+        retrieval=dict(type="retrieval", query=("text", "audio", "touch"), target="video", **clips),
+        retrieval_touch=dict(type="retrieval", query="touch", target="text", **clips),
+        probe=dict(type="linear_probe", feature=("video", "audio", "touch"), **clips),
+    )
+    return cfg

@@ -1,0 +1,183 @@
+"""Lists of pairs as LGSSL publishes them, and folders of pairs: `mmjax pairs`.
+
+A list is JSON, `[[[folder, id], [folder, id], similarity], …]` with an optional ratio at the end of
+an entry: for a picture folder/id.jpg, the picture whose caption is nearest (El Banani et al. 2023,
+Learning Visual Representations via Language-Guided Sampling, arXiv 2302.12248).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmjax.data.pairs.scopes import folder_of
+from mmjax.errors import UserError
+
+
+def add(commands) -> None:
+    """Adds the command `pairs`."""
+    p = commands.add_parser(
+        "pairs",
+        help="turn a list of pairs of LGSSL's kind into a folder of pairs, or back",
+        description="Reads LIST.json, [[[folder, id], [folder, id], similarity], …], finds the "
+        "records folder/id.* of a dataset, and writes the folder that data.pairs.path takes. Given "
+        "such a folder, it writes the list.",
+    )
+    p.add_argument("source", metavar="LIST.json|PAIRS", help="what to read")
+    p.add_argument("--data", required=True, metavar="DATASET", help="whose records they are")
+    p.add_argument("--out", required=True, metavar="PAIRS|LIST.json", help="what to write")
+    p.add_argument("--split", default="train", help="of the dataset (train)")
+    p.add_argument(
+        "--min-similarity", type=float, default=-1.0, metavar="S", help="leave out pairs below (-1)"
+    )
+    p.add_argument(
+        "--min-ratio", type=float, metavar="R", help="leave out pairs whose ratio is below (none)"
+    )
+    p.set_defaults(run=_run)
+
+
+def _run(args) -> int:
+    from mmjax.data.pairs import positives
+    from mmjax.data.sources import captions
+    from mmjax.data.sources import registry as sources
+
+    source = sources.open_source(args.data, split=args.split)
+    numbers = range(source.num_examples)
+    names = [record_name(file) for _, file in captions.read_contexts(source, numbers)]
+    if os.path.isdir(args.source):
+        if args.min_ratio is not None:
+            raise UserError("--min-ratio is for lists: folders of pairs have no ratios.")
+        found = positives.open_pairs(args.source, source=source, split=args.split)
+        entries = to_list(found.neighbours, found.similarity, names, least=args.min_similarity)
+        try:
+            with open(args.out, "w", encoding="utf-8") as file:
+                json.dump(entries, file, ensure_ascii=False)
+        except OSError as error:
+            raise UserError(f"{args.out} cannot be written: {error}.") from error
+        print(f"{args.out}: {len(entries)} pairs of {source.num_examples} records.")
+        return 0
+    neighbours, similarity, counts = from_list(
+        read_list(args.source),
+        names,
+        least=args.min_similarity,
+        least_ratio=args.min_ratio,
+        where=args.source,
+    )
+    paired = int((neighbours[:, 0] >= 0).sum())
+    told = (
+        f"{paired} of {source.num_examples} records have a neighbour. Of {counts['entries']} "
+        f"entries, {counts['missing']} name a record that {source.name} has not, "
+        f"{counts['below']} are below the thresholds."
+    )
+    if not paired:
+        raise UserError(
+            f"{args.source} fits no record of {source.name}, so nothing is written: {told} Entries "
+            f"name folder/id of a file; the dataset's first is {'/'.join(names[0])}."
+        )
+    positives.write_pairs(
+        args.out,
+        neighbours,
+        similarity,
+        dataset=source.info.name,
+        split=args.split,
+        made={"of": os.path.basename(args.source), "min_similarity": args.min_similarity} | counts,
+    )
+    print(f"{args.out}: {told}")
+    return 0
+
+
+def record_name(filename: str) -> tuple[str, str]:
+    """(folder, id) of a record's file, folder/id.jpg; an id ends before its first dot."""
+    return folder_of(filename), os.path.basename(filename).split(".")[0]
+
+
+def read_list(path: str) -> list[Any]:
+    """The entries of a list of pairs.
+
+    Raises:
+      UserError: no such file, or it is no list.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            entries = json.load(file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is no list of pairs [[folder, id], [folder, id], similarity].")
+    return entries
+
+
+def from_list(
+    entries: Sequence[Any],
+    names: Sequence[tuple[str, str]],
+    *,
+    least: float = -1.0,
+    least_ratio: float | None = None,
+    where: str = "The list",
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """(neighbours int32 [N, K], similarity float32 [N, K], counts), best first.
+
+    Args:
+      entries: of a list; several of one source are several neighbours.
+      names: (folder, id) of each record.
+      least: pairs of a smaller similarity are left out.
+      least_ratio: pairs of a smaller ratio are; an entry without one has 1.
+      where: the file, for messages.
+
+    Raises:
+      UserError: an entry that is none, or two records of one name.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    if len(numbers) < len(names):
+        twice = next(name for number, name in enumerate(names) if numbers[name] != number)
+        raise UserError(f"Two records are called {'/'.join(twice)}: pairs cannot tell them apart.")
+    found: dict[int, dict[int, float]] = {}  # by source and target
+    missing = below = 0
+    for number, entry in enumerate(entries):
+        try:
+            (folder, one), (other_folder, other), value, *ratio = entry
+            value, (ratio,) = float(value), map(float, ratio or [1.0])
+            source, target = (
+                numbers.get((str(f), str(i))) for f, i in ((folder, one), (other_folder, other))
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{where}: entry {number} is not [[folder, id], [folder, id], similarity] with an "
+                f"optional ratio: {json.dumps(entry)[:120]}."
+            ) from error
+        if source is None or target is None:
+            missing += 1
+        elif not (value >= least and (least_ratio is None or ratio >= least_ratio)):
+            below += 1
+        elif source != target:
+            others = found.setdefault(source, {})
+            others[target] = max(value, others.get(target, value))
+    width = max(map(len, found.values()), default=1)
+    neighbours = np.full((len(names), width), -1, np.int32)
+    similarity = np.zeros((len(names), width), np.float32)
+    for source, others in found.items():
+        best = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
+        for place, (target, value) in enumerate(best):
+            neighbours[source, place], similarity[source, place] = target, value
+    return neighbours, similarity, {"entries": len(entries), "missing": missing, "below": below}
+
+
+def to_list(
+    neighbours: np.ndarray,
+    similarity: np.ndarray,
+    names: Sequence[tuple[str, str]],
+    *,
+    least: float = -1.0,
+) -> list[list[Any]]:
+    """The entries of a list, of records in order; arguments as in `from_list`."""
+    rows, places = np.nonzero((neighbours >= 0) & (similarity >= least))
+    return [
+        [list(names[row]), list(names[neighbours[row, place]]), float(similarity[row, place])]
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True)
+    ]

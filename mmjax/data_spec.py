@@ -1,0 +1,94 @@
+"""What a task needs to know about its data before it builds a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """Shapes and sizes of a training batch.
+
+    Attributes:
+      batch: {field: abstract array} of a global training batch.
+      vocab_size: Size of the tokenizer's vocabulary; None without text.
+      num_classes: Number of classes; None without labels.
+      sample_rate: Sample rate of the audio in Hz, after striding; None without audio.
+    """
+
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    vocab_size: int | None = None
+    num_classes: int | None = None
+    sample_rate: float | None = None
+
+    @classmethod
+    def of(cls, data: Any) -> DataSpec:
+        """Returns the spec of the result of `mmjax.data.pipeline.loader.make_train_data`."""
+        return cls(
+            batch={
+                name: jax.ShapeDtypeStruct((data.batch_size, *field.shape[1:]), field.dtype)
+                for name, field in data.spec.items()
+            },
+            vocab_size=data.tokenizer.vocab_size if data.tokenizer is not None else None,
+            num_classes=data.num_classes,
+            sample_rate=data.sample_rate,
+        )
+
+    @classmethod
+    def of_config(cls, cfg: Config, *, num_classes: int | None = None) -> DataSpec:
+        """Returns the spec that follows from the config, without opening a dataset.
+
+        Only the headers of precomputed features are read. The vocabulary is assumed to fill the
+        model's token embedding, and audio without a sample rate to have 48 kHz.
+
+        Args:
+          cfg: A resolved config.
+          num_classes: Number of classes if the config does not set it.
+        """
+        from mmjax.data.pipeline import precomputed_features  # these import TensorFlow
+        from mmjax.data.pipeline.config import parse_config
+
+        data, batch_size = parse_config(cfg.data), cfg.batch_size
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+        if data.video:
+            frames = (data.video.num_frames, data.video.size, data.video.size, 3)
+            shapes |= {"video": (frames, "uint8"), "video_mask": ((), "float32")}
+        if data.audio:
+            shapes |= {
+                "audio": ((data.audio.num_samples,), "float32"),
+                "audio_mask": ((), "float32"),
+            }
+        if data.text:
+            tokens = (data.text.candidates, data.text.max_words)
+            shapes |= {"text": (tokens, "int32"), "text_mask": (tokens[:1], "float32")}
+        for name in ("image", "touch"):
+            if options := getattr(data, name):
+                views = (len(options.crops),) if getattr(options, "crops", ()) else ()
+                pixels = ((*views, options.size, options.size, 3), "uint8")
+                shapes |= {name: pixels, f"{name}_mask": ((), "float32")}
+        if data.touch and data.touch.background:
+            shapes["touch_background"] = shapes["touch"]
+        for name in ("image", "text", "touch"):
+            if directories := getattr(getattr(data, name), "features", ""):
+                lead = shapes[f"{name}_mask"][0]
+                width = precomputed_features.width_of(directories, data.split, name)
+                shapes[name] = ((*lead, width), "float32")
+        classes = None
+        if data.label:
+            classes = data.label.num_classes or num_classes or 2
+            shapes["label"] = ((classes,), "float32") if data.label.multi_label else ((), "int32")
+        return cls(
+            batch={
+                name: jax.ShapeDtypeStruct((batch_size, *shape), np.dtype(dtype))
+                for name, (shape, dtype) in shapes.items()
+            },
+            num_classes=classes,
+            sample_rate=data.audio.rate(data.audio.sample_rate or 48_000) if data.audio else None,
+        )

@@ -1,0 +1,131 @@
+"""The classifier that VATT's published code trains on frozen features.
+
+Dense(128, no activation) → Dropout(0.9) → Dense(C, softmax) with an L2 penalty of 0.1 on the last
+kernel; Keras' Adam at 5e-4, categorical cross entropy, batches of 64 (the last, smaller one too),
+1000 epochs in a new order each. The whole training is one compiled program.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mmjax import optim
+from mmjax.evals.probes.logistic import Linear
+
+_HIDDEN, _DROPOUT, _PENALTY, _RATE, _BATCH = 128, 0.9, 0.1, 5e-4, 64
+
+Params = dict[str, dict[str, jax.Array]]
+
+
+def init(key: jax.Array, num_features: int, num_classes: int) -> Params:
+    """{'hidden', 'classes'}, each with `kernel` (Glorot, normal) and `bias` 0."""
+    keys = jax.random.split(key)
+    glorot = jax.nn.initializers.glorot_normal()
+    return {
+        name: {"kernel": glorot(one, shape), "bias": jnp.zeros(shape[1])}
+        for name, one, shape in (
+            ("hidden", keys[0], (num_features, _HIDDEN)),
+            ("classes", keys[1], (_HIDDEN, num_classes)),
+        )
+    }
+
+
+def loss(
+    params: Params, x: jax.Array, labels: jax.Array, weight: jax.Array, noise: jax.Array
+) -> jax.Array:
+    """Mean cross entropy of a batch, and the penalty.
+
+    Args:
+      params: of `init`.
+      x: [B, D]; labels: int [B]; weight: [B], 0 for padding.
+      noise: [B, 128] factors of the hidden units, of `dropout`.
+    """
+    hidden = _dense(params["hidden"], x) * noise
+    logits = _dense(params["classes"], hidden)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    penalty = _PENALTY * jnp.sum(params["classes"]["kernel"] ** 2)
+    return jnp.sum(weight * losses) / jnp.sum(weight) + penalty
+
+
+def dropout(key: jax.Array, rows: int, rate: float) -> jax.Array:
+    """Factors [rows, 128]: 0 with probability `rate`, else 1 / (1 - rate)."""
+    if not rate:
+        return jnp.ones((rows, _HIDDEN))
+    return jax.random.bernoulli(key, 1.0 - rate, (rows, _HIDDEN)) / (1.0 - rate)
+
+
+@functools.partial(jax.jit, static_argnames=("epochs", "rate", "shuffle"))
+def train(
+    params: Params,
+    x: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    *,
+    epochs: int,
+    rate: float = _DROPOUT,
+    shuffle: bool = True,
+) -> Params:
+    """The parameters after so many epochs.
+
+    Args:
+      params: to start from.
+      x: [N, D]; labels: int [N].
+      key: of orders and dropout.
+      epochs: passes over the examples.
+      rate: of dropout.
+      shuffle: a new order in every epoch, else that of x.
+    """
+    count = len(x)
+    steps = -(-count // _BATCH)
+    tx = optim.keras_adam(optim.constant(base=_RATE))
+
+    def epoch(carry, number):
+        order_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
+        order = jax.random.permutation(order_key, count) if shuffle else jnp.arange(count)
+        order = jnp.pad(order, (0, steps * _BATCH - count), constant_values=count)
+
+        def step(carry, inputs):
+            params, state = carry
+            rows, number = inputs
+            real = rows < count
+            rows = jnp.minimum(rows, count - 1)
+            noise = dropout(jax.random.fold_in(noise_key, number), _BATCH, rate)
+            grads = jax.grad(loss)(params, x[rows], labels[rows], real.astype(x.dtype), noise)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, carry, (order.reshape(steps, _BATCH), jnp.arange(steps)))
+
+    (params, _), _ = jax.lax.scan(epoch, (params, tx.init(params)), jnp.arange(epochs))
+    return params
+
+
+def fit(x: np.ndarray, labels: np.ndarray, *, num_classes: int, epochs: int, seed: int) -> Linear:
+    """The trained classifier; without dropout, its two layers are one linear map.
+
+    Args:
+      x: [N, D]; labels: int [N].
+      num_classes: C.
+      epochs: passes over the examples.
+      seed: of initialisation, orders and dropout.
+    """
+    init_key, key = jax.random.split(jax.random.key(seed))
+    params = init(init_key, x.shape[1], num_classes)
+    params = train(params, jnp.asarray(x), jnp.asarray(labels), key, epochs=epochs)
+    hidden, classes = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), (params["hidden"], params["classes"])
+    )
+    return Linear(
+        (hidden["kernel"] @ classes["kernel"]).astype(np.float32),
+        (hidden["bias"] @ classes["kernel"] + classes["bias"]).astype(np.float32),
+    )
+
+
+def _dense(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    # Accelerators would round the factors to TF32 or bfloat16.
+    return jnp.matmul(x, params["kernel"], precision=jax.lax.Precision.HIGHEST) + params["bias"]

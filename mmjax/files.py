@@ -1,0 +1,73 @@
+"""Atomic writes: a file or directory has its final name only when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import IO, Any, Literal
+
+
+def partial_path(path: str | os.PathLike) -> pathlib.Path:
+    """Returns the hidden name, unique to this process, under which `path` is prepared."""
+    path = pathlib.Path(path)
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a path to prepare a file or directory at, and renames it to `path` on success.
+
+    After an exception nothing is left, and an earlier file at `path` is unchanged. A directory
+    replaces no other directory: `path` must not exist.
+
+    Args:
+      path: The final path. Its parent directory is created.
+    """
+    path, partial = pathlib.Path(path), partial_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        remove(partial)
+
+
+@contextlib.contextmanager
+def atomic_open(path: str | os.PathLike, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """Opens a file for writing that appears at `path` when the block ends without an exception.
+
+    Its bytes are on disk before it gets its name, so a crash leaves the old or the new content.
+
+    Args:
+      path: The final path. Its parent directory is created.
+      mode: 'w' for UTF-8 text with unchanged newlines, or 'wb' for bytes.
+    """
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    with atomic_path(path) as partial, open(partial, mode, **text) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_open(path) as file:
+        file.write(text)
+
+
+def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 2) -> None:
+    """Writes a value as JSON atomically, with a newline at the end."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Removes a file or a directory with its content; does nothing if it does not exist."""
+    path = pathlib.Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,105 @@
+"""CLIP's text towers, `clip_text_*`; its pictures' towers are `clip_vit_*` of `mmjax.models.towers.vit`.
+
+Sources: CLIP (Radford et al. 2021), sizes as in its published code and in OpenCLIP; `tiny` is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.errors import UserError
+from mmjax.models.blocks.patches import SIZES
+from mmjax.models.blocks.transformer import Encoder, EncoderConfig
+
+
+class ClipText(nnx.Module):
+    """Ids + positions → causal encoder → the token at the end of the text → projection.
+
+    The end is the last id that is not 0: ids 0 behind it are padding, which a causal encoder hides
+    from all tokens before. Texts of nothing but zeros are pooled at their first id.
+
+    Args:
+      encoder: options of the encoder.
+      vocab_size: rows of the table of tokens.
+      context_length: rows of the table of positions, the most ids that a text may have.
+      projection: width of a dense layer on the pooled features; 0 for none.
+      rngs: for initialisation.
+    """
+
+    input_ndim = 1
+
+    def __init__(
+        self,
+        *,
+        encoder: EncoderConfig,
+        vocab_size: int = 49408,
+        context_length: int = 77,
+        projection: int = 512,
+        rngs: nnx.Rngs,
+    ):
+        width, dtype = encoder.width, encoder.param_dtype
+        self.cfg = encoder
+        self.out_features = projection or width
+        token_init, position_init = nnx.initializers.normal(0.02), nnx.initializers.normal(0.01)
+        self.token_embedding = nnx.Param(token_init(rngs.params(), (vocab_size, width), dtype))
+        self.positions = nnx.Param(position_init(rngs.params(), (context_length, width), dtype))
+        self.encoder = Encoder(encoder, rngs=rngs)
+        if projection:
+            exact = dataclasses.replace(encoder, dtype="float32")
+            self.projection = exact.linear(width, projection, use_bias=False, rngs=rngs)
+
+    def __call__(
+        self, ids: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Encodes int ids [N, W].
+
+        Args:
+          ids: with their start and end, then zeros.
+          key: randomness of dropout; None for none (evaluation).
+
+        Returns:
+          Pooled features, float32 [N, out_features], and the encoder's tokens [N, W, width].
+
+        Raises:
+          UserError: more ids than positions.
+        """
+        self._check(ids.shape[1:])
+        length = ids.shape[1]
+        tokens = jnp.take(self.token_embedding[...], ids, axis=0).astype(self.cfg.dtype)
+        tokens = tokens + self.positions[:length].astype(tokens.dtype)
+        tokens = self.encoder(tokens, causal=True, key=key)
+        end = jnp.max(jnp.where(ids != 0, jnp.arange(length), 0), axis=1)
+        pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+        return self.projection(pooled) if hasattr(self, "projection") else pooled, tokens
+
+    def _check(self, shape: Sequence[int]) -> None:
+        if shape[0] > len(self.positions):
+            raise UserError(
+                f"Texts of {shape[0]} ids came to a tower for {len(self.positions)}; lower "
+                "data.text.max_words or raise context_length (model.text)."
+            )
+
+    def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
+        """Forward operations for ids of this shape, (W,); scores count whole, not their half."""
+        del train  # no token is dropped
+        self._check(shape)
+        total = self.cfg.flops(shape[0])
+        if hasattr(self, "projection"):
+            total += 2.0 * self.cfg.width * self.out_features
+        return total
+
+
+_TEXT: dict[str, Any] = dict(epsilon=1e-5, kernel_init="clip", dropout_rate=0.0)
+CONFIGS: dict[str, dict[str, Any]] = {
+    "clip_text_l14": dict(_TEXT, **SIZES["base"], projection=768),
+    "clip_text_b": dict(_TEXT, width=512, mlp_dim=2048, num_layers=12, num_heads=8, projection=512),
+    "clip_text_tiny": dict(
+        _TEXT, **SIZES["tiny"], vocab_size=2048, context_length=32, projection=128
+    ),
+}

@@ -1,0 +1,69 @@
+"""Reaction to training steps whose loss or gradient is not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from absl import logging
+
+from mmjax.errors import UserError
+
+
+class NonfiniteGuard:
+    """Stops training at a step that is not finite, or skips it, and records its batch.
+
+    Args:
+      directory: The run directory, where records are written.
+      batch_ids: Step -> {name: array} that identify the examples of its batch.
+      policy: 'stop' or 'skip'.
+      limit: Number of skipped steps after which training stops.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        batch_ids: Callable[[int], Mapping[str, np.ndarray]],
+        policy: str,
+        limit: int,
+    ):
+        self._directory, self._batch_ids = directory, batch_ids
+        self._policy, self._limit, self._count = policy, limit, 0
+
+    def accepts(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Returns whether the metrics of a step are finite and may be used.
+
+        Raises:
+          UserError: The policy is 'stop', or more than `limit` steps were skipped.
+        """
+        if not metrics["nonfinite"]:
+            return True
+        self._count += 1
+        path = self._directory / f"nonfinite_step_{step}.json"
+        record = {
+            "step": step,
+            "metrics": {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()},
+            "batch_ids": {k: v.tolist() for k, v in self._batch_ids(step).items()},
+        }
+        if jax.process_index() == 0:
+            path.write_text(json.dumps(record))
+        values = f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']} at step {step}"
+        if self._policy == "stop":
+            raise UserError(
+                f"Training stopped because a step is not finite: {values}. The examples of its "
+                f"batch are listed in {path}; the last checkpoint precedes it. Lower the learning "
+                "rate, clip gradients, or skip such steps with --config.nan_policy=skip."
+            )
+        if self._count > self._limit:
+            raise UserError(
+                f"{self._count} steps were not finite, more than config.nan_limit={self._limit}. "
+                f"The last one: {values}. The examples of its batch are listed in {path}. Lower "
+                "the learning rate or clip gradients."
+            )
+        logging.warning("Skipped a step that is not finite (%d so far): %s", self._count, values)
+        return False

@@ -1,0 +1,240 @@
+"""The Transformer encoder, attention, dropout and stochastic depth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.special import erf, expit
+
+from mmjax.errors import UserError
+from mmjax.models.blocks.attention import attend
+from mmjax.models.blocks.initializers import token_init
+from mmjax.models.blocks.noise import dropout
+from mmjax.models.blocks.transformer import Encoder, EncoderConfig
+from tests.messages import raises
+
+SIZE = dict(num_layers=2, width=16, num_heads=2, head_dim=4, mlp_dim=24)
+
+
+def _encoder(**options):
+    cfg = EncoderConfig(**{**SIZE, "dropout_rate": 0.0, **options})
+    return jax.jit(lambda: Encoder(cfg, rngs=nnx.Rngs(0)))()
+
+
+def _perturbed(module):
+    """Returns the module with noise added, so that no parameter is exactly 0 or 1."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: jnp.asarray(np.asarray(x) + rng.normal(0, 0.3, x.shape).astype(x.dtype)), module
+    )
+
+
+def _numpy_encoder(module, x, *, bias=0.0, mask=None, causal=False):
+    """Reference encoder in float64 NumPy, layer by layer."""
+    cfg = module.cfg
+    params = nnx.to_pure_dict(nnx.state(module))
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+
+    def norm(p, x):
+        if "bias" in p:
+            x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.epsilon)
+        return x * p["scale"] + p.get("bias", 0)
+
+    def dense(p, x):
+        return x @ p["kernel"] + p.get("bias", 0)
+
+    def attention(p, x):
+        q, k, v = (
+            dense(p[n], x).reshape(*x.shape[:2], cfg.num_heads, cfg.head_dim).swapaxes(1, 2)
+            for n in ("query", "key", "value")
+        )
+        scores = q @ k.swapaxes(2, 3) * (cfg.head_dim**-0.5 if cfg.scale_attention else 1) + bias
+        if mask is not None:
+            scores = np.where(mask[:, None, None, :], scores, -np.inf)
+        if causal:
+            scores[..., *np.triu_indices(x.shape[1], 1)] = -np.inf
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        return dense(p["out"], (weights @ v).swapaxes(1, 2).reshape(*x.shape[:2], -1))
+
+    def feed_forward(p, x):
+        h = dense(p["up"], x)
+        gelu = h * (1 + erf(h / np.sqrt(2))) / 2
+        quick_gelu = h * expit(1.702 * h)
+        h = {"relu": np.maximum(h, 0), "swish": h * expit(h), "quick_gelu": quick_gelu}.get(
+            cfg.activation, gelu
+        )
+        return dense(p["down"], h * dense(p["gate"], x) if "gate" in p else h)
+
+    for i in range(cfg.num_layers):
+        p = jax.tree.map(lambda a, i=i: a[i], params["layers"])
+        if cfg.pre_norm:
+            x = x + attention(p["attention"], norm(p["attention_norm"], x))
+            x = x + feed_forward(p["mlp"], norm(p["mlp_norm"], x))
+        else:
+            x = norm(p["attention_norm"], x + attention(p["attention"], x))
+            x = norm(p["mlp_norm"], x + feed_forward(p["mlp"], x))
+    return norm(params["final_norm"], x) if "final_norm" in params else x
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(pre_norm=False, activation="relu"),
+        dict(activation="geglu", use_bias=False),
+        dict(activation="swish", scale_attention=False, attention_norm="rms", final_norm="rms"),
+        dict(activation="quick_gelu", final_norm="none", kernel_init="clip"),
+    ],
+)
+@pytest.mark.parametrize("causal", [False, True])
+def test_encoder_equals_numpy_reference(options, causal):
+    module = _perturbed(_encoder(**options))
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 5, 16)).astype(np.float32)
+    bias = rng.normal(size=(1, 2, 5, 5)).astype(np.float32)
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]], bool)
+    actual = jax.jit(lambda m: m(x, bias=bias, key_mask=mask, causal=causal))(module)
+    expected = _numpy_encoder(module, x.astype(np.float64), bias=bias, mask=mask, causal=causal)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_masked_tokens_do_not_affect_the_output():
+    module = _perturbed(_encoder())
+    x = np.random.default_rng(0).normal(size=(1, 4, 16)).astype(np.float32)
+    padded = np.concatenate([x, np.full((1, 2, 16), 7, np.float32)], axis=1)
+    mask = np.array([[1, 1, 1, 1, 0, 0]], bool)
+    run = jax.jit(lambda module, x, mask=None: module(x, key_mask=mask))
+    np.testing.assert_allclose(run(module, padded, mask)[:, :4], run(module, x), atol=1e-5)
+
+
+def test_remat_and_unrolling_do_not_change_loss_or_gradients():
+    x = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+
+    def results(**options):
+        module = _perturbed(_encoder(**options))
+
+        def loss(module):
+            return (module(x) ** 2).sum()
+
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(module))
+
+    plain = results()
+    for options in (dict(remat="full"), dict(remat="dots"), dict(scan_unroll=0)):
+        for a, b in zip(plain, results(**options), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_remat_reduces_the_residuals_kept_for_the_backward_pass():
+    x = jnp.ones((2, 5, 16))
+
+    def num_residuals(remat):
+        module = _encoder(remat=remat)
+        backward = jax.eval_shape(lambda m: jax.vjp(lambda m: m(x), m)[1], module)
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+    assert num_residuals("full") < num_residuals("dots") < num_residuals("none")
+
+
+def test_program_size_does_not_grow_with_depth():
+    x = jnp.ones((1, 5, 16))
+
+    def lines(depth):
+        module = _encoder(num_layers=depth, dropout_rate=0.1)
+        grad = jax.grad(lambda m: m(x, key=jax.random.key(0)).sum())
+        return jax.jit(grad).lower(module).as_text().count("\n")
+
+    assert lines(6) == lines(18)
+
+
+def test_dropout_preserves_the_mean_and_is_removed_when_off():
+    x = jnp.ones((100, 100))
+    y = np.asarray(dropout(x, 0.3, jax.random.key(0)))
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7], rtol=1e-6)
+    assert abs(y.mean() - 1) < 0.03
+    assert dropout(x, 0.0, jax.random.key(0)) is x
+    assert dropout(x, 0.3, None) is x
+    module = _encoder()
+    without = jax.make_jaxpr(lambda x: module(x, key=jax.random.key(0)))(x[None, :5, :16])
+    assert "random_bits" not in str(without)
+
+
+def test_bfloat16_attention_computes_its_softmax_in_float32():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 300, 1, 8)), jnp.bfloat16) for _ in range(3))
+    half = attend(q, k, v, scale=1.0)
+    full = attend(*(x.astype(jnp.float32) for x in (q, k, v)), scale=1.0)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.01)
+    with raises(UserError, "attention_impl", "cudnn", "attention_dropout_rate=0"):
+        attend(q, k, v, scale=1.0, impl="cudnn", dropout_rate=0.1, dropout_key=jax.random.key(0))
+
+
+def test_attention_equals_jax():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 7, 3, 4)), jnp.float32) for _ in range(3))
+    bias = jnp.asarray(rng.normal(size=(1, 3, 7, 7)), jnp.float32)
+    mask = jnp.asarray(rng.random((2, 1, 1, 7)) < 0.7).at[..., 0].set(True)
+    expected = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=0.5)
+    np.testing.assert_allclose(
+        attend(q, k, v, bias=bias, mask=mask, scale=0.5), expected, atol=1e-5
+    )
+    expected = jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=0.5)
+    np.testing.assert_allclose(attend(q, k, v, causal=True, scale=0.5), expected, atol=1e-5)
+
+
+def _counting_encoder(**options):
+    """Returns an encoder in which sublayer i of layer n adds 1 to feature 2 · n + i."""
+    module = _encoder(**{**SIZE, "num_layers": 3, "final_norm": "none", **options})
+    layers = module.layers
+    for i, layer in enumerate((layers.attention.out, layers.mlp.down)):
+        layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+        layer.bias[...] = jnp.stack([jax.nn.one_hot(2 * n + i, 16) for n in range(3)])
+    return module
+
+
+@pytest.mark.parametrize("options", [dict(), dict(remat="full"), dict(scan_unroll=0)])
+def test_stochastic_depth_rate_grows_linearly_with_depth(options):
+    module = _counting_encoder(drop_path_rate=0.4, **options)
+    x = jnp.zeros((4000, 2, 16))
+    run = jax.jit(lambda seed: module(x, key=jax.random.key(seed)))
+    added = np.asarray(run(0))
+    np.testing.assert_array_equal(added[:, 0], added[:, 1])  # sampled once per example
+    added = added[:, 0]
+    np.testing.assert_allclose(added[:, :2], 1)
+    np.testing.assert_allclose(np.unique(added[:, 2:4]), [0, 1 / 0.8], rtol=1e-6)
+    np.testing.assert_allclose(np.unique(added[:, 4:6]), [0, 1 / 0.6], rtol=1e-6)
+    kept = added[:, 2:6] > 0
+    np.testing.assert_allclose(kept.mean(0), [0.8, 0.8, 0.6, 0.6], atol=0.03)
+    assert np.abs(np.corrcoef(kept.T) - np.eye(4)).max() < 0.06  # sublayers are independent
+    np.testing.assert_array_equal(run(0), run(0))
+    assert (np.asarray(run(0)) != np.asarray(run(1))).any()
+    np.testing.assert_array_equal(module(x[:2])[0, 0, :6], 1)  # off without a key
+
+
+def test_stochastic_depth_is_sampled_per_sequence_in_packed_batches():
+    module = _counting_encoder(drop_path_rate=0.5)
+    sequences = [jnp.zeros((40, 3, 16)), jnp.zeros((80, 2, 16))]
+    run = jax.jit(lambda: module.together(sequences, key_masks=[None] * 2, key=jax.random.key(0)))
+    first, second = (np.asarray(x) for x in run())
+    for x in (first, second):
+        np.testing.assert_array_equal(x, x[:, :1] * np.ones((1, x.shape[1], 1)))
+    pairs = second[:, 0].reshape(40, 2, 16)  # two sequences per packed example
+    assert 5 < (pairs[:, 0, 4] != pairs[:, 1, 4]).sum() < 35
+    assert 5 < (pairs[:, 0, 4] != first[:, 0, 4]).sum() < 35
+
+
+def test_initial_values():
+    module = Encoder(
+        EncoderConfig(num_layers=2, width=256, num_heads=4, mlp_dim=1024), rngs=nnx.Rngs(0)
+    )
+    up = np.asarray(module.layers.mlp.up.kernel[...])
+    limit = np.sqrt(6 / (256 + 1024))
+    assert up.shape == (2, 256, 1024)
+    assert 0.99 * limit < np.abs(up).max() <= limit
+    assert not np.allclose(up[0], up[1])
+    token = np.asarray(token_init(64)(jax.random.key(0), (20_000,)))
+    np.testing.assert_allclose(token.std(), 1 / 8, rtol=0.02)
+    np.testing.assert_allclose(np.abs(token).max(), 2 / 8 / 0.8796, rtol=0.01)

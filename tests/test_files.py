@@ -1,0 +1,43 @@
+"""Atomic writes of files and directories."""
+
+import json
+import os
+
+import pytest
+
+from mmjax import files
+
+
+def test_text_and_json_round_trip(tmp_path):
+    files.write_text(tmp_path / "a" / "text.txt", "é\r\n")
+    assert (tmp_path / "a" / "text.txt").read_bytes() == "é\r\n".encode()
+    files.write_json(tmp_path / "value.json", {"k": [1, None]})
+    assert json.loads((tmp_path / "value.json").read_text()) == {"k": [1, None]}
+
+
+def test_exception_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), files.atomic_open(path, "wb") as file:
+        file.write(b"new")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_file_has_its_name_only_when_complete(tmp_path):
+    with files.atomic_open(tmp_path / "file.txt") as file:
+        file.write("x")
+        assert not (tmp_path / "file.txt").exists()
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_directory_appears_complete_or_not_at_all(tmp_path):
+    with files.atomic_path(tmp_path / "run") as partial:
+        partial.mkdir()
+        (partial / "a").write_text("a")
+        assert not (tmp_path / "run").exists()
+    assert os.listdir(tmp_path / "run") == ["a"]
+    with pytest.raises(ZeroDivisionError), files.atomic_path(tmp_path / "other") as partial:
+        partial.mkdir()
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == ["run"]

@@ -51,7 +51,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "beam": ["apache-beam>=2.77"],
-        "faiss": ["faiss-cpu>=1.9"],  # which the bench of neighbours compares with
+        "faiss": ["faiss-cpu>=1.9"],  # which the bench of neighbors compares with
         "wandb": ["wandb>=0.17"],
         "sentences": ["sentence-transformers>=5"],  # `mmjax sentences --encoder st:NAME`
         "tensorboard": ["tensorboard>=2.18"],

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator
 
 
-def cache_folder() -> pathlib.Path:
+def cache_dir() -> pathlib.Path:
     """$MMJAX_CACHE, or ~/.cache/mmjax; it need not exist."""
     return pathlib.Path(os.environ.get("MMJAX_CACHE") or "~/.cache/mmjax").expanduser()
 

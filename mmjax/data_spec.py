@@ -66,7 +66,7 @@ class DataSpec:
                 "audio_mask": ((), "float32"),
             }
         if data.text:
-            tokens = (data.text.candidates, data.text.max_words)
+            tokens = (data.text.candidates, data.text.max_tokens)
             shapes |= {"text": (tokens, "int32"), "text_mask": (tokens[:1], "float32")}
         for name in ("image", "touch"):
             if options := getattr(data, name):

@@ -1,4 +1,4 @@
-"""Features of towers, computed once: of frozen ones instead of at every step, or to find neighbours
+"""Features of towers, computed once: of frozen ones instead of at every step, or to find neighbors
 by."""
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def embed(
         raise UserError(f"--variants {variants} must be at least 0.")
     for name in _MODALITIES:
         (data.get(name) or {}).pop("features", None)  # they are made here
-    if data.get("image"):  # of whole pictures, not of views
+    if data.get("image"):  # of whole images, not of views
         data["image"].pop("crops", None)
     data.pop("pairs", None)
     text = open_tokenizer(parse_config(data)) if data.get("text") else None
@@ -117,7 +117,7 @@ def embed(
                     shape = (
                         (count, variants, values.shape[1]) if variants else (count, values.shape[1])
                     )
-                    arrays[modality] = precomputed_features.new_rows(
+                    arrays[modality] = precomputed_features.create_array(
                         f"{paths[modality]}.partial", shape
                     )
                 at = (rows[real], variant) if variants else rows[real]

@@ -388,7 +388,7 @@ def _prepare(
         task=task,
         data_cfg=data_cfg,
         mesh=mesh,
-        folder=run.path,
+        directory=run.path,
         made_by=vars(cfg),
     )
     if not evaluators:

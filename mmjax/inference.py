@@ -1,4 +1,4 @@
-"""Using a trained model: embeddings of touch, pictures and words, and classes by words.
+"""Using a trained model: embeddings of touch, images and words, and classes by words.
 
 import mmjax
 model = mmjax.load("runs/touch-demo")
@@ -30,8 +30,8 @@ from mmjax.state import ModelDef
 from mmjax.tasks import touch
 from mmjax.tasks.pairs import fit_vocabulary
 
-# A picture: a file, an object of Pillow, or uint8 [H, W, 3].
-Picture = Any
+# An image: a file, an object of Pillow, or uint8 [H, W, 3].
+Image = Any
 _BATCH = 64
 
 
@@ -42,7 +42,7 @@ _MODELS = {"touch": tvl.make_model, "guided": guided.make_model}
 class Model:
     """A model with its parameters, for use on what a user has at hand. Made by `load`.
 
-    Embeddings are float32 of length 1: products are cosines. A model of pictures alone
+    Embeddings are float32 of length 1: products are cosines. A model of images alone
     (`--task=guided` without texts) gives the backbone's features, of any length.
 
     Attributes:
@@ -83,30 +83,30 @@ class Model:
 
     def embed_touch(
         self,
-        pictures: Picture | Sequence[Picture],
+        images: Image | Sequence[Image],
         *,
-        background: Picture | None = None,
+        background: Image | None = None,
         batch_size: int = _BATCH,
     ) -> np.ndarray:
-        """float32 [N, D] of pictures of a touch sensor, or [D] of a single one.
+        """float32 [N, D] of images of a touch sensor, or [D] of a single one.
 
         Args:
-          pictures: files, Pillow's pictures or uint8 [H, W, 3]; whole frames of the sensor, which
+          images: files, Pillow's images or uint8 [H, W, 3]; whole frames of the sensor, which
             are cut and turned as in training.
           background: the sensor untouched, for models that subtract it; default the file that the
             config names.
-          batch_size: pictures that go through the model at once.
+          batch_size: images that go through the model at once.
 
         Raises:
-          UserError: the model has no touch, a file is no picture, or a background is missing.
+          UserError: the model has no touch, a file is no image, or a background is missing.
         """
-        return self._embed_pictures("touch", pictures, batch_size, background)
+        return self._embed_images("touch", images, batch_size, background)
 
     def embed_image(
-        self, pictures: Picture | Sequence[Picture], *, batch_size: int = _BATCH
+        self, images: Image | Sequence[Image], *, batch_size: int = _BATCH
     ) -> np.ndarray:
-        """float32 [N, D] of pictures, or [D] of a single one; arguments as of `embed_touch`."""
-        return self._embed_pictures("image", pictures, batch_size, None)
+        """float32 [N, D] of images, or [D] of a single one; arguments as of `embed_touch`."""
+        return self._embed_images("image", images, batch_size, None)
 
     def embed_text(self, texts: str | Sequence[str], *, batch_size: int = _BATCH) -> np.ndarray:
         """float32 [N, D] of texts as they are, or [D] of a single one.
@@ -125,7 +125,7 @@ class Model:
     def zero_shot(
         self, classes: Sequence[str], *, templates: Sequence[str] = ("{}.",)
     ) -> ZeroShotClassifier:
-        """A classifier of touch or pictures by the words of its classes.
+        """A classifier of touch or images by the words of its classes.
 
         Args:
           classes: names.
@@ -142,31 +142,31 @@ class Model:
         if modality not in self.modalities:
             raise UserError(f"This model has no {modality}; it has {', '.join(self.modalities)}.")
 
-    def _embed_pictures(self, modality, pictures, batch_size, background) -> np.ndarray:
+    def _embed_images(self, modality, images, batch_size, background) -> np.ndarray:
         from mmjax.data.pipeline import image_modality
 
         self._check(modality)
         options = getattr(self._data, modality)
-        single = isinstance(pictures, str | os.PathLike) or hasattr(pictures, "getbands")
-        single = single or getattr(pictures, "ndim", 4) == 3
-        pictures = [pictures] if single else list(pictures)
-        if not pictures:
-            raise UserError(f"embed_{modality}: there is no picture in the list.")
+        single = isinstance(images, str | os.PathLike) or hasattr(images, "getbands")
+        single = single or getattr(images, "ndim", 4) == 3
+        images = [images] if single else list(images)
+        if not images:
+            raise UserError(f"embed_{modality}: there is no image in the list.")
 
-        def prepared(picture):
-            return image_modality.prepare(_read(picture), options)
+        def prepared(image):
+            return image_modality.prepare(_read(image), options)
 
-        rows = np.stack([prepared(picture) for picture in pictures])
+        rows = np.stack([prepared(image) for image in images])
         batch = {modality: rows}
         named = getattr(options, "background", "")
         if named:
             if background is None and named == image_modality.RECORDING:
                 raise UserError(
-                    "This model subtracts each recording's background: give a picture of the "
+                    "This model subtracts each recording's background: give an image of the "
                     "sensor untouched, embed_touch(…, background=…)."
                 )
-            picture = prepared(named if background is None else background)
-            batch["touch_background"] = np.broadcast_to(picture, rows.shape)
+            image = prepared(named if background is None else background)
+            batch["touch_background"] = np.broadcast_to(image, rows.shape)
         elif background is not None:
             raise UserError("This model was trained without a background: leave it out.")
         found = self._run(modality, batch, batch_size)
@@ -186,23 +186,23 @@ class Model:
 
 
 def _project(module: guided.Guided, pooled: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Points that pictures and texts share, of length 1; without such heads, what was pooled."""
-    picture = "clip" if "clip" in module.heads else "projection"
-    heads = {"image": picture, "text": "text"}
+    """Points that images and texts share, of length 1; without such heads, what was pooled."""
+    image = "clip" if "clip" in module.heads else "projection"
+    heads = {"image": image, "text": "text"}
     if not set(heads.values()) <= set(module.heads):
         return dict(pooled)
     return {m: normalize(module.heads[heads[m]](x, train=False)) for m, x in pooled.items()}
 
 
-def _read(picture: Picture) -> np.ndarray:
+def _read(image: Image) -> np.ndarray:
     """uint8 [H, W, 3] of a file, an object of Pillow or an array."""
     from mmjax.data.storage import image_files
 
-    if isinstance(picture, str | os.PathLike):
-        return image_files.read_image(picture)
-    if hasattr(picture, "convert"):
-        return np.asarray(picture.convert("RGB"))
-    return np.asarray(picture)
+    if isinstance(image, str | os.PathLike):
+        return image_files.read_image(image)
+    if hasattr(image, "convert"):
+        return np.asarray(image.convert("RGB"))
+    return np.asarray(image)
 
 
 class ZeroShotClassifier:
@@ -216,33 +216,33 @@ class ZeroShotClassifier:
         self._model, self.classes, self._weights = model, classes, weights
 
     def probabilities(
-        self, pictures: Picture | Sequence[Picture], *, modality: str = "touch", **options: Any
+        self, images: Image | Sequence[Image], *, modality: str = "touch", **options: Any
     ) -> np.ndarray:
-        """float32 [N, classes], or [classes] of a single picture: the softmax of scaled cosines.
+        """float32 [N, classes], or [classes] of a single image: the softmax of scaled cosines.
 
         Args:
-          pictures: as of `Model.embed_touch`.
+          images: as of `Model.embed_touch`.
           modality: 'touch' or 'image'.
           **options: of `embed_touch` or `embed_image`.
         """
         choose("modality", modality, dict.fromkeys(("touch", "image")))
         embed: Callable = getattr(self._model, f"embed_{modality}")
-        scores = self._model.logit_scale * (embed(pictures, **options) @ self._weights.T)
+        scores = self._model.logit_scale * (embed(images, **options) @ self._weights.T)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return scores / scores.sum(axis=-1, keepdims=True)
 
     def classify(
-        self, pictures: Picture | Sequence[Picture], *, modality: str = "touch", **options: Any
+        self, images: Image | Sequence[Image], *, modality: str = "touch", **options: Any
     ) -> str | list[str]:
-        """The likeliest class of each picture, or of a single one; arguments as `probabilities`."""
-        best = self.probabilities(pictures, modality=modality, **options).argmax(axis=-1)
+        """The likeliest class of each image, or of a single one; arguments as `probabilities`."""
+        best = self.probabilities(images, modality=modality, **options).argmax(axis=-1)
         if best.ndim == 0:
             return self.classes[int(best)]
         return [self.classes[number] for number in best]
 
 
 def load(source: str | os.PathLike | Sequence[str], *, overrides: Sequence[str] = ()) -> Model:
-    """A model of touch, or of pictures, ready for use.
+    """A model of touch, or of images, ready for use.
 
     Args:
       source: a run directory of `--task=touch` or `--task=guided` (its newest checkpoint;

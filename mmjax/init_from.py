@@ -57,13 +57,13 @@ def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
       source: `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`, where a moving average
         of the parameters is what is read if there is one; a TensorFlow checkpoint of VATT, by its
         prefix (`…/ckpt-500000`); a file of PyTorch's (.pth, .safetensors, …) with TVL's touch
-        encoder, OpenCLIP's towers, a backbone of pictures (ResNet, MobileNetV2) or what LGSSL's
+        encoder, OpenCLIP's towers, a backbone of images (ResNet, MobileNetV2) or what LGSSL's
         trainings save; or a file of word embeddings (.npz, .npy, .pkl).
 
     Raises:
       UserError: it is none of these, or cannot be read.
     """
-    if word_vectors.is_words(source):
+    if word_vectors.is_word_vectors(source):
         return {WORDS: word_vectors.load(source)}, f"the word embeddings {source}"
     if prefix := tf_checkpoint.find(source):
         return vatt_load.load(prefix)
@@ -219,7 +219,7 @@ def from_source(
     """
     sources = (source,) if isinstance(source, str) else tuple(source)
     leaves, where = load_sources(sources)
-    if all(map(word_vectors.is_words, sources)):
+    if all(map(word_vectors.is_word_vectors, sources)):
         allow = (f"^(?!{WORDS}$)",)
     target = target_of(state)
     values, report = match(target, leaves, names=names)

@@ -56,13 +56,13 @@ _PROFILE = flags.DEFINE_string("profile", "", "START:STOP: steps to trace with j
 def _enable_compilation_cache() -> None:
     import jax
 
-    folder = cache.cache_folder() / "xla"
+    directory = cache.cache_dir() / "xla"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         logging.warning("No compilation cache: %s", error)
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -22,7 +22,7 @@ from mmjax.tasks import make_task
 def kept_bytes(task: Any, spec: Mapping[str, jax.ShapeDtypeStruct], rows: int) -> float:
     """Bytes that the backward pass of the task's encoder needs of so many examples, from shapes.
 
-    What is saved by JAX, after rematerialisation (model.remat), before what XLA saves by fusing:
+    What is saved by JAX, after rematerialization (model.remat), before what XLA saves by fusing:
     an upper bound for the large part of a step's memory. Parameters are not counted.
     """
     params, extra = jax.eval_shape(task.init, jax.random.key(0))
@@ -97,7 +97,7 @@ def plan(
             f"batch: {cfg.batch_size} examples, {rows} a device, "
             f"{report.format_bytes(rows * batch)} a device as it travels",
             f"one step: {flops:.3g} floating point operations (forward and backward, without "
-            f"rematerialisation), {flops / devices:.3g} a device",
+            f"rematerialization), {flops / devices:.3g} a device",
             f"kept for the backward pass (model.remat={model.get('remat', 'none')}, "
             f"{cfg.accumulate_steps} microbatches): at most {report.format_bytes(kept)} a device",
             *(

@@ -324,7 +324,7 @@ def open_session(
             data_cfg=cfg.data,
             mesh=mesh,
             where="train",
-            folder=run.path,
+            directory=run.path,
             made_by=vars(cfg),
         )
         for evaluator in evaluators:

@@ -24,11 +24,11 @@ def test_each_call_of_base_returns_a_new_config():
     ("key", "value", "facts"),
     [
         ("total_step", 5, ("'total_step'", "'total_steps'", "accumulate_steps, augment")),
-        ("optimiser", {}, ("'optimiser'", "'optimizer'", "accumulate_steps, augment")),
+        ("optimizer", {}, ("'optimizer'", "'optimizer'", "accumulate_steps, augment")),
         ("batch_size", "8", ("config.batch_size", "int", "'8'", "str")),
         ("batch_size", 8.0, ("config.batch_size", "int", "8.0", "float")),
         ("batch_size", True, ("config.batch_size", "int", "True", "bool")),
-        ("batch_size", {"a": 1}, ("config.batch_size", "int", "a: 1")),
+        ("batch_size", {"a": 1}, ("config.batch_size", "int", "'a': 1")),
         ("batch_size", 0, ("config.batch_size", "1", "0")),
         ("total_steps", -1, ("config.total_steps", "1", "-1")),
         ("accumulate_steps", 3, ("config.batch_size=8", "config.accumulate_steps=3")),
@@ -136,7 +136,7 @@ def get_config(arg=""):
     cfg = config.base()
     cfg.task = "pretrain"
     cfg.seed = len(arg)
-    cfg.data = dict(train="world", video=dict(size=32), text=dict(max_words=16))
+    cfg.data = dict(train="world", video=dict(size=32), text=dict(max_tokens=16))
     cfg.model = dict(video="vit_tiny")
     return cfg
 """

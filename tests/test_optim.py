@@ -345,10 +345,19 @@ GOOD = dict(name="adamw", schedule=CONSTANT)
             GOOD | dict(name="adammw"),
             ("optimizer", "'adammw'", "'adamw'", "adam, adamw, keras_adam"),
         ),
-        (GOOD | dict(weigth_decay=0.1), ("'adamw'", "optimizer.weigth_decay", "'optimizer.weight_decay'")),
+        (
+            GOOD | dict(weigth_decay=0.1),
+            ("'adamw'", "optimizer.weigth_decay", "'optimizer.weight_decay'"),
+        ),
         (GOOD | dict(clip=1.0), ("'adamw'", "'optimizer.clip'", "'optimizer.clip_norm'")),
-        (GOOD | dict(momentum=0.9), ("'adamw'", "optimizer.momentum", "optimizer.b1, optimizer.b2, optimizer.clip_groups")),
-        (GOOD | dict(mask=None), ("'adamw'", "optimizer.mask", "optimizer.b1, optimizer.b2, optimizer.clip_groups")),
+        (
+            GOOD | dict(momentum=0.9),
+            ("'adamw'", "optimizer.momentum", "optimizer.b1, optimizer.b2, optimizer.clip_groups"),
+        ),
+        (
+            GOOD | dict(mask=None),
+            ("'adamw'", "optimizer.mask", "optimizer.b1, optimizer.b2, optimizer.clip_groups"),
+        ),
         (
             dict(name="adam"),
             ("optimizer.schedule", "dict(name='constant'", "constant, cosine, rsqrt"),
@@ -364,7 +373,12 @@ GOOD = dict(name="adamw", schedule=CONSTANT)
         (GOOD | dict(schedule=dict(name="cosine")), ("optimizer.schedule", "'cosine'", "base")),
         (
             GOOD | dict(schedule=dict(name="cosine", base=1.0, warmup=5)),
-            ("optimizer.schedule", "optimizer.schedule.warmup", "optimizer.schedule.warmup_from", "warmup_steps"),
+            (
+                "optimizer.schedule",
+                "optimizer.schedule.warmup",
+                "optimizer.schedule.warmup_from",
+                "warmup_steps",
+            ),
         ),
         (
             GOOD | dict(schedule=dict(name="cosine", base=1.0, warmup_steps=9)),

@@ -58,7 +58,7 @@ def _add_build(commands) -> None:
     p = commands.add_parser(
         "build",
         help="build a dataset from media files",
-        description="Builds a dataset from a table of media files, or a folder of pictures. Run "
+        description="Builds a dataset from a table of media files, or a folder of images. Run "
         "again after an interruption, it keeps the shards that are finished. With --runner beam, "
         "arguments not listed here, and all after --, go to Apache Beam.",
     )
@@ -71,7 +71,7 @@ def _add_build(commands) -> None:
         "label, split, touch, background, crop",
     )
     source.add_argument(
-        "--images", metavar="FOLDER", help="pictures in FOLDER/class, or FOLDER/split/class"
+        "--images", metavar="FOLDER", help="images in FOLDER/class, or FOLDER/split/class"
     )
     what.add_argument("--out", required=True, metavar="FOLDER", help="the dataset")
     what.add_argument(
@@ -102,10 +102,10 @@ def _add_build(commands) -> None:
         metavar="F",
         help="keep this fraction of a crop's sides around it, for jittered crops (0)",
     )
-    how.add_argument("--no-video", action="store_true", help="leave out the picture")
+    how.add_argument("--no-video", action="store_true", help="leave out the image")
     how.add_argument("--no-audio", action="store_true", help="leave out the sound")
     how.add_argument(
-        "--folder-fps", type=float, metavar="FPS", help="of folders of frames (default: --fps)"
+        "--frame-dir-fps", type=float, metavar="FPS", help="of folders of frames (default: --fps)"
     )
     how.add_argument(
         "--clips-per-shard", type=int, metavar="N", help="64, or 1024 with --images, by default"
@@ -145,7 +145,7 @@ def _build(args) -> int:
         rows = manifest.read_table(args.csv, separator=args.separator, split=args.split)
     elif args.images:
         root = args.media_root or args.images
-        rows = manifest.read_image_folder(args.images, split=args.split)
+        rows = manifest.read_image_directory(args.images, split=args.split)
     else:
         raise UserError("Give --csv FILE or --images FOLDER (or --finalize).")
     part, parts = manifest.parse_part(args.shard, option="--shard")
@@ -161,7 +161,7 @@ def _build(args) -> int:
             crop_margin=args.crop_margin,
             video=not args.no_video,
             audio=not args.no_audio,
-            folder_fps=args.folder_fps,
+            frame_dir_fps=args.frame_dir_fps,
             clip_seconds=args.clip_seconds,
             by_time=_fractions(args.split_by_time),
             by_file=_fractions(args.split_by_file),
@@ -357,7 +357,7 @@ def _add_convert(commands) -> None:
         nargs="+",
         metavar="SOURCE",
         help="prefix (…/ckpt-500000), its .index, its folder; a .pth, .pt, .bin, .ckpt or "
-        ".safetensors of TVL, of OpenCLIP, of both, or of a backbone of pictures; a .pkl of word "
+        ".safetensors of TVL, of OpenCLIP, of both, or of a backbone of images; a .pkl of word "
         "embeddings; with --to a run",
     )
     p.add_argument("--out", metavar="PATH", help="the run directory, .npz, .safetensors or .pth")
@@ -367,7 +367,7 @@ def _add_convert(commands) -> None:
         "--to",
         choices=("timm", "tvl", "open_clip", "torchvision"),
         help="write a run's touch encoder in the names of timm, or of TVL's checkpoints, its "
-        "other towers in OpenCLIP's, or its backbone of pictures in torchvision's",
+        "other towers in OpenCLIP's, or its backbone of images in torchvision's",
     )
     p.add_argument(
         "--head-dim",
@@ -406,8 +406,8 @@ def _convert(args) -> int:
         if args.inspect or len(args.sources) > 1:
             raise UserError(f"--to {args.to} takes one SOURCE, and writes --out.")
         return dispatch.export(args.sources[0], to=args.to, out=args.out)
-    if len(args.sources) == 1 and word_vectors.is_words(args.sources[0]):
-        return dispatch.convert_words(
+    if len(args.sources) == 1 and word_vectors.is_word_vectors(args.sources[0]):
+        return dispatch.convert_word_vectors(
             args.sources[0], out=args.out, inspect=args.inspect, vocab=args.vocab
         )
     return dispatch.convert_checkpoint(
@@ -428,7 +428,7 @@ def _add_embed(commands) -> None:
         help="compute what towers make of a dataset, once",
         description="Runs towers over the training data of a recipe or a run and writes what they "
         "make of it: frozen towers of the touch task, of which a training then neither reads the "
-        "pictures nor runs the towers, or a backbone of the guided task, to find neighbours by. "
+        "images nor runs the towers, or a backbone of the guided task, to find neighbors by. "
         "--config.key=value overrides values as in training.",
     )
     p.add_argument(
@@ -456,7 +456,7 @@ def _add_embed(commands) -> None:
         type=int,
         default=0,
         metavar="K",
-        help="K draws of the recipe's augmentation (random crops, colours, keywords) for each "
+        help="K draws of the recipe's augmentation (random crops, colors, keywords) for each "
         "example; 0: the one that evaluation sees (0)",
     )
     p.add_argument("--batch-size", type=int, default=64, help="over all devices (64)")
@@ -507,7 +507,7 @@ def _add_sentences(commands) -> None:
     embed_captions.add(commands)
 
 
-def _add_neighbours(commands) -> None:
+def _add_neighbors(commands) -> None:
     from mmjax.data.pairs import lists
     from mmjax.neighbors import search_dataset
 
@@ -575,7 +575,7 @@ COMMANDS = [
     _add_background,
     _add_embed,
     _add_sentences,
-    _add_neighbours,
+    _add_neighbors,
     _add_plan,
     _add_convert,
     _add_thresholds,

@@ -1,4 +1,4 @@
-"""Fine-tuning on your own labelled clips, from a run of the pretraining recipe of the same name.
+"""Fine-tuning on your own labeled clips, from a run of the pretraining recipe of the same name.
 
     python -m mmjax.main --task=finetune --config=clips --config.data.train=data/my_clips \\
         --override_checkpoint=runs/pretrain-clips

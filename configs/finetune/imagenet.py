@@ -1,4 +1,4 @@
-"""ImageNet pictures for a video tower: each is a film of four equal frames.
+"""ImageNet images for a video tower: each is a film of four equal frames.
 
     python -m mmjax.main --task=finetune --config=imagenet:vit_base \\
         --model_dir=runs/imagenet --override_checkpoint=runs/bbs
@@ -17,7 +17,7 @@ from mmjax.errors import UserError
 def get_config(arg: str = "vit_base"):
     """`arg`: a vit_* or ut_* tower."""
     if not arg.startswith(("vit_", "ut_")):
-        raise UserError(f"{arg} takes no pictures; the towers of this recipe are vit_* and ut_*.")
+        raise UserError(f"{arg} takes no images; the towers of this recipe are vit_* and ut_*.")
     cfg = video.get_config(arg)
     cfg.data.train = "data/imagenet"
     cfg.data.video.num_frames = 1

@@ -39,7 +39,7 @@ def method(
       hidden: width of the inner layers of heads.
       out: width of SimCLR's and SwAV's embeddings; NNCLR's is twice that.
       bottleneck: inner width of SimSiam's predictor.
-      space: width of the space of pictures and texts.
+      space: width of the space of images and texts.
       bank_size, prototypes, queue_length, queue_start, freeze_prototypes: see
         `mmjax.tasks.guided_terms`.
       blur_kernel: pixels.
@@ -111,8 +111,8 @@ def method(
     else:
         loss = dict(clip=dict())
         if name == "declip":
-            loss = dict(clip=dict(weight=0.8), clip_neighbours=dict(weight=0.2))
-            loss["clip_neighbours"]["bank_size"] = bank_size
+            loss = dict(clip=dict(weight=0.8), clip_neighbors=dict(weight=0.2))
+            loss["clip_neighbors"]["bank_size"] = bank_size
         parts |= dict(
             crops=(_GLOBAL,),
             augment=mild,

@@ -3,12 +3,12 @@
     python -m mmjax.main --task=guided
     python -m mmjax.main --task=guided --config=demo:simclr
 
-A small ResNet learns from 3,000 captioned pictures of 48 kinds of objects. Each is paired with the
-picture whose caption has the most telling words in common (LGSimCLR), or with another crop of
+A small ResNet learns from 3,000 captioned images of 48 kinds of objects. Each is paired with the
+image whose caption has the most telling words in common (LGSimCLR), or with another crop of
 itself (SimCLR); any other method of docs/guided.md may be named too (clip_sbert after
 `mmjax sentences world:objects --encoder words --width 64 --out features/objects`). Judged are 16
 kinds that it has never met: by 5-way 5-shot episodes (0.94, SimCLR 0.87), a linear probe (0.87,
-0.86) and nearest neighbours (0.85, 0.80), a minute or two each on two CPU cores.
+0.86) and nearest neighbors (0.85, 0.80), a minute or two each on two CPU cores.
 """
 
 from mmjax.configs.guided._methods import METHODS, method
@@ -47,7 +47,7 @@ def get_config(arg: str = "lgsimclr"):
         split="train",
         image=dict(size=32, crops=parts["crops"]),
         pairs=dict(path="words") if parts["pairs"] else None,
-        text=dict(candidates=1, max_words=16, sample="random") if parts["text"] else None,
+        text=dict(candidates=1, max_tokens=16, sample="random") if parts["text"] else None,
     )
     if parts["text"] == "features":
         cfg.data.text.features = "features/objects"

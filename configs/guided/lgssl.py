@@ -1,7 +1,7 @@
-"""LGSSL's published trainings on RedCaps: ResNet-50, 250,000 steps of 512 pictures or pairs.
+"""LGSSL's published trainings on RedCaps: ResNet-50, 250,000 steps of 512 images or pairs.
 
     mmjax sentences data/redcaps --encoder st:all-mpnet-base-v2 --out features/redcaps
-    mmjax neighbours features/redcaps --out pairs/redcaps
+    mmjax neighbors features/redcaps --out pairs/redcaps
     python -m mmjax.main --task=guided --config=lgssl:lgsimclr
 
 The argument names the method: lgsimclr, lgsimsiam or lgslip, which need the pairs, or simclr,
@@ -35,7 +35,7 @@ def get_config(arg: str = "lgsimclr"):
     cfg.checkpoint = dict(every=25_000, keep=10)
     text = dict(candidates=1, sample="first")
     if parts["text"] == "tower":
-        text |= dict(tokenizer="clip", max_words=77)
+        text |= dict(tokenizer="clip", max_tokens=77)
     cfg.data = dict(
         train="data/redcaps",
         split="train",

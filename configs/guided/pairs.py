@@ -1,17 +1,17 @@
-"""Your own captioned pictures: a small ResNet on one machine, on pairs by their captions or not.
+"""Your own captioned images: a small ResNet on one machine, on pairs by their captions or not.
 
-    mmjax import captions --media PICTURES --out pictures.jsonl
-    mmjax build --csv pictures.jsonl --media-root PICTURES --out data/pictures --size 256
+    mmjax import captions --media PICTURES --out images.jsonl
+    mmjax build --csv images.jsonl --media-root PICTURES --out data/pictures --size 256
     mmjax sentences data/pictures --encoder all-MiniLM-L6-v2 --out features/pictures
-    mmjax neighbours features/pictures --data data/pictures --out pairs/pictures
+    mmjax neighbors features/pictures --data data/pictures --out pairs/pictures
     python -m mmjax.main --task=guided --config=pairs
 
-The first four lines make what the last one reads: a folder of pictures with captions beside them
+The first four lines make what the last one reads: a folder of images with captions beside them
 (docs/datasets/captions.md), embeddings of the captions (docs/sentences.md) and the nearest of them
-(docs/neighbours.md). The argument names the method, as of --config=lgssl: `pairs:simclr` is the
+(docs/neighbors.md). The argument names the method, as of --config=lgssl: `pairs:simclr` is the
 baseline that needs no captions, and only the first two lines. docs/guided.md has figures.
 
-How good the features are needs labelled pictures, yours or a published set, beside the training or
+How good the features are needs labeled images, yours or a published set, beside the training or
 after it (docs/image_sets.md):
 
     python -m mmjax.main --task=guided --mode=eval --model_dir=runs/guided-pairs \
@@ -42,14 +42,14 @@ def get_config(arg: str = "lgsimclr"):
         split="train",
         image=dict(size=size, crops=parts["crops"]),
         pairs=dict(path="pairs/pictures") if parts["pairs"] else None,
-        text=dict(candidates=1, max_words=32, sample="random") if parts["text"] else None,
+        text=dict(candidates=1, max_tokens=32, sample="random") if parts["text"] else None,
     )
     if parts["text"] == "features":
         cfg.data.text.features = "features/pictures"
-    words_tower = dict(name="clip_text_b", num_layers=4, context_length=32)
+    text_tower = dict(name="clip_text_b", num_layers=4, context_length=32)
     cfg.model = dict(
         image="resnet50" if large else dict(name="resnet18", projection=0),
-        text=words_tower if parts["text"] == "tower" else None,
+        text=text_tower if parts["text"] == "tower" else None,
         text_features=384 if parts["text"] == "features" else 0,  # all-MiniLM-L6-v2's
         heads=parts["heads"],
         prototypes=parts["prototypes"],

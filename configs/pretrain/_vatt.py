@@ -21,7 +21,7 @@ def settings(model: dict, *, sharding: str = "dp"):
         # 32 frames at 10 a second (fps: whatever rate they are stored at) and their 3.2 s of sound.
         video=dict(num_frames=32, fps=10.0, size=224, crop="vgg", scale_jitter=True),
         audio=dict(num_samples=153_600, sample_rate=48_000.0),
-        text=dict(candidates=5, max_words=16),
+        text=dict(candidates=5, max_tokens=16),
     )
     cfg.model = dict(model, dtype="bfloat16")
     cfg.augment = dict(color_jitter=0.8, audio_noise=0.01)

@@ -5,7 +5,7 @@
     python -m mmjax.main --task=pretrain --config=demo:mmv_fac
 
 A tiny model learns from 3,000 short scenes by asymmetric NCE and is judged on 200 scenes whose
-combinations of shape, colour, size and motion it has never met. Without an argument it is tx_fac:
+combinations of shape, color, size and motion it has never met. Without an argument it is tx_fac:
 video, spectrogram and text transformers and a FAC head. ut_fac has one transformer for all three,
 mmv_fac a ResNet with temporal shifts, one on spectrograms and linear text. Two to three minutes
 each on two CPU cores.
@@ -53,7 +53,7 @@ def get_config(arg: str = ""):
         split="train",
         video=dict(num_frames=4 if smoke else 8, size=32, scale_jitter=False, flip=False),
         audio=dict(num_samples=3200 if smoke else 6400),
-        text=dict(candidates=1, max_words=16),
+        text=dict(candidates=1, max_tokens=16),
     )
     head = dict(name="fac", fine=128, coarse=128)
     cfg.model = dict(name=name, size="tiny", head=head, **_MODELS[name])

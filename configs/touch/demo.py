@@ -1,9 +1,9 @@
-"""Touch aligned with pictures and words in miniature, on the procedural world that mmjax brings.
+"""Touch aligned with images and words in miniature, on the procedural world that mmjax brings.
 
     python -m mmjax.main --task=touch
 
 Three tiny transformers learn together from 3,000 scenes that are felt, seen and described, and are
-judged on 200 scenes whose combinations of shape, colour, size and motion they have never met. Under
+judged on 200 scenes whose combinations of shape, color, size and motion they have never met. Under
 two minutes on two CPU cores. Expect a touch-to-text R@1 of about 0.3 and a touch-to-image R@1 of
 about 0.15 (chance: 0.005). TVL's own order, where a touch encoder joins towers that are trained
 already and stay as they are:
@@ -16,7 +16,7 @@ from mmjax import config
 
 
 def get_config(arg: str = ""):
-    """`arg`: 'clip' for pictures and words alone; 'frozen' for touch that joins their towers;
+    """`arg`: 'clip' for images and words alone; 'frozen' for touch that joins their towers;
     'smoke' for two steps on the tiny world, which tests use; or several, with a comma between."""
     words = config.variants(arg, "clip", "frozen", "smoke")
     smoke, clip = "smoke" in words, "clip" in words
@@ -32,7 +32,7 @@ def get_config(arg: str = ""):
         split="train",
         image=dict(size=32),
         touch=None if clip else dict(size=32),
-        text=dict(candidates=1, max_words=16, sample="random"),
+        text=dict(candidates=1, max_tokens=16, sample="random"),
     )
     tower = dict(num_layers=2, dropout_rate=0.0, scan_unroll=0)
     cfg.model = dict(

@@ -1,10 +1,10 @@
-"""Touch, pictures and captions of your own, learned from scratch on one GPU or, patiently, on CPU.
+"""Touch, images and captions of your own, learned from scratch on one GPU or, patiently, on CPU.
 
     mmjax build --csv touches.csv --out data/touches --size 128
     python -m mmjax.main --task=touch --config=pairs --config.data.train=data/touches
 
-The table has the columns path (a picture of what is touched), touch, caption and split
-(docs/your_data.md). `--config=pairs:text` is for data without pictures, `pairs:image` for data
+The table has the columns path (an image of what is touched), touch, caption and split
+(docs/your_data.md). `--config=pairs:text` is for data without images, `pairs:image` for data
 without captions. With many thousands of pairs and OpenCLIP's weights, start from `--config=tvl`.
 """
 
@@ -25,7 +25,7 @@ def get_config(arg: str = ""):
         split="train",
         touch=dict(size=64, square="pad"),
         image=dict(size=64, square="pad") if "image" in words else None,
-        text=dict(candidates=1, max_words=16, sample="random") if "text" in words else None,
+        text=dict(candidates=1, max_tokens=16, sample="random") if "text" in words else None,
     )
     tower = dict(num_layers=3, dropout_rate=0.0, scan_unroll=0)
     cfg.model = dict(

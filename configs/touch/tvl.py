@@ -21,7 +21,7 @@ _TOUCH = dict(
     base="vit_base_patch16_224",
     resnet18="resnet18",
 )
-# Training pictures that the published recipe goes through in an epoch: 90 % of the 43,339 pairs
+# Training images that the published recipe goes through in an epoch: 90 % of the 43,339 pairs
 # that are not for tests, and of as many untouched ones as a tenth of the human-collected pairs.
 _EPOCH = 42_500
 
@@ -47,7 +47,7 @@ def get_config(arg: str = "tiny"):
             background="recording" if subtracts else "",
             antialias=not subtracts,  # TVL resized differences as tensors, without
         ),
-        text=dict(tokenizer="clip", max_words=77, candidates=1, keywords=dict()),
+        text=dict(tokenizer="clip", max_tokens=77, candidates=1, keywords=dict()),
     )
     frozen = dict(param_dtype="bfloat16")
     cfg.model = dict(

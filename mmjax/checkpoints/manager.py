@@ -29,7 +29,7 @@ from mmjax import distributed, tree
 from mmjax.errors import UserError
 from mmjax.formats import published_checkpoints, tf_checkpoint, torch_reader
 
-FOLDER = "checkpoints"
+DIRECTORY = "checkpoints"
 FROZEN = "frozen"  # in the JSON of a step, and how the folders' names begin
 METADATA = "_CHECKPOINT_METADATA"
 
@@ -43,22 +43,22 @@ class _Contents:
 
     own: _Shapes
     frozen: _Shapes
-    folder: str | None
+    directory: str | None
     meta: dict
 
 
-def folder_of(run_dir: str | os.PathLike) -> pathlib.Path:
-    return pathlib.Path(run_dir).absolute() / FOLDER
+def directory_of(run_dir: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(run_dir).absolute() / DIRECTORY
 
 
 def list_steps(run_dir: str | os.PathLike) -> list[int]:
     """Steps of the complete checkpoints of a run, oldest first."""
-    folder = folder_of(run_dir)
-    if not folder.is_dir():
+    directory = directory_of(run_dir)
+    if not directory.is_dir():
         return []
     return sorted(
         int(entry.name)
-        for entry in folder.iterdir()
+        for entry in directory.iterdir()
         if entry.name.isdigit() and (entry / METADATA).exists()
     )
 
@@ -82,13 +82,13 @@ def find(source: str | os.PathLike) -> tuple[pathlib.Path, int]:
             f"make a run directory of it: mmjax convert {source} --out RUN"
         )
     path, wanted = pathlib.Path(source), None
-    if path.name.isdigit() and path.parent.name == FOLDER:
+    if path.name.isdigit() and path.parent.name == DIRECTORY:
         path, wanted = path.parent.parent, int(path.name)
     steps = list_steps(path)
     if not steps or (wanted is not None and wanted not in steps):
         there = f"it has the steps {steps}" if steps else "there is no complete checkpoint in it"
         raise UserError(
-            f"{source}: not a run directory (or one of its steps, <run>/{FOLDER}/<step>): {there}."
+            f"{source}: not a run directory (or one of its steps, <run>/{DIRECTORY}/<step>): {there}."
             f"{published_checkpoints.hint(source)}"
         )
     return path, steps[-1] if wanted is None else wanted
@@ -138,7 +138,7 @@ class Checkpoints:
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         with _quiet() if read_only else contextlib.nullcontext():  # it warns that it cannot write
             self._manager = ocp.CheckpointManager(
-                folder_of(run_dir), item_handlers=handlers, options=options
+                directory_of(run_dir), item_handlers=handlers, options=options
             )
 
     def steps(self) -> list[int]:
@@ -175,10 +175,12 @@ class Checkpoints:
         if self._frozen_name is None:
             frozen = _params_only({"params": state["params"]}, lambda path: path in self._frozen)
             name = f"{FROZEN}-{fingerprint(frozen)}"
-            if not (folder_of(self.run_dir) / name / METADATA).exists():
+            if not (directory_of(self.run_dir) / name / METADATA).exists():
                 with _frozen_reader() as checkpointer:
                     checkpointer.save(
-                        folder_of(self.run_dir) / name, args=ocp.args.PyTreeSave(frozen), force=True
+                        directory_of(self.run_dir) / name,
+                        args=ocp.args.PyTreeSave(frozen),
+                        force=True,
                     )
             self._frozen_name = name
         return self._frozen_name
@@ -195,7 +197,7 @@ class Checkpoints:
         steps = self.steps()
         left = f"The checkpoint of step {steps[-1]} is intact." if steps else "There is none yet."
         return UserError(
-            f"Could not write a checkpoint to {folder_of(self.run_dir)}: {error}. {left} Free some "
+            f"Could not write a checkpoint to {directory_of(self.run_dir)}: {error}. {left} Free some "
             "space (or give another --model_dir) and start again: the run resumes from it."
         )
 
@@ -228,7 +230,7 @@ class Checkpoints:
         parts = {"params": state["params"]} if "params" in state else {}
         if rest := _params_only(parts, lambda path: path in there.frozen):
             frozen = self._from_frozen(
-                there.folder, lambda c, path: c.restore(path, args=args(rest))
+                there.directory, lambda c, path: c.restore(path, args=args(rest))
             )
             leaves = tree.flatten(frozen["params"]) | tree.flatten(found.get("params", {}))
             found["params"] = tree.map_named(lambda path, _: leaves[path], state["params"])
@@ -240,7 +242,7 @@ class Checkpoints:
         One that is damaged is set aside as `<step>.damaged` (a reader leaves it alone), with a
         warning, and the one before is used.
         """
-        for entry in folder_of(self.run_dir).glob("*"):
+        for entry in directory_of(self.run_dir).glob("*"):
             if entry.name.isdigit() and not (entry / METADATA).exists():
                 self._set_aside(int(entry.name), f"it has no {METADATA}")
         for step in reversed(self.steps()):
@@ -259,7 +261,7 @@ class Checkpoints:
             logging.warning("Passed over; trying the one before.")
             return
         if distributed.is_primary():
-            path = folder_of(self.run_dir) / str(step)
+            path = directory_of(self.run_dir) / str(step)
             path.rename(_free_name(path.with_name(f"{step}.damaged")))
         distributed.barrier(f"set aside {step}")
         self._manager.reload()
@@ -277,11 +279,11 @@ class Checkpoints:
             raise ValueError(f"the metadata of step {step} cannot be read")
         restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         meta = dict(restored.meta or {})
-        folder = meta.pop(FROZEN, None)
+        directory = meta.pop(FROZEN, None)
         frozen = {}
-        if folder is not None:
-            frozen = self._from_frozen(folder, lambda c, p: _shapes(c.metadata(p).item_metadata))
-        return _Contents(own=_shapes(metadata), frozen=frozen, folder=folder, meta=meta)
+        if directory is not None:
+            frozen = self._from_frozen(directory, lambda c, p: _shapes(c.metadata(p).item_metadata))
+        return _Contents(own=_shapes(metadata), frozen=frozen, directory=directory, meta=meta)
 
     def _from_frozen(
         self, name: str, function: Callable[[ocp.Checkpointer, pathlib.Path], Any]
@@ -292,7 +294,7 @@ class Checkpoints:
           UserError: they are gone or damaged. Without them no step of the run is whole, so that
             none is set aside for it.
         """
-        path = folder_of(self.run_dir) / name
+        path = directory_of(self.run_dir) / name
         try:
             if not (path / METADATA).exists():
                 raise FileNotFoundError(f"it has no {METADATA}")

@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 
 from mmjax.checkpoints import run_dir as rundir
-from mmjax.checkpoints.manager import FROZEN, METADATA, folder_of, list_steps
+from mmjax.checkpoints.manager import FROZEN, METADATA, directory_of, list_steps
 from mmjax.errors import UserError, choose, unknown
 
 BEST = "best"  # the folder in a run directory; it reads like a run directory
@@ -30,8 +30,8 @@ def snapshot(run_dir: str | os.PathLike, step: int, target: str | os.PathLike) -
     Raises:
       UserError: the copy cannot be written.
     """
-    source = folder_of(run_dir) / str(step)
-    final = folder_of(target) / str(step)
+    source = directory_of(run_dir) / str(step)
+    final = directory_of(target) / str(step)
     partial = final.with_name(f"{step}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)
@@ -70,16 +70,16 @@ def snapshot(run_dir: str | os.PathLike, step: int, target: str | os.PathLike) -
 
 def _link_frozen(source: pathlib.Path, target: pathlib.Path, link: Callable[[str, str], None]):
     """The frozen parameters of a run beside a copy of one of its steps; nobody deletes them."""
-    for folder in source.glob(f"{FROZEN}-*"):
-        if (folder / METADATA).exists() and not (target / folder.name).exists():
-            partial = target / f"{folder.name}.partial"
+    for directory in source.glob(f"{FROZEN}-*"):
+        if (directory / METADATA).exists() and not (target / directory.name).exists():
+            partial = target / f"{directory.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(folder, partial, copy_function=link)
-            partial.rename(target / folder.name)
+            shutil.copytree(directory, partial, copy_function=link)
+            partial.rename(target / directory.name)
 
 
-def _files(folder: pathlib.Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+def _files(directory: pathlib.Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*")}
 
 
 class Best:
@@ -161,7 +161,7 @@ class Best:
             shutil.copyfile(config, self._record.with_name(rundir.CONFIG))
         for old in list_steps(self._record.parent):
             if old != step:
-                shutil.rmtree(folder_of(self._record.parent) / str(old))
+                shutil.rmtree(directory_of(self._record.parent) / str(old))
         logging.info(
             "Best %s so far: %.4g at step %d, kept in %s.",
             self.metric,

@@ -28,7 +28,7 @@ def convert_checkpoint(
 
     Args:
       sources: a TensorFlow checkpoint of VATT; PyTorch's files of TVL, of OpenCLIP, or both; or one
-        of a backbone of pictures, or of a training of LGSSL's.
+        of a backbone of images, or of a training of LGSSL's.
       out: the run directory.
       inspect: only say what the sources are and hold.
       as_json: say it as JSON.
@@ -93,7 +93,7 @@ def _tensorflow(sources: Sequence[str]) -> str:
         raise UserError(
             f"{sources[0]}: no TensorFlow checkpoint. Give its prefix (…/ckpt-500000), its .index "
             "file, or the folder if it has one of them or TensorFlow's file `checkpoint`; for TVL, "
-            f"OpenCLIP or a backbone of pictures a {', '.join(torch_reader.SUFFIXES)} file; for "
+            f"OpenCLIP or a backbone of images a {', '.join(torch_reader.SUFFIXES)} file; for "
             f"word embeddings a {', '.join(word_vectors.SUFFIXES)} file.{published_checkpoints.hint(sources[0])}"
         )
     return prefix
@@ -108,7 +108,7 @@ def export(source: str, *, to: str, out: str) -> int:
     return 0
 
 
-def convert_words(
+def convert_word_vectors(
     source: str, *, out: str | None, inspect: bool = False, vocab: str | None = None
 ) -> int:
     """Converts a pickle of word embeddings to a plain .npz, or describes it.

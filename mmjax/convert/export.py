@@ -43,8 +43,8 @@ def export(source: str, *, to: str, out: str) -> list[str]:
     Args:
       source: a run, or anything else that `initialize.load_params` reads.
       to: 'timm': the touch encoder, as `timm.create_model` or torchvision has it; 'tvl': the same
-        as in the entry `model` of TVL's checkpoints; 'open_clip': the towers of pictures and text;
-        'torchvision': the backbone of pictures, a ResNet (timm's names are the same) or
+        as in the entry `model` of TVL's checkpoints; 'open_clip': the towers of images and text;
+        'torchvision': the backbone of images, a ResNet (timm's names are the same) or
         MobileNetV2, with the dense layer behind it, if it has one, as `fc`.
       out: the .safetensors or .pth file; it must not be there yet.
 
@@ -98,7 +98,7 @@ def rules_of(arrays: Mapping[str, np.ndarray], to: str) -> Rules:
         return [rule for part in [*parts, clip_load.Part("scalars", "", "")] for rule in part.rules]
     if to == "torchvision":
         if "image/stem/conv/kernel" not in arrays:
-            raise UserError(f"--to {to}: there is no ResNet or MobileNetV2 over pictures.")
+            raise UserError(f"--to {to}: there is no ResNet or MobileNetV2 over images.")
         kind = "resnet" if "image/head/conv/kernel" not in arrays else "mobilenet"
         rules = below(vision_names.RULES[kind], ours="image/")
         return [*rules, *below(dense("fc", "projection"), ours="image/")]

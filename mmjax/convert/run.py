@@ -57,7 +57,7 @@ class Plan:
     model: ModelDef
     keys: Mapping[str, tuple[tuple[int, ...], str]]
     becomes: dict[str, str]
-    made_of: Mapping[str, Sequence[str]]
+    source_keys: Mapping[str, Sequence[str]]
     read: Callable[[str], np.ndarray]
     problems: dict[str, str]
     fresh: list[str]
@@ -75,13 +75,13 @@ def target_of(model: ModelDef) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
-def becomes_of(leaves: Mapping[str, Any], leftovers: Mapping[str, str]) -> dict[str, str]:
+def becomes_of(leaves: Mapping[str, Any], unused_keys: Mapping[str, str]) -> dict[str, str]:
     """`Plan.becomes` of leaves (`keys`, `stacked`) by our path, and of what is left over."""
     paths: dict[str, list[str]] = collections.defaultdict(list)
     for path, leaf in leaves.items():
         for layer, key in enumerate(leaf.keys):
             paths[key].append(f"{path}[{layer}]" if leaf.stacked else path)
-    return {key: _together(names) for key, names in paths.items()} | dict(leftovers)
+    return {key: _together(names) for key, names in paths.items()} | dict(unused_keys)
 
 
 def _together(paths: Sequence[str]) -> str:
@@ -172,8 +172,8 @@ def convert(plan: Plan, out: str | os.PathLike, *, allow: Sequence[str] = ()) ->
     return out
 
 
-def _write(plan: Plan, folder: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes into `folder`, which will be called `out`."""
+def _write(plan: Plan, directory: pathlib.Path, out: pathlib.Path) -> None:
+    """Writes into `directory`, which will be called `out`."""
     params, extra = plan.model.params, plan.model.extra
     if plan.fresh:
         params, extra = plan.model.init(jax.random.key(0))
@@ -188,17 +188,17 @@ def _write(plan: Plan, folder: pathlib.Path, out: pathlib.Path) -> None:
     }
     if plan.optimizer is not None:
         state["opt"] = plan.optimizer()
-    saved = checkpoint.Checkpoints(folder)
+    saved = checkpoint.Checkpoints(directory)
     saved.save(plan.step, state, {"step": plan.step, "examples": 0})
     saved.close()
     cfg = plan.cfg.copy_and_resolve_references()
     if plan.vocabulary is not None:
         file = plan.vocabulary.file
-        shutil.copyfile(plan.vocabulary.path, folder / file)
+        shutil.copyfile(plan.vocabulary.path, directory / file)
         cfg.data.text.update(vocab=str(out / file), tokenizer=plan.vocabulary.tokenizer)
-    (folder / run_dir.CONFIG).write_text(config.to_json(cfg) + "\n")
-    (folder / REPORT).write_text(report(plan) + "\n")
-    run = run_dir.RunDir(folder, create=False)
+    (directory / run_dir.CONFIG).write_text(config.to_json(cfg) + "\n")
+    (directory / REPORT).write_text(report(plan) + "\n")
+    run = run_dir.RunDir(directory, create=False)
     run.write_record(source=plan.source, step=plan.step, converted=time.strftime(run_dir.TIME))
     run.write_complete(plan.step)  # nobody trains here
 
@@ -218,7 +218,7 @@ def summary(plan: Plan) -> dict[str, Any]:
     """What the source is."""
     sizes = {path: math.prod(shape) for path, shape in target_of(plan.model).items()}
     statistics = sum(n for path, n in sizes.items() if is_statistic(path))
-    used = {key for keys in plan.made_of.values() for key in keys}
+    used = {key for keys in plan.source_keys.values() for key in keys}
     left = [what.split(":")[0] for key, what in plan.becomes.items() if key not in used]
     return {
         "checkpoint": plan.source,
@@ -279,7 +279,7 @@ def report(plan: Plan, *, arrays: bool = True) -> str:
             if path in plan.fresh:
                 source = "fresh"
             else:
-                number = len(plan.made_of[path])
+                number = len(plan.source_keys[path])
                 source = f"{number} key{'s' if number > 1 else ''}"
             where = "extra" if is_statistic(path) else "params"
             lines.append(f"  {where}/{path} {shape} ← {source}")

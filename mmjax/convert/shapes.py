@@ -67,8 +67,8 @@ def resnet_options(shapes: Mapping, at: str) -> dict[str, Any]:
     )
 
 
-def picture_resnet_options(shapes: Mapping, at: str) -> dict[str, Any]:
-    """Options of the ResNet over single pictures below `at`, all but its name."""
+def image_resnet_options(shapes: Mapping, at: str) -> dict[str, Any]:
+    """Options of the ResNet over single images below `at`, all but its name."""
     projection = f"{at}/projection/kernel"
     return dict(
         resnet_options(shapes, at),

@@ -55,7 +55,7 @@ class Contents:
     entries: dict[str, Any]
     parts: dict[str, str]
     leaves: dict[str, Leaf]
-    leftovers: dict[str, str]
+    unused_keys: dict[str, str]
     problems: dict[str, str]
     step: int
     rules: list[Rule] = dataclasses.field(default_factory=list)
@@ -70,7 +70,7 @@ class Contents:
 
     def unknown(self) -> list[str]:
         """Keys of arrays in the model that mmjax has no array for."""
-        return [key for key, what in self.leftovers.items() if what == UNKNOWN]
+        return [key for key, what in self.unused_keys.items() if what == UNKNOWN]
 
     def values(self, source: str) -> dict[str, np.ndarray]:
         """{path: array} as `mmjax.init_from.load_params` gives them: statistics below `extra/`.
@@ -117,15 +117,17 @@ def read(
         raise UserError(f"{source} {otherwise.format(names=names)}")
     shapes = {name: array.shape for name, array in arrays.items()}
     leaves, problems, rest = sort(shapes, layout.rules)
-    leftovers = {name: OPTIMIZER if _OPTIMIZER.search(name) else layout.what(name) for name in rest}
-    leftovers |= {k: f"value: {_shown(v)}" for k, v in entries.items() if k not in arrays}
+    unused_keys = {
+        name: OPTIMIZER if _OPTIMIZER.search(name) else layout.what(name) for name in rest
+    }
+    unused_keys |= {k: f"value: {_shown(v)}" for k, v in entries.items() if k not in arrays}
     steps = [
         int(value)
         for name, value in entries.items()
         if _STEP.fullmatch(name) and isinstance(value, int | np.ndarray) and np.size(value) == 1
     ]
     step = max(steps, default=0)
-    return Contents(entries, layout.parts, leaves, leftovers, problems, step, list(layout.rules))
+    return Contents(entries, layout.parts, leaves, unused_keys, problems, step, list(layout.rules))
 
 
 def _shown(value: Any) -> str:
@@ -161,11 +163,11 @@ def together(
         for path, leaf in one.leaves.items():
             keys = tuple(prefix + key for key in leaf.keys)
             if path in whole.leaves:
-                whole.leftovers |= dict.fromkeys(keys, EARLIER)
+                whole.unused_keys |= dict.fromkeys(keys, EARLIER)
             else:
                 whole.leaves[path] = dataclasses.replace(leaf, keys=keys)
         whole.entries |= {prefix + key: value for key, value in one.entries.items()}
-        whole.leftovers |= {prefix + key: what for key, what in one.leftovers.items()}
+        whole.unused_keys |= {prefix + key: what for key, what in one.unused_keys.items()}
         whole.problems |= {prefix + key: what for key, what in one.problems.items()}
         whole.step = max(whole.step, one.step)
         whole.rules += below(one.rules, theirs=prefix)

@@ -13,7 +13,7 @@ from mmjax.evals.base import Evaluator, Schedule, format_results, make_evaluator
 from mmjax.evals.classification import Classification
 from mmjax.evals.features.store import FeatureStore
 from mmjax.evals.few_shot import FewShot
-from mmjax.evals.knn import NearestNeighbours
+from mmjax.evals.knn import NearestNeighbors
 from mmjax.evals.linear_probe import LinearProbe
 from mmjax.evals.retrieval import Retrieval
 from mmjax.evals.semantic_retrieval import SemanticRetrieval
@@ -32,7 +32,7 @@ __all__ = [
 EVALUATORS: dict[str, type[Evaluator]] = {
     "retrieval": Retrieval,
     "linear_probe": LinearProbe,
-    "knn": NearestNeighbours,
+    "knn": NearestNeighbors,
     "few_shot": FewShot,
     "classification": Classification,
     "semantic_retrieval": SemanticRetrieval,
@@ -50,7 +50,7 @@ def make_evaluators(
     data_cfg: Mapping[str, Any],
     mesh: jax.sharding.Mesh,
     where: str | None = None,
-    folder: str | os.PathLike = ".",
+    directory: str | os.PathLike = ".",
     make_eval_data: Callable[..., Any] | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> list[Evaluator]:
@@ -79,7 +79,7 @@ def make_evaluators(
         made_by=sections,
     )
     evaluators = [
-        make_evaluator(name, section, types=EVALUATORS, store=store, folder=folder)
+        make_evaluator(name, section, types=EVALUATORS, store=store, directory=directory)
         for name, section in cfg.items()
         if section is not None
     ]

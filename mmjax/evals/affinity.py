@@ -30,7 +30,7 @@ class Affinity(Evaluator):
     Args:
       query: modality of the columns.
       target: modality of the rows.
-      num_examples: examples in the figure. Above 32 it has neither pictures nor captions.
+      num_examples: examples in the figure. Above 32 it has neither images nor captions.
       seed: draws those examples.
       threshold: cosine that the captions of outlined cells exceed, for a text tower that is known
         (OpenCLIP's, TVL: 0.636); 0 outlines the diagonal.
@@ -66,7 +66,7 @@ class Affinity(Evaluator):
             )
         self._query, self._target, self._split = query, target, split
         self._num_examples, self._seed, self._threshold = num_examples, seed, threshold
-        self._path = pathlib.Path(path) if path else self.folder / "figures"
+        self._path = pathlib.Path(path) if path else self.directory / "figures"
         self._has_text = merge(self.store.data_cfg, views or {}).get("text") is not None
         self._text = f"text/{target if query == 'text' else query}"  # whose cosines are compared
         common = dict(data=data, split=split, batch_size=batch_size, views=views, limit=limit)
@@ -148,11 +148,11 @@ class Affinity(Evaluator):
         sides = {}
         texts = captions.decode(inputs) if self._has_text else None
         for modality in (self._target, self._query):
-            pictures = None
+            images = None
             if modality != "text":
                 first = inputs.arrays[modality][:, 0]  # of the views
-                pictures = np.clip(np.round(first), 0, 255).astype(np.uint8)
+                images = np.clip(np.round(first), 0, 255).astype(np.uint8)
             # The captions of a pair without text stand beside the rows.
             shown = modality == "text" or (modality == self._target and self._query != "text")
-            sides[modality] = affinity_figure.Side(modality, pictures, texts if shown else None)
+            sides[modality] = affinity_figure.Side(modality, images, texts if shown else None)
         return sides[self._target], sides[self._query]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MAX_DETAILED = 32  # a larger matrix has neither pictures nor captions
+MAX_DETAILED = 32  # a larger matrix has neither images nor captions
 _MAX_VALUES = 12  # nor does one larger than this have its values written in the cells
 _INK, _OUTLINE = "#1a1a1a", "#ff2d2d"
 _LINE = 0.155  # inches of a line of text
@@ -25,12 +25,12 @@ class Side:
 
     Attributes:
       name: the modality.
-      pictures: uint8 [h, w, 3] each, or None.
+      images: uint8 [h, w, 3] each, or None.
       captions: or None.
     """
 
     name: str
-    pictures: Sequence[np.ndarray] | None = None
+    images: Sequence[np.ndarray] | None = None
     captions: Sequence[str] | None = None
 
 
@@ -49,7 +49,7 @@ def draw(
     Args:
       cosines: float [R, C].
       path: the PNG; its folder must be there.
-      rows, columns: pictures and captions, left out where the matrix is larger than MAX_DETAILED.
+      rows, columns: images and captions, left out where the matrix is larger than MAX_DETAILED.
       title, subtitle: above it.
       outlined: bool [R, C], cells to mark.
 
@@ -66,9 +66,9 @@ def draw(
     detailed = size <= MAX_DETAILED
     cell = 0.95 if size <= _MAX_VALUES else 0.6 if detailed else 8.0 / size
     caption_letters, below = _column_text(columns, cell) if detailed else (0, 0.25)
-    pictures_left = cell + _GAP if detailed and rows.pictures is not None else 0.0
+    pictures_left = cell + _GAP if detailed and rows.images is not None else 0.0
     captions_left = _CAPTION + _GAP if detailed and rows.captions is not None else 0.0
-    pictures_below = cell + _GAP if detailed and columns.pictures is not None else 0.0
+    pictures_below = cell + _GAP if detailed and columns.images is not None else 0.0
 
     left = _MARGIN + 0.3 + captions_left + pictures_left
     lines = textwrap.wrap(subtitle, int(max(left + wide * cell, 6.0) / 0.075))
@@ -106,8 +106,8 @@ def draw(
     side = cell * 0.94
     for row in range(high if detailed else 0):
         y = top + (row + 0.5) * cell
-        if rows.pictures is not None:
-            _picture(axes(left - _GAP - side, y - side / 2, side, side), rows.pictures[row])
+        if rows.images is not None:
+            _image(axes(left - _GAP - side, y - side / 2, side, side), rows.images[row])
         if rows.captions is not None:
             words = _wrapped(rows.captions[row], int(_CAPTION / _LETTER), int(cell / _LINE))
             x = left - pictures_left - _GAP
@@ -115,8 +115,8 @@ def draw(
     for column in range(wide if detailed else 0):
         x = left + (column + 0.5) * cell
         y = top + high * cell + _GAP
-        if columns.pictures is not None:
-            _picture(axes(x - side / 2, y, side, side), columns.pictures[column])
+        if columns.images is not None:
+            _image(axes(x - side / 2, y, side, side), columns.images[column])
         if columns.captions is not None:
             turned = cell < 0.9
             words = _wrapped(columns.captions[column], caption_letters, 3 if turned else 7)
@@ -164,18 +164,18 @@ def _write_values(axes, cosines: np.ndarray, image) -> None:
     for (row, column), value in np.ndenumerate(cosines):
         red, green, blue, _ = image.cmap(image.norm(value))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-        colour = "white" if dark else _INK
+        color = "white" if dark else _INK
         axes.text(
             column,
             row,
             f"{round(float(value), 2) + 0.0:.2f}",
             ha="center",
             va="center",
-            color=colour,
+            color=color,
             fontsize=10,
         )
 
 
-def _picture(axes, picture: np.ndarray) -> None:
+def _image(axes, picture: np.ndarray) -> None:
     axes.imshow(picture, interpolation="antialiased")
     axes.axis("off")

@@ -85,13 +85,13 @@ class Evaluator(abc.ABC):
         name: str,
         store: FeatureStore,
         schedule: Schedule | None = None,
-        folder: str | os.PathLike = ".",
+        directory: str | os.PathLike = ".",
         cache: bool = False,
     ):
         self.name = name
         self.store = store
         self.schedule = schedule or Schedule()
-        self.folder = pathlib.Path(folder)
+        self.directory = pathlib.Path(directory)
         self._cache = cache
         self.step = 0
         self.requests: list[Request] = []
@@ -139,7 +139,7 @@ def make_evaluator(
     *,
     types: Mapping[str, Any],
     store: FeatureStore,
-    folder: str | os.PathLike,
+    directory: str | os.PathLike,
 ) -> Evaluator:
     """Returns the evaluator of a config section.
 
@@ -164,7 +164,7 @@ def make_evaluator(
         name=name,
         store=store,
         schedule=Schedule(**config.keywords(Schedule, schedule, where)),
-        folder=folder,
+        directory=directory,
         **options,
     )
 

@@ -26,7 +26,7 @@ def decode(features: Features) -> list[str]:
 
 
 def keywords(caption: str) -> list[str]:
-    """The keywords of 'soft, smooth, and grey.': ['soft', 'smooth', 'grey'], empty ones dropped."""
+    """The keywords of 'soft, smooth, and gray.': ['soft', 'smooth', 'gray'], empty ones dropped."""
     words = re.split(r",\s*(?:and\s)?|\sand\s", caption.lower().replace(".", ""))
     return [stripped for word in words if (stripped := word.strip())]
 

@@ -80,7 +80,7 @@ class Classification(Evaluator):
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
         features = self.store.get(state, self._request)
-        logits, labels = features.labelled("logits")
+        logits, labels = features.labeled("logits")
         if labels.ndim > 1:
             return multi_label(logits, labels, features.info, self.name)
         if labels.max() >= logits.shape[1]:

@@ -71,7 +71,7 @@ def random_bits(key: jax.Array, ways: int, shots: int, num_queries: int) -> tupl
 def _episode(support: Examples, queries: Examples, key, ways, shots, num_queries, average):
     """Accuracy over the queries of one episode.
 
-    Centred and normalised vectors are never made: all that is asked of them are inner products,
+    Centered and normalized vectors are never made: all that is asked of them are inner products,
     which follow from those of the features. That is one pass over the features instead of many.
     """
     of_classes, of_support, of_queries = random_bits(key, ways, shots, num_queries)
@@ -227,7 +227,7 @@ class FewShot(Evaluator):
         result = {}
         for name in self._features:
             parts = [
-                self.store.get(state, one).labelled(name) for one in (*self._support, self._queries)
+                self.store.get(state, one).labeled(name) for one in (*self._support, self._queries)
             ]
             if parts[0][1].ndim > 1:
                 raise UserError(f"Evaluator {self.name}: few_shot needs data with single labels.")

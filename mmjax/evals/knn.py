@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours by cosine: what a frozen encoder knows, without training anything."""
+"""Weighted nearest neighbors by cosine: what a frozen encoder knows, without training anything."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def knn_scores(
     queries: np.ndarray,
     *,
     num_classes: int,
-    neighbours: int = 20,
+    neighbors: int = 20,
     temperature: float = 0.07,
 ) -> np.ndarray:
     """Votes [Q, C] of the nearest training examples, each with weight exp(cosine / temperature).
@@ -34,19 +34,19 @@ def knn_scores(
     order.
 
     Args:
-      train: [N, D], normalised.
+      train: [N, D], normalized.
       labels: int [N].
-      queries: [Q, D], normalised.
+      queries: [Q, D], normalized.
       num_classes: C.
-      neighbours: how many vote; all of them if there are fewer.
+      neighbors: how many vote; all of them if there are fewer.
       temperature: of the weights.
     """
-    neighbours = min(neighbours, len(train))
+    neighbors = min(neighbors, len(train))
 
     @jax.jit
     def block_scores(queries, train, labels):
         cosine = jnp.matmul(queries, train.T, precision=jax.lax.Precision.HIGHEST)
-        nearest, where = jax.lax.top_k(cosine, neighbours)  # [Q, K]
+        nearest, where = jax.lax.top_k(cosine, neighbors)  # [Q, K]
         weight = jnp.exp((nearest - nearest[:, :1]) / temperature)
         rows = jnp.arange(len(queries))[:, None]
         return jnp.zeros((len(queries), num_classes)).at[rows, labels[where]].add(weight)
@@ -62,18 +62,18 @@ def knn_scores(
     return np.concatenate(scores)
 
 
-class NearestNeighbours(Evaluator):
-    """k-nearest-neighbour accuracy of frozen features (single labels).
+class NearestNeighbors(Evaluator):
+    """k-nearest-neighbor accuracy of frozen features (single labels).
 
-    Several views of an example are averaged before features are normalised.
+    Several views of an example are averaged before features are normalized.
 
     Args:
       feature: output(s) of the task, e.g. 'video' or ('video', 'audio').
-      data, train_split, split: dataset (default the one of training), where neighbours come from,
+      data, train_split, split: dataset (default the one of training), where neighbors come from,
         and where accuracy is measured.
       batch_size: over all devices.
       views: what differs from the training's data config, e.g. `dict(video=dict(num_clips=4))`.
-      neighbours: how many vote.
+      neighbors: how many vote.
       temperature: of their weights exp(cosine / temperature).
       train_limit: only the first so many training examples (0: all).
     """
@@ -87,19 +87,19 @@ class NearestNeighbours(Evaluator):
         split: str = "test",
         batch_size: int = 64,
         views: Mapping[str, Any] | None = None,
-        neighbours: int = 20,
+        neighbors: int = 20,
         temperature: float = 0.07,
         train_limit: int = 0,
         **common: Any,
     ):
         super().__init__(**common)
-        if neighbours < 1 or temperature <= 0:
+        if neighbors < 1 or temperature <= 0:
             raise UserError(
-                f"Evaluator {self.name}: neighbours={neighbours} must be at least 1 and "
+                f"Evaluator {self.name}: neighbors={neighbors} must be at least 1 and "
                 f"temperature={temperature} positive."
             )
         self._features = (feature,) if isinstance(feature, str) else tuple(feature)
-        self._neighbours, self._temperature = neighbours, temperature
+        self._neighbors, self._temperature = neighbors, temperature
         common = dict(data=data, batch_size=batch_size, views=views)
         self._train = self.ask(self._features, split=train_split, limit=train_limit, **common)
         self._test = self.ask(self._features, split=split, **common)
@@ -108,8 +108,8 @@ class NearestNeighbours(Evaluator):
         train, test = self.store.get(state, self._train), self.store.get(state, self._test)
         result = {}
         for name in self._features:
-            x, labels = train.labelled(name)
-            queries, right = test.labelled(name)
+            x, labels = train.labeled(name)
+            queries, right = test.labeled(name)
             if labels.ndim > 1:
                 raise UserError(f"Evaluator {self.name}: knn needs data with single labels.")
             num_classes = classification.num_classes(labels, right, train.info)
@@ -118,7 +118,7 @@ class NearestNeighbours(Evaluator):
                 labels,
                 aggregate_views(queries, "embd"),
                 num_classes=num_classes,
-                neighbours=self._neighbours,
+                neighbors=self._neighbors,
                 temperature=self._temperature,
             )
             found = {"top1": metrics.top_k_accuracy(scores, right, 1)}

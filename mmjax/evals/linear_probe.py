@@ -23,7 +23,7 @@ CLASSIFIERS: dict[str, Callable[..., Fitted]] = {
 }
 # What the values of a classifier's options must be.
 _RANGES = {
-    "strengths": (lambda values: len(values) and min(values) > 0, "positive numbers"),
+    "Cs": (lambda values: len(values) and min(values) > 0, "positive numbers"),
     "validation": (lambda value: 0 < value < 1, "within 0 and 1"),
     "average": (lambda value: value in ("probabilities", "logits"), "'probabilities' or 'logits'"),
     "penalty": (lambda value: value in ("norm", "squared"), "'norm' or 'squared'"),
@@ -74,7 +74,7 @@ class LinearProbe(Evaluator):
         views: Mapping[str, Any] | None = None,
         train_views: Mapping[str, Any] | None = None,
         train_limit: int = 0,
-        strengths: Sequence[float] | None = None,
+        Cs: Sequence[float] | None = None,
         validation: float | None = None,
         standardize: bool | None = None,
         average: str | None = None,
@@ -95,7 +95,7 @@ class LinearProbe(Evaluator):
             )
         self._fit = choose("classifier", classifier, CLASSIFIERS)
         options = dict(
-            strengths=strengths,
+            Cs=Cs,
             validation=validation,
             standardize=standardize,
             average=average,
@@ -158,11 +158,11 @@ class LinearProbe(Evaluator):
     def _probe(
         self, name: str, train: Features, test: Features, valid: Features | None = None
     ) -> dict[str, float]:
-        x, labels = train.labelled(name)
-        test_x, test_labels = test.labelled(name)
+        x, labels = train.labeled(name)
+        test_x, test_labels = test.labeled(name)
         options = dict(self._options)
         if valid is not None:
-            valid_x, valid_labels = valid.labelled(name)
+            valid_x, valid_labels = valid.labeled(name)
             options["held_out"] = np.repeat([False, True], [len(labels), len(valid_labels)])
             x, labels = np.concatenate([x, valid_x]), np.concatenate([labels, valid_labels])
         num_classes = classification.num_classes(labels, test_labels, train.info)

@@ -1,6 +1,6 @@
 """Metrics as pure functions of scores and labels, in numpy; float64 where sums are long.
 
-Ties are never resolved in favour of the model: with `t` other entries tied with the right one,
+Ties are never resolved in favor of the model: with `t` other entries tied with the right one,
 every order of these `t + 1` entries is taken as equally likely, so a collapsed model scores exactly
 chance, not 100 %. Scores that are not finite raise ValueError: comparisons with NaN would count as
 perfect.

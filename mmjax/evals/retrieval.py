@@ -29,7 +29,7 @@ def normalize(x: np.ndarray) -> np.ndarray:
 def aggregate_views(embeddings: np.ndarray, how: str) -> np.ndarray:
     """One vector [N, D] from the embeddings [N, V, D] of several windows (VATT's two variants).
 
-    `embd` normalises the mean of the windows. `cosine` is the mean of the normalised windows, so
+    `embd` normalizes the mean of the windows. `cosine` is the mean of the normalized windows, so
     that an inner product with it is the mean of the windows' cosines.
     """
     if how == "embd":

@@ -80,7 +80,7 @@ def count_similar(
     Args:
       queries: float [N, D], compared by inner product.
       targets: float [N, D], of the same examples.
-      captions: float [N, D'], normalised embeddings of the examples' captions.
+      captions: float [N, D'], normalized embeddings of the examples' captions.
       thresholds: cosines that those of the captions must exceed.
     """
     size = len(queries)
@@ -245,7 +245,7 @@ class SemanticRetrieval(Evaluator):
 
 
 def vectors(features: Features, modality: str, other: str) -> np.ndarray:
-    """Normalised embeddings [N, D]; of text, those of the first caption, zeros without one."""
+    """Normalized embeddings [N, D]; of text, those of the first caption, zeros without one."""
     embeddings = features.arrays[f"{modality}/{other}"]
     if modality != "text":
         return aggregate_views(embeddings, "embd")

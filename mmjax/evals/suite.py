@@ -1,4 +1,4 @@
-"""Linear probe, few-shot episodes and nearest neighbours over many datasets, with one table."""
+"""Linear probe, few-shot episodes and nearest neighbors over many datasets, with one table."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmjax.errors import UserError, check_choice, choose, unknown
 from mmjax.evals import suite_table
 from mmjax.evals.base import CHANCE, CONFIDENCE, DEVIATION, Evaluator
 from mmjax.evals.few_shot import FewShot
-from mmjax.evals.knn import NearestNeighbours
+from mmjax.evals.knn import NearestNeighbors
 from mmjax.evals.linear_probe import LinearProbe, takes_valid_split
 
 _DEFAULTS = types.MappingProxyType({})  # all options as they are
-_KINDS = {"probe": LinearProbe, "few_shot": FewShot, "knn": NearestNeighbours}
+_KINDS = {"probe": LinearProbe, "few_shot": FewShot, "knn": NearestNeighbors}
 _METRICS = {"top1": "top1", "mean_per_class": "mean_class_top1"}  # and their names in a probe
 # What the suite decides for its parts.
 _OWN = ("data", "train_split", "valid_split", "split", "feature", "batch_size")
@@ -47,7 +47,7 @@ class Dataset:
 
 
 class Suite(Evaluator):
-    """The same evaluations on many datasets of pictures, and their averages.
+    """The same evaluations on many datasets of images, and their averages.
 
     Metrics are called `<dataset>/linear` (with the chosen `linear_C`), `<dataset>/few_shot`, with
     its interval and deviation, `<dataset>/knn`, and `average/…`. The table is logged and left in
@@ -125,7 +125,7 @@ class Suite(Evaluator):
         names = benchmarks.ALL if names == ("all",) else names
         found: dict[str, Dataset | None] = {}
         for name in names:
-            entry = choose(f"dataset of evals.{self.name}", name, benchmarks.CATALOGUE)
+            entry = choose(f"dataset of evals.{self.name}", name, benchmarks.CATALOG)
             if not entry.train:
                 raise UserError(
                     f"Evaluator {self.name}: {name} is there to test on only; the parts of a "
@@ -232,6 +232,6 @@ class Suite(Evaluator):
         }
         try:
             for ending, text in tables.items():
-                (self.folder / f"{self.name}.{ending}").write_text(text)
+                (self.directory / f"{self.name}.{ending}").write_text(text)
         except OSError as error:
-            logging.warning("The table cannot be written to %s: %s", self.folder, error)
+            logging.warning("The table cannot be written to %s: %s", self.directory, error)

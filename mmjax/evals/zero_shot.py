@@ -25,11 +25,11 @@ def zero_shot_weights(
     *,
     templates: Sequence[str] = TEMPLATES,
 ) -> np.ndarray:
-    """float32 [C, D]: for each class the normalised mean of the embeddings of its sentences.
+    """float32 [C, D]: for each class the normalized mean of the embeddings of its sentences.
 
     Args:
       classes: names.
-      embed_text: texts → embeddings [texts, D]; they are normalised here.
+      embed_text: texts → embeddings [texts, D]; they are normalized here.
       templates: sentences with {} where the name goes.
 
     Raises:

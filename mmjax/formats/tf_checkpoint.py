@@ -29,7 +29,7 @@ def find(source: str | os.PathLike) -> str | None:
     """
     path = pathlib.Path(source)
     if path.is_dir():
-        path = _in_folder(path)
+        path = _in_directory(path)
         if path is None:
             return None
     prefix = re.sub(r"(\.index|\.data-\d+-of-\d+)$", "", str(path))
@@ -44,14 +44,14 @@ def find(source: str | os.PathLike) -> str | None:
     return prefix
 
 
-def _in_folder(folder: pathlib.Path) -> pathlib.Path | None:
+def _in_directory(directory: pathlib.Path) -> pathlib.Path | None:
     """The newest prefix by TensorFlow's listing, or the only one there is."""
-    listing = folder / "checkpoint"
+    listing = directory / "checkpoint"
     text = listing.read_text(errors="replace") if listing.is_file() else ""
     if newest := re.search(r'^model_checkpoint_path: "(.*)"', text, re.MULTILINE):
         # Where it was written is where it says; the files may have moved, together.
-        return folder / pathlib.PurePath(newest[1]).name
-    prefixes = [path.with_suffix("") for path in folder.glob("*.index")]
+        return directory / pathlib.PurePath(newest[1]).name
+    prefixes = [path.with_suffix("") for path in directory.glob("*.index")]
     prefixes = [prefix for prefix in prefixes if _data_of(prefix)]
     return prefixes[0] if len(prefixes) == 1 else None
 

@@ -18,7 +18,7 @@ _ADVICE = (
 )
 
 
-def is_words(source: str | os.PathLike) -> bool:
+def is_word_vectors(source: str | os.PathLike) -> bool:
     """Whether a file is one of word embeddings, by its name."""
     return pathlib.Path(source).suffix in SUFFIXES
 

@@ -5,7 +5,7 @@ of it without an explicit collective. With `chunk_size` the anchors are compared
 the matrix of all similarities never exists at once, forward or backward; values and gradients stay
 those of the whole matrix.
 
-Embeddings are L2-normalised here. Everything is computed in float32, whatever comes in.
+Embeddings are L2-normalized here. Everything is computed in float32, whatever comes in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmjax.errors import UserError
 from mmjax.losses.similarity import (
     EXCLUDED,
     chunks,
-    map_rows,
+    map_chunks,
     normalize,
     products,
     weighted_mean,
@@ -189,7 +189,7 @@ def soft_nce(
             expected = jnp.sum(targets * jnp.where(valid, scores, 0.0), axis=1)
             return jax.nn.logsumexp(scores, axis=1) - expected
 
-        return map_rows(compare, (queries, captions), chunk_size)
+        return map_chunks(compare, (queries, captions), chunk_size)
 
     losses = one_way(first * logit_scale, second) + one_way(second * logit_scale, first)
     return weighted_mean(0.5 * losses, _weights(valid[:, None], valid[:, None], 1))
@@ -221,7 +221,7 @@ def sigmoid_loss(
         return jnp.sum(jnp.where(valid & query_valid[:, None], losses, 0.0), axis=1)
 
     rows = (first, jnp.arange(len(first)), valid)
-    return map_rows(compare, rows, chunk_size).sum() / jnp.maximum(valid.sum(), 1)
+    return map_chunks(compare, rows, chunk_size).sum() / jnp.maximum(valid.sum(), 1)
 
 
 def clamped_scale(log_scale: jax.Array, maximum: float) -> jax.Array:
@@ -264,14 +264,14 @@ def batch_top1(
         similarity = jnp.where(second_valid, similarity, EXCLUDED)
         return similarity.max(axis=-1).argmax(axis=-1)
 
-    found = map_rows(nearest, first, chunk_size)
+    found = map_chunks(nearest, first, chunk_size)
     valid = _valid(first_valid, second_valid)
     hits = (found == jnp.arange(len(valid))) & valid
     return hits.sum().astype(jnp.float32), valid.sum().astype(jnp.float32)
 
 
 def _prepare(anchor, other, mask, candidate_mask, anchor_mask):
-    """Normalised [B, N, D] and [B, L, D], and which of them exist: bool [B, N] and [B, L]."""
+    """Normalized [B, N, D] and [B, L, D], and which of them exist: bool [B, N] and [B, L]."""
     first = normalize(anchor if anchor.ndim == 3 else anchor[:, None])
     second = normalize(other if other.ndim == 3 else other[:, None])
     first_valid = jnp.ones(first.shape[:2], bool)

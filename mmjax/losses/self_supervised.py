@@ -1,7 +1,7 @@
 """Losses between views of the same thing: SimCLR's, SimSiam's, NNCLR's and SwAV's.
 
 Arrays are global, as in `mmjax.losses.contrastive`: under `jax.jit` on a mesh the negatives, and
-the assignments of SwAV, are of the whole batch. Embeddings are L2-normalised here, and everything
+the assignments of SwAV, are of the whole batch. Embeddings are L2-normalized here, and everything
 is computed in float32, whatever comes in.
 
 Values are those of LGSSL's published code (El Banani et al. 2023, Learning Visual Representations
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.errors import UserError
-from mmjax.losses.similarity import EXCLUDED, map_rows, normalize, products, weighted_mean
+from mmjax.losses.similarity import EXCLUDED, map_chunks, normalize, products, weighted_mean
 
 
 def nt_xent(
@@ -51,11 +51,11 @@ def nt_xent(
         scores = products(row, z) / temperature
         itself = number[:, None] == jnp.arange(2 * count)
         scores = jnp.where(itself | ~valid, EXCLUDED, scores)
-        partner = (number + count) % (2 * count)
-        own = jnp.take_along_axis(scores, partner[:, None], axis=1)[:, 0]
+        positive = (number + count) % (2 * count)
+        own = jnp.take_along_axis(scores, positive[:, None], axis=1)[:, 0]
         return jax.nn.logsumexp(scores, axis=1) - own
 
-    losses = map_rows(compare, (z, jnp.arange(2 * count)), chunk_size)
+    losses = map_chunks(compare, (z, jnp.arange(2 * count)), chunk_size)
     return _mean(losses, valid)
 
 
@@ -69,7 +69,7 @@ def one_way_nce(
 ) -> jax.Array:
     """The cross entropy with which each query finds its own key among all of the batch.
 
-    NNCLR (Dwibedi et al. 2021, arXiv 2104.14548) takes predictions and neighbours of the other
+    NNCLR (Dwibedi et al. 2021, arXiv 2104.14548) takes predictions and neighbors of the other
     view. Arguments, result and errors otherwise as of `nt_xent`, for B rows.
     """
     query, key, valid = normalize(query), normalize(key), _valid(mask, len(query))
@@ -80,7 +80,7 @@ def one_way_nce(
         own = jnp.take_along_axis(scores, number[:, None], axis=1)[:, 0]
         return jax.nn.logsumexp(scores, axis=1) - own
 
-    return _mean(map_rows(compare, (query, jnp.arange(len(query))), chunk_size), valid)
+    return _mean(map_chunks(compare, (query, jnp.arange(len(query))), chunk_size), valid)
 
 
 def negative_cosine(

@@ -41,7 +41,9 @@ def chunks(arrays: Any, chunk_size: int | None) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, chunk_size, *x.shape[1:]), arrays)
 
 
-def map_rows(function: Callable[[Any], jax.Array], rows: Any, chunk_size: int | None) -> jax.Array:
+def map_chunks(
+    function: Callable[[Any], jax.Array], rows: Any, chunk_size: int | None
+) -> jax.Array:
     """[B] numbers, one for each row of arrays [B, …], by a function of [K, …] → [K].
 
     Chunk after chunk; the backward pass computes each again instead of keeping what it compared.

@@ -1,4 +1,4 @@
-"""The model of self-supervised pictures: a backbone, heads, and what the losses remember.
+"""The model of self-supervised images: a backbone, heads, and what the losses remember.
 
 Source: El Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling, arXiv
 2302.12248 (LGSSL), and its published code.
@@ -22,7 +22,7 @@ from mmjax.models.blocks.initializers import fan_in_uniform
 from mmjax.models.blocks.memory import Bank, Queues
 from mmjax.models.towers.registry import Spec, Towers
 
-# Heads that take texts' features; `predictor` takes what `projection` gives, others pictures'.
+# Heads that take texts' features; `predictor` takes what `projection` gives, others images'.
 _OF_TEXT = "text"
 _GIVEN = ("in_features", "param_dtype", "rngs")  # arguments of heads that configs do not set
 PREDICTOR, PROJECTION = "predictor", "projection"
@@ -48,19 +48,19 @@ class Prototypes(nnx.Module):
 
 
 class Guided(Towers):
-    """Towers of pictures and perhaps texts, with heads by name.
+    """Towers of images and perhaps texts, with heads by name.
 
     Args:
       towers: {'image': spec, 'text': spec}; text may be left out.
       heads: {name: options of `ProjectionMLP`}: 'text' takes the features of texts, 'predictor'
-        what 'projection' gives, any other name the features of pictures.
+        what 'projection' gives, any other name the features of images.
       text_features: width of the texts' features if there is no tower for them.
       prototypes: how many there are in the space of 'projection'; 0: none.
-      logit_scale: start of the parameter of this name, the logarithm of what cosines of pictures
+      logit_scale: start of the parameter of this name, the logarithm of what cosines of images
         and texts are multiplied by; it exists if there is a head 'text'.
       banks: {name: (rows, head)}: a memory bank of what this head gives.
       queues: options of `Queues`, but its width; None: none.
-      rngs: for initialisation.
+      rngs: for initialization.
       **shared: options for all towers (dtype, remat, …).
 
     Raises:
@@ -144,7 +144,7 @@ class Guided(Towers):
         """Pooled features {modality: float32 [N_m, D_m]} of each modality given.
 
         Args:
-          inputs: image float [N, H, W, 3], normalised, text int [N, W].
+          inputs: image float [N, H, W, 3], normalized, text int [N, W].
           key: randomness, and the sign of training for BatchNorm; None for evaluation.
         """
         return self.run(inputs, key)[0]

@@ -1,4 +1,4 @@
-"""TVL's model: towers of touch, pictures and text whose features meet in one space.
+"""TVL's model: towers of touch, images and text whose features meet in one space.
 
 Source: TVL, Fu et al. 2024, "A Touch, Vision, and Language Dataset for Multimodal Alignment",
 arXiv 2402.13232, and its published code.
@@ -18,7 +18,7 @@ from mmjax.errors import UserError, unknown
 from mmjax.models.towers.registry import Spec, Towers, as_dict
 
 MODALITIES = ("touch", "image", "text")
-# Lengths below this count as 0 in the normalisation.
+# Lengths below this count as 0 in the normalization.
 _LEAST_LENGTH = 1e-12
 
 
@@ -32,7 +32,7 @@ class TVL(Towers):
       logit_scale: start of the parameter of this name, the logarithm of what similarities are
         multiplied by.
       logit_bias: start of the parameter that is added to them; None has none.
-      rngs: for initialisation.
+      rngs: for initialization.
       **shared: options for all towers (dtype, remat, …).
 
     Raises:
@@ -90,7 +90,7 @@ class TVL(Towers):
         """Pooled features {modality: float32 [N_m, D_m]} of each modality given.
 
         Args:
-          inputs: {modality: array [N_m, …]}: touch and image float [N, H, W, 3], normalised, text
+          inputs: {modality: array [N_m, …]}: touch and image float [N, H, W, 3], normalized, text
             int [N, W]. Batch sizes may differ.
           key: randomness of dropout and stochastic depth, and the sign of training for BatchNorm;
             None for evaluation.

@@ -54,7 +54,7 @@ class Multimodal(Towers):
 
     Args:
       head: 'fac', 'joint', or a dict of `name` and options.
-      rngs: for initialisation.
+      rngs: for initialization.
       **towers: arguments of `Towers`.
     """
 
@@ -135,7 +135,7 @@ class Classifier(Towers):
         `ut_*`.
       rare_bias: start the bias at -ln(num_classes - 1), so that each sigmoid starts at 1 /
         num_classes (many labels, few true); None is VATT's: for audio alone.
-      rngs: for initialisation.
+      rngs: for initialization.
       **shared: options for the tower (dtype, remat, …).
     """
 

@@ -1,4 +1,4 @@
-"""Peak rates of known devices, and model FLOPs utilisation (MFU) measured against them."""
+"""Peak rates of known devices, and model FLOPs utilization (MFU) measured against them."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def peak_of(mesh: jax.sharding.Mesh, dtype: Any = "bfloat16") -> float | None:
 
 
 def mfu(flops_per_step: float, seconds: float, peak: float | None) -> float | None:
-    """Model FLOPs utilisation in [0, 1], or None where the device's peak is not known.
+    """Model FLOPs utilization in [0, 1], or None where the device's peak is not known.
 
-    The model's own FLOPs (forward and backward, nothing for rematerialisation) over what the
+    The model's own FLOPs (forward and backward, nothing for rematerialization) over what the
     devices could have done in that time: PaLM, arXiv 2204.02311, appendix B.
 
     Args:

@@ -47,14 +47,14 @@ class Profiler:
                 state = train_step(state, batch)
     """
 
-    def __init__(self, folder: str | os.PathLike, window: tuple[int, int] | None):
+    def __init__(self, directory: str | os.PathLike, window: tuple[int, int] | None):
         """No trace is started yet.
 
         Args:
           folder: where traces go; created with the first one.
           window: of `parse_window`; None traces nothing.
         """
-        self._folder = Path(folder)
+        self._directory = Path(directory)
         self._window = window
         self._running = False
 
@@ -75,10 +75,10 @@ class Profiler:
         if not self._running and start <= step < stop:  # a resumed run may begin inside the window
             jax.block_until_ready(pending)
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                self._directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"Cannot write a profile to {self._folder}: {error}.") from error
-            jax.profiler.start_trace(str(self._folder))
+                raise UserError(f"Cannot write a profile to {self._directory}: {error}.") from error
+            jax.profiler.start_trace(str(self._directory))
             self._running = True
         elif self._running and step >= stop:
             self.close(pending)

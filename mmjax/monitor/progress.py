@@ -141,9 +141,9 @@ class Progress:
             "perf/step_share": (self._in_step - first.step) / span,
         }
         if self._flops is not None:
-            utilisation = flops.mfu(self._flops, seconds, self._peak)
-            if utilisation is not None:
-                values["perf/mfu"] = utilisation
+            utilization = flops.mfu(self._flops, seconds, self._peak)
+            if utilization is not None:
+                values["perf/mfu"] = utilization
         values["perf/memory_bytes"] = float(max(row["peak"] for row in report.device_memory()))
         values["perf/eta_seconds"] = max(self._total_steps - self._step, 0) * seconds
         return values

@@ -80,10 +80,10 @@ class MetricWriter:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        folder = self._dir / TENSORBOARD_DIR
-        folder.mkdir(exist_ok=True)
+        directory = self._dir / TENSORBOARD_DIR
+        directory.mkdir(exist_ok=True)
         # Its file names have a resolution of one second; two writers must not share a file.
-        self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns()}")
+        self._events = EventsWriter(str(directory / "events"), f".{os.getpid()}.{time.time_ns()}")
         self._flushed = time.monotonic()
         # TensorBoard then hides what an interrupted run logged at or after the next step.
         if first_step:
@@ -164,7 +164,7 @@ class MetricWriter:
 def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl` that count, in order, with NaN and infinities as floats.
 
-    Lines of steps that were repeated after a resume are left out in favour of the repetition, and
+    Lines of steps that were repeated after a resume are left out in favor of the repetition, and
     so are the markers and a half-written last line.
     """
     records: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of unit vectors among themselves, on any number of devices, out of core.
+"""Exact nearest neighbors of unit vectors among themselves, on any number of devices, out of core.
 
 Three steps, each with a bound on its rounding errors, so that the result is exact:
 
@@ -54,14 +54,14 @@ class Found:
     """The result of a search.
 
     Attributes:
-      neighbours: int32 [N, k], row numbers, best first, the lowest number first among equals; -1:
+      neighbors: int32 [N, k], row numbers, best first, the lowest number first among equals; -1:
         none.
-      similarity: float32 [N, k]; 0 where there is no neighbour.
+      similarity: float32 [N, k]; 0 where there is no neighbor.
       counts: rows that are zero; alone in their group; distinct; searched_again (in float32);
         searched_whole (all scores looked at).
     """
 
-    neighbours: np.ndarray
+    neighbors: np.ndarray
     similarity: np.ndarray
     counts: dict[str, int]
 
@@ -99,18 +99,18 @@ def nearest(
     work: str | os.PathLike | None = None,
     progress: Callable[[int], None] = lambda products: None,
 ) -> Found:
-    """The k nearest neighbours of each row of the features.
+    """The k nearest neighbors of each row of the features.
 
     Args:
       prepared: of `prepare`.
-      k: neighbours of each.
+      k: neighbors of each.
       settings: of `choose_settings`.
       work: a file that remembers how far the search has come: the same call goes on from there.
       progress: called with the number of products of blocks that are done
         (`products` in all).
     """
     if k < 1:
-        raise UserError(f"{k} neighbours: there must be at least 1.")
+        raise UserError(f"{k} neighbors: there must be at least 1.")
     settings = settings or choose_settings()
     rows = prepared.rows
     counts = {"zero": prepared.zero, "alone": prepared.alone, "distinct": len(rows)}
@@ -135,8 +135,8 @@ def nearest(
             log.info("All scores of %d of %d rows are looked at.", len(whole), len(rows))
             search.look_at_all(found, whole)
     counts |= {"searched_again": len(again), "searched_whole": len(whole)}
-    neighbours, similarity = expand(prepared, *found)
-    return Found(neighbours, similarity, counts)
+    neighbors, similarity = expand(prepared, *found)
+    return Found(neighbors, similarity, counts)
 
 
 def _first_pass(
@@ -199,11 +199,11 @@ def _restore(path: str | os.PathLike | None, key: str) -> tuple[int, Best | None
 
 
 def mutual(found: Found) -> np.ndarray:
-    """bool [N, k]: where a row is also among the k neighbours of its neighbour."""
-    neighbours = found.neighbours
-    mine = np.arange(len(neighbours))[:, None, None]
+    """bool [N, k]: where a row is also among the k neighbors of its neighbor."""
+    neighbors = found.neighbors
+    mine = np.arange(len(neighbors))[:, None, None]
     chunks = (
-        (neighbours[np.maximum(neighbours[s : s + CHUNK], 0)] == mine[s : s + CHUNK]).any(2)
-        for s in range(0, len(neighbours), CHUNK)
+        (neighbors[np.maximum(neighbors[s : s + CHUNK], 0)] == mine[s : s + CHUNK]).any(2)
+        for s in range(0, len(neighbors), CHUNK)
     )
-    return np.concatenate([*chunks, np.zeros((0, neighbours.shape[1]), bool)]) & (neighbours >= 0)
+    return np.concatenate([*chunks, np.zeros((0, neighbors.shape[1]), bool)]) & (neighbors >= 0)

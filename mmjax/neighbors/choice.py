@@ -1,4 +1,4 @@
-"""From the best tiles of rows to their neighbours, and the proof that none was missed."""
+"""From the best tiles of rows to their neighbors, and the proof that none was missed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Choice:
     def resolve(
         self, found: tuple[np.ndarray, np.ndarray], queries: np.ndarray, best: Best, error: float
     ) -> np.ndarray:
-        """Neighbours from the best tiles; returns the queries of which they are not proven.
+        """Neighbors from the best tiles; returns the queries of which they are not proven.
 
         Args:
           found: see the class.
@@ -81,7 +81,7 @@ class Choice:
         return queries[unsure]
 
     def look_at_all(self, found: tuple[np.ndarray, np.ndarray], queries: np.ndarray) -> None:
-        """Neighbours by all scores, for queries that are open after `resolve`."""
+        """Neighbors by all scores, for queries that are open after `resolve`."""
         block = self.settings.block
 
         low, high = self.rows.bounds

@@ -1,4 +1,4 @@
-"""What a search for neighbours will take, before it begins."""
+"""What a search for neighbors will take, before it begins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def plan(
 
     Args:
       count, width: N and D of the features.
-      k: neighbours.
+      k: neighbors.
       settings: of the search.
       groups: int [N], or None.
 

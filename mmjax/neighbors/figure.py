@@ -1,4 +1,4 @@
-"""Pictures beside their nearest neighbours, to see whether pairs make sense."""
+"""Images beside their nearest neighbors, to see whether pairs make sense."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PICTURE, _LINE, _LETTERS = 1.9, 0.17, 30  # inches, inches, letters of a line
 def draw(
     rows: Sequence[Sequence[tuple[np.ndarray | None, str, str]]], path: str, *, title: str
 ) -> None:
-    """Draws a PNG: a row for each record, the record first, then its neighbours.
+    """Draws a PNG: a row for each record, the record first, then its neighbors.
 
     Args:
-      rows: of (picture uint8 [h, w, 3] or None, heading, caption).
+      rows: of (image uint8 [h, w, 3] or None, heading, caption).
       path: the PNG; its folder is made if need be.
       title: above all.
 
@@ -37,7 +37,7 @@ def draw(
     figure.text(0.15 / width, 1 - 0.28 / height, title, fontsize=10, parse_math=False)
     top = height - 0.5
     for row, lines, tall in zip(rows, texts, heights, strict=True):
-        for column, (picture, heading, _) in enumerate(row):
+        for column, (image, heading, _) in enumerate(row):
             left = 0.15 + column * (_PICTURE + 0.35)
             style = {"fontsize": 7.5, "parse_math": False, "va": "top"}
             weight = "bold" if column == 0 else "normal"
@@ -46,8 +46,8 @@ def draw(
             where = (left / width, bottom / height, _PICTURE / width, _PICTURE / height)
             axes = figure.add_axes(where)
             axes.axis("off")
-            if picture is not None:
-                axes.imshow(picture, interpolation="antialiased")
+            if image is not None:
+                axes.imshow(image, interpolation="antialiased")
             caption = "\n".join(lines[column])
             figure.text(left / width, (bottom - 0.05) / height, caption, color="#444", **style)
         top -= tall

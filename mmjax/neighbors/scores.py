@@ -20,7 +20,7 @@ def scores_of(queries: jax.Array, candidates: jax.Array) -> jax.Array:
 def masked_scores(
     scores: jax.Array, group: jax.Array, tag: jax.Array, others: jax.Array, other_tags: jax.Array
 ) -> jax.Array:
-    """Scores with -inf where the rows must not be neighbours."""
+    """Scores with -inf where the rows must not be neighbors."""
     allowed = (group[:, None] == others) & (tag[:, None] != other_tags)
     return jnp.where(allowed, scores, -jnp.inf)
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours of a dataset's features: `mmjax neighbours`."""
+"""Nearest neighbors of a dataset's features: `mmjax neighbors`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 
 
 def add(commands) -> None:
-    """Adds the command `neighbours`."""
+    """Adds the command `neighbors`."""
     p = commands.add_parser(
-        "neighbours",
-        help="find the nearest neighbours of records by their features",
-        description="Writes the k nearest neighbours of each row of features, by cosine, without "
+        "neighbors",
+        help="find the nearest neighbors of records by their features",
+        description="Writes the k nearest neighbors of each row of features, by cosine, without "
         "itself, as the folder that data.pairs.path takes. The search is exact, and features need "
         "not fit into memory. Run again after an interruption, it goes on where it stopped.",
     )
@@ -42,8 +42,8 @@ def add(commands) -> None:
     p.add_argument("--split", default="train", help="which one (train)")
     p.add_argument("--data", metavar="DATASET", help="the dataset that the features are of")
 
-    which = p.add_argument_group("which neighbours")
-    which.add_argument("--k", type=int, default=1, help="neighbours of each record (1)")
+    which = p.add_argument_group("which neighbors")
+    which.add_argument("--k", type=int, default=1, help="neighbors of each record (1)")
     which.add_argument(
         "--min-similarity", type=float, default=-1.0, metavar="S", help="leave out pairs below (-1)"
     )
@@ -87,7 +87,7 @@ def add(commands) -> None:
 
 
 def command(features: str, *, data: str, split: str, modality: str = "") -> str:
-    """What is typed to find neighbours by features, for who has just made them.
+    """What is typed to find neighbors by features, for who has just made them.
 
     Args:
       features: their folder.
@@ -95,7 +95,7 @@ def command(features: str, *, data: str, split: str, modality: str = "") -> str:
       split: of it.
       modality: whose features these are, if the folder may have others.
     """
-    words = ["mmjax", "neighbours", features]
+    words = ["mmjax", "neighbors", features]
     words += ["--modality", modality] if modality else []
     words += ["--data", data, "--out", f"pairs/{os.path.basename(os.path.abspath(features))}"]
     words += ["--split", split] if split != "train" else []
@@ -157,14 +157,14 @@ def _run(args) -> int:
                 progress=lambda products: progress(products * scores),
             )
     both = neighbors.mutual(found)
-    keep = (found.neighbours >= 0) & (found.similarity >= args.min_similarity)
-    below = int(((found.neighbours >= 0) & ~keep).sum())
+    keep = (found.neighbors >= 0) & (found.similarity >= args.min_similarity)
+    below = int(((found.neighbors >= 0) & ~keep).sum())
     if args.mutual:
         keep &= both
     _keep(found, keep, both)
     positives.write_pairs(
         args.out,
-        found.neighbours,
+        found.neighbors,
         found.similarity,
         dataset=source.info.name if source else name,
         split=args.split,
@@ -196,20 +196,24 @@ def _features(args) -> tuple[np.ndarray, str, str]:
     """(features, modality, name of the dataset)."""
     from mmjax.data.pipeline import precomputed_features
 
-    folder = os.path.expanduser(args.features)
-    if folder.endswith(".npy"):
-        path, modality, name = folder, args.modality or "", os.path.basename(folder)[: -len(".npy")]
+    directory = os.path.expanduser(args.features)
+    if directory.endswith(".npy"):
+        path, modality, name = (
+            directory,
+            args.modality or "",
+            os.path.basename(directory)[: -len(".npy")],
+        )
         content = None
     else:
-        content = precomputed_features.read_description(folder)
+        content = precomputed_features.read_description(directory)
         if content is None:
             raise UserError(
                 f"{args.features} is no folder of features: it has no {precomputed_features.FILE}. `mmjax "
                 "sentences` and `mmjax embed` write such; or name a .npy file."
             )
-        modality = args.modality or _only_modality(os.path.join(folder, args.split))
+        modality = args.modality or _only_modality(os.path.join(directory, args.split))
         path, name = (
-            precomputed_features.features_path(folder, args.split, modality),
+            precomputed_features.features_path(directory, args.split, modality),
             content["dataset"],
         )
     if content and not os.path.exists(path):
@@ -233,18 +237,18 @@ def _features(args) -> tuple[np.ndarray, str, str]:
     return features, modality, name
 
 
-def _modalities(folder: str) -> list[str]:
+def _modalities(directory: str) -> list[str]:
     """Of which there are features."""
-    entries = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()
+    entries = sorted(os.listdir(directory)) if os.path.isdir(directory) else ()
     return [entry[: -len(".npy")] for entry in entries if entry.endswith(".npy")]
 
 
-def _only_modality(folder: str) -> str:
-    found = _modalities(folder)
+def _only_modality(directory: str) -> str:
+    found = _modalities(directory)
     if not found:
-        raise UserError(f"{folder} has no features: name another --split, or compute them.")
+        raise UserError(f"{directory} has no features: name another --split, or compute them.")
     if len(found) > 1:
-        raise UserError(f"{folder} has features of {', '.join(found)}: say --modality NAME.")
+        raise UserError(f"{directory} has features of {', '.join(found)}: say --modality NAME.")
     return found[0]
 
 
@@ -292,7 +296,7 @@ def _groups(args, source: Source | None, filenames: Sequence[str], count: int) -
     from mmjax.data.pairs import scopes
 
     if args.scope and args.groups:
-        raise UserError("--scope and --groups both say who may be whose neighbour: give one.")
+        raise UserError("--scope and --groups both say who may be whose neighbor: give one.")
     if args.scope:
         return scopes.groups_of(args.scope, source, filenames)
     if not args.groups:
@@ -352,7 +356,7 @@ def _bar(what: str, total: int, unit: str, quiet: bool) -> Iterator[Callable[[in
 def _keep(found: Found, keep: np.ndarray, both: np.ndarray) -> None:
     """Leaves out the other pairs, in place; those that are kept move to the front."""
     order = np.argsort(~keep, 1, kind="stable")
-    found.neighbours[:] = np.take_along_axis(np.where(keep, found.neighbours, -1), order, 1)
+    found.neighbors[:] = np.take_along_axis(np.where(keep, found.neighbors, -1), order, 1)
     found.similarity[:] = np.take_along_axis(np.where(keep, found.similarity, 0), order, 1)
     both[:] = np.take_along_axis(both & keep, order, 1)
 
@@ -361,9 +365,9 @@ def _summary(
     out: str, found: Found, both: np.ndarray, texts: Sequence[str], below: int
 ) -> Iterator[str]:
     """Lines that say what was found."""
-    there, counts = found.neighbours >= 0, found.counts
+    there, counts = found.neighbors >= 0, found.counts
     yield (
-        f"{out}: {there[:, 0].sum()} of {len(there)} records have a neighbour, {there.sum()} pairs."
+        f"{out}: {there[:, 0].sum()} of {len(there)} records have a neighbor, {there.sum()} pairs."
     )
     reasons = {
         "rows of zeros": counts["zero"],
@@ -384,22 +388,22 @@ def _summary(
     yield f"mutual: {both.sum()} of {there.sum()} pairs ({both.sum() / there.sum():.0%})"
     if texts:
         rows, places = np.nonzero(there)
-        others = found.neighbours[rows, places]
+        others = found.neighbors[rows, places]
         equal = sum(texts[row] == texts[other] for row, other in zip(rows, others, strict=True))
         yield f"same caption: {equal} pairs ({equal / len(rows):.0%})"
 
 
 def _look(args, found: Found, source: Source, captions: Sequence[Sequence[str]]) -> None:
-    """Prints and draws some records beside their neighbours."""
+    """Prints and draws some records beside their neighbors."""
     from mmjax.neighbors import figure
 
-    having = np.flatnonzero(found.neighbours[:, 0] >= 0)
+    having = np.flatnonzero(found.neighbors[:, 0] >= 0)
     if not len(having):
         return
     chosen = np.random.default_rng(0).permutation(having)[: args.show or 8]
     rows = []
     for record in map(int, np.sort(chosen)):
-        names = [record, *(int(n) for n in found.neighbours[record] if n >= 0)]
+        names = [record, *(int(n) for n in found.neighbors[record] if n >= 0)]
         cosines = found.similarity[record][: len(names) - 1]
         heads = [f"record {record}"]
         heads += [f"{s:.3f}  record {n}" for n, s in zip(names[1:], cosines, strict=True)]
@@ -410,17 +414,17 @@ def _look(args, found: Found, source: Source, captions: Sequence[Sequence[str]])
             print("\n".join(f"  {h}: {t}" for h, t in zip(heads[1:], texts[1:], strict=True)))
     if not args.figure:
         return
-    drawn = [[(_picture(source, number), h, t) for number, h, t in row[:6]] for row in rows]
-    title = f"{source.name}: records and their nearest neighbours"
+    drawn = [[(_image(source, number), h, t) for number, h, t in row[:6]] for row in rows]
+    title = f"{source.name}: records and their nearest neighbors"
     try:
         figure.draw(drawn, args.figure, title=title)
     except (OSError, ValueError) as error:
         raise UserError(f"{args.figure} cannot be written: {error}.") from error
-    print(f"{args.figure}: {len(rows)} records and their neighbours")
+    print(f"{args.figure}: {len(rows)} records and their neighbors")
 
 
-def _picture(source: Source, record: int) -> np.ndarray | None:
-    """The first picture of a record."""
+def _image(source: Source, record: int) -> np.ndarray | None:
+    """The first image of a record."""
     import io
 
     import PIL.Image

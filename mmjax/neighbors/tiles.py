@@ -1,4 +1,4 @@
-"""The costly part of a search for neighbours: which tiles of rows hold a row's best scores.
+"""The costly part of a search for neighbors: which tiles of rows hold a row's best scores.
 
 Rows are cut into blocks, and blocks into tiles. One product of two blocks gives the scores of all
 their rows; the largest score of a row in each tile is kept, for the rows of both blocks, so that

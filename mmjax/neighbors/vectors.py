@@ -1,4 +1,4 @@
-"""Features as the search for neighbours sees them: unit vectors, distinct, sorted."""
+"""Features as the search for neighbors sees them: unit vectors, distinct, sorted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHUNK = 2**14  # rows read at a time
 class Rows:
     """Unit vectors in the order of the search: sorted by `group`, then by `tag`.
 
-    Two rows may be neighbours if they are of one group and have different tags.
+    Two rows may be neighbors if they are of one group and have different tags.
 
     Attributes:
       read: (numbers of rows) → float32 [n, D].
@@ -58,13 +58,13 @@ class Prepared:
     """What one pass over the features tells.
 
     Attributes:
-      rows: the distinct vectors that can have neighbours, sorted.
+      rows: the distinct vectors that can have neighbors, sorted.
       members: numbers of the features, sorted as `rows`, ascending among equals.
       first: int64 [len(rows) + 1], where the members of each row begin.
       zero, alone: how many features have no direction, or nobody else in their group.
       rounding: the largest distance of a vector from itself in bfloat16.
       content: a hash of the vectors.
-      own: whether equal rows are neighbours of each other.
+      own: whether equal rows are neighbors of each other.
       count: N, rows of the features.
     """
 
@@ -113,9 +113,9 @@ def prepare(
 
     Args:
       features: floating point [N, D]; may be a memory map.
-      groups: int [N]; neighbours are of one group.
-      same: int [N]; rows with the same number are never neighbours.
-      equal: rows that are equal, bit for bit, may be neighbours (not where `same` is given and
+      groups: int [N]; neighbors are of one group.
+      same: int [N]; rows with the same number are never neighbors.
+      equal: rows that are equal, bit for bit, may be neighbors (not where `same` is given and
         the same for them).
       cache_bytes: unit vectors that need less are kept in memory (a quarter of the machine's).
       progress: called with the number of rows that were read.
@@ -126,7 +126,7 @@ def prepare(
     if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
         hint = ", a row for each record"
         if features.ndim == 3:
-            hint = f": neighbours of {features.shape[1]} variants of each record are not defined"
+            hint = f": neighbors of {features.shape[1]} variants of each record are not defined"
         raise UserError(
             f"Features are {features.dtype} {list(features.shape)}; expected floating point "
             f"[N, D]{hint}."
@@ -222,10 +222,10 @@ def _reader(features: np.ndarray, leaders: np.ndarray, cache_bytes: float) -> Ca
 
 
 def expand(
-    prepared: Prepared, neighbours: np.ndarray, similarity: np.ndarray
+    prepared: Prepared, neighbors: np.ndarray, similarity: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours of distinct rows → of all features, by their numbers; arrays [N, k]."""
-    k = neighbours.shape[1]
+    """Neighbors of distinct rows → of all features, by their numbers; arrays [N, k]."""
+    k = neighbors.shape[1]
     shape = (prepared.count, k)
     result = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
     sizes, total = np.diff(prepared.first), len(prepared.members)
@@ -234,7 +234,7 @@ def expand(
     for start in range(0, total, chunk):
         records = prepared.members[start : start + chunk]
         row = row_of[start : start + chunk]
-        numbers = _members_of(prepared, neighbours[row], k)  # [n, k, k]
+        numbers = _members_of(prepared, neighbors[row], k)  # [n, k, k]
         scores = np.broadcast_to(similarity[row][..., None], numbers.shape)
         numbers, scores = (x.reshape(len(row), -1) for x in (numbers, scores))
         if prepared.own and (sizes[row] > 1).any():

@@ -1,8 +1,8 @@
-"""What happens to single pictures on the device, inside jit: augmentation and normalisation.
+"""What happens to single images on the device, inside jit: augmentation and normalization.
 
-Pictures are float [B, H, W, 3] in [0, 1]. Random functions take one key and draw for every picture
-on its own; the same key gives the same draws, so two pictures of a pair can change alike. What
-colours, flips and blurs mean is torchvision's convention, that of most published recipes.
+Images are float [B, H, W, 3] in [0, 1]. Random functions take one key and draw for every image
+on its own; the same key gives the same draws, so two images of a pair can change alike. What
+colors, flips and blurs mean is torchvision's convention, that of most published recipes.
 
 The order of operations is that of the published code of TVL (Fu et al. 2024, A Touch, Vision, and
 Language Dataset for Multimodal Alignment, arXiv 2402.13232), where the tactile constants are from,
@@ -25,7 +25,7 @@ from mmjax.preprocess import video as preprocess
 
 
 class Channels(NamedTuple):
-    """One number for each colour."""
+    """One number for each color."""
 
     red: float
     green: float
@@ -36,7 +36,7 @@ CLIP_MEAN = Channels(0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = Channels(0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = Channels(0.485, 0.456, 0.406)
 IMAGENET_STD = Channels(0.229, 0.224, 0.225)
-# Of TVL's touch pictures, and of what is left when their background is subtracted.
+# Of TVL's touch images, and of what is left when their background is subtracted.
 TACTILE_MEAN = Channels(0.29174602047139075, 0.2971325588927249, 0.2910404549605639)
 TACTILE_STD = Channels(0.18764469044810236, 0.19467651810273057, 0.21871583397361818)
 SUBTRACTED_MEAN = Channels(-0.00809318389762342, -0.01887447008747725, -0.018430588238856332)
@@ -47,42 +47,42 @@ _LEAST_SIGMA = 1e-3  # of a blur, pixels
 
 
 def normalize(
-    pictures: jax.Array, mean: Sequence[float] | None, std: Sequence[float] | None
+    images: jax.Array, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> jax.Array:
     """(x − mean) / std of each channel, [..., 3]; None leaves the mean or the scale."""
     if mean is not None:
-        pictures = pictures - jnp.asarray(mean, pictures.dtype)
-    return pictures if std is None else pictures / jnp.asarray(std, pictures.dtype)
+        images = images - jnp.asarray(mean, images.dtype)
+    return images if std is None else images / jnp.asarray(std, images.dtype)
 
 
-def luma(pictures: jax.Array) -> jax.Array:
-    """Brightness as ITU-R 601 weighs the colours: [..., 3] → [..., 1]."""
-    return (pictures * jnp.asarray(_LUMA, pictures.dtype)).sum(axis=-1, keepdims=True)
+def luma(images: jax.Array) -> jax.Array:
+    """Brightness as ITU-R 601 weighs the colors: [..., 3] → [..., 1]."""
+    return (images * jnp.asarray(_LUMA, images.dtype)).sum(axis=-1, keepdims=True)
 
 
-def horizontal_flip(key: jax.Array, pictures: jax.Array, probability: float = 0.5) -> jax.Array:
+def horizontal_flip(key: jax.Array, images: jax.Array, probability: float = 0.5) -> jax.Array:
     """Mirrors left and right."""
-    return _some(key, probability, pictures[..., ::-1, :], pictures)
+    return _some(key, probability, images[..., ::-1, :], images)
 
 
-def vertical_flip(key: jax.Array, pictures: jax.Array, probability: float = 0.5) -> jax.Array:
+def vertical_flip(key: jax.Array, images: jax.Array, probability: float = 0.5) -> jax.Array:
     """Mirrors top and bottom."""
-    return _some(key, probability, pictures[..., ::-1, :, :], pictures)
+    return _some(key, probability, images[..., ::-1, :, :], images)
 
 
-def quarter_turn(key: jax.Array, pictures: jax.Array, probability: float = 0.5) -> jax.Array:
-    """Turns square pictures by 90° counter-clockwise."""
-    return _some(key, probability, jnp.rot90(pictures, axes=(-3, -2)), pictures)
+def quarter_turn(key: jax.Array, images: jax.Array, probability: float = 0.5) -> jax.Array:
+    """Turns square images by 90° counter-clockwise."""
+    return _some(key, probability, jnp.rot90(images, axes=(-3, -2)), images)
 
 
-def grayscale(key: jax.Array, pictures: jax.Array, probability: float = 0.2) -> jax.Array:
-    """Takes the colour away; three equal channels remain."""
-    return _some(key, probability, jnp.broadcast_to(luma(pictures), pictures.shape), pictures)
+def grayscale(key: jax.Array, images: jax.Array, probability: float = 0.2) -> jax.Array:
+    """Takes the color away; three equal channels remain."""
+    return _some(key, probability, jnp.broadcast_to(luma(images), images.shape), images)
 
 
 def color_jitter(
     key: jax.Array,
-    pictures: jax.Array,
+    images: jax.Array,
     *,
     probability: float = 0.8,
     brightness: Sequence[float] | None = None,
@@ -91,18 +91,18 @@ def color_jitter(
     hue: Sequence[float] | None = None,
     order: str = "random",
 ) -> jax.Array:
-    """Changes colours with some probability, as torchvision's ColorJitter.
+    """Changes colors with some probability, as torchvision's ColorJitter.
 
-    Brightness, contrast and saturation blend a picture with black, with its mean grey, and with its
-    own greys: factor · picture + (1 − factor) · other, clipped to [0, 1]. Hue is turned.
+    Brightness, contrast and saturation blend an image with black, with its mean gray, and with its
+    own grays: factor · image + (1 − factor) · other, clipped to [0, 1]. Hue is turned.
 
     Args:
-      key: one key for all pictures.
-      pictures: float [B, H, W, 3] in [0, 1].
-      probability: that a picture is changed at all.
+      key: one key for all images.
+      images: float [B, H, W, 3] in [0, 1].
+      probability: that an image is changed at all.
       brightness, contrast, saturation: the range (low, high) of the factor; None is 1.
       hue: the range of the turn, 1 being a full one; None is 0.
-      order: 'random', another for each picture; 'batch', one for all of them, as kornia; or
+      order: 'random', another for each image; 'batch', one for all of them, as kornia; or
         'fixed': brightness, contrast, saturation, hue.
 
     Raises:
@@ -116,7 +116,7 @@ def color_jitter(
     }
     if order not in ("random", "batch", "fixed"):
         raise UserError(f"order={order!r} must be 'random', 'batch' or 'fixed'.")
-    names, count = list(ranges), len(pictures)
+    names, count = list(ranges), len(images)
     *keys, order_key, some_key = jax.random.split(key, len(names) + 2)
     changed = jax.random.uniform(some_key, (count,)) < probability
     drawn = {
@@ -134,62 +134,62 @@ def color_jitter(
     else:
         ranks = jax.random.permutation(order_key, ranks) if order == "batch" else ranks
         orders = jnp.broadcast_to(ranks, (count, len(names)))
-    # Each picture has an order of its own, so each stage can be any operation; but blends differ
+    # Each image has an order of its own, so each stage can be any operation; but blends differ
     # only in what they blend with, and a blend by 1 or a turn by 0 is none.
     at = {name: orders == rank for rank, name in enumerate(names)}  # [B, stages]
     for stage in range(len(names)):
         now = {name: _spread(chosen[:, stage]) for name, chosen in at.items()}
-        factor, grey = jnp.ones((count, 1, 1, 1)), luma(pictures)
-        other = jnp.zeros_like(grey)
+        factor, gray = jnp.ones((count, 1, 1, 1)), luma(images)
+        other = jnp.zeros_like(gray)
         for name in (name for name in blends if name in now):
             factor = jnp.where(now[name], _spread(drawn[name]), factor)
         if "contrast" in now:
-            other = jnp.where(now["contrast"], grey.mean(axis=(1, 2), keepdims=True), other)
+            other = jnp.where(now["contrast"], gray.mean(axis=(1, 2), keepdims=True), other)
         if "saturation" in now:
-            other = jnp.where(now["saturation"], grey, other)
-        blended = jnp.clip(factor * pictures + (1.0 - factor) * other, 0.0, 1.0)
+            other = jnp.where(now["saturation"], gray, other)
+        blended = jnp.clip(factor * images + (1.0 - factor) * other, 0.0, 1.0)
         if "hue" in now:
             turn = _spread(drawn["hue"])
-            turned = preprocess.adjust_hue(pictures, turn)
+            turned = preprocess.adjust_hue(images, turn)
             blended = jnp.where(now["hue"] & (turn != 0), turned, blended)
-        pictures = blended
-    return pictures
+        images = blended
+    return images
 
 
 def gaussian_blur(
     key: jax.Array,
-    pictures: jax.Array,
+    images: jax.Array,
     *,
     probability: float = 0.5,
     kernel_size: int = 9,
     sigma: Sequence = (0.1, 2.0),
     sigma_yx: Sequence | None = None,
 ) -> jax.Array:
-    """Blurs with some probability; beyond the edges, pictures are mirrored.
+    """Blurs with some probability; beyond the edges, images are mirrored.
 
     Args:
-      key: one key for all pictures.
-      pictures: float [B, H, W, 3].
-      probability: that a picture is blurred.
+      key: one key for all images.
+      images: float [B, H, W, 3].
+      probability: that an image is blurred.
       kernel_size: pixels, odd.
-      sigma: range of the Gaussian's standard deviation in pixels, drawn for each picture.
-      sigma_yx: in place of `sigma` the deviations of all pictures, the vertical and the horizontal
+      sigma: range of the Gaussian's standard deviation in pixels, drawn for each image.
+      sigma_yx: in place of `sigma` the deviations of all images, the vertical and the horizontal
         one. kornia's RandomGaussianBlur took its `sigma` so up to version 0.6.9.
 
     Raises:
-      UserError: an even kernel, one as large as the picture, a range that is none, or deviations
+      UserError: an even kernel, one as large as the image, a range that is none, or deviations
         that are not two numbers above 0.
     """
-    half, low = kernel_size // 2, min(pictures.shape[1:3])
+    half, low = kernel_size // 2, min(images.shape[1:3])
     if kernel_size < 1 or kernel_size % 2 == 0 or half >= low:
         raise UserError(
-            f"kernel_size={kernel_size} must be odd, and below {2 * low} for pictures of {low} "
+            f"kernel_size={kernel_size} must be odd, and below {2 * low} for images of {low} "
             "pixels."
         )
     sigma = _range("sigma", sigma, _LEAST_SIGMA, np.inf)
     sigma_key, some_key = jax.random.split(key)
     if sigma_yx is None:
-        width = jax.random.uniform(sigma_key, (len(pictures), 1), jnp.float32, *sigma)
+        width = jax.random.uniform(sigma_key, (len(images), 1), jnp.float32, *sigma)
         widths = (width, width)
     else:
         pair = isinstance(sigma_yx, Sequence) and len(sigma_yx) == 2
@@ -199,21 +199,21 @@ def gaussian_blur(
             )
         widths = tuple(jnp.full((1, 1), width) for width in sigma_yx)
     distance = jnp.arange(-half, half + 1)
-    blurred = pictures
+    blurred = images
     for axis, width in enumerate(widths, 1):
         weights = jnp.exp(-0.5 * (distance / width) ** 2)
         weights = weights / weights.sum(axis=1, keepdims=True)  # [B or 1, kernel_size]
         margin = [(half, half) if n == axis else (0, 0) for n in range(4)]
-        padded, size = jnp.pad(blurred, margin, mode="reflect"), pictures.shape[axis]
+        padded, size = jnp.pad(blurred, margin, mode="reflect"), images.shape[axis]
         blurred = sum(
             _spread(weights[:, n]) * jax.lax.slice_in_dim(padded, n, n + size, axis=axis)
             for n in range(kernel_size)
         )
-    return _some(some_key, probability, blurred, pictures)
+    return _some(some_key, probability, blurred, images)
 
 
 def _some(key: jax.Array, probability: float, changed: jax.Array, otherwise: jax.Array):
-    """Each picture `changed` with this probability."""
+    """Each image `changed` with this probability."""
     chosen = jax.random.uniform(key, (len(otherwise),)) < probability
     return jnp.where(_spread(chosen), changed, otherwise)
 
@@ -234,21 +234,21 @@ def _range(name: str, value: Sequence[float], lowest: float, highest: float) -> 
 
 
 class Augmentation:
-    """From a batch's uint8 pictures to what a tower takes: one section of `config.augment`.
+    """From a batch's uint8 images to what a tower takes: one section of `config.augment`.
 
-    In training, in this order: colours (`color_jitter`, `grayscale`), `blur`, subtraction of the
-    background, flips, a quarter turn, normalisation. In evaluation only subtraction and
-    normalisation, unless `in_eval`.
+    In training, in this order: colors (`color_jitter`, `grayscale`), `blur`, subtraction of the
+    background, flips, a quarter turn, normalization. In evaluation only subtraction and
+    normalization, unless `in_eval`.
 
     Args:
-      mean, std: of each channel, for pictures in [0, 1]; None is 0 or 1.
+      mean, std: of each channel, for images in [0, 1]; None is 0 or 1.
       horizontal_flip, vertical_flip, quarter_turn, grayscale: probabilities.
       color_jitter: keywords of `color_jitter`; None is off.
       blur: keywords of `gaussian_blur`; None is off.
-      subtract_background: normalise the difference to the background. Colours and blur change
-        picture and background alike.
+      subtract_background: normalize the difference to the background. Colors and blur change
+        image and background alike.
       in_eval: augment in evaluation as well, as TVL's published code does in validation, and in its
-        tests of models that subtract the background. What is drawn depends on each picture alone,
+        tests of models that subtract the background. What is drawn depends on each image alone,
         so an evaluation gives the same result each time.
       where: name of the section, for messages.
 
@@ -298,19 +298,19 @@ class Augmentation:
         return cls(where=where, **config.keywords(cls.__init__, section, where, provided=["where"]))
 
     def __call__(
-        self, pictures: jax.Array, background: jax.Array | None = None, *, key: jax.Array | None
+        self, images: jax.Array, background: jax.Array | None = None, *, key: jax.Array | None
     ) -> jax.Array:
-        """uint8 [B, H, W, 3] → float32, normalised; augmented when there is a key.
+        """uint8 [B, H, W, 3] → float32, normalized; augmented when there is a key.
 
-        Without augmentation any leading dimensions will do. `background` is shaped as `pictures`,
+        Without augmentation any leading dimensions will do. `background` is shaped as `images`,
         and used with `subtract_background` alone.
 
         Raises:
           UserError: a background is to be subtracted, and there is none.
         """
         if key is None and self._in_eval:
-            return self._by_content(pictures, background)
-        x = preprocess.normalize_video(pictures, zero_centered=False)
+            return self._by_content(images, background)
+        x = preprocess.normalize_video(images, zero_centered=False)
         color_key, *flip_keys = jax.random.split(key, 4) if key is not None else [None] * 4
         if key is not None:
             x = self._colors(color_key, x)
@@ -329,37 +329,37 @@ class Augmentation:
                     x = _FLIPS[name](flip_key, x, probability)
         return normalize(x, self._mean, self._std)
 
-    def _by_content(self, pictures: jax.Array, background: jax.Array | None) -> jax.Array:
-        """Augments each picture with a key of its own pixels, whatever else is in the batch."""
-        content = jnp.sum(pictures, axis=(1, 2, 3), dtype=jnp.uint32)
+    def _by_content(self, images: jax.Array, background: jax.Array | None) -> jax.Array:
+        """Augments each image with a key of its own pixels, whatever else is in the batch."""
+        content = jnp.sum(images, axis=(1, 2, 3), dtype=jnp.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), content)
 
-        def one(key, pictures):
-            return self(*(x[None] for x in pictures), key=key)[0]
+        def one(key, images):
+            return self(*(x[None] for x in images), key=key)[0]
 
-        both = (pictures,) if background is None else (pictures, background)
+        both = (images,) if background is None else (images, background)
         return jax.vmap(one)(keys, both)
 
-    def _colors(self, key: jax.Array, pictures: jax.Array) -> jax.Array:
+    def _colors(self, key: jax.Array, images: jax.Array) -> jax.Array:
         jitter_key, gray_key, blur_key = jax.random.split(key, 3)
         if self._jitter is not None:
-            pictures = _color_jitter(jitter_key, pictures, **self._jitter)
+            images = _color_jitter(jitter_key, images, **self._jitter)
         if self._grayscale:
-            pictures = grayscale(gray_key, pictures, self._grayscale)
+            images = grayscale(gray_key, images, self._grayscale)
         if self._blur is not None:
-            pictures = gaussian_blur(blur_key, pictures, **self._blur)
-        return pictures
+            images = gaussian_blur(blur_key, images, **self._blur)
+        return images
 
 
 def _checked(function, section: Mapping[str, Any] | None, where: str) -> dict[str, Any] | None:
     """A section as keywords of one of the functions above, of which all is checked that can be."""
     if section is None:
         return None
-    keywords = config.keywords(function, section, where, provided=("key", "pictures"))
+    keywords = config.keywords(function, section, where, provided=("key", "images"))
     key = jax.eval_shape(lambda: jax.random.key(0))
     large = jax.ShapeDtypeStruct((1, 4096, 4096, 3), jnp.float32)
     try:
-        jax.eval_shape(lambda key, pictures: function(key, pictures, **keywords), key, large)
+        jax.eval_shape(lambda key, images: function(key, images, **keywords), key, large)
     except UserError as error:
         raise UserError(f"config.{where}: {error}") from error
     return keywords

@@ -1,4 +1,4 @@
-"""From a batch as it travels (uint8 pictures, waveforms, words) to what towers take, on device."""
+"""From a batch as it travels (uint8 images, waveforms, words) to what towers take, on device."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PICTURES = ("image", "touch")
 
 
 class Inputs:
-    """Normalisation and augmentation of every modality that a batch has.
+    """Normalization and augmentation of every modality that a batch has.
 
     Args:
       zero_centered: frames in [-1, 1] (VATT), else [0, 1].
-      color_jitter: probability that a training clip's colours are jittered.
-      repeat_frames: show each frame so often, for pictures before towers that take clips (VATT: 4).
+      color_jitter: probability that a training clip's colors are jittered.
+      repeat_frames: show each frame so often, for images before towers that take clips (VATT: 4).
       space_to_depth: fold blocks of 2 × 2 × 2 pixels into 24 channels (`channels=24` of a tower).
       audio_noise: standard deviation of the noise on training waveforms, relative to each one's
         peak.
@@ -33,8 +33,8 @@ class Inputs:
       spectrogram: keywords of `mmjax.preprocess.video.log_mel` (seconds, bins); None keeps waveforms.
       spec_augment: keywords of `mmjax.preprocess.video.spec_augment`; needs `spectrogram`.
       sample_rate: of the waveforms, Hz.
-      image, touch: keywords of `mmjax.preprocess.image.Augmentation` for these pictures; None only scales
-        them, see `zero_centered`. Pictures that come as features of their towers stay as they are.
+      image, touch: keywords of `mmjax.preprocess.image.Augmentation` for these images; None only scales
+        them, see `zero_centered`. Images that come as features of their towers stay as they are.
         Of `image` there may be several, one for each of `data.image.crops`; evaluation takes the
         first.
     """
@@ -62,12 +62,12 @@ class Inputs:
             raise UserError(
                 f"config.augment.audio_mixup={audio_mixup} must be two numbers above 0, or None."
             )
-        self._pictures = {
+        self._images = {
             name: _augmentations(section, f"augment.{name}")
             for name, section in (("image", image), ("touch", touch))
             if section is not None
         }
-        if len(self._pictures.get("touch", "1")) > 1:
+        if len(self._images.get("touch", "1")) > 1:
             raise UserError("config.augment.touch must be one section: touch has one view.")
         self._zero_centered = zero_centered
         self._color_jitter = color_jitter
@@ -80,7 +80,7 @@ class Inputs:
             raise UserError(
                 "config.augment.spectrogram needs to know how many samples a second are stored, "
                 "and the dataset does not say: set config.data.audio.sample_rate, or sample_rate "
-                "in its dataset.json (`mmjax index FOLDER` makes one)."
+                "in its dataset.json (`mmjax index DIRECTORY` makes one)."
             )
         self._spectrogram = spectrogram and config.keywords(
             preprocess.log_mel,
@@ -106,7 +106,7 @@ class Inputs:
         views: bool = False,
     ) -> Inputs:
         """The section `augment`, for a task that takes of the data what `towers` names; `views`
-        tells that it takes several crops of a picture.
+        tells that it takes several crops of an image.
 
         Raises:
           UserError: the data load more than that.
@@ -119,7 +119,7 @@ class Inputs:
                 )
         if not views and "image" in data_spec.batch and data_spec.batch["image"].ndim == 5:
             raise UserError(
-                "config.data.image.crops makes views of a picture, which only --task=guided takes: "
+                "config.data.image.crops makes views of an image, which only --task=guided takes: "
                 "leave it out."
             )
         section = config.keywords(cls.__init__, augment, "augment")
@@ -134,7 +134,7 @@ class Inputs:
         for number, name in enumerate(PICTURES):
             if name in inputs and not jnp.issubdtype(inputs[name].dtype, jnp.floating):
                 picture_key = jax.random.fold_in(key, 4 + number) if train else None
-                inputs[name] = self._picture(name, batch, picture_key)
+                inputs[name] = self._image(name, batch, picture_key)
         if "video" in inputs:
             inputs["video"] = self._video(
                 inputs["video"], batch.get("video_flip"), keys[0] if train else None
@@ -155,21 +155,19 @@ class Inputs:
             inputs["audio"] = audio
         return inputs
 
-    def _picture(
-        self, name: str, batch: Mapping[str, jax.Array], key: jax.Array | None
-    ) -> jax.Array:
-        """What towers take of uint8 pictures [N, H, W, 3], or [N, V, H, W, 3] of several views;
+    def _image(self, name: str, batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
+        """What towers take of uint8 images [N, H, W, 3], or [N, V, H, W, 3] of several views;
         augmented when there is a key."""
         x, background = batch[name], batch.get(f"{name}_background")
-        if name not in self._pictures:
+        if name not in self._images:
             return preprocess.normalize_video(x, zero_centered=self._zero_centered)
-        sections = self._pictures[name]
+        sections = self._images[name]
         views = x.shape[1] if x.ndim == 5 else 1
         if key is None:
             sections = sections[:1]
         elif len(sections) not in (1, views):
             raise UserError(
-                f"config.augment.{name} has {len(sections)} sections, but the pictures of an "
+                f"config.augment.{name} has {len(sections)} sections, but the images of an "
                 f"example have {views} views (config.data.{name}.crops): give one section for "
                 "each, or one for all."
             )

@@ -1,7 +1,7 @@
 """What happens to a batch on the device, inside jit: scaling, augmentation, spectrograms, mixup.
 
 Functions work on any leading dimensions. Random ones take a key and draw once per leading index:
-one colour change per clip, one λ per sample. Nothing here keeps state, so the same key gives the
+one color change per clip, one λ per sample. Nothing here keeps state, so the same key gives the
 same result.
 """
 
@@ -43,7 +43,7 @@ def color_jitter(
     contrast: tuple[float, float] = (0.6, 1.4),
     hue: float = 0.2,
 ) -> jax.Array:
-    """Changes a clip's colours with some probability: the colour augmentation of VATT and DMVR.
+    """Changes a clip's colors with some probability: the color augmentation of VATT and DMVR.
 
     In this order: brightness adds U(-brightness, brightness); saturation and contrast are
     multiplied by a factor from their range, contrast around each frame's mean of each channel; hue
@@ -194,7 +194,7 @@ def mel_matrix(
 ) -> np.ndarray:
     """Weights [num_frequencies, num_bins] from linear frequencies to HTK mel bands.
 
-    Triangles in the mel scale m = 1127 ln(1 + f / 700), without normalisation of their area, and
+    Triangles in the mel scale m = 1127 ln(1 + f / 700), without normalization of their area, and
     nothing from the frequency 0: what `tf.signal.linear_to_mel_weight_matrix` gives.
     """
     if not 0 <= low < high:
@@ -286,13 +286,13 @@ def mixup(key: jax.Array, tree: Any, *, alpha: float, beta: float | None = None)
     return mix(tree, weight, jax.random.permutation(order_key, size))
 
 
-def mix(tree: Any, weight: jax.Array, partner: jax.Array) -> Any:
-    """weight · x + (1 − weight) · x[partner] of every leaf [B, ...]; `weight`, `partner`: [B]."""
+def mix(tree: Any, weight: jax.Array, positive: jax.Array) -> Any:
+    """weight · x + (1 − weight) · x[partner] of every leaf [B, ...]; `weight`, `positive`: [B]."""
 
     def one(x):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"mixup needs floating-point arrays, not {x.dtype} {x.shape}.")
         w = weight.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
-        return w * x + (1 - w) * x[partner]
+        return w * x + (1 - w) * x[positive]
 
     return jax.tree.map(one, tree)

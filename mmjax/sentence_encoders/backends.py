@@ -44,10 +44,10 @@ class Encoder:
 class Folder(Encoder):
     """A published encoder of BERT's kind, in JAX."""
 
-    def __init__(self, folder: str, **options: Any):
+    def __init__(self, directory: str, **options: Any):
         from mmjax.sentence_encoders import encoder
 
-        self._model = encoder.SentenceModel(folder, **options)
+        self._model = encoder.SentenceModel(directory, **options)
         self.width, self._dtype = self._model.width, options.get("dtype", "float32")
         self.normalized = self._model.normalized
 
@@ -184,7 +184,7 @@ class Vectors(Encoder):
         self._path, self._table, self._rows = path, None, {}
         if not os.path.isfile(path):
             raise UserError(f"--encoder vectors:{path}: there is no such file.")
-        if word_vectors.is_words(path):
+        if word_vectors.is_word_vectors(path):
             from mmjax.data.text import tokenizers
 
             if not os.path.isfile(vocab):
@@ -299,7 +299,7 @@ def make_encoder(spec: str, **options: Any) -> Encoder:
     kind, colon, rest = spec.partition(":")
     if spec != "words" and not (colon and kind in _KINDS and kind not in ("words", "folder")):
         kind, rest = "folder", os.path.expanduser(spec)
-        if not weights.is_folder(rest):
+        if not weights.is_directory(rest):
             raise UserError(
                 f"--encoder {spec} is no folder with config.json and model.safetensors. Others: "
                 "words, vectors:FILE, npy:FILE, st:NAME (sentence-transformers)."

@@ -22,7 +22,7 @@ class SentenceConfig:
     """Options of a sentence encoder.
 
     Attributes:
-      encoder: of the transformer; BERT's normalises after each part (`pre_norm=False`).
+      encoder: of the transformer; BERT's normalizes after each part (`pre_norm=False`).
       vocab_size: rows of the table of pieces.
       max_positions: rows of the table of positions: the longest text.
       num_types: rows of the table of token types; all tokens are of the first.
@@ -47,7 +47,7 @@ class SentenceEncoder(nnx.Module):
 
     Args:
       cfg: the options.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(self, cfg: SentenceConfig, *, rngs: nnx.Rngs):

@@ -41,7 +41,7 @@ def add(commands) -> None:
         "sentences",
         help="embed the captions of a dataset",
         description="Writes an embedding of the captions of each record, FEATURES/SPLIT/text.npy, "
-        "which `mmjax neighbours` and data.text.features take. Run again after an interruption, it "
+        "which `mmjax neighbors` and data.text.features take. Run again after an interruption, it "
         "goes on where it stopped.",
     )
     p.add_argument("dataset", metavar="DATASET", help="a dataset folder, or world:NAME")
@@ -229,7 +229,7 @@ class Job:
         else:
             places = np.arange(count)
         shape = (count, *given.shape[1:])
-        rows = precomputed_features.new_rows(f"{self.path}.partial", shape)
+        rows = precomputed_features.create_array(f"{self.path}.partial", shape)
         digest, bar = hashlib.sha256(), tqdm(total=count, desc=file, disable=not self.progress)
         with bar:
             for first in range(0, count, CHUNK):
@@ -355,7 +355,7 @@ def _open_partial(path: str, job: dict[str, Any]) -> tuple[np.memmap, dict[str, 
             return np.lib.format.open_memmap(f"{path}.partial", "r+"), state
     with contextlib.suppress(FileNotFoundError):
         os.remove(_state_path(path))
-    rows = precomputed_features.new_rows(f"{path}.partial", job["shape"])
+    rows = precomputed_features.create_array(f"{path}.partial", job["shape"])
     return rows, {"job": job, "done": 0, "without": 0, "blank": 0}
 
 

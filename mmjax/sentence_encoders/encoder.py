@@ -44,17 +44,17 @@ class SentenceModel:
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        directory: str | os.PathLike,
         *,
         dtype: str = "float32",
         batch_size: int | None = None,
         max_length: int | None = None,
     ):
-        cfg, params, self._tokenizer = weights.load(folder, dtype=dtype)
+        cfg, params, self._tokenizer = weights.load(directory, dtype=dtype)
         if max_length is not None:
             if not 3 <= max_length <= cfg.max_positions:
                 raise UserError(
-                    f"max_length={max_length}: {folder} takes 3 to {cfg.max_positions} pieces."
+                    f"max_length={max_length}: {directory} takes 3 to {cfg.max_positions} pieces."
                 )
             self._tokenizer.enable_truncation(max_length)
         self.max_length: int = self._tokenizer.truncation["max_length"]

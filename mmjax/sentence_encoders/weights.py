@@ -56,14 +56,14 @@ _OPTIONS = {  # ours: theirs
 }
 
 
-def is_folder(source: str | os.PathLike) -> bool:
+def is_directory(source: str | os.PathLike) -> bool:
     """Whether a source is a folder of a model of Hugging Face's or sentence-transformers'."""
     names = ("config.json", "modules.json")
     return any((pathlib.Path(source) / name).is_file() for name in names)
 
 
 def load(
-    folder: str | os.PathLike, *, dtype: str = "float32"
+    directory: str | os.PathLike, *, dtype: str = "float32"
 ) -> tuple[SentenceConfig, dict[str, Any], tokenizers.Tokenizer]:
     """`(options, parameters, tokenizer)` of a folder; the tokenizer cuts texts that are too long.
 
@@ -75,7 +75,7 @@ def load(
       UserError: a model of another kind, a file that is missing or damaged, or weights that are not
         all there or too many.
     """
-    root = pathlib.Path(os.path.expanduser(folder))
+    root = pathlib.Path(os.path.expanduser(directory))
     part, pooling, normalize = _modules(root)
     options = _json(part / "config.json", required=True)
     sentence = _json(part / "sentence_bert_config.json") or _json(
@@ -95,7 +95,7 @@ def load(
 
 
 def _modules(root: pathlib.Path) -> tuple[pathlib.Path, str, bool]:
-    """(folder of the transformer, pooling, whether embeddings are normalised)."""
+    """(folder of the transformer, pooling, whether embeddings are normalized)."""
     path = root / "modules.json"
     entries = _json(path, default=[])
     if not entries:
@@ -150,10 +150,10 @@ def _config(
         raise UserError(f"{path} does not describe a BERT: {error!r}. {ELSEWHERE}") from error
 
 
-def _weights(folder: pathlib.Path, cfg: SentenceConfig) -> dict[str, Any]:
-    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+def _weights(directory: pathlib.Path, cfg: SentenceConfig) -> dict[str, Any]:
+    path = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
     if path is None:
-        raise UserError(f"{folder} holds no {WEIGHTS[0]}. {ELSEWHERE}")
+        raise UserError(f"{directory} holds no {WEIGHTS[0]}. {ELSEWHERE}")
     arrays = torch_reader.tensors(path)
     before = name_rules.prefixes(arrays, _FIRST)
     if len(before) != 1:
@@ -177,11 +177,11 @@ def _weights(folder: pathlib.Path, cfg: SentenceConfig) -> dict[str, Any]:
     return tree.unflatten({name: leaves[name].read(arrays) for name in target})
 
 
-def _tokenizer(folder: pathlib.Path, *, lower: bool) -> tokenizers.Tokenizer:
+def _tokenizer(directory: pathlib.Path, *, lower: bool) -> tokenizers.Tokenizer:
     """Makes pieces with [CLS] and [SEP] around them; pads and cuts nothing."""
     import tokenizers
 
-    path = folder / "tokenizer.json"
+    path = directory / "tokenizer.json"
     if path.is_file():
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -190,7 +190,7 @@ def _tokenizer(folder: pathlib.Path, *, lower: bool) -> tokenizers.Tokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
     else:
-        tokenizer = _word_pieces(folder)
+        tokenizer = _word_pieces(directory)
     if lower:
         first = [tokenizers.normalizers.Lowercase()]
         others = [tokenizer.normalizer] if tokenizer.normalizer else []
@@ -198,13 +198,13 @@ def _tokenizer(folder: pathlib.Path, *, lower: bool) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _word_pieces(folder: pathlib.Path) -> tokenizers.Tokenizer:
+def _word_pieces(directory: pathlib.Path) -> tokenizers.Tokenizer:
     import tokenizers
 
-    path = folder / "vocab.txt"
+    path = directory / "vocab.txt"
     if not path.is_file():
-        raise UserError(f"{folder} has neither tokenizer.json nor vocab.txt.")
-    options = _json(folder / "tokenizer_config.json")
+        raise UserError(f"{directory} has neither tokenizer.json nor vocab.txt.")
+    options = _json(directory / "tokenizer_config.json")
     pieces = path.read_text(encoding="utf-8").split("\n")
     numbers = {piece: number for number, piece in enumerate(pieces) if piece}
     if missing := [mark for mark in ("[CLS]", "[SEP]", "[UNK]") if mark not in numbers]:

@@ -1,4 +1,4 @@
-"""`--task=finetune`: a tower and a classifier on labelled video, pictures or audio."""
+"""`--task=finetune`: a tower and a classifier on labeled video, images or audio."""
 
 from __future__ import annotations
 

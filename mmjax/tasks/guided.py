@@ -1,11 +1,11 @@
-"""`--task=guided`: pictures learned from their captions' neighbours, and the methods it is compared
+"""`--task=guided`: images learned from their captions' neighbors, and the methods it is compared
 with.
 
 Source: El Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling, arXiv
 2302.12248 (LGSSL). A method is a sum of terms (`mmjax.tasks.guided_terms`), each with the heads it
 takes (`config.loss`, `config.model.heads`): SimCLR, SimSiam, NNCLR, SwAV, CLIP, DeCLIP's nearest
-neighbours, and SLIP, which adds two of them. Whether the views of an example are crops of one
-picture or of a picture and its neighbour is decided by the data (`config.data.pairs`): LGSimCLR is
+neighbors, and SLIP, which adds two of them. Whether the views of an example are crops of one
+image or of an image and its neighbor is decided by the data (`config.data.pairs`): LGSimCLR is
 SimCLR on pairs.
 """
 
@@ -29,7 +29,7 @@ from mmjax.tasks.pairs import fit_vocabulary, present
 
 
 class Guided:
-    """Self-supervised and language-guided learning of pictures.
+    """Self-supervised and language-guided learning of images.
 
     Config sections: `model` (keywords of `mmjax.models.guided.make_model`), `augment` (of
     `mmjax.preprocess.inputs.Inputs`; `image` may be several sections, one for each view), `loss`: a
@@ -52,7 +52,7 @@ class Guided:
         image, text = data_spec.batch.get("image"), data_spec.batch.get("text")
         if image is None:
             raise UserError(
-                "--task=guided learns pictures: set config.data.image, e.g. "
+                "--task=guided learns images: set config.data.image, e.g. "
                 "dict(size=224, crops=((0.2, 1.0), (0.2, 1.0)))."
             )
         self._num_views = image.shape[1] if image.ndim == 5 else 1
@@ -101,7 +101,7 @@ class Guided:
                 raise UserError(f"{where} needs config.model.prototypes, a number (LGSSL: 3000).")
             if "view" in keywords:
                 if text is None:
-                    raise UserError(f"{where} compares pictures with texts: set config.data.text.")
+                    raise UserError(f"{where} compares images with texts: set config.data.text.")
                 if text.shape[1] != 1:
                     raise UserError(
                         f"{where} compares one caption of an example: set "
@@ -131,11 +131,11 @@ class Guided:
         inputs_key, model_key = jax.random.split(key)
         inputs = self._inputs(batch, inputs_key, train=True)
         module = self.model.bind(params, extra)
-        pictures = inputs["image"]
-        if pictures.ndim == 4:
-            pictures = pictures[:, None]
+        images = inputs["image"]
+        if images.ndim == 4:
+            images = images[:, None]
         views = [
-            module.encode({"image": pictures[:, view]}, key=jax.random.fold_in(model_key, view))
+            module.encode({"image": images[:, view]}, key=jax.random.fold_in(model_key, view))
             for view in range(self._num_views)
         ]
         features = {"image": jnp.stack([view["image"] for view in views], axis=1)}
@@ -178,7 +178,7 @@ class Guided:
             if modality in batch:
                 tower = getattr(module, modality)
                 out[modality] = self._inputs.each_view(lambda x, t=tower: t(x)[0], batch, modality)
-        heads = {"image": self._picture_head(), "text": "text"}
+        heads = {"image": self._image_head(), "text": "text"}
         for modality, other in (("image", "text"), ("text", "image")):
             head = heads[modality]
             if modality in out and head in module.heads and "text" in module.heads:
@@ -187,9 +187,9 @@ class Guided:
                 out[f"{modality}/{other}"] = embedded.reshape(*out[modality].shape[:2], -1)
         return out
 
-    def _picture_head(self) -> str:
-        """The head whose embeddings of pictures are compared with texts."""
-        for name in ("clip", "clip_neighbours"):
+    def _image_head(self) -> str:
+        """The head whose embeddings of images are compared with texts."""
+        for name in ("clip", "clip_neighbors"):
             if name in self._terms:
                 return self._terms[name][1]["head"]
         return "clip"

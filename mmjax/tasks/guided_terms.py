@@ -57,7 +57,7 @@ class Embedded:
 
     @property
     def both(self) -> jax.Array:
-        """[B], 1 where there is a picture and a text."""
+        """[B], 1 where there is an image and a text."""
         return self.mask["image"] * self.mask["text"]
 
 
@@ -100,7 +100,7 @@ def nnclr(
     bank_size: int = 16384,
     chunk_size: int | None = None,
 ) -> tuple[jax.Array, dict[str, Number]]:
-    """NNCLR's loss: each view predicts the nearest neighbour, in a bank, of the other's projection.
+    """NNCLR's loss: each view predicts the nearest neighbor, in a bank, of the other's projection.
 
     The bank then takes the second view's projections.
     """
@@ -108,19 +108,19 @@ def nnclr(
     mask, bank = batch.mask["image"], batch.module.banks["nnclr"]
     projected = [batch.view(guided.PROJECTION, view) for view in views]
     predicted = [batch.view(guided.PREDICTOR, view) for view in views]
-    neighbours = [bank.nearest(z) for z in projected]
+    neighbors = [bank.nearest(z) for z in projected]
     bank.add(projected[1], mask)
     halves = [
         self_supervised.one_way_nce(
             predicted[one],
-            neighbours[1 - one],
+            neighbors[1 - one],
             temperature=temperature,
             mask=mask,
             chunk_size=chunk_size,
         )
         for one in (0, 1)
     ]
-    hits = contrastive.batch_top1(predicted[0], neighbours[1], mask=mask)
+    hits = contrastive.batch_top1(predicted[0], neighbors[1], mask=mask)
     return 0.5 * sum(halves), {"top1": hits}
 
 
@@ -180,7 +180,7 @@ def clip(
     return _against_text(batch, batch.text(), view, head, max_logit_scale, chunk_size)
 
 
-def clip_neighbours(
+def clip_neighbors(
     batch: Embedded,
     *,
     view: int = 0,
@@ -189,10 +189,10 @@ def clip_neighbours(
     bank_size: int = 16384,
     chunk_size: int | None = None,
 ) -> tuple[jax.Array, dict[str, Number]]:
-    """CLIP's loss between a view and the text's nearest neighbour in a bank (DeCLIP, Li et al.
+    """CLIP's loss between a view and the text's nearest neighbor in a bank (DeCLIP, Li et al.
     2022, arXiv 2110.05208). The bank then takes the texts."""
     del bank_size  # the model was built with it
-    bank, text = batch.module.banks["clip_neighbours"], batch.text()
+    bank, text = batch.module.banks["clip_neighbors"], batch.text()
     nearest = bank.nearest(text)
     bank.add(text, batch.mask["text"])
     return _against_text(batch, nearest, view, head, max_logit_scale, chunk_size)
@@ -206,12 +206,12 @@ def _against_text(
     max_logit_scale: float,
     chunk_size: int | None,
 ) -> tuple[jax.Array, dict[str, Number]]:
-    picture = batch.view(head, view)
+    image = batch.view(head, view)
     scale = contrastive.clamped_scale(batch.module.logit_scale[...], max_logit_scale)
     loss = contrastive.info_nce(
-        picture, text, logit_scale=scale, mask=batch.both, chunk_size=chunk_size
+        image, text, logit_scale=scale, mask=batch.both, chunk_size=chunk_size
     )
-    hits = contrastive.batch_top1(picture, text, mask=batch.both)
+    hits = contrastive.batch_top1(image, text, mask=batch.both)
     return loss, {"top1": hits, "logit_scale": (scale, jnp.float32(1))}
 
 
@@ -229,7 +229,7 @@ class Term(NamedTuple):
     bank: str | None = None
 
     def heads_of(self, keywords: Mapping[str, Any]) -> list[str]:
-        """All the heads that it takes with these keywords, pictures' before texts'."""
+        """All the heads that it takes with these keywords, images' before texts'."""
         return [keywords["head"], *self.heads] if "head" in keywords else list(self.heads)
 
 
@@ -240,7 +240,7 @@ TERMS = {
     "nnclr": Term(nnclr, _BOTH, bank=guided.PROJECTION),
     "swav": Term(swav, (guided.PROJECTION,)),
     "clip": Term(clip, ("text",)),
-    "clip_neighbours": Term(clip_neighbours, ("text",), bank="text"),
+    "clip_neighbors": Term(clip_neighbors, ("text",), bank="text"),
 }
 
 
@@ -291,7 +291,7 @@ def parse(loss: Mapping[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
             if not fits:
                 raise UserError(f"config.loss.{name}.{key}={given[key]} must be {_RANGES[key][1]}.")
         if given.get("head") == "text":
-            raise UserError(f"config.loss.{name}.head='text' is of texts: name one of pictures.")
+            raise UserError(f"config.loss.{name}.head='text' is of texts: name one of images.")
         if weight:
             terms[name] = (float(weight), {**function.__kwdefaults__, **given})
     return terms

@@ -91,9 +91,9 @@ class Touch:
         frozen = cfg.optimizer.get("frozen", ())
         self.frozen = _frozen_towers(modalities, self.model.params, frozen)
         sections = {m: dict(cfg.data.get(m) or {}) for m in modalities}
-        self._folders = {m: s.pop("features") for m, s in sections.items() if s.get("features")}
+        self._directories = {m: s.pop("features") for m, s in sections.items() if s.get("features")}
         self._sections = json.loads(json.dumps(sections))  # as features.json has them
-        for modality in self._folders:
+        for modality in self._directories:
             if modality not in self.frozen:
                 raise UserError(
                     f"config.data.{modality}.features take the place of a tower that is trained. "
@@ -151,14 +151,14 @@ class Touch:
         """
         from mmjax.data.pipeline import precomputed_features  # imports TensorFlow
 
-        for modality, folders in self._folders.items():
+        for modality, directories in self._directories.items():
             own, section = checkpoint.fingerprint(params[modality]), self._sections[modality]
-            for folder in (folders,) if isinstance(folders, str) else folders:
-                made = precomputed_features.read_description(folder) or {}
+            for directory in (directories,) if isinstance(directories, str) else directories:
+                made = precomputed_features.read_description(directory) or {}
                 made_by = made.get("towers", {}).get(modality)
                 if made_by != own:
                     raise UserError(
-                        f"config.data.{modality}.features={folder} were computed by another tower "
+                        f"config.data.{modality}.features={directory} were computed by another tower "
                         f"({made_by or 'it does not say which'}) than this run's ({own}): its "
                         "weights, its options or their type differ. Compute them again from "
                         "config.init_from with this recipe (`mmjax embed`)."
@@ -166,7 +166,7 @@ class Touch:
                 of = made.get("inputs", {}).get(modality)
                 if of is not None and of != section:
                     raise UserError(
-                        f"config.data.{modality}.features={folder} were computed with "
+                        f"config.data.{modality}.features={directory} were computed with "
                         f"data.{modality}={of}, which is here {section}. Compute them again with "
                         "this recipe (`mmjax embed`), or set the same options."
                     )
@@ -234,7 +234,7 @@ class Touch:
         return out
 
     def _thumbnails(self, params, extra, batch) -> dict[str, jax.Array]:
-        """What was looked at: pictures [B, V, h, w, 3] in [0, 255], at most 96 pixels high, and
+        """What was looked at: images [B, V, h, w, 3] in [0, 255], at most 96 pixels high, and
         ids of words [B, L, W]; all float32."""
         del params, extra
         out = {}
@@ -278,6 +278,6 @@ def _frozen_towers(modalities, params: dict, patterns) -> tuple[str, ...]:
 
 
 def _is_features(modality: str, x: Any) -> bool:
-    """Whether a field holds the tower's outputs instead of pictures or words."""
-    pictures = modality != "text" and x.ndim > 2
-    return not pictures and jnp.issubdtype(x.dtype, jnp.floating)
+    """Whether a field holds the tower's outputs instead of images or words."""
+    images = modality != "text" and x.ndim > 2
+    return not images and jnp.issubdtype(x.dtype, jnp.floating)

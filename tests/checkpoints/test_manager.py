@@ -46,7 +46,7 @@ def steps_in(run):
     """Returns the entries of the checkpoint directory, without frozen parameters."""
     return sorted(
         path.name
-        for path in checkpoint.folder_of(run).iterdir()
+        for path in checkpoint.directory_of(run).iterdir()
         if not path.name.startswith("frozen-")
     )
 
@@ -150,11 +150,11 @@ def size_of(path):
 def test_frozen_parameters_are_saved_once(finished, trainer, state, tmp_path):
     with opened(tmp_path) as saved:  # the same state, with frozen parameters in every step
         saved.save(3, at(state, 3), {})
-    directory = checkpoint.folder_of(finished)
+    directory = checkpoint.directory_of(finished)
     (frozen_dir,) = directory.glob("frozen-*")
     frozen_bytes = state["params"]["right"]["mlp"]["wi"]["kernel"].nbytes
     assert size_of(frozen_dir) > 0.8 * frozen_bytes  # compressed
-    complete_bytes = size_of(checkpoint.folder_of(tmp_path) / "3")
+    complete_bytes = size_of(checkpoint.directory_of(tmp_path) / "3")
     assert size_of(directory / "3") < complete_bytes - 0.8 * frozen_bytes
     assert json.loads((directory / "3/meta/metadata").read_text())["frozen"] == frozen_dir.name
 
@@ -166,7 +166,7 @@ def test_changed_frozen_values_do_not_overwrite_the_old_ones(run, trainer, state
     with opened(run, frozen=trainer.frozen) as saved:
         saved.save(5, at(changed, 5), {})
     with opened(run) as saved:
-        assert len(list(checkpoint.folder_of(run).glob("frozen-*"))) == 2
+        assert len(list(checkpoint.directory_of(run).glob("frozen-*"))) == 2
         assert fakes.equal(saved.restore(5, trainer.abstract)[0], at(changed, 5))
         assert fakes.equal(saved.restore(4, trainer.abstract)[0], at(state, 4))
 
@@ -185,7 +185,7 @@ def test_parameters_can_be_frozen_or_unfrozen_between_checkpoints(
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_missing_or_damaged_frozen_parameters_are_an_error(lost, run, trainer):
-    (frozen_dir,) = checkpoint.folder_of(run).glob("frozen-*")
+    (frozen_dir,) = checkpoint.directory_of(run).glob("frozen-*")
     if lost:
         shutil.rmtree(frozen_dir)
     else:

@@ -195,7 +195,7 @@ def test_ut_fac_computes_the_features_of_vatt(tmp_path):
         for modality, x in inputs.items()
     }
     check_pretrained(run, arrays, expected, inputs)
-    assert RunDir(run, create=False).read_config().data.text.max_words == 6
+    assert RunDir(run, create=False).read_config().data.text.max_tokens == 6
 
 
 @pytest.mark.parametrize("small", [False, True])

@@ -280,7 +280,7 @@ def test_backbones_of_published_baselines_are_found(tmp_path, name):
     plan = vision_plan.plan(source)
     assert not plan.problems and plan.step == (3 if name == "simclr" else 0)
     expected = converted_arrays(resnet(), tmp_path)
-    assert plan.made_of.keys() == expected.keys()
+    assert plan.source_keys.keys() == expected.keys()
     for path, value in expected.items():
         np.testing.assert_array_equal(plan.read(path), value)
     unused = set(plan.becomes.values()) & {
@@ -295,7 +295,7 @@ def test_backbones_of_published_baselines_are_found(tmp_path, name):
 def converted_arrays(state, directory):
     """Returns {path: array} that a plain state dict becomes."""
     plan = vision_plan.plan(save(directory / "plain.pth", state))
-    return {path: plan.read(path) for path in plan.made_of}
+    return {path: plan.read(path) for path in plan.source_keys}
 
 
 @pytest.mark.parametrize("names", ["torchvision", "timm"])
@@ -316,8 +316,8 @@ def test_legacy_pytorch_files_are_converted_alike(tmp_path):
     """Torchvision's published weights have the format of PyTorch before 1.6."""
     old = vision_plan.plan(save_legacy(tmp_path / "old.pth", resnet(num_classes=3)))
     new = vision_plan.plan(save(tmp_path / "new.pth", resnet(num_classes=3)))
-    assert old.made_of.keys() == new.made_of.keys()
-    for path in new.made_of:
+    assert old.source_keys.keys() == new.source_keys.keys()
+    for path in new.source_keys:
         np.testing.assert_array_equal(old.read(path), new.read(path))
 
 
@@ -405,7 +405,7 @@ def test_training_checkpoints_compute_features_and_embeddings(tmp_path, name):
         assert module.logit_scale[...] == np.float32(2.7)
         loss = dict(clip=dict(head="projection")) if name == "lgslip" else {}
         assert config.plain(cfg.loss) == loss
-        assert (cfg.data.text.tokenizer, cfg.data.text.max_words) == ("clip", 9)
+        assert (cfg.data.text.tokenizer, cfg.data.text.max_tokens) == ("clip", 9)
     if name == "swav":
         leaves, _ = init_from.load_params(str(run))
         np.testing.assert_array_equal(leaves["prototypes/kernel"], state["prototypes.weight"].T)

@@ -143,7 +143,7 @@ def test_run_directory_has_step_config_and_sources(run, files):
     cfg = RunDir(run, create=False).read_config()
     config.resolve(cfg)
     assert cfg.task == "touch" and cfg.init_from == ""
-    assert (cfg.data.touch.size, cfg.data.image.size, cfg.data.text.max_words) == (16, 12, 9)
+    assert (cfg.data.touch.size, cfg.data.image.size, cfg.data.text.max_tokens) == (16, 12, 9)
     assert cfg.model.touch.pool == "mean" and cfg.model.touch.projection == 24
     assert cfg.model.text.num_layers == 3 and cfg.model.text.vocab_size == 50
     record = json.loads((run / "run.json").read_text())
@@ -188,7 +188,7 @@ def test_one_file_with_all_towers_equals_two_files(files, tmp_path, prefix):
     for path, leaf in one.leaves.items():
         expected = two.leaves[path].read(two.arrays())
         np.testing.assert_array_equal(leaf.read(one.arrays()), expected)
-    assert set(one.leftovers) == {f"{prefix}clip.logit_scale"}
+    assert set(one.unused_keys) == {f"{prefix}clip.logit_scale"}
 
 
 def test_the_vocabulary_of_clip_is_checked_and_copied(files, tmp_path, capsys):

@@ -35,15 +35,19 @@ def example(number: int, **changes) -> schema.Example:
     return schema.Example(**(fields | changes))
 
 
-def build(folder, count: int = 23, *, shards: int = 2, split: str = "train", payload=None, **info):
+def build(
+    directory, count: int = 23, *, shards: int = 2, split: str = "train", payload=None, **info
+):
     """Writes a dataset folder of `payload(number)` records (default: `example(number)`)."""
     payload = payload or (lambda number: schema.encode(example(number)))
     names = [dataset.shard_name(split, shard, shards) for shard in range(shards)]
     bounds = [count * shard // shards for shard in range(shards + 1)]
     for name, first, last in zip(names, bounds, bounds[1:], strict=False):
-        tfrecord.write_shard(os.path.join(folder, name), [payload(n) for n in range(first, last)])
+        tfrecord.write_shard(
+            os.path.join(directory, name), [payload(n) for n in range(first, last)]
+        )
     vocab = tokenizers.build_word_vocab(WORDS)
-    tokenizers.write_word_vocab(os.path.join(folder, "vocab.txt"), vocab)
+    tokenizers.write_word_vocab(os.path.join(directory, "vocab.txt"), vocab)
     fields = dict(
         name="toy",
         splits={split: dataset.SplitInfo(num_examples=count, shards=names)},
@@ -53,8 +57,8 @@ def build(folder, count: int = 23, *, shards: int = 2, split: str = "train", pay
         sample_rate=RATE,
         vocabulary="vocab.txt",
     )
-    dataset.DatasetInfo(**(fields | info)).save(folder)
-    return str(folder)
+    dataset.DatasetInfo(**(fields | info)).save(directory)
+    return str(directory)
 
 
 def with_broken_frame(number: int) -> bytes:
@@ -76,13 +80,13 @@ def of_class_7(number: int) -> bytes:
     return schema.encode(example(number, labels=[7]))
 
 
-def section(folder, **changes) -> dict:
+def section(directory, **changes) -> dict:
     """Returns the config section `data` of a recipe that reads this dataset folder."""
     fields = dict(
-        train=folder,
+        train=directory,
         video=dict(num_frames=4, size=16, min_resize=20),
         audio=dict(num_samples=300),
-        text=dict(max_words=4, candidates=2),
+        text=dict(max_tokens=4, candidates=2),
         label=dict(),
     )
     return fields | changes

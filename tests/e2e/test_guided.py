@@ -34,12 +34,12 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def paired(directory):
-    """The directories that `mmjax sentences` and `mmjax neighbours` write for the tiny world."""
+    """The directories that `mmjax sentences` and `mmjax neighbors` write for the tiny world."""
     features, neighbors = directory / "features", directory / "pairs"
     options = ["--encoder", "words", "--width", "64", "--quiet"]
     assert cli.main(["sentences", "world:objects_tiny", "--out", str(features), *options]) == 0
     options = ["--out", str(neighbors), "--k", "2", "--quiet"]
-    assert cli.main(["neighbours", str(features), *options]) == 0
+    assert cli.main(["neighbors", str(features), *options]) == 0
     return features, neighbors
 
 
@@ -51,7 +51,7 @@ def trained(command, directory, paired):
         *SMALL,
         "--config=demo:smoke",
         "--config.data.pairs.path=pairs",
-        "--config.data.pairs.neighbours=2",
+        "--config.data.pairs.neighbors=2",
         "--model_dir=guided",
     )
     return directory / "guided", done.check()
@@ -160,16 +160,16 @@ def test_image_features_of_a_run_give_nearest_neighbors(trained, directory, monk
     looks, neighbors = directory / "looks", directory / "look-pairs"
     assert cli.main(["embed", "image", "--run", str(run), "--out", str(looks), "--quiet"]) == 0
     command = capsys.readouterr().out.splitlines()[-1]  # the one to run next
-    assert_mentions(command, f"mmjax neighbours {looks} --modality image --data ")
+    assert_mentions(command, f"mmjax neighbors {looks} --modality image --data ")
     assert command.endswith(" --out pairs/looks")
     features = np.load(precomputed_features.features_path(looks, "train", "image"))
     assert features.shape[0] == 64
     arguments = [str(looks), "--modality", "image", "--out", str(neighbors), "--quiet"]
-    assert cli.main(["neighbours", *arguments]) == 0
+    assert cli.main(["neighbors", *arguments]) == 0
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     cosines = unit @ unit.T - 2 * np.eye(64)
     assert np.unique(unit.round(4), axis=0).shape[0] > 32  # the encoder has not collapsed
-    best = np.load(neighbors / "neighbours.npy")[:, 0]
+    best = np.load(neighbors / "neighbors.npy")[:, 0]
     np.testing.assert_allclose(cosines[np.arange(64), best], cosines.max(axis=1), atol=1e-5)
     assert positives.read_description(neighbors)["dataset"] == "objects"
 

@@ -74,7 +74,7 @@ class EvalHarness:
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         self.state = {"params": {"scale": np.float32(2.0)}, "extra": {}}
         self.data_cfg = dict(
-            corrupt=policy, video=dict(num_frames=4), text=dict(max_words=4), label=None
+            corrupt=policy, video=dict(num_frames=4), text=dict(max_tokens=4), label=None
         )
         self.tokenizer = None
         self.made_by = {"model": {"name": "fake"}}
@@ -93,20 +93,20 @@ class EvalHarness:
         )
         return dataset
 
-    def make(self, mesh=None, folder=".", **cfg):
+    def make(self, mesh=None, directory=".", **cfg):
         return evals.make_evaluators(
             cfg,
             task=self.task,
             data_cfg=self.data_cfg,
             mesh=mesh or self.mesh,
-            folder=folder,
+            directory=directory,
             make_eval_data=self.make_eval_data,
             made_by=self.made_by,
         )
 
-    def run(self, folder=".", **cfg):
+    def run(self, directory=".", **cfg):
         results = {}
-        for evaluator in self.make(folder=folder, **cfg):
+        for evaluator in self.make(directory=directory, **cfg):
             results |= evaluator.run(self.state, 10)
         return results
 

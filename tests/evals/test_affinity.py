@@ -20,7 +20,7 @@ def unit(x):
 def touch(make_harness):
     harness = make_harness({})
     harness.task, harness.tokenizer = TouchTask(), FakeTokenizer()
-    harness.data_cfg = dict(corrupt="fail", touch={}, image={}, text=dict(max_words=8), label=None)
+    harness.data_cfg = dict(corrupt="fail", touch={}, image={}, text=dict(max_tokens=8), label=None)
     rng = np.random.default_rng(0)
     texts = [["soft, wet.", "hard.", "dry, and cold.", "black ice."][i % 4] for i in range(23)]
     base = rng.normal(size=(23, 1, 6))
@@ -50,7 +50,7 @@ def figures(monkeypatch):
 
 def test_metrics_use_all_examples_and_the_figure_shows_a_sample(touch, figures, tmp_path):
     cfg = dict(type="affinity", num_examples=9, batch_size=8, threshold=0.636)
-    results = touch.run(folder=tmp_path, near=cfg)
+    results = touch.run(directory=tmp_path, near=cfg)
     keep = np.arange(23) != 5
     touches, images = (unit(touch.splits["test"][m][keep, 0]) for m in ("touch", "image"))
     matrix = touches @ images.T
@@ -76,7 +76,7 @@ def test_metrics_use_all_examples_and_the_figure_shows_a_sample(touch, figures, 
     top1 = (figure.cosines.argmax(axis=0) == np.arange(9)).mean()
     assert_mentions(figure.subtitle, "touch", "image", f"{top1:.0%}", 9, 23, "fake", "test")
     assert_mentions(figure.title, "near", 10, "touch", "image")
-    touch.run(folder=tmp_path, near=cfg | dict(seed=1))
+    touch.run(directory=tmp_path, near=cfg | dict(seed=1))
     assert not np.array_equal(figures[1].cosines, figure.cosines)
 
 

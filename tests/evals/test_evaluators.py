@@ -145,7 +145,7 @@ def test_evaluators_share_the_features_of_a_step(make_harness):
         "label": (np.arange(40) % 4).astype(np.int32),
     }
     harness = make_harness({"train": arrays, "test": arrays})
-    probe, knn = harness.make(a=dict(type="linear_probe", strengths=(1.0,)), b=dict(type="knn"))
+    probe, knn = harness.make(a=dict(type="linear_probe", Cs=(1.0,)), b=dict(type="knn"))
     for step in (1, 2):
         state = {**harness.state, "params": {"scale": np.float32(step)}}
         assert {*probe.run(state, step), *knn.run(state, step)} >= {"a/video/top1", "b/video/top1"}
@@ -173,7 +173,7 @@ def test_results_on_eight_devices_equal_those_on_one(make_harness, clips):
     clips["video"], clips["label"] = clips["video/text"], (np.arange(37) % 3).astype(np.int32)
     cfg = dict(
         r=dict(type="retrieval", batch_size=16),
-        p=dict(type="linear_probe", batch_size=16, strengths=(0.1,)),
+        p=dict(type="linear_probe", batch_size=16, Cs=(0.1,)),
     )
     all_results = []
     for mesh in (sharding.make_mesh(devices=jax.devices()[:1]), sharding.make_mesh(data=4, fsdp=2)):
@@ -294,10 +294,10 @@ def test_linear_probe_protocols(make_harness, options):
             dict(classifier="svm", epochs=3),
             ("classifier", "'svm'", "'epochs'", "seed, standardize"),
         ),
-        (dict(classifier="vatt", strengths=(1.0,)), ("'vatt'", "'strengths'", "epochs, seed")),
+        (dict(classifier="vatt", Cs=(1.0,)), ("'vatt'", "'Cs'", "epochs, seed")),
         (dict(epochs=3), ("classifier", "'logistic'", "'epochs'")),
         (dict(classifier="smv"), ("classifier", "'smv'", "'svm'", "vatt")),
-        (dict(strengths=()), ("strengths", "()")),
+        (dict(Cs=()), ("Cs", "()")),
         (dict(classifier="svm", validation=1.0), ("validation", 1.0)),
         (dict(average="mean"), ("average", "'mean'", "'probabilities'", "'logits'")),
         (dict(classifier="vatt", epochs=0), ("epochs", 0)),
@@ -373,8 +373,8 @@ def test_a_missing_output_is_reported_before_anything_is_computed(make_harness, 
         (dict(type="retrieval", every=-1), ("every", -1)),
         (dict(type="retrieval", where="evaluation"), ("where", "'evaluation'", "'eval'")),
         (dict(type="linear_probe", split=("a", "b")), ("train_split", 1, 2)),
-        (dict(type="linear_probe", strengths=(0.0,)), ("strengths", 0.0)),
-        (dict(type="knn", neighbours=0), ("neighbours", 0, 1)),
+        (dict(type="linear_probe", Cs=(0.0,)), ("Cs", 0.0)),
+        (dict(type="knn", neighbors=0), ("neighbors", 0, 1)),
     ],
 )
 def test_invalid_sections_fail_at_construction(make_harness, section, facts):
@@ -399,16 +399,16 @@ def test_the_table_has_a_chance_column():
 
 def test_views_keep_the_other_keys_of_nested_sections(make_harness, clips):
     harness = make_harness({"test": clips})
-    harness.data_cfg["text"] = dict(max_words=4, keywords=dict(prompt="p", shuffle=True))
+    harness.data_cfg["text"] = dict(max_tokens=4, keywords=dict(prompt="p", shuffle=True))
     keywords = dict(eval_subset=True, seed=3)
     harness.run(r=dict(type="retrieval", views=dict(text=dict(keywords=keywords), video=None)))
     cfg = harness.opened[0].cfg
-    assert cfg["text"] == dict(max_words=4, keywords=dict(prompt="p", shuffle=True, **keywords))
+    assert cfg["text"] == dict(max_tokens=4, keywords=dict(prompt="p", shuffle=True, **keywords))
     assert cfg["video"] is None
     # The data config of the training run is unchanged.
     assert harness.data_cfg["text"]["keywords"] == dict(prompt="p", shuffle=True)
     harness.run(r=dict(type="retrieval", views=dict(text=dict(keywords=None))))
-    assert harness.opened[1].cfg["text"] == dict(max_words=4, keywords=None)
+    assert harness.opened[1].cfg["text"] == dict(max_tokens=4, keywords=None)
     with raises(UserError, "views.label", "config.data.label", None):
         harness.make(r=dict(type="retrieval", views=dict(label=dict(multi_label=True))))
 

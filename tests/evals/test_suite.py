@@ -24,7 +24,7 @@ def image_features(rng, size, classes=4):
 
 @pytest.fixture
 def harness(make_harness, tmp_path):
-    """A harness with separate data per dataset, and a directory with four catalogued datasets."""
+    """A harness with separate data per dataset, and a directory with four catalogd datasets."""
     rng = np.random.default_rng(0)
     root = tmp_path / "sets"
     root.mkdir()
@@ -57,11 +57,11 @@ def harness(make_harness, tmp_path):
 
 def run(harness, **options):
     cfg = dict(type="suite", root=str(harness.root), probe=PROBE, few_shot=EPISODES) | options
-    return harness.run(folder=harness.directory, s=cfg)
+    return harness.run(directory=harness.directory, s=cfg)
 
 
 def test_results_equal_those_of_the_single_evaluators(harness):
-    results = run(harness, datasets=("cifar10", "flowers"), knn=dict(neighbours=3))
+    results = run(harness, datasets=("cifar10", "flowers"), knn=dict(neighbors=3))
     cifar, flowers = (f"npz:{harness.root}/{name}.npz" for name in ("cifar10", "flowers"))
     parts = dict(train_split="train[:80%]", valid_split="train[80%:]")
     probe = dict(type="linear_probe", classifier="sweep", feature="image", **PROBE)
@@ -69,7 +69,7 @@ def test_results_equal_those_of_the_single_evaluators(harness):
     single = harness.run(
         probe=dict(data=cifar, **parts, **probe),
         few=dict(data=cifar, **episodes),
-        knn=dict(type="knn", feature="image", data=cifar, train_split="train[:80%]", neighbours=3),
+        knn=dict(type="knn", feature="image", data=cifar, train_split="train[:80%]", neighbors=3),
         second=dict(data=flowers, valid_split="validation", metric="mean_per_class", **probe),
     )
     assert results["s/cifar10/linear"] == single["probe/image/top1"]
@@ -168,7 +168,7 @@ def test_few_shot_support_from_train_and_valid(harness):
 
 
 def test_a_dataset_with_a_corrupt_image(harness, caplog):
-    """Published SUN397 has one; the catalogue skips it, whatever config.data.corrupt says."""
+    """Published SUN397 has one; the catalog skips it, whatever config.data.corrupt says."""
     arrays = {f"{split}_images": np.zeros((5, 2, 2, 3), np.uint8) for split in ("train", "test")}
     arrays |= {f"{split}_labels": np.arange(5) for split in ("train", "test")}
     np.savez(harness.root / "sun397.npz", **arrays)
@@ -197,7 +197,7 @@ def test_views_may_only_disable_sections_that_the_data_lack(harness):
     results = run(harness, datasets=("dtd",), probe=None)
     assert results == run(harness, datasets=("dtd",), probe=None, views=dict(text=None))
     assert results["s/dtd/few_shot"] > 1 / 3  # chance
-    for name, views in (("'text'", dict(text=dict(max_words=3))), ("'images'", dict(images=None))):
+    for name, views in (("'text'", dict(text=dict(max_tokens=3))), ("'images'", dict(images=None))):
         with raises(UserError, "views", name, "image"):
             run(harness, datasets=("dtd",), views=views)
 
@@ -227,7 +227,7 @@ def test_features_of_a_dataset_are_computed_once_and_released(harness):
             few_shot=EPISODES,
             knn={},
         ),
-        folder=harness.directory,
+        directory=harness.directory,
     )
     suite.run(harness.state, 1)
     assert [opened.dataset.iterations for opened in harness.opened] == [1, 1, 1]

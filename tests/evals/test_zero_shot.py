@@ -22,7 +22,7 @@ def touch_harness(make_harness, texts, *, noise=0.7, **info):
     """A harness whose touch embeddings are caption embeddings plus noise."""
     harness = make_harness({}, **info)
     harness.task, harness.tokenizer = TouchTask(), FakeTokenizer()
-    harness.data_cfg = dict(corrupt="fail", touch={}, text=dict(max_words=8), label=None)
+    harness.data_cfg = dict(corrupt="fail", touch={}, text=dict(max_tokens=8), label=None)
     ids = harness.tokenizer.encode(texts)
     touch = np.asarray(harness.task.embed(ids))[:, None]
     touch = touch + noise * np.random.default_rng(0).normal(size=touch.shape)
@@ -132,7 +132,7 @@ def test_caption_keywords_with_a_tokenizer_that_drops_commas(make_harness, tmp_p
     harness = touch_harness(make_harness, texts)
     vocab = tmp_path / "vocab.txt"
     write_word_vocab(vocab, build_word_vocab([*ADJECTIVES, "and"]))
-    harness.tokenizer = tokenizer = WordTokenizer(str(vocab), max_words=8)
+    harness.tokenizer = tokenizer = WordTokenizer(str(vocab), max_tokens=8)
     ids = tokenizer.encode(texts)
     harness.task.table = rng.normal(size=(tokenizer.vocab_size, 6))
     harness.task.table[0] = 0
@@ -155,7 +155,7 @@ def test_caption_keywords_with_a_tokenizer_that_drops_commas(make_harness, tmp_p
 
 
 def test_captions_are_split_into_keywords():
-    assert captions.keywords("Soft, black ice, and grey.\n") == ["soft", "black ice", "grey"]
+    assert captions.keywords("Soft, black ice, and gray.\n") == ["soft", "black ice", "gray"]
     assert captions.keywords("soft, and sandy") == captions.keywords("soft and sandy,")
     assert captions.keywords("sandy, android.") == ["sandy", "android"]
     assert captions.keywords(" .") == []

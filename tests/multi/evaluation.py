@@ -65,7 +65,7 @@ def results(mesh, *, broken=False):
     common = dict(batch_size=8, data=WORLD, views=VIEWS)
     cfg = {
         "retrieval": dict(type="retrieval", query="audio", target="video", **common),
-        "neighbours": dict(type="knn", feature=("video",), **common),
+        "neighbors": dict(type="knn", feature=("video",), **common),
     }
     if broken:
         cfg = {"broken": dict(type="knn", split="broken", **common), **cfg}

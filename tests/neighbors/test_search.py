@@ -70,7 +70,7 @@ def search(features, k, options, work=None, progress=lambda products: None, **li
 
 def check(result, expected):
     np.testing.assert_array_equal(result.similarity, expected[1])
-    np.testing.assert_array_equal(result.neighbours, expected[0])
+    np.testing.assert_array_equal(result.neighbors, expected[0])
 
 
 @pytest.mark.parametrize("dataset", ["random", "clusters", "copies", "ties"])
@@ -148,8 +148,8 @@ def test_missing_neighbors_are_marked_with_minus_one():
     x = make("random", 3)
     check(search(x, 5, settings()), brute_force(x, 5))
     result = search(np.zeros((4, 2), np.float32), 2, settings())
-    assert (result.neighbours == -1).all() and result.counts["zero"] == 4
-    assert search(np.zeros((0, 2), np.float32), 1, settings()).neighbours.shape == (0, 1)
+    assert (result.neighbors == -1).all() and result.counts["zero"] == 4
+    assert search(np.zeros((0, 2), np.float32), 1, settings()).neighbors.shape == (0, 1)
 
 
 def test_features_may_be_memory_mapped_and_of_any_float_type(tmp_path):
@@ -189,7 +189,7 @@ def test_resumed_search_is_bit_exact(tmp_path, monkeypatch, options, caplog):
     done = []
     result = search(x, 2, options, work=work, progress=done.append)
     assert done[0] > 0.5 * total and sum(done) == total
-    check(result, (expected.neighbours, expected.similarity))
+    check(result, (expected.neighbors, expected.similarity))
     assert str(work) not in caplog.text  # no warning about the file
 
     x[5] += 1  # saved progress of other features is not used
@@ -264,5 +264,5 @@ def test_search_agrees_with_faiss():
     scores, indices = index.search(x, 4)
     result = search(x, 3, settings())
     assert (indices[:, 0] == np.arange(400)).all()
-    np.testing.assert_array_equal(result.neighbours, indices[:, 1:])
+    np.testing.assert_array_equal(result.neighbors, indices[:, 1:])
     np.testing.assert_allclose(result.similarity, scores[:, 1:], atol=1e-6)

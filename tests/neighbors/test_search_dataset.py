@@ -1,4 +1,4 @@
-"""`mmjax neighbours` and `mmjax pairs`: which records become pairs, and what is reported."""
+"""`mmjax neighbors` and `mmjax pairs`: which records become pairs, and what is reported."""
 
 import io
 import json
@@ -62,7 +62,7 @@ def features(tmp_path):
 
 def find(features, out, *options):
     small = ["--out", out, "--quiet", "--block", 16]  # the default block exceeds 40 records
-    return cli.main(["neighbours", *map(str, [features, *small, *options])])
+    return cli.main(["neighbors", *map(str, [features, *small, *options])])
 
 
 def read(out, data):
@@ -89,9 +89,9 @@ def test_nearest_neighbors_are_written_as_pairs(features, data, tmp_path, capsys
     assert find(features, tmp_path / "pairs") == 0
     result = read(tmp_path / "pairs", data)
     expected, cosine = nearest(np.ones((COUNT, COUNT), bool))
-    np.testing.assert_array_equal(result.neighbours[:, 0], expected)
+    np.testing.assert_array_equal(result.neighbors[:, 0], expected)
     np.testing.assert_allclose(result.similarity[:, 0], cosine, atol=2e-6)
-    assert (result.neighbours[30:35, 0] == np.arange(5)).all()
+    assert (result.neighbors[30:35, 0] == np.arange(5)).all()
     made = positives.read_description(tmp_path / "pairs")["made"]
     assert made["modality"] == "text" and made["k"] == 1 and made["distinct"] == 35
     output = capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_nearest_neighbors_are_written_as_pairs(features, data, tmp_path, capsys
     assert_line_mentions(output, "100 %: 1.000")  # quantiles of the similarity
     assert_line_mentions(output, 40, 6, "float32", 1)
     assert sorted(path.name for path in (tmp_path / "pairs").iterdir()) == sorted(
-        [positives.FILE, positives.NEIGHBOURS, positives.SIMILARITY]
+        [positives.FILE, positives.NEIGHBORS, positives.SIMILARITY]
     )
 
 
@@ -107,11 +107,11 @@ def test_exclude_duplicates_by_caption_or_features(features, data, tmp_path, cap
     find(features, tmp_path / "a", "--exclude-duplicates", "--data", data)
     texts = [" ".join(text.lower().split()) for text in CAPTIONS]
     expected = nearest(~equal(texts))[0]
-    np.testing.assert_array_equal(read(tmp_path / "a", data).neighbours[:, 0], expected)
+    np.testing.assert_array_equal(read(tmp_path / "a", data).neighbors[:, 0], expected)
     assert_line_mentions(capsys.readouterr().out, "caption", " 0 pairs", "(0%)")
     find(features, tmp_path / "b", "--exclude-duplicates", "features", "--data", data)
     copies = (FEATURES[:, None] == FEATURES).all(2)
-    np.testing.assert_array_equal(read(tmp_path / "b", data).neighbours[:, 0], nearest(~copies)[0])
+    np.testing.assert_array_equal(read(tmp_path / "b", data).neighbors[:, 0], nearest(~copies)[0])
     find(features, tmp_path / "c", "--data", data)
     neighbors = nearest(~equal(range(COUNT)))[0]
     same = sum(texts[n] == texts[other] for n, other in enumerate(neighbors))
@@ -138,22 +138,20 @@ def test_mutual_and_min_similarity_filter_pairs(features, data, tmp_path, capsys
     find(features, tmp_path / "all", "--k", 3)
     every = read(tmp_path / "all", data)
     find(features, tmp_path / "some", "--k", 3, "--mutual", "--min-similarity", 0.6)
-    below = int(((every.neighbours >= 0) & (every.similarity < 0.6)).sum())
+    below = int(((every.neighbors >= 0) & (every.similarity < 0.6)).sum())
     assert_line_mentions(capsys.readouterr().out, below, "--min-similarity")
     result = read(tmp_path / "some", data)
     kept = 0
     for record in range(COUNT):
         expected = [
             other
-            for other, cosine in zip(
-                every.neighbours[record], every.similarity[record], strict=True
-            )
-            if cosine >= 0.6 and record in every.neighbours[other]
+            for other, cosine in zip(every.neighbors[record], every.similarity[record], strict=True)
+            if cosine >= 0.6 and record in every.neighbors[other]
         ]
         kept += len(expected)
-        assert result.neighbours[record].tolist() == expected + [-1] * (3 - len(expected))
+        assert result.neighbors[record].tolist() == expected + [-1] * (3 - len(expected))
         assert (result.similarity[record][len(expected) :] == 0).all()
-    assert 0 < kept < (every.neighbours >= 0).sum()
+    assert 0 < kept < (every.neighbors >= 0).sum()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +191,7 @@ def test_scope_restricts_neighbors_to_a_group(features, data, tmp_path, scope):
     allowed = equal(groups)
     allowed[[value is None for value in groups]] = False
     np.testing.assert_array_equal(
-        read(tmp_path / "pairs", data).neighbours[:, 0], nearest(allowed)[0]
+        read(tmp_path / "pairs", data).neighbors[:, 0], nearest(allowed)[0]
     )
     alone = positives.read_description(tmp_path / "pairs")["made"]["alone"]
     assert alone == sum(value is None for value in groups)
@@ -208,7 +206,7 @@ def test_subreddit_names_may_contain_underscores():
 
 def test_plan_writes_nothing(features, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
-    assert cli.main(["neighbours", str(features), "--plan", "--k", "2", "--block", "16"]) == 0
+    assert cli.main(["neighbors", str(features), "--plan", "--k", "2", "--block", "16"]) == 0
     output = capsys.readouterr().out
     assert_line_mentions(output, 40, 6, "float32", 2)
     # Of 3×3 blocks of 16 records, the 6 of the upper triangle are computed.
@@ -238,7 +236,7 @@ def test_show_and_figure_present_sampled_records(features, data, tmp_path, capsy
         record = CAPTIONS.index(lines[n].split(": ", 1)[1])
         assert_line_mentions(lines[n], record, CAPTIONS[record])
         for rank in range(2):
-            other, cosine = result.neighbours[record, rank], result.similarity[record, rank]
+            other, cosine = result.neighbors[record, rank], result.similarity[record, rank]
             facts = (f" {cosine:.3f} ", int(other), f": {CAPTIONS[other]}")
             assert_line_mentions(lines[n + 1 + rank], *facts)
     with PIL.Image.open(figure) as image:
@@ -255,7 +253,7 @@ def test_pairs_survive_export_to_a_list_and_import(features, data, tmp_path, cap
     assert cli.main(["pairs", str(tmp_path / "pairs"), "--data", data, "--out", str(path)]) == 0
     entries = json.loads(path.read_text())
     result = read(tmp_path / "pairs", data)
-    other = result.neighbours[7, 0]
+    other = result.neighbors[7, 0]
     assert [[DIRS[7], "item7"], [DIRS[other], f"item{other}"]] in [e[:2] for e in entries]
     assert len(entries) == 2 * COUNT
     entries.append([["elsewhere", "1"], [DIRS[0], "item0"], 0.99])
@@ -264,7 +262,7 @@ def test_pairs_survive_export_to_a_list_and_import(features, data, tmp_path, cap
     assert_line_mentions(capsys.readouterr().out, out, "40 of 40", 81, 1, "toy/train")
     again = read(out, data)
     np.testing.assert_allclose(again.similarity, result.similarity, atol=1e-6)
-    assert (np.sort(again.neighbours, 1) == np.sort(result.neighbours, 1)).mean() > 0.95  # ties
+    assert (np.sort(again.neighbors, 1) == np.sort(result.neighbors, 1)).mean() > 0.95  # ties
 
 
 def test_min_similarity_and_min_ratio_filter_lists(data, tmp_path):
@@ -276,7 +274,7 @@ def test_min_similarity_and_min_ratio_filter_lists(data, tmp_path):
     path.write_text(json.dumps(listed))
     options = ["--data", data, "--out", str(out), "--min-similarity", "0.5", "--min-ratio", "0.9"]
     assert cli.main(["pairs", str(path), *options]) == 0
-    assert read(out, data).neighbours[:5, 0].tolist() == [1, -1, -1, 0, -1]
+    assert read(out, data).neighbors[:5, 0].tolist() == [1, -1, -1, 0, -1]
     assert positives.read_description(out)["made"]["below"] == 2
 
 
@@ -287,7 +285,7 @@ def test_repeated_pair_of_a_list_becomes_one_neighbor(data, tmp_path):
     path.write_text(json.dumps([[names[a], names[b], value] for a, b, value in listed]))
     assert cli.main(["pairs", str(path), "--data", data, "--out", str(out)]) == 0
     result = read(out, data)
-    assert result.neighbours[[0, 5]].tolist() == [[1, 2], [6, -1]]
+    assert result.neighbors[[0, 5]].tolist() == [[1, 2], [6, -1]]
     np.testing.assert_allclose(result.similarity[[0, 5]], [[0.9, 0.8], [0.7, 0.0]])
 
 
@@ -343,7 +341,7 @@ def test_wrong_features_are_named(features, data, tmp_path, capsys):
         fails("--groups", path, "--modality", "text", facts=("--groups", path, "array"))
     np.save(tmp_path / "one.npy", np.float32(1))
     fails(path=tmp_path / "one.npy", facts=(tmp_path / "one.npy", "[]", "[N, D]"))
-    assert cli.main(["neighbours", str(features), "--modality", "text"]) == 2
+    assert cli.main(["neighbors", str(features), "--modality", "text"]) == 2
     assert_mentions(capsys.readouterr().err, "--out", "--plan")
 
 
@@ -395,5 +393,5 @@ def test_tilde_in_out_is_expanded(features, tmp_path, monkeypatch):
 def test_existing_file_at_out_is_kept(features, tmp_path, capsys):
     (tmp_path / "pairs").write_text("mine")
     assert find(features, tmp_path / "pairs") == 2
-    assert_mentions(capsys.readouterr().err, "mmjax neighbours", tmp_path / "pairs")
+    assert_mentions(capsys.readouterr().err, "mmjax neighbors", tmp_path / "pairs")
     assert (tmp_path / "pairs").read_text() == "mine"

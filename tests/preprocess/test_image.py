@@ -246,11 +246,11 @@ JITTER, BLUR = "augment.touch.color_jitter", "config.augment.touch.blur"
     [
         (dict(flip=0.5), ("'augment.touch.flip'", "augment.touch.horizontal_flip")),
         (dict(where="x"), ("'augment.touch.where'", "augment.touch.horizontal_flip")),
-        (dict(mean=0.5), ("config.augment.touch.mean=0.5",)),
+        (dict(mean=0.5), ("config.augment.touch.mean", 0.5)),
         (dict(std=(1.0, 0.0, 1.0)), ("config.augment.touch.std=(1.0, 0.0, 1.0)", 0)),
         (dict(quarter_turn=1.5), ("config.augment.touch.quarter_turn=1.5", "[0, 1]")),
         (dict(color_jitter=dict(contrast=(1.2, 0.8))), (JITTER, "contrast=(1.2, 0.8)")),
-        (dict(color_jitter=dict(hue=0.1)), (JITTER, "hue=0.1", "-0.5", "(low, high)")),
+        (dict(color_jitter=dict(hue=0.1)), (JITTER, "hue", 0.1)),
         (
             dict(color_jitter=dict(order="mixed")),
             (JITTER, "order='mixed'", "'random'", "'batch'", "'fixed'"),

@@ -82,7 +82,7 @@ def test_first_caption_of_each_record_is_embedded(data, bert, tmp_path, monkeypa
     assert_line_mentions(output, *facts)
     assert_line_mentions(output, 1, "caption")
     pairs = f"pairs/{tmp_path.name}"
-    following = f"mmjax neighbours {tmp_path} --data {data} --out {pairs}"
+    following = f"mmjax neighbors {tmp_path} --data {data} --out {pairs}"
     assert_line_mentions(output, following, f"--config.data.text.features={tmp_path}")
     made = precomputed_features.read_description(tmp_path)["made"]["train/text"]
     assert made["encoder"] == str(bert) and made["captions"] == "first"
@@ -95,11 +95,11 @@ def test_captions_mean_and_all(data, bert, tmp_path, capsys):
     both = embedded("a red cat sits", "the cat")
     np.testing.assert_allclose(mean[0], unit(both.mean(axis=0)), atol=2e-6)
     np.testing.assert_allclose(mean[2], embedded("blue dogs, running")[0], atol=2e-6)
-    assert_mentions(capsys.readouterr().out, f"mmjax neighbours {tmp_path / 'mean'}")
+    assert_mentions(capsys.readouterr().out, f"mmjax neighbors {tmp_path / 'mean'}")
     each = rows(data, tmp_path / "all", bert, "--captions", "all")
     output = capsys.readouterr().out
     assert_mentions(output, f"--config.data.text.features={tmp_path / 'all'}")
-    assert "mmjax neighbours" not in output  # one embedding per record is needed
+    assert "mmjax neighbors" not in output  # one embedding per record is needed
     assert each.shape == (COUNT, 3, 24) and not each[1].any()
     np.testing.assert_allclose(each[0], both[[0, 1, 0]], atol=2e-6)
     three = embedded("the cat", "a dog", "a red cat sits")
@@ -196,7 +196,7 @@ def test_words_encoder_preserves_tf_idf_cosines(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(result, axis=1), 1, atol=1e-6)
     difference = np.abs(result @ result.T - exact @ exact.T)
     assert difference.max() < 0.1 and difference.mean() < 0.02
-    expected, _ = tfidf.nearest_by_words([t[0] for t in texts], k=1)
+    expected, _ = tfidf.nearest_by_tfidf([t[0] for t in texts], k=1)
     nearest = (result @ result.T - 2 * np.eye(80)).argmax(axis=1)
     assert (nearest == expected[:, 0]).mean() > 0.8
 
@@ -344,7 +344,7 @@ def test_commands_of_the_docs_page_run_as_printed(bert, tmp_path, monkeypatch):
         assert cli.main([*shlex.split(line)[1:], "--quiet"]) == 0, line
     for name, width in {"redcaps": 24, "words": 1024, "vectors": 3, "mine": COUNT}.items():
         assert np.load(f"features/{name}/train/text.npy").shape == (COUNT, width)
-    neighbors = np.load("pairs/redcaps/neighbours.npy")
+    neighbors = np.load("pairs/redcaps/neighbors.npy")
     assert neighbors[0, 0] == 4 and neighbors[1, 0] == -1  # the same caption; no caption
 
 

@@ -256,6 +256,6 @@ def test_embeddings_match_transformers(tmp_path):
 
 
 def test_is_folder_recognizes_a_model_by_its_files(model_dir, tmp_path):
-    assert weights.is_folder(model_dir) and not weights.is_folder(tmp_path)
+    assert weights.is_directory(model_dir) and not weights.is_directory(tmp_path)
     (tmp_path / "modules.json").write_text(json.dumps([]))
-    assert weights.is_folder(str(tmp_path))
+    assert weights.is_directory(str(tmp_path))

@@ -65,7 +65,7 @@ def test_evaluation_shapes_need_neither_pairs_nor_features(features):
     assert result["image"] == ((4, 2, 16, 16, 3), "uint8") and result["touch"][0] == (4, 8, 8, 3)
     # The config of the run is unchanged.
     assert config.plain(cfg.data)["touch"]["features"] == "nowhere"
-    text = dict(candidates=1, max_words=4)
+    text = dict(candidates=1, max_tokens=4)
     labeled = dict(image=dict(size=16, features=("nowhere",)), text=text, label={})
     result = shapes(evaluate._data_spec(config.resolve(cfg_of(**labeled))))
     assert result["image"] == ((4, 16, 16, 3), "uint8") and result["text"] == ((4, 1, 4), "int32")

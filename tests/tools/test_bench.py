@@ -140,7 +140,7 @@ def test_packed_compares_the_shared_encoder_with_one_call_per_modality(tmp_path,
 
 
 def test_probe_reaches_the_objective_of_scikit_learn(tmp_path, user_env):
-    small = ("--examples=300", "--dim=16", "--classes=3", "--repeats=1", "--strengths", "0.1")
+    small = ("--examples=300", "--dim=16", "--classes=3", "--repeats=1", "--C", "0.1")
     process, elapsed = bench(user_env, tmp_path / "recipe.py", "probe", *small)
     assert process.returncode == 0, process.stderr[-3000:]
     result = json.loads(process.stdout)["probe"]

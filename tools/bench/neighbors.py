@@ -1,4 +1,4 @@
-"""The bench `neighbours`: the search of mmjax.neighbors beside faiss, on the same vectors."""
+"""The bench `neighbors`: the search of mmjax.neighbors beside faiss, on the same vectors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mmjax.errors import UserError
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the bench."""
-    group = parser.add_argument_group("neighbours")
+    group = parser.add_argument_group("neighbors")
     group.add_argument("--n", type=int, default=200_000, help="vectors (200000)")
     group.add_argument("--dim", type=int, default=384, help="their size (384)")
-    group.add_argument("--k", type=int, default=1, help="neighbours of each (1)")
+    group.add_argument("--k", type=int, default=1, help="neighbors of each (1)")
     group.add_argument(
         "--queries",
         type=int,
         default=0,
         help="faiss searches so many of the vectors, and its time is that of all in proportion "
-        "(0: all); mmjax always finds the neighbours of all",
+        "(0: all); mmjax always finds the neighbors of all",
     )
     group.add_argument(
         "--indexes",
@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def bench_neighbours(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
+def bench_neighbors(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of both for the k nearest of all vectors, in turns, and how far they agree."""
     import numpy as np
 
@@ -40,9 +40,9 @@ def bench_neighbours(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
     from mmjax.neighbors.vectors import unit
 
     draw = np.random.default_rng(0)
-    # A mixture: a few hundred topics with spread, so that neighbours are nearer than by chance.
-    centres = draw.standard_normal((500, options.dim), np.float32)
-    vectors = centres[draw.integers(0, 500, options.n)]
+    # A mixture: a few hundred topics with spread, so that neighbors are nearer than by chance.
+    centers = draw.standard_normal((500, options.dim), np.float32)
+    vectors = centers[draw.integers(0, 500, options.n)]
     vectors += 1.5 * draw.standard_normal(vectors.shape, np.float32)
     vectors = unit(vectors)
     settings = neighbors.choose_settings()
@@ -105,13 +105,13 @@ def _agreement(found: Any, name: str, scores: Any, numbers: Any) -> dict[str, fl
     """How often faiss, without the query itself, names the same rows, and how far cosines are."""
     import numpy as np
 
-    queries, k = len(numbers), found.neighbours.shape[1]
+    queries, k = len(numbers), found.neighbors.shape[1]
     if name == "IndexFlatL2":
         scores = 1 - scores / 2
     other = numbers != np.arange(queries)[:, None]
     order = np.argsort(~other, 1, kind="stable")[:, :k]
     numbers, scores = (np.take_along_axis(x, order, 1) for x in (numbers, scores))
     return {
-        "equal_neighbours": float((numbers == found.neighbours[:queries]).mean()),
+        "equal_neighbors": float((numbers == found.neighbors[:queries]).mean()),
         "largest_difference": float(np.abs(scores - found.similarity[:queries]).max()),
     }

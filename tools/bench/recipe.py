@@ -5,7 +5,7 @@
     python -m mmjax.tools.bench.recipe packed --config=demo:ut_fac    one encoder for all modalities at once
     python -m mmjax.tools.bench.recipe loop                 what the loop adds; time to the first step
     python -m mmjax.tools.bench.recipe eval                 feature extraction and the linear probe
-    python -m mmjax.tools.bench.recipe neighbours           nearest neighbours, and faiss's
+    python -m mmjax.tools.bench.recipe neighbors           nearest neighbors, and faiss's
     python -m mmjax.tools.bench.recipe probe --examples 10000 --dim 2048    the probe's fit, and scikit-learn's
     python -m mmjax.tools.bench.recipe data step --task=pretrain --config=demo --config.batch_size=32
 
@@ -36,7 +36,7 @@ from mmjax.tools.bench import neighbors as bench_neighbors
 from mmjax.tools.bench import probe as bench_probe
 
 from mmjax import config
-from mmjax.cache import cache_folder
+from mmjax.cache import cache_dir
 from mmjax.errors import UserError
 from mmjax.monitor import report, writers
 
@@ -422,11 +422,11 @@ def _run_loop(cfg: Any, open_train_data: Callable) -> dict[str, float]:
     from mmjax import train
 
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as directory,
         mock.patch.object(train, "open_train_data", open_train_data),
     ):
-        train.train(cfg, folder)
-        return [r for r in writers.read_metrics(folder) if "perf/step_seconds" in r][-1]
+        train.train(cfg, directory)
+        return [r for r in writers.read_metrics(directory) if "perf/step_seconds" in r][-1]
 
 
 def _start_seconds(options: argparse.Namespace) -> dict[str, float]:
@@ -435,9 +435,9 @@ def _start_seconds(options: argparse.Namespace) -> dict[str, float]:
     `cold` begins with an empty compilation cache, `warm` with what `cold` left there. A dataset
     that is built on first use exists by now.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        cache = cache_folder()
-        root = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        cache = cache_dir()
+        root = pathlib.Path(directory)
         root.joinpath("cache").mkdir()
         for entry in cache.iterdir() if cache.is_dir() else ():
             if entry.name != "xla":
@@ -488,7 +488,7 @@ def bench_eval(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
         store.clear()
         features = store.get(bare.state, request)
         rows.append({"examples_per_second": len(features) / features.seconds})
-        x, labels = features.labelled(modality)
+        x, labels = features.labeled(modality)
         began = time.perf_counter()
         fit_logistic(x, labels, num_classes=int(labels.max()) + 1)
         rows[-1]["probe_seconds"] = time.perf_counter() - began
@@ -507,7 +507,7 @@ BENCHES = {
     "packed": bench_packed,
     "loop": bench_loop,
     "eval": bench_eval,
-    "neighbours": bench_neighbors.bench_neighbours,
+    "neighbors": bench_neighbors.bench_neighbors,
     "probe": bench_probe.bench_probe,
 }
 

@@ -16,8 +16,8 @@ from mmjax.convert.shapes import (
     HEAD_DIM,
     Shapes,
     encoder_options,
+    image_resnet_options,
     named,
-    picture_resnet_options,
 )
 from mmjax.convert.torch_contents import Contents
 from mmjax.errors import UserError
@@ -69,7 +69,7 @@ def _patches(shapes: Mapping, at: str) -> dict[str, Any]:
     side = math.isqrt(max(patches, 0))
     if rows != columns or channels != 3 or side * side != patches or not side:
         raise UserError(
-            f"{at}: mmjax's towers take square RGB pictures in square patches, and a class token; "
+            f"{at}: mmjax's towers take square RGB images in square patches, and a class token; "
             f"these patches are {rows} × {columns} × {channels}, and there are {patches} positions "
             "for them."
         )
@@ -78,7 +78,7 @@ def _patches(shapes: Mapping, at: str) -> dict[str, Any]:
 
 def _touch(kind: str, shapes: Mapping, head_dim: int) -> dict[str, Any]:
     if kind == "resnet":
-        return dict(name="resnet18", **picture_resnet_options(shapes, "touch"))
+        return dict(name="resnet18", **image_resnet_options(shapes, "touch"))
     mean = "touch/pool_norm/scale" in shapes  # timm's fc_norm stands behind its mean
     options = dict(
         **encoder_options(shapes, "touch/encoder", head_dim),
@@ -134,7 +134,7 @@ def make_config(
         if "image_size" in (model.get(part) or {}):
             cfg.data[part].size = model[part]["image_size"]
     if "text" in model:
-        cfg.data.text.max_words = model["text"]["context_length"]
+        cfg.data.text.max_tokens = model["text"]["context_length"]
     config.resolve(cfg)
     return cfg
 

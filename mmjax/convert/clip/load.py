@@ -83,7 +83,7 @@ def layout_of(names: Sequence[str]) -> tuple[Part, ...]:
     """The parts of the model that a file with these names is of; () if it is none of ours.
 
     Raises:
-      UserError: a part is there twice, or it is a CLIP whose picture tower is no plain ViT.
+      UserError: a part is there twice, or it is a CLIP whose image tower is no plain ViT.
     """
     images = [f"{prefix}visual." for prefix in prefixes(names, clip_names.IMAGE_KEY)]
     images = [place for place in images if f"{place}class_embedding" in names]
@@ -94,7 +94,7 @@ def layout_of(names: Sequence[str]) -> tuple[Part, ...]:
         for place in prefixes(names, ending):
             if "visual." in place:
                 raise UserError(
-                    f"its picture tower, below {place[: place.index('visual.') + 7]}, is not a "
+                    f"its image tower, below {place[: place.index('visual.') + 7]}, is not a "
                     "plain ViT of CLIP, which is what mmjax has."
                 )
             towers.append(Part(kind, "touch/", place))
@@ -168,7 +168,7 @@ def load(source: str) -> tuple[dict[str, np.ndarray], str]:
     """`({path: array}, words for the log)`, as `mmjax.init_from.load_params` gives them.
 
     Arrays in the model that have no name with us stand under their own. The scale of an OpenCLIP
-    model, of pictures with text, stands below `CLIP`: touch with them has another.
+    model, of images with text, stands below `CLIP`: touch with them has another.
 
     Raises:
       UserError: see `read`; or the array of some layer is missing or has another shape.
@@ -178,7 +178,7 @@ def load(source: str) -> tuple[dict[str, np.ndarray], str]:
     if "touch" not in found.parts:
         scalars = [path for path in leaves if path in SCALAR_PATHS]
         leaves |= {CLIP + path: leaves.pop(path) for path in scalars}
-    what = {"touch": "touch encoder", "image": "picture tower", "text": "text tower"}
+    what = {"touch": "touch encoder", "image": "image tower", "text": "text tower"}
     parts = [words for part, words in what.items() if part in found.parts]
     return leaves, f"the {' and '.join(parts)} of {source}"
 

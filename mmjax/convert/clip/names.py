@@ -1,4 +1,4 @@
-"""OpenCLIP's names for the towers of pictures and text (ViT models; Radford et al. 2021).
+"""OpenCLIP's names for the towers of images and text (ViT models; Radford et al. 2021).
 
 Names: of open_clip's files, `open_clip_pytorch_model.bin` and `open_clip_model.safetensors`; those
 of OpenAI's models, once they are state dicts, are the same.

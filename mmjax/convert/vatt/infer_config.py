@@ -205,6 +205,6 @@ def make_config(contents: Contents, *, head_dim: int | None = None) -> ml_collec
     elif audio:
         cfg.augment.spectrogram = SPECTROGRAM
     if "buckets" in text:
-        cfg.data.text.max_words = text["buckets"]
+        cfg.data.text.max_tokens = text["buckets"]
     config.resolve(cfg)
     return cfg

@@ -48,7 +48,7 @@ class Contents:
 
     layout: vatt_names.Layout
     leaves: dict[str, Leaf]
-    leftovers: dict[str, str]
+    unused_keys: dict[str, str]
     problems: dict[str, str]
     step: int
 
@@ -59,7 +59,7 @@ class Contents:
 
     def unknown(self) -> list[str]:
         """Keys in the tree of the model that mmjax has no array for."""
-        return [key for key, kind in self.leftovers.items() if kind == UNKNOWN]
+        return [key for key, kind in self.unused_keys.items() if kind == UNKNOWN]
 
 
 def sort(shapes: Mapping[str, tuple[tuple[int, ...], str]], *, prefix: str, step: int) -> Contents:
@@ -81,14 +81,14 @@ def sort(shapes: Mapping[str, tuple[tuple[int, ...], str]], *, prefix: str, step
             f"below {vatt_names.ROOT}/… as in the published ones. Its keys: {some} …"
         )
     found: dict[str, dict[int | None, str]] = collections.defaultdict(dict)
-    leftovers = {}
+    unused_keys = {}
     for key in shapes:
         kind = next((kind for kind, pattern in _OTHER.items() if re.search(pattern, key)), None)
         place = None if kind else vatt_names.path_of(key, layout)
         if place:
             found[place[0]][place[1]] = key
         else:
-            leftovers[key] = kind or (UNKNOWN if key.startswith("model/") else OUTSIDE)
+            unused_keys[key] = kind or (UNKNOWN if key.startswith("model/") else OUTSIDE)
     depths: dict[str, int] = {}  # of the encoders, by the path of their layers
     for path, keys in found.items():
         if None not in keys:
@@ -112,7 +112,7 @@ def sort(shapes: Mapping[str, tuple[tuple[int, ...], str]], *, prefix: str, step
             path, [np.broadcast_to(np.float32(0), first)] * len(layers), stacked=stacked
         )
         leaves[path] = Leaf(path, ordered, stacked, whole.shape)
-    return Contents(layout, leaves, leftovers, problems, step)
+    return Contents(layout, leaves, unused_keys, problems, step)
 
 
 def contents_of(reader: tf_checkpoint.Reader) -> Contents:

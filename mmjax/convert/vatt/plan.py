@@ -61,15 +61,15 @@ def plan(prefix: str, *, head_dim: int | None = None, vocab: str | None = None) 
         )
     leaves = contents.leaves | {f"opt/{path}": leaf for path, leaf in found.items()}
     used = {key for leaf in found.values() for key in leaf.keys}
-    leftovers = {key: what for key, what in contents.leftovers.items() if key not in used}
+    unused_keys = {key: what for key, what in contents.unused_keys.items() if key not in used}
     return run.Plan(
         source=prefix,
         step=contents.step,
         cfg=cfg,
         model=model,
         keys=reader.shapes,
-        becomes=run.becomes_of(leaves, leftovers),
-        made_of={path: leaf.keys for path, leaf in leaves.items()},
+        becomes=run.becomes_of(leaves, unused_keys),
+        source_keys={path: leaf.keys for path, leaf in leaves.items()},
         read=lambda path: vatt_load.read_leaf(reader, contents.leaves[path]),
         problems=problems,
         fresh=fresh,

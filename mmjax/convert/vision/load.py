@@ -1,4 +1,4 @@
-"""Backbones of pictures, alone or with the heads that LGSSL trains them with, under our names.
+"""Backbones of images, alone or with the heads that LGSSL trains them with, under our names.
 
 What is read: a ResNet or MobileNetV2 with torchvision's or timm's names, below any prefix, as LGSSL
 (El Banani et al. 2023, arXiv 2302.12248) publishes its backbones, and as the published weights of
@@ -21,7 +21,7 @@ from mmjax.errors import UserError
 from mmjax.formats import torch_reader
 from mmjax.formats.name_rules import Rule, Rules, below, dense, norm, sort
 
-# In front of the paths of a backbone whose tower the file does not tell: pictures' or touch's.
+# In front of the paths of a backbone whose tower the file does not tell: images' or touch's.
 BACKBONE = "backbone/"
 _VISUAL, _LANGUAGE = "visual_backbone.", "language_backbone."
 _DEPTH = 8  # layers of the deepest MLP that is read
@@ -145,7 +145,7 @@ def read(source: str) -> Contents:
     return torch_contents.read(
         source,
         find,
-        otherwise="holds no backbone of pictures (a ResNet or MobileNetV2 of torchvision or timm), "
+        otherwise="holds no backbone of images (a ResNet or MobileNetV2 of torchvision or timm), "
         "by the names of its arrays: {names} …",
     )
 
@@ -162,7 +162,7 @@ def load(source: str) -> tuple[dict[str, np.ndarray], str]:
     found = read(source)
     leaves = found.values(source)
     if all(path.removeprefix("extra/").startswith("image/") for path in found.leaves):
-        behind = {name: x.shape for name, x in found.arrays().items() if name in found.leftovers}
+        behind = {name: x.shape for name, x in found.arrays().items() if name in found.unused_keys}
         ending = re.compile(r"(^|\.)fc\.(weight|bias)$")
         places = {name[: name.rindex("fc.")] for name in behind if ending.search(name)}
         rules = [rule for place in places for rule in dense(f"{place}fc", "image/projection")]
@@ -173,7 +173,7 @@ def load(source: str) -> tuple[dict[str, np.ndarray], str]:
 
 
 def of_tower(leaves: Mapping[str, np.ndarray], target: Iterable[str]) -> dict[str, np.ndarray]:
-    """The leaves for a model of these paths: a backbone alone is its tower's of pictures or touch.
+    """The leaves for a model of these paths: a backbone alone is its tower's of images or touch.
 
     The dense layer behind it is left out where the tower has none.
 

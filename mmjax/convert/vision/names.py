@@ -1,4 +1,4 @@
-"""torchvision's and timm's names for backbones over single pictures: ResNets and MobileNetV2.
+"""torchvision's and timm's names for backbones over single images: ResNets and MobileNetV2.
 
 A ResNet's are the same in both.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmjax.convert.shapes import block_counts, picture_resnet_options
+from mmjax.convert.shapes import block_counts, image_resnet_options
 from mmjax.errors import UserError
 from mmjax.formats.name_rules import Rule, Rules, norm, prefixes
 from mmjax.models.towers import mobilenet
@@ -118,7 +118,7 @@ def options(kind: str, shapes: Mapping[str, Sequence[int]], at: str) -> dict[str
       UserError: an array that tells a size is missing, or a MobileNetV2 has other blocks.
     """
     if kind == "resnet":
-        found = picture_resnet_options(shapes, at)
+        found = image_resnet_options(shapes, at)
         return dict(name="resnet50" if found["bottleneck"] else "resnet18", **found)
     return dict(name="mobilenet_v2", **_mobilenet_options(shapes, at))
 

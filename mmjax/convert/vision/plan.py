@@ -1,4 +1,4 @@
-"""What a conversion makes of backbones of pictures, and of the checkpoints of LGSSL's trainings."""
+"""What a conversion makes of backbones of images, and of the checkpoints of LGSSL's trainings."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def config_of(source: str) -> ml_collections.ConfigDict:
 
 
 def make_config(contents: Contents, *, head_dim: int | None = None) -> ml_collections.ConfigDict:
-    """A whole config: the model of the file, and pictures as LGSSL evaluates them.
+    """A whole config: the model of the file, and images as LGSSL evaluates them.
 
     The shorter side is resized to 224 by PIL's bicubic filter, the middle square cut out, and
     ImageNet's mean and deviation taken off. The model computes in float32.
@@ -88,7 +88,7 @@ def make_config(contents: Contents, *, head_dim: int | None = None) -> ml_collec
     cfg.data = dict(image=dict(size=_SIZE, resize="bicubic", square="crop_resized"))
     if "text" in cfg.model:
         words = cfg.model.text.context_length
-        cfg.data.text = dict(tokenizer="clip", max_words=words, candidates=1)
+        cfg.data.text = dict(tokenizer="clip", max_tokens=words, candidates=1)
         if "clip" not in cfg.model.heads and "projection" in cfg.model.heads:
             cfg.loss = dict(clip=dict(head="projection"))  # LGSLIP compares these with texts
     cfg.augment = dict(image=dict(mean=image_ops.IMAGENET_MEAN, std=image_ops.IMAGENET_STD))

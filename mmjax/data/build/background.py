@@ -1,4 +1,4 @@
-"""The picture of a touch sensor that nothing touches, from many of its own: `mmjax background`."""
+"""The image of a touch sensor that nothing touches, from many of its own: `mmjax background`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmjax.errors import UserError
 _BLOCK = 1 << 28  # bytes of the counts that are held at a time
 
 # A source is a function that starts an iterator over (name, uint8 [H, W, 3]): a median of large
-# pictures reads them more than once.
+# images reads them more than once.
 Source = Callable[[], Iterator[tuple[str, np.ndarray]]]
 
 
@@ -25,12 +25,12 @@ def add(commands) -> None:
     """Adds the command."""
     p = commands.add_parser(
         "background",
-        help="make the picture of a touch sensor untouched",
-        description="Writes the median of touch pictures, pixel by pixel: what they have in common "
-        "is the sensor untouched. Give pictures without contact, or very many with contact.",
+        help="make the image of a touch sensor untouched",
+        description="Writes the median of touch images, pixel by pixel: what they have in common "
+        "is the sensor untouched. Give images without contact, or very many with contact.",
     )
-    p.add_argument("paths", nargs="*", metavar="PATH", help="pictures, or folders of them")
-    p.add_argument("--dataset", metavar="FOLDER", help="the touch pictures of a dataset instead")
+    p.add_argument("paths", nargs="*", metavar="PATH", help="images, or folders of them")
+    p.add_argument("--dataset", metavar="FOLDER", help="the touch images of a dataset instead")
     p.add_argument("--split", default="train", help="of --dataset (train)")
     p.add_argument("--label", metavar="NAME", help="of --dataset: only this class, name or number")
     p.add_argument("--caption", metavar="TEXT", help="of --dataset: only with this caption")
@@ -42,28 +42,28 @@ def add(commands) -> None:
 
 def _background(args) -> int:
     if bool(args.paths) == bool(args.dataset):
-        raise UserError("Give pictures or folders of them, or --dataset FOLDER.")
+        raise UserError("Give images or folders of them, or --dataset FOLDER.")
     if not args.out.lower().endswith(".png"):
         raise UserError(f"--out {args.out}: a background is a .png, which loses nothing.")
     if args.paths:
-        files = [file for file in find_pictures(args.paths) if not _same(file, args.out)]
+        files = [file for file in find_images(args.paths) if not _same(file, args.out)]
         source, number = files_source(files), len(files)
     else:
         source, number = dataset_source(
             args.dataset, split=args.split, label=args.label, caption=args.caption
         )
     image, count = background(source, mean=args.mean, number=number, progress=not args.quiet)
-    if folder := os.path.dirname(args.out):
-        os.makedirs(folder, exist_ok=True)
+    if directory := os.path.dirname(args.out):
+        os.makedirs(directory, exist_ok=True)
     Image.fromarray(image).save(args.out)
     height, width = image.shape[:2]
     kind = "mean" if args.mean else "median"
-    print(f"{args.out}: {width}×{height}, the {kind} of {count} pictures.")
+    print(f"{args.out}: {width}×{height}, the {kind} of {count} images.")
     return 0
 
 
 def _same(file: str, out: str) -> bool:
-    """Whether a picture is the background of an earlier run."""
+    """Whether an image is the background of an earlier run."""
     return os.path.exists(out) and os.path.samefile(file, out)
 
 
@@ -75,26 +75,26 @@ def background(
     progress: bool = True,
     block: int = _BLOCK,
 ) -> tuple[np.ndarray, int]:
-    """(the median of pictures per pixel and colour, uint8 [H, W, 3]; how many there were).
+    """(the median of images per pixel and color, uint8 [H, W, 3]; how many there were).
 
-    Pictures are read one by one, in as many passes as it takes to count the values of a block of
-    rows within `block` bytes: one pass for a DIGIT's 240×320 pixels. Of an even number of pictures
+    Images are read one by one, in as many passes as it takes to count the values of a block of
+    rows within `block` bytes: one pass for a DIGIT's 240×320 pixels. Of an even number of images
     it is the mean of the two in the middle, halves to the even number.
 
     Args:
-      source: of the pictures.
+      source: of the images.
       mean: the mean instead.
-      number: of pictures, for the bar.
+      number: of images, for the bar.
       progress: show a bar.
       block: bytes.
 
     Raises:
-      UserError: no pictures, or pictures of different sizes.
+      UserError: no images, or images of different sizes.
     """
     iterator = source()
     first, image = next(iterator, (None, None))
     if image is None:
-        raise UserError("There are no touch pictures of this kind.")
+        raise UserError("There are no touch images of this kind.")
     iterator.close()
     shape, count = image.shape, 0
     row_bytes = image[0].size * (8 if mean else 256 * 4)
@@ -105,11 +105,11 @@ def background(
         size = image[part].size
         total = np.zeros(size, np.uint64) if mean else np.zeros((size, 256), np.uint32)
         each, count = np.arange(size), 0
-        for name, picture in tqdm(source(), "pictures", number, disable=not progress):
+        for name, picture in tqdm(source(), "images", number, disable=not progress):
             if picture.shape != shape:
                 sizes = [f"{s[1]}×{s[0]}" for s in (shape, picture.shape)]
                 raise UserError(
-                    f"Pictures of one sensor have one size: {first} is {sizes[0]}, {name} is "
+                    f"Images of one sensor have one size: {first} is {sizes[0]}, {name} is "
                     f"{sizes[1]}."
                 )
             values = picture[part].reshape(-1)
@@ -123,11 +123,11 @@ def background(
     return result, count
 
 
-def find_pictures(paths: Sequence[str]) -> list[str]:
-    """The picture files among paths and below folders, in order.
+def find_images(paths: Sequence[str]) -> list[str]:
+    """The image files among paths and below folders, in order.
 
     Raises:
-      UserError: a path that does not exist, a folder without pictures.
+      UserError: a path that does not exist, a folder without images.
     """
     files = []
     for path in paths:
@@ -137,26 +137,26 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
             files.append(path)
             continue
         found = [
-            os.path.join(folder, name)
-            for folder, _, names in directories.walk(path)
+            os.path.join(directory, name)
+            for directory, _, names in directories.walk(path)
             for name in names
             if image_files.is_image(name)
         ]
         if not found:
-            raise UserError(f"There are no pictures in {path}.")
+            raise UserError(f"There are no images in {path}.")
         files += sorted(found)
     return files
 
 
 def files_source(files: Sequence[str]) -> Source:
-    """The pictures in files."""
+    """The images in files."""
     return lambda: ((file, image_files.read_image(file)) for file in files)
 
 
 def dataset_source(
     path: str, *, split: str, label: str | None = None, caption: str | None = None
 ) -> tuple[Source, int]:
-    """(the touch pictures of a dataset, how many records it has).
+    """(the touch images of a dataset, how many records it has).
 
     Args:
       path: the dataset.
@@ -169,8 +169,8 @@ def dataset_source(
     """
     from mmjax.data.storage import dataset, schema
 
-    folder = dataset.DatasetFolder(path)
-    records, names = folder.split(split), folder.info.class_names
+    directory = dataset.DatasetDir(path)
+    records, names = directory.split(split), directory.info.class_names
     if label is not None and names and label not in names and not label.isdecimal():
         raise UserError(f"{path} has no class {label!r}. It has: {', '.join(names)}.")
 
@@ -189,7 +189,7 @@ def dataset_source(
 
 
 def _median(counts: np.ndarray, number: int) -> np.ndarray:
-    """uint8 [P] from counts uint32 [P, 256] of the values of `number` pictures."""
+    """uint8 [P] from counts uint32 [P, 256] of the values of `number` images."""
     result = np.empty(len(counts), np.uint8)
     for first in range(0, len(counts), 4096):  # sums of all at once would double the memory
         upto = counts[first : first + 4096].cumsum(axis=1)

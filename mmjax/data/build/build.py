@@ -231,8 +231,8 @@ def prepare(
     if old is not None and old["key"] == key_of(clips, options, class_names):
         return load_plan(out)
     pattern = os.path.join(glob.escape(out), "*-of-*")
-    leftovers = [*glob.glob(pattern), *([path] if old is not None else [])]
-    if leftovers and not overwrite:
+    unused_keys = [*glob.glob(pattern), *([path] if old is not None else [])]
+    if unused_keys and not overwrite:
         raise UserError(
             f"{out} holds a dataset of another table or other options. Choose another folder, or "
             "give --overwrite to build it anew."
@@ -246,8 +246,8 @@ def prepare(
         progress=progress,
     )
     for name in (dataset.FILE, "vocab.txt", "bad_rows.csv"):
-        leftovers += glob.glob(os.path.join(glob.escape(out), name))
-    for leftover in leftovers:
+        unused_keys += glob.glob(os.path.join(glob.escape(out), name))
+    for leftover in unused_keys:
         os.remove(leftover)
     os.makedirs(os.path.join(out, WORK), exist_ok=True)
     contents = {

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 def walk(root: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """`os.walk` through links too, folders by name; but not through links to a folder above them,
     below which the same files come again and again."""
-    for place, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _leads_back(place, name))
-        yield place, folders, files
+    for place, directories, files in os.walk(root, followlinks=True):
+        directories[:] = sorted(name for name in directories if not _leads_back(place, name))
+        yield place, directories, files
 
 
 def _leads_back(place: str, name: str) -> bool:

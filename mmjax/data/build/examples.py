@@ -19,10 +19,10 @@ class Options:
       fps: frames per second to store.
       size: shorter side of the frames, or of their crop, in pixels; None = as in the file.
       sample_rate: of the waveforms, in Hz.
-      quality: of the JPEGs. Touch pictures are stored as they are.
-      crop_margin: what to keep around the crop of a picture, as a fraction of its sides.
+      quality: of the JPEGs. Touch images are stored as they are.
+      crop_margin: what to keep around the crop of an image, as a fraction of its sides.
       video, audio: whether to store them.
-      folder_fps: frames per second of folders of pictures; None = `fps`.
+      folder_fps: frames per second of folders of images; None = `fps`.
       clip_seconds: cut rows into clips of this length.
       by_time, by_file: fractions, see `manifest.cut` and `manifest.split_by_file`.
       clips_per_shard: examples in each shard but the last of a split.
@@ -36,7 +36,7 @@ class Options:
     crop_margin: float = 0.0
     video: bool = True
     audio: bool = True
-    folder_fps: float | None = None
+    frame_dir_fps: float | None = None
     clip_seconds: float | None = None
     by_time: tuple[tuple[str, float], ...] = ()
     by_file: tuple[tuple[str, float], ...] = ()
@@ -55,7 +55,7 @@ class Options:
         if self.by_time and self.by_file:
             raise UserError("Give --split-by-time or --split-by-file, not both.")
         if not (self.video or self.audio):
-            raise UserError("Nothing to store: both picture and sound are switched off.")
+            raise UserError("Nothing to store: both image and sound are switched off.")
 
 
 class Reader:
@@ -66,18 +66,18 @@ class Reader:
         self._path, self._media = None, None
 
     def read(self, clip: Clip) -> media.Segment:
-        """The segment; errors as in `media`, and a crop of what is no picture."""
+        """The segment; errors as in `media`, and a crop of what is no image."""
         options, path = self.options, self.locate(clip.path)
         stored = {"size": options.size, "quality": options.quality}
         if clip.crop and (os.path.isdir(path) or not image_files.is_image(path)):
-            raise UserError(f"{path} is no picture: it cannot have a crop.")
+            raise UserError(f"{path} is no image: it cannot have a crop.")
         if os.path.isdir(path):
-            return media.read_frame_folder(
+            return media.read_frame_directory(
                 path,
                 clip.start or 0.0,
                 clip.end,
                 fps=options.fps,
-                folder_fps=options.folder_fps,
+                frame_dir_fps=options.frame_dir_fps,
                 **stored,
             )
         if image_files.is_image(path):
@@ -152,11 +152,11 @@ def make_example(clip: Clip, reader: Reader, classes: dict[str, int]) -> schema.
 
 
 def duration(path: str, *, media_root: str, options: Options) -> float | None:
-    """Seconds of a file; None for pictures and for what cannot be read, which is reported later."""
+    """Seconds of a file; None for images and for what cannot be read, which is reported later."""
     path = os.path.join(media_root, path)
     try:
         if os.path.isdir(path):
-            fps = options.folder_fps or options.fps
+            fps = options.frame_dir_fps or options.fps
             return sum(image_files.is_image(name) for name in os.listdir(path)) / fps
         if image_files.is_image(path):
             return None

@@ -40,7 +40,7 @@ def index(path: str) -> dataset.DatasetInfo:
         json_path = os.path.join(path, dataset.FILE)
         if os.path.exists(json_path):
             os.replace(json_path, f"{json_path}.old")
-        kept = dataset.DatasetFolder(path).info  # what the first record shows
+        kept = dataset.DatasetDir(path).info  # what the first record shows
     info = dataclasses.replace(kept, splits=splits)
     info.save(path)
     return info
@@ -60,8 +60,8 @@ def vocabulary(
     Raises:
       UserError: no such dataset or split, or no captions in it.
     """
-    folder = dataset.DatasetFolder(path)
-    records_of_split = folder.split(split)
+    directory = dataset.DatasetDir(path)
+    records_of_split = directory.split(split)
     captions = []
     for number in range(len(records_of_split)):
         example = schema.decode(records_of_split.read(number), waveform_format="unchecked")
@@ -71,5 +71,5 @@ def vocabulary(
     words = tokenizers.build_word_vocab([*captions, *also], size=size)
     tokenizers.write_word_vocab(os.path.join(path, "vocab.txt"), words)
     if os.path.exists(os.path.join(path, dataset.FILE)):
-        dataclasses.replace(folder.info, vocabulary="vocab.txt").save(path)
+        dataclasses.replace(directory.info, vocabulary="vocab.txt").save(path)
     return words

@@ -1,4 +1,4 @@
-"""What to build: a table of media files, or a folder of pictures, as a list of clips.
+"""What to build: a table of media files, or a folder of images, as a list of clips.
 
 A clip is a stretch of one file with its captions and labels. Everything here is a pure function of
 the table, the options and, where films are cut or split by time, their durations.
@@ -28,15 +28,15 @@ class Clip:
     """One example to be built.
 
     Attributes:
-      path: as in the table, relative to the media root; '' = touch pictures alone.
+      path: as in the table, relative to the media root; '' = touch images alone.
       start, end: seconds; None = the start and the end of the file.
       captions: the best first.
       labels: class names, or class numbers as text.
       split: its name, or several joined by '+'.
       row: line of the table (the first is 1), for messages.
-      touch: touch pictures, paths like `path`.
-      background: of the touch pictures: the sensor untouched; '' = none.
-      crop: (top, left, height, width) in pixels of the picture; None = all of it.
+      touch: touch images, paths like `path`.
+      background: of the touch images: the sensor untouched; '' = none.
+      crop: (top, left, height, width) in pixels of the image; None = all of it.
     """
 
     path: str
@@ -52,7 +52,7 @@ class Clip:
 
     @property
     def file(self) -> str:
-        """What names the clip: its path or, where touch is all there is, its first picture."""
+        """What names the clip: its path or, where touch is all there is, its first image."""
         return self.path or self.touch[0]
 
 
@@ -62,7 +62,7 @@ def read_table(path: str, *, separator: str = "|", split: str = "train") -> list
     Args:
       path: .csv, .tsv, .jsonl or .parquet. Only `path` or `touch` is needed. Captions, labels and
         touch may have several columns (caption, caption, or caption, caption2).
-      separator: between several captions, labels or touch pictures in one cell; '' = none.
+      separator: between several captions, labels or touch images in one cell; '' = none.
       split: for rows that name none.
 
     Raises:
@@ -84,23 +84,23 @@ def read_table(path: str, *, separator: str = "|", split: str = "train") -> list
     return clips
 
 
-def read_image_folder(folder: str, *, split: str = "train") -> list[Clip]:
-    """The pictures of `folder/class/**`, `folder/split/class/**`, or a folder without classes.
+def read_image_directory(directory: str, *, split: str = "train") -> list[Clip]:
+    """The images of `directory/class/**`, `directory/split/class/**`, or a folder without classes.
 
     Subfolders called train, val, valid, validation or test are splits if there are no others. A
-    text `x.txt` beside a picture `x.jpg` holds its captions, one per line.
+    text `x.txt` beside an image `x.jpg` holds its captions, one per line.
 
     Raises:
-      UserError: no such folder, or no pictures in it.
+      UserError: no such folder, or no images in it.
     """
-    if not os.path.isdir(folder):
-        raise UserError(f"There is no folder {folder}.")
+    if not os.path.isdir(directory):
+        raise UserError(f"There is no folder {directory}.")
     found = []
-    for root, _, files in directories.walk(folder):
-        parts = os.path.relpath(root, folder).split(os.sep) if root != folder else []
+    for root, _, files in directories.walk(directory):
+        parts = os.path.relpath(root, directory).split(os.sep) if root != directory else []
         found += [(parts, file) for file in sorted(files) if image_files.is_image(file)]
     if not found:
-        raise UserError(f"There are no pictures in {folder}.")
+        raise UserError(f"There are no images in {directory}.")
     tops = {parts[0] if parts else "" for parts, _ in found}
     by_split = tops <= set(SPLIT_FOLDERS)
     clips = []
@@ -110,7 +110,7 @@ def read_image_folder(folder: str, *, split: str = "train") -> list[Clip]:
         clips.append(
             Clip(
                 path=path,
-                captions=_sidecar(os.path.join(folder, path)),
+                captions=_sidecar(os.path.join(directory, path)),
                 labels=tuple(classes[:1]),
                 split=parts[0] if by_split else split,
                 row=number,
@@ -319,9 +319,9 @@ def _clip(row: list[tuple[str, object]], number: int, separator: str, split: str
     if not fields.get("path") and not touch:
         raise ValueError("the path is empty" + (", and so is touch" if "touch" in fields else ""))
     if any(background) and not touch:
-        raise ValueError(f"{background[0]} is the background of no touch picture")
+        raise ValueError(f"{background[0]} is the background of no touch image")
     if fields.get("crop") and not fields.get("path"):
-        raise ValueError("there is a crop but no path of a picture to cut")
+        raise ValueError("there is a crop but no path of an image to cut")
     start, end = (
         _seconds(fields[name][0]) if fields.get(name) else None for name in ("start", "end")
     )

@@ -31,18 +31,18 @@ def preview(
       path: the dataset.
       split: which one.
       out: the PNG.
-      clips: rows of the sheet. Single pictures and touch, without sound, are drawn `frames` to a
+      clips: rows of the sheet. Single images and touch, without sound, are drawn `frames` to a
         row, below each other what belongs together.
       frames: how many of each clip, evenly spread, the first included.
 
     Raises:
       UserError: no such dataset or split, or a sheet that cannot be written.
     """
-    folder = dataset.DatasetFolder(path)
-    records = folder.split(split)
+    directory = dataset.DatasetDir(path)
+    records = directory.split(split)
 
     def read(record: int) -> schema.Example:
-        return schema.decode(records.read(record), waveform_format=folder.info.waveform_format)
+        return schema.decode(records.read(record), waveform_format=directory.info.waveform_format)
 
     first = read(0)
     pictures = len(first.frames) <= 1 and first.waveform is None
@@ -50,8 +50,8 @@ def preview(
     count = min(clips * frames if pictures else clips, len(records))
     numbers = [int(n) for n in np.unique(np.linspace(0, len(records) - 1, count).astype(int))]
     chosen = [(number, read(number)) for number in numbers]
-    title = f"{folder.info.name} · {split} · {len(records)} examples"
-    sheet = _pictures(chosen, frames) if pictures else _clips(chosen, folder.info, frames)
+    title = f"{directory.info.name} · {split} · {len(records)} examples"
+    sheet = _images(chosen, frames) if pictures else _clips(chosen, directory.info, frames)
     try:
         if os.path.dirname(out):
             os.makedirs(os.path.dirname(out), exist_ok=True)
@@ -119,8 +119,8 @@ def _clips(chosen, info: dataset.DatasetInfo, frames: int) -> _Sheet:
     return sheet
 
 
-def _pictures(chosen, columns: int) -> _Sheet:
-    """A grid of pictures, the touch and its background below, their labels and captions."""
+def _images(chosen, columns: int) -> _Sheet:
+    """A grid of images, the touch and its background below, their labels and captions."""
     sheet, cell = _Sheet(), _WIDTH / columns
     for first in range(0, len(chosen), columns):
         row = chosen[first : first + columns]
@@ -147,7 +147,7 @@ def _pictures(chosen, columns: int) -> _Sheet:
 
 
 def _draw_row(sheet: _Sheet, images: Sequence[np.ndarray | None], cell: float) -> None:
-    """Pictures side by side in cells of `cell` inches, None leaves one empty; nothing if all do."""
+    """Images side by side in cells of `cell` inches, None leaves one empty; nothing if all do."""
     side, tallest = cell - 0.12, 0.0
     for k, image in enumerate(images):
         if image is not None:
@@ -190,7 +190,7 @@ def _head(number: int, example: schema.Example, info: dataset.DatasetInfo) -> st
         rate = f" at {fps:g} fps" if fps and len(example.frames) > 1 else ""
         parts.append(f"{len(example.frames)} frames {wide}×{high}{rate}")
     else:
-        parts.append("no picture")
+        parts.append("no image")
     if example.waveform is not None:
         rate = example.sample_rate or info.sample_rate
         rms = float(np.sqrt(np.mean(np.square(example.waveform, dtype=np.float64))))
@@ -222,7 +222,7 @@ def _captions(example: schema.Example, *, width: int = 150, lines: int = 4) -> l
 
 
 def _image(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3]; grey with a cross where the data cannot be decoded."""
+    """uint8 [H, W, 3]; gray with a cross where the data cannot be decoded."""
     try:
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except (OSError, ValueError, SyntaxError):
@@ -250,7 +250,7 @@ def _frame(example: schema.Example, number: int) -> np.ndarray:
 
 
 def _strip(images: Sequence[np.ndarray]):
-    """Draws pictures side by side, each in a cell of the first one's shape."""
+    """Draws images side by side, each in a cell of the first one's shape."""
 
     def draw(axes) -> None:
         for k, image in enumerate(images):

@@ -24,24 +24,24 @@ ERRORS = {
     "index": "an index that does not belong to its shard",
     "damaged": "a truncated record, or one with a wrong CRC",
     "layout": "no SequenceExample, or none of the keys that are read",
-    "jpeg": "a picture that cannot be decoded",
+    "jpeg": "an image that cannot be decoded",
     "label": "a class number out of range",
     "int32": "integer PCM whose bytes are read as floats",
     "waveform": "a waveform that is empty, not finite or beyond [-1, 1]",
-    "length": "picture and sound of different length",
-    "roi": "a part of the picture that leaves it",
-    "background": "a touch picture and its background of different size",
+    "length": "image and sound of different length",
+    "roi": "a part of the image that leaves it",
+    "background": "a touch image and its background of different size",
     "leak": "the same content in two splits that should share none",
 }
 WARNINGS = {
     "silence": "no sound above -60 dB",
     "constant": "a film without any change",
-    "blank": "pictures of one colour",
+    "blank": "images of one color",
     "repeated": "more than half of the frames repeat the one before",
     "duplicate": "the same content in two records",
     "caption": "no caption, while others have one",
-    "unlabelled": "no label, while others have one",
-    "missing": "no picture, sound, touch or background, while others have them",
+    "unlabeled": "no label, while others have one",
+    "missing": "no image, sound, touch or background, while others have them",
 }
 _CHUNK = 64  # records a thread takes at a time
 _KEEP = 100  # findings of one kind kept in full; all are counted
@@ -100,22 +100,22 @@ def validate(
     Raises:
       UserError: no dataset there, or no such split.
     """
-    folder = dataset.DatasetFolder(path)
+    directory = dataset.DatasetDir(path)
     for split in splits:
-        if not folder.info.stored(split):
+        if not directory.info.stored(split):
             raise UserError(
-                f"{path} has no split {split!r}. It has: {', '.join(folder.info.split_sizes())}."
+                f"{path} has no split {split!r}. It has: {', '.join(directory.info.split_sizes())}."
             )
     result, work = Result(), []
-    chosen = {name: None for split in splits for name in folder.info.stored(split)}
-    for split in chosen or folder.info.splits:
-        work += list(_chunks(folder, split, max_records, result))
-    together = _together(folder.info)
+    chosen = {name: None for split in splits for name in directory.info.stored(split)}
+    for split in chosen or directory.info.splits:
+        work += list(_chunks(directory, split, max_records, result))
+    together = _together(directory.info)
     seen: dict[bytes, tuple[str, str, int]] = {}
     with tqdm(
         total=sum(len(rows) for *_, rows in work), desc="records", disable=not progress
     ) as bar:
-        for (split, shard, _), (found, digests) in _map(path, folder.info, work, workers):
+        for (split, shard, _), (found, digests) in _map(path, directory.info, work, workers):
             result.records += len(digests)
             for finding in found:
                 result.add(finding)
@@ -150,17 +150,17 @@ def check_record(
         if not (name == "audio" and example.waveform is not None):
             found.append(("missing", f"no {name}"))
     if info.statistics.get("touch_backgrounds") and example.touch and not example.touch_background:
-        found.append(("missing", "no background of the touch picture"))
+        found.append(("missing", "no background of the touch image"))
     if "text" in info.modalities and not any(caption.strip() for caption in example.captions):
         found.append(("caption", "no caption"))
     if "label" in info.modalities and not example.labels:
-        found.append(("unlabelled", "no label"))
+        found.append(("unlabeled", "no label"))
     for label in example.labels:
         if label < 0 or (info.num_classes and label >= info.num_classes):
             found.append(("label", f"class {label} of {info.num_classes or 'unknown'} classes"))
-    found += _check_pictures(example) + _check_touch(example)
+    found += _check_images(example) + _check_touch(example)
     if example.waveform is not None:
-        sound = _check_sound(example.waveform)
+        sound = _check_audio(example.waveform)
         wrong = any(kind in ERRORS for kind, _ in sound)
         found += sound if wrong else sound + _check_lengths(example, info)
     return example, found
@@ -197,12 +197,12 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def _chunks(
-    folder: dataset.DatasetFolder, split: str, max_records: int | None, result: Result
+    directory: dataset.DatasetDir, split: str, max_records: int | None, result: Result
 ) -> Iterator[tuple[str, str, list[tuple[int, int, int]]]]:
     """(split, shard, [(record, offset, length)]): the work on one split."""
     rows = []
-    for shard in folder.info.splits[split].shards:
-        path = os.path.join(folder.path, shard)
+    for shard in directory.info.splits[split].shards:
+        path = os.path.join(directory.path, shard)
         try:
             index = tfrecord.read_index(path)
         except (UserError, OSError) as error:
@@ -260,7 +260,7 @@ def _check_chunk(path: str, info: dataset.DatasetInfo, chunk):
     return findings, digests
 
 
-def _check_pictures(example: schema.Example) -> list[tuple[str, str]]:
+def _check_images(example: schema.Example) -> list[tuple[str, str]]:
     found, small, last = [], [], None
     for number, frame in enumerate(example.frames):
         if frame == last:  # as the builder stores a repeated frame
@@ -300,7 +300,7 @@ def _check_pictures(example: schema.Example) -> list[tuple[str, str]]:
 def _check_touch(example: schema.Example) -> list[tuple[str, str]]:
     images = []
     for kind, data in (
-        *(("touch picture", data) for data in example.touch),
+        *(("touch image", data) for data in example.touch),
         *(("background", data) for data in example.touch_background),
     ):
         try:
@@ -316,7 +316,7 @@ def _check_touch(example: schema.Example) -> list[tuple[str, str]]:
     return found
 
 
-def _check_sound(waveform: np.ndarray) -> list[tuple[str, str]]:
+def _check_audio(waveform: np.ndarray) -> list[tuple[str, str]]:
     if not waveform.size:
         return [("waveform", "no samples")]
     if schema.is_int32_waveform(waveform):
@@ -337,7 +337,7 @@ def _check_lengths(example: schema.Example, info: dataset.DatasetInfo) -> list[t
     video, audio = len(example.frames) / fps, len(example.waveform) / rate
     if abs(video - audio) <= max(1.5 / fps, 0.1):
         return []
-    return [("length", f"{video:.2f} s of picture, {audio:.2f} s of sound")]
+    return [("length", f"{video:.2f} s of image, {audio:.2f} s of sound")]
 
 
 def _digest(example: schema.Example) -> bytes | None:

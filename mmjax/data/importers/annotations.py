@@ -202,8 +202,8 @@ def json_items(path: str) -> Iterator[tuple[str, Any]]:
             size *= 2  # else a long value would be decoded again and again
 
 
-def _below(folder: str) -> Iterator[str]:
-    for root, below, files in directories.walk(folder):
-        if os.path.relpath(root, folder).count(os.sep) >= _DEPTH - 1 and root != folder:
+def _below(directory: str) -> Iterator[str]:
+    for root, below, files in directories.walk(directory):
+        if os.path.relpath(root, directory).count(os.sep) >= _DEPTH - 1 and root != directory:
             below.clear()
         yield from (os.path.join(root, file) for file in files if not file.startswith("."))

@@ -20,7 +20,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from mmjax.data.importers.annotations import Annotations, lines
-from mmjax.data.importers.media_directory import MediaFolder
+from mmjax.data.importers.media_directory import MediaDir
 from mmjax.errors import UserError
 
 EVALUATION = "validation+test"  # an official validation set that results are published on
@@ -50,7 +50,7 @@ class Item:
       split: its split, or several joined by '+'.
       where: file and line of the annotation, for messages.
       captions, labels: see `mmjax.data.build.manifest.Clip`.
-      hints: see `MediaFolder.find`.
+      hints: see `MediaDir.find`.
       path: of the media, relative to the root, where the importer knows it; then `files` may be
         empty.
       touch, background, crop: see `mmjax.data.build.manifest.Clip`; only of importers with these
@@ -87,7 +87,7 @@ class Job:
     """
 
     annotations: Annotations
-    media: MediaFolder
+    media: MediaDir
     options: argparse.Namespace
     classes: list[str] | None = None
     skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -116,7 +116,7 @@ class Importer:
       columns: of the table, beside those of place and split: label, caption, touch, background,
         crop.
       num_classes: of the complete dataset; 0 = no classes.
-      loose: see `MediaFolder`.
+      loose: see `MediaDir`.
       check_repeats: notice annotations of the same stretch of a file, which takes memory.
       build: the options of `mmjax build` that suit it.
       generic: a kind of data, not a dataset of this name: what is built is called as the table.
@@ -188,8 +188,8 @@ def import_dataset(
     Raises:
       UserError: files that are missing or malformed, and media of which none exists.
     """
-    folder = MediaFolder(media, loose=importer.loose)
-    job = Job(annotations=Annotations(annotations), media=folder, options=options)
+    directory = MediaDir(media, loose=importer.loose)
+    job = Job(annotations=Annotations(annotations), media=directory, options=options)
     summary, labels = Summary(), set()
     beside = os.path.dirname(os.path.abspath(out))
     os.makedirs(beside, exist_ok=True)
@@ -216,7 +216,7 @@ def import_dataset(
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
-    summary.several, summary.skipped, summary.notices = folder.several, job.skipped, job.notices
+    summary.several, summary.skipped, summary.notices = directory.several, job.skipped, job.notices
     summary.classes_found = len(labels)
     summary.classes = job.classes if job.classes is not None else sorted(labels)
     if importer.num_classes:

@@ -1,4 +1,4 @@
-"""Reads captions of pictures: from files beside them, tables, and LGSSL's dictionaries."""
+"""Reads captions of images: from files beside them, tables, and LGSSL's dictionaries."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mmjax.data.build import directories, manifest
 from mmjax.data.storage import image_files, tables
 from mmjax.errors import UserError
 
-NO_PICTURE = "no picture"
+NO_PICTURE = "no image"
 _EMPTY, _NO_TEXT = "the caption is empty", "no file with a caption"
-_SECOND = "another picture of the same name is taken"
+_SECOND = "another image of the same name is taken"
 # Names of columns, in the order in which they are looked for.
 PATHS = ("path", "image_path", "image", "file_name", "filename", "filepath", "file_path", "file")
 PATHS += ("img_path", "img", "image_file", "relative_path", "key")
@@ -26,7 +26,7 @@ CAPTIONS = ("caption", "text", "sentence", "title", "captions", "raw_caption", "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A picture and what is said about it.
+    """An image and what is said about it.
 
     Attributes:
       name: for messages.
@@ -36,7 +36,7 @@ class Entry:
       split: its split.
       where: the file and line of the caption.
       more: other columns.
-      listed: the picture was seen in its folder.
+      listed: the image was seen in its folder.
       problem: why it is left out; '' = not at all, so far.
     """
 
@@ -62,7 +62,7 @@ class Folder:
     split: str
 
 
-def find_folders(root: str, split: str) -> Iterator[Folder]:
+def find_directories(root: str, split: str) -> Iterator[Folder]:
     """The folders below the root that hold files, by name; the names of splits are no part of a
     directory.
 
@@ -83,28 +83,28 @@ def find_folders(root: str, split: str) -> Iterator[Folder]:
             )
 
 
-def read_folder(folder: Folder, options: argparse.Namespace) -> list[Entry]:
+def read_directory(directory: Folder, options: argparse.Namespace) -> list[Entry]:
     """The entries of a folder by name, those with problems among them."""
     images: dict[str, str] = {}
     notes: dict[str, str] = {}
     entries = []
 
     def add(stem: str, file: str, note: str, **changes: Any) -> None:
-        name = os.path.join(folder.path, file)
+        name = os.path.join(directory.path, file)
         entries.append(
             Entry(
                 name=name,
                 path=name,
-                directory=folder.directory,
+                directory=directory.directory,
                 instance=stem,
-                split=folder.split,
-                where=os.path.join(folder.path, note),
+                split=directory.split,
+                where=os.path.join(directory.path, note),
                 listed=True,
                 **changes,
             )
         )
 
-    for file in sorted(os.listdir(folder.place)):
+    for file in sorted(os.listdir(directory.place)):
         stem, suffix = os.path.splitext(file)
         if file.startswith("."):
             continue
@@ -119,12 +119,12 @@ def read_folder(folder: Folder, options: argparse.Namespace) -> list[Entry]:
         elif note is None:
             add(stem, image, image, problem=_NO_TEXT)
         else:
-            add(stem, image, note, **_note(os.path.join(folder.place, note), options))
+            add(stem, image, note, **_note(os.path.join(directory.place, note), options))
     return entries
 
 
 def _note(path: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of an entry that the file beside a picture fills."""
+    """The fields of an entry that the file beside an image fills."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             if path.endswith(".txt"):
@@ -205,7 +205,7 @@ class _Columns:
         if path is not None and not isinstance(path, str):
             raise UserError(
                 f"{self._file}, line {number}: {self._path} is {type(path).__name__}, not the path "
-                "of a picture. Give --path-column, and write pictures that are in the table to "
+                "of an image. Give --path-column, and write images that are in the table to "
                 "files first."
             )
         split = str(row.get("split") or self._split) if self._by_split else self._split

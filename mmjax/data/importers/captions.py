@@ -1,4 +1,4 @@
-"""Pictures with captions: folders as of LGSSL and img2dataset, tables, LGSSL's dictionaries.
+"""Images with captions: folders as of LGSSL and img2dataset, tables, LGSSL's dictionaries.
 
 Source of the layout: El Banani et al. 2023, Learning Visual Representations via Language-Guided
 Sampling, arXiv 2302.12248 (LGSSL), and its published code.
@@ -43,9 +43,9 @@ def _read(job: Job) -> Iterator[Item]:
         looked_at = _batches(_wanted(entries, options, problems), _BATCH)
         look = check
     else:
-        folders = caption_files.find_folders(job.media.root, options.split)
-        looked_at = _wanted(folders, options, problems)
-        look = lambda folder: check(caption_files.read_folder(folder, options))  # noqa: E731
+        directories = caption_files.find_directories(job.media.root, options.split)
+        looked_at = _wanted(directories, options, problems)
+        look = lambda directory: check(caption_files.read_directory(directory, options))  # noqa: E731
     with concurrent.futures.ThreadPoolExecutor(options.threads) as pool:
         found = _in_order(pool, look, looked_at, ahead=2 * options.threads)
         for entry, problem in itertools.chain.from_iterable(found):
@@ -99,7 +99,7 @@ def _is_wanted(directory: str, options: argparse.Namespace) -> bool:
 
 
 class _Check:
-    """What is wrong with pictures: they are not there, too large, or too long and narrow."""
+    """What is wrong with images: they are not there, too large, or too long and narrow."""
 
     def __init__(self, root: str, options: argparse.Namespace):
         self._root, self._kib, self._aspect = root, options.max_kib, options.max_aspect
@@ -122,7 +122,7 @@ class _Check:
                 with Image.open(path) as image:  # reads the header alone
                     shorter, longer = sorted(image.size)
             except Exception:  # noqa: BLE001 - a damaged file can raise anything
-                return "cannot be read as a picture"
+                return "cannot be read as an image"
             if longer > self._aspect * shorter:
                 return f"one side is more than {self._aspect:g} times the other"
         return ""
@@ -166,16 +166,14 @@ class _Dictionary:
     def write(self) -> str:
         """Writes it, directories and instances in order; returns a sentence about it."""
         ordered = {d: dict(sorted(found.items())) for d, found in sorted(self._content.items())}
-        if folder := os.path.dirname(self._path):
-            os.makedirs(folder, exist_ok=True)
+        if directory := os.path.dirname(self._path):
+            os.makedirs(directory, exist_ok=True)
         temporary = f"{self._path}.tmp-{os.getpid()}"
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(ordered, file, ensure_ascii=False)
         os.replace(temporary, self._path)
         count = sum(map(len, ordered.values()))
-        return (
-            f"{self._path}: LGSSL's dictionary of {count} pictures in {len(ordered)} directories."
-        )
+        return f"{self._path}: LGSSL's dictionary of {count} images in {len(ordered)} directories."
 
 
 def _batches(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
@@ -205,7 +203,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table",
         metavar="FILE",
-        help="what is where, in place of files beside the pictures: .csv, .tsv, .jsonl, .parquet "
+        help="what is where, in place of files beside the images: .csv, .tsv, .jsonl, .parquet "
         "with columns for path (relative to --media) and caption, or LGSSL's dictionary (.json)",
     )
     parser.add_argument("--path-column", metavar="NAME", help="of --table (found by its name)")
@@ -233,20 +231,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--max-aspect",
         type=float,
         metavar="R",
-        help="leave out pictures with sides of a larger ratio (LGSSL: 20; off)",
+        help="leave out images with sides of a larger ratio (LGSSL: 20; off)",
     )
     parser.add_argument(
-        "--dictionary", metavar="FILE", help="write LGSSL's dictionary of the same pictures too"
+        "--dictionary", metavar="FILE", help="write LGSSL's dictionary of the same images too"
     )
     parser.add_argument("--threads", type=int, default=16, help="that look at files (16)")
 
 
 CAPTIONS = Importer(
     name="captions",
-    title="Pictures with captions: folders as of RedCaps and img2dataset, tables, LGSSL's lists",
+    title="Images with captions: folders as of RedCaps and img2dataset, tables, LGSSL's lists",
     needs="""[SPLIT/]DIRECTORY/INSTANCE.json with {"caption": …}, or INSTANCE.txt with a caption on
-    each line; or one table of all pictures: --table""",
-    names="""[SPLIT/]DIRECTORY/INSTANCE.jpg, or any other picture; SPLIT is train, val, valid,
+    each line; or one table of all images: --table""",
+    names="""[SPLIT/]DIRECTORY/INSTANCE.jpg, or any other image; SPLIT is train, val, valid,
     validation or test""",
     read=_read,
     add_options=_add_options,

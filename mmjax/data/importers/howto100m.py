@@ -25,7 +25,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="length of the window around the middle of a sentence (3.2: 32 frames at 10 fps)",
     )
     parser.add_argument(
-        "--neighbours",
+        "--neighbors",
         type=int,
         default=4,
         metavar="N",
@@ -50,8 +50,8 @@ def _read(job: Job) -> Iterator[Item]:
     from mmjax.data.text.tokenizers import split_words
 
     options = job.options
-    if options.clip_seconds <= 0 or options.neighbours < 0 or (options.max_per_video or 1) < 1:
-        raise UserError("--clip-seconds and --max-per-video are positive, --neighbours at least 0.")
+    if options.clip_seconds <= 0 or options.neighbors < 0 or (options.max_per_video or 1) < 1:
+        raise UserError("--clip-seconds and --max-per-video are positive, --neighbors at least 0.")
     part, parts = parse_part(options.part, option="--part")
     listed = _listed(job)
     for number, (video, sentences, where) in enumerate(_videos(job)):
@@ -68,25 +68,25 @@ def _read(job: Job) -> Iterator[Item]:
             start = max(middle - half, 0.0)
             yield Item(
                 files=(File(video, start, start + options.clip_seconds),),
-                captions=[spoken[near][1] for near in nearest(spoken, index, options.neighbours)],
+                captions=[spoken[near][1] for near in nearest(spoken, index, options.neighbors)],
                 split="train" if parts == 1 else f"train+part{part}",
                 where=where,
             )
 
 
-def nearest(sentences: Sequence[Sentence], index: int, neighbours: int) -> list[int]:
+def nearest(sentences: Sequence[Sentence], index: int, neighbors: int) -> list[int]:
     """The number of a sentence, and of so many others as are nearest to it in time, nearest first.
 
     Args:
       sentences: in order of time.
       index: the sentence that comes first.
-      neighbours: how many others, if there are as many; of equal ones the earlier.
+      neighbors: how many others, if there are as many; of equal ones the earlier.
     """
-    around = range(max(index - neighbours, 0), min(index + neighbours + 1, len(sentences)))
+    around = range(max(index - neighbors, 0), min(index + neighbors + 1, len(sentences)))
     others = (other for other in around if other != index)
     middle = sentences[index][0]
     ranked = sorted(others, key=lambda other: (abs(sentences[other][0] - middle), other))
-    return [index, *ranked[:neighbours]]
+    return [index, *ranked[:neighbors]]
 
 
 def spread(count: int, most: int | None) -> list[int]:

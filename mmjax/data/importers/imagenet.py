@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012): pictures of 1000 classes."""
+"""ImageNet (ILSVRC 2012): images of 1000 classes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _VALIDATION = "ILSVRC2012_val_{:08d}"
 def _read(job: Job) -> Iterator[Item]:
     root = job.media.root
     train, val = (os.path.join(root, name) for name in ("train", "val"))
-    by_class = {folder: _subfolders(folder) for folder in (train, val)}
+    by_class = {directory: _subfolders(directory) for directory in (train, val)}
     if not by_class[train] and not os.path.isdir(val):
         raise UserError(f"{root} has neither train/n01440764/… nor val/….")
     names = _names(job, by_class)
     job.classes = list(names.values())
-    for folder, split in ((train, "train"), (val, EVALUATION)):
-        for synset in by_class[folder]:
-            where = os.path.join(folder, synset)
+    for directory, split in ((train, "train"), (val, EVALUATION)):
+        for synset in by_class[directory]:
+            where = os.path.join(directory, synset)
             if synset not in names:
                 raise UserError(f"{where}: {synset} is none of the {len(names)} classes.")
-            for file in _pictures(where):
+            for file in _images(where):
                 path = os.path.relpath(os.path.join(where, file), root)
                 yield Item(path=path, labels=[names[synset]], split=split, where=where)
     if os.path.isdir(val) and not by_class[val]:
@@ -36,14 +36,14 @@ def _read(job: Job) -> Iterator[Item]:
 
 
 def _flat_validation(job: Job, val: str, names: dict[str, str]) -> Iterator[Item]:
-    pictures = {os.path.splitext(file)[0]: file for file in _pictures(val)}
-    folder = os.path.relpath(val, job.media.root)
+    images = {os.path.splitext(file)[0]: file for file in _images(val)}
+    directory = os.path.relpath(val, job.media.root)
     for name, synset, where in _ground_truth(job):
         if synset not in names:
             raise UserError(f"{where}: {synset} is none of the {len(names)} classes.")
-        found = name in pictures
+        found = name in images
         yield Item(
-            path=os.path.join(folder, pictures[name]) if found else None,
+            path=os.path.join(directory, images[name]) if found else None,
             files=() if found else (File(name),),
             labels=[names[synset]],
             split=EVALUATION,
@@ -69,7 +69,7 @@ def _names(job: Job, by_class: dict[str, list[str]]) -> dict[str, str]:
 
 
 def _ground_truth(job: Job) -> Iterator[tuple[str, str, str]]:
-    """(name of the picture, synset, where) of the validation set."""
+    """(name of the image, synset, where) of the validation set."""
     if path := job.annotations.optional("LOC_val_solution.csv"):
         for number, row in rows(path, "ImageId", "PredictionString"):
             synset = row["PredictionString"].partition(" ")[0]
@@ -107,20 +107,20 @@ def _devkit_numbers(job: Job) -> dict[str, str]:
         raise UserError(f"{path} is not the development kit's table: {error!r}.") from error
 
 
-def _subfolders(folder: str) -> list[str]:
-    if not os.path.isdir(folder):
+def _subfolders(directory: str) -> list[str]:
+    if not os.path.isdir(directory):
         return []
-    entries = os.scandir(folder)
+    entries = os.scandir(directory)
     return sorted(e.name for e in entries if _SYNSET.fullmatch(e.name) and e.is_dir())
 
 
-def _pictures(folder: str) -> list[str]:
-    return sorted(file for file in os.listdir(folder) if file.lower().endswith(PICTURES))
+def _images(directory: str) -> list[str]:
+    return sorted(file for file in os.listdir(directory) if file.lower().endswith(PICTURES))
 
 
 IMAGENET = Importer(
     name="imagenet",
-    title="ImageNet (ILSVRC 2012): pictures, 1000 classes",
+    title="ImageNet (ILSVRC 2012): images, 1000 classes",
     needs="""LOC_synset_mapping.txt (or synset_words.txt) for names;
     if val has no folders: LOC_val_solution.csv,
     or ILSVRC2012_validation_ground_truth.txt with meta.mat or map_clsloc.txt""",

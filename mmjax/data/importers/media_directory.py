@@ -17,7 +17,7 @@ AUDIO = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac")
 PICTURES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 
 
-class MediaFolder:
+class MediaDir:
     """The films and sounds below a folder.
 
     Args:
@@ -54,8 +54,8 @@ class MediaFolder:
         wanted = {_plain(hint) for hint in hints}
 
         def rank(path: str) -> tuple[int, bool]:
-            folders = {_plain(folder) for folder in path.split(os.sep)[:-1]}
-            return -len(wanted & folders), path.lower().endswith(AUDIO)
+            directories = {_plain(directory) for directory in path.split(os.sep)[:-1]}
+            return -len(wanted & directories), path.lower().endswith(AUDIO)
 
         ranked = sorted(paths, key=lambda path: (rank(path), path))
         if rank(ranked[0]) == rank(ranked[1]):
@@ -64,8 +64,8 @@ class MediaFolder:
 
     def _list(self) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}
-        for folder, _, files in directories.walk(self.root):
-            below = os.path.relpath(folder, self.root)
+        for directory, _, files in directories.walk(self.root):
+            below = os.path.relpath(directory, self.root)
             for file in files:
                 if (name := _stem(file)) is not None:
                     path = file if below == "." else os.path.join(below, file)

@@ -19,9 +19,9 @@ def _read(job: Job) -> Iterator[Item]:
             raise malformed(path, number, f"{','.join(row)!r} is not 'class,number'")
         numbered[int(row[1])] = row[0]
     job.classes = [numbered[number] for number in sorted(numbered)]
-    job.annotations.some(*(f"{folder}Set.csv" for folder in _SPLITS))
-    for folder, split in _SPLITS.items():
-        path = job.annotations.optional(f"{folder}Set.csv")
+    job.annotations.some(*(f"{directory}Set.csv" for directory in _SPLITS))
+    for directory, split in _SPLITS.items():
+        path = job.annotations.optional(f"{directory}Set.csv")
         for number, row in cells(path) if path else ():
             if len(row) < 2 or not row[1]:
                 raise malformed(path, number, f"{','.join(row)!r} is not 'file,class,votes,votes'")
@@ -31,7 +31,7 @@ def _read(job: Job) -> Iterator[Item]:
                 labels=[label],
                 split=split,
                 where=f"{os.path.basename(path)}:{number}",
-                hints=(label, folder),
+                hints=(label, directory),
             )
 
 

@@ -1,7 +1,7 @@
-"""TVL: pictures of touch with pictures and words of what is touched.
+"""TVL: images of touch with images and words of what is touched.
 
 Source: TVL (Fu et al. 2024, A Touch, Vision, and Language Dataset for Multimodal Alignment, arXiv
-2402.13232); crops, validation set and out-of-contact pictures are those of TVL's published code,
+2402.13232); crops, validation set and out-of-contact images are those of TVL's published code,
 except where an option says otherwise.
 """
 
@@ -27,11 +27,11 @@ SUBSETS = ("ssvtp", "hct")
 
 
 def crop_of(subset: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width): the part of a camera picture around the sensor's contact."""
+    """(top, left, height, width): the part of a camera image around the sensor's contact."""
     side = math.ceil(math.sqrt(2) * 0.18 * max(width, height))
     if subset == "ssvtp":
         return round((height - side) / 2), round((width - side) / 2), side, side
-    # The third part was recorded with the contact lower in the picture.
+    # The third part was recorded with the contact lower in the image.
     return 200 if subset == "hct/data3" else 0, (width - side) // 2, side, side
 
 
@@ -53,7 +53,7 @@ def _read(job: Job) -> Iterator[Item]:
         job.notices += parts[subset].notices
     if options.no_contact and not any(part.no_contact for part in parts.values()):
         raise UserError(
-            "--no-contact asks for pictures without contact, but there is no "
+            "--no-contact asks for images without contact, but there is no "
             f"{tree.path('hct')}/data*/not_contact.json with any."
         )
     if "hct" in parts:
@@ -78,7 +78,7 @@ def _read(job: Job) -> Iterator[Item]:
         job.notices.append(f"{without['caption']} clips have no caption; they are kept.")
     if without["background"]:
         job.notices.append(
-            f"{without['background']} clips have no picture of the sensor untouched; they are kept."
+            f"{without['background']} clips have no image of the sensor untouched; they are kept."
         )
 
 
@@ -103,7 +103,7 @@ def _shared_background(job: Job, tree: Tree) -> str:
     """The file of --background as it is to stand in the table; '' without one."""
     if not job.options.background:
         return ""
-    image_files.image_size(job.options.background)  # an error that names it, if it is no picture
+    image_files.image_size(job.options.background)  # an error that names it, if it is no image
     path, root = os.path.abspath(job.options.background), os.path.abspath(tree.root)
     return os.path.relpath(path, root) if os.path.commonpath([root, path]) == root else path
 
@@ -114,7 +114,7 @@ def _turn_swapped(part: Part, job: Job, tree: Tree) -> None:
     swapped, unclear = find_swapped([pair for pairs in lists for pair in pairs], tree)
     if unclear:
         job.notices.append(
-            f"{len(unclear)} recordings do not tell by size or contents which pictures are touch; "
+            f"{len(unclear)} recordings do not tell by size or contents which images are touch; "
             f"taken as named: {_some(unclear)}."
         )
     if not swapped:
@@ -134,9 +134,9 @@ def _turn_swapped(part: Part, job: Job, tree: Tree) -> None:
 
 def _turned(pair: Pair, tree: Tree) -> Pair:
     background = pair.background
-    folder, file = posixpath.split(background)
-    if background and folder == posixpath.dirname(pair.touch):
-        # The sensor untouched is a picture of the same recording, so in the wrong folder too.
+    directory, file = posixpath.split(background)
+    if background and directory == posixpath.dirname(pair.touch):
+        # The sensor untouched is an image of the same recording, so in the wrong folder too.
         background = f"{posixpath.dirname(pair.vision)}/{file}"
         background = usable_background(background, pair.subset, tree)
     return dataclasses.replace(pair, vision=pair.touch, touch=pair.vision, background=background)
@@ -167,7 +167,7 @@ def _split(part: Part, job: Job) -> Iterator[tuple[str, Pair]]:
     for split, pairs in (("valid", valid), ("train", train)):
         for pair in pairs:
             if pair.vision in seen:
-                job.skipped[f"{split} rows whose picture is in another split"] += 1
+                job.skipped[f"{split} rows whose image is in another split"] += 1
             else:
                 yield split, pair
         seen.update(pair.vision for pair in pairs)
@@ -196,7 +196,7 @@ def _items(splits: Iterable[tuple[str, Pair]], job: Job, tree: Tree) -> Iterator
     with concurrent.futures.ThreadPoolExecutor(8) as pool:  # what takes time is the disk
         for (split, pair), found in zip(splits, pool.map(size, splits), strict=True):
             if isinstance(found, UserError):
-                job.skipped["pictures that cannot be read"] += 1
+                job.skipped["images that cannot be read"] += 1
                 unreadable.append(str(found))
                 continue
             absent = next((p for p in (pair.vision, pair.touch) if not tree.has(p)), "")
@@ -212,7 +212,7 @@ def _items(splits: Iterable[tuple[str, Pair]], job: Job, tree: Tree) -> Iterator
                 absent=absent,
             )
     if unreadable:
-        job.notices.append(f"The first picture that cannot be read: {unreadable[0]}")
+        job.notices.append(f"The first image that cannot be read: {unreadable[0]}")
 
 
 def _some(names: Sequence[str], count: int = 20) -> str:
@@ -231,7 +231,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="F",
-        help="add pictures without contact to train, at most this fraction of its rows of hct (0)",
+        help="add images without contact to train, at most this fraction of its rows of hct (0)",
     )
     parser.add_argument(
         "--split",
@@ -249,7 +249,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 TVL = Importer(
     name="tvl",
-    title="TVL: touch, pictures of what is touched, and words (SSVTP and HCT)",
+    title="TVL: touch, images of what is touched, and words (SSVTP and HCT)",
     needs="""ssvtp/train.csv, ssvtp/test.csv, ssvtp/text/labels_N.txt
     hct/data1/train.csv, test.csv, contact.json, not_contact.json; hct/data2, hct/data3 likewise""",
     names="""ssvtp/images_rgb/image_N_rgb.jpg, ssvtp/images_tac/image_N_tac.jpg

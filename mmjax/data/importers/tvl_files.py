@@ -1,4 +1,4 @@
-"""The files of TVL as its authors publish them: pairs of pictures, captions, backgrounds."""
+"""The files of TVL as its authors publish them: pairs of images, captions, backgrounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmjax.data.importers.annotations import cells, malformed, read_json
 from mmjax.data.storage import image_files
 from mmjax.errors import UserError
 
-NO_CONTACT = "background"  # the caption of pictures without contact
+NO_CONTACT = "background"  # the caption of images without contact
 
 _RGB = re.compile(r"image_(.+)_rgb(\.\w+)")
 _HCT_FILES = ("contact.json", "train.csv", "test.csv")
@@ -20,10 +20,10 @@ _HCT_FILES = ("contact.json", "train.csv", "test.csv")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A picture of touch with one of what is touched; paths are relative to the root.
+    """An image of touch with one of what is touched; paths are relative to the root.
 
     Attributes:
-      vision, touch: the two pictures.
+      vision, touch: the two images.
       background: of the sensor; '' = none.
       caption: '' = none.
       subset: 'ssvtp', or 'hct/' and the name of the part.
@@ -39,7 +39,7 @@ class Pair:
 
     @property
     def recording(self) -> str:
-        """The folder that both folders of pictures are in."""
+        """The folder that both folders of images are in."""
         return posixpath.dirname(posixpath.dirname(self.vision))
 
 
@@ -50,7 +50,7 @@ class Part:
     Attributes:
       train: without those of `missing`, which do not count when the validation set is drawn.
       test, no_contact: see TVL.
-      missing: rows of ssvtp's training table without a picture.
+      missing: rows of ssvtp's training table without an image.
       notices: sentences about what was found.
     """
 
@@ -66,14 +66,14 @@ class Tree:
 
     def __init__(self, root: str):
         self.root = root
-        self._folders: dict[str, set[str]] = {}
+        self._directories: dict[str, set[str]] = {}
 
-    def list(self, folder: str) -> set[str]:
+    def list(self, directory: str) -> set[str]:
         """Names in a folder; empty if there is none."""
-        if folder not in self._folders:
-            path = os.path.join(self.root, folder)
-            self._folders[folder] = set(os.listdir(path)) if os.path.isdir(path) else set()
-        return self._folders[folder]
+        if directory not in self._directories:
+            path = os.path.join(self.root, directory)
+            self._directories[directory] = set(os.listdir(path)) if os.path.isdir(path) else set()
+        return self._directories[directory]
 
     def has(self, path: str) -> bool:
         """Whether there is such a file."""
@@ -104,18 +104,18 @@ def read_ssvtp(tree: Tree, *, background: str = "") -> Part:
             names = sorted(filter(image_files.is_image, tree.list("ssvtp/images_rgb")))
             listed = [(f"ssvtp/images_rgb/{name}", f"images_rgb/{name}") for name in names]
             part.notices.append(
-                f"There is no {table}: all {len(names)} pictures of ssvtp/images_rgb are taken."
+                f"There is no {table}: all {len(names)} images of ssvtp/images_rgb are taken."
             )
         else:
             part.notices.append(f"There is no {table}: the split {split} has nothing of ssvtp.")
             continue
         for where, name in listed:
             vision = posixpath.normpath(f"ssvtp/{name}")
-            folder, file = posixpath.split(vision)
+            directory, file = posixpath.split(vision)
             match = _RGB.fullmatch(file)
-            if not match or posixpath.basename(folder) != "images_rgb":
+            if not match or posixpath.basename(directory) != "images_rgb":
                 raise UserError(f"{where}: {name!r} is not images_rgb/image_N_rgb.jpg.")
-            base = posixpath.dirname(folder)
+            base = posixpath.dirname(directory)
             pairs.append(
                 Pair(
                     vision=vision,
@@ -136,22 +136,22 @@ def read_hct(tree: Tree, *, no_contact: bool) -> Part:
 
     Args:
       tree: of the datasets.
-      no_contact: also those without contact, as far as their pictures are there.
+      no_contact: also those without contact, as far as their images are there.
 
     Raises:
       UserError: no such folders, or a malformed table.
     """
-    part, folders = Part(), []
+    part, directories = Part(), []
     for name in sorted(tree.list("hct")):
         if any(tree.has(f"hct/{name}/{file}") for file in _HCT_FILES):
-            folders.append(f"hct/{name}")
-    if not folders:
+            directories.append(f"hct/{name}")
+    if not directories:
         raise UserError(
             f"{tree.path('hct')} has no folder with a contact.json, train.csv or test.csv."
         )
-    for folder in folders:
+    for directory in directories:
         for split, pairs in (("train", part.train), ("test", part.test)):
-            table, fallback = f"{folder}/{split}.csv", f"{folder}/contact.json"
+            table, fallback = f"{directory}/{split}.csv", f"{directory}/contact.json"
             if tree.has(table):
                 for number, row in _table(tree.path(table)):
                     if len(row) != 4:
@@ -160,31 +160,31 @@ def read_hct(tree: Tree, *, no_contact: bool) -> Part:
                             number,
                             f"{len(row)} cells, not vision, touch, background and caption",
                         )
-                    pairs.append(_hct_pair(folder, row, f"{table}:{number}", tree))
+                    pairs.append(_hct_pair(directory, row, f"{table}:{number}", tree))
             elif split == "train" and tree.has(fallback):
                 part.notices.append(
                     f"There is no {table}: {fallback} is taken, which has no captions."
                 )
-                pairs += _json_pairs(folder, "contact.json", tree, caption="")
+                pairs += _json_pairs(directory, "contact.json", tree, caption="")
             else:
                 part.notices.append(
-                    f"There is no {table}: the split {split} has nothing of {folder}."
+                    f"There is no {table}: the split {split} has nothing of {directory}."
                 )
-        if no_contact and tree.has(f"{folder}/not_contact.json"):
-            found = _json_pairs(folder, "not_contact.json", tree, caption=NO_CONTACT)
+        if no_contact and tree.has(f"{directory}/not_contact.json"):
+            found = _json_pairs(directory, "not_contact.json", tree, caption=NO_CONTACT)
             part.no_contact += [p for p in found if tree.has(p.vision) and tree.has(p.touch)]
     return part
 
 
 def _table(path: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of a table of pictures; its header is not one."""
+    """(line, cells) of a table of images; its header is not one."""
     for number, row in cells(path):
         if number > 1 or image_files.is_image(row[0]):
             yield number, row
 
 
-def _json_pairs(folder: str, name: str, tree: Tree, *, caption: str) -> Iterator[Pair]:
-    path = tree.path(f"{folder}/{name}")
+def _json_pairs(directory: str, name: str, tree: Tree, *, caption: str) -> Iterator[Pair]:
+    path = tree.path(f"{directory}/{name}")
     columns = [read_json(path, key) for key in ("vision", "tactile", "background")]
     if len({len(column) for column in columns}) != 1:
         raise UserError(
@@ -192,26 +192,26 @@ def _json_pairs(folder: str, name: str, tree: Tree, *, caption: str) -> Iterator
             f"{', '.join(str(len(column)) for column in columns)} entries, not the same number."
         )
     for number, row in enumerate(zip(*columns, strict=True)):
-        yield _hct_pair(folder, [*row, caption], f"{folder}/{name}[{number}]", tree)
+        yield _hct_pair(directory, [*row, caption], f"{directory}/{name}[{number}]", tree)
 
 
-def _hct_pair(folder: str, row: Sequence[str], where: str, tree: Tree) -> Pair:
+def _hct_pair(directory: str, row: Sequence[str], where: str, tree: Tree) -> Pair:
     if not all(isinstance(cell, str) for cell in row) or "" in row[:2]:
-        raise UserError(f"{where}: {row[0]!r} and {row[1]!r} are not two paths of pictures.")
-    vision, touch, background = (posixpath.normpath(f"{folder}/{path}") for path in row[:3])
+        raise UserError(f"{where}: {row[0]!r} and {row[1]!r} are not two paths of images.")
+    vision, touch, background = (posixpath.normpath(f"{directory}/{path}") for path in row[:3])
     return Pair(
         vision=vision,
         touch=touch,
-        background=usable_background(background if row[2] else "", folder, tree),
+        background=usable_background(background if row[2] else "", directory, tree),
         caption=row[3],
-        subset=folder,
+        subset=directory,
         where=where,
     )
 
 
-def usable_background(path: str, folder: str, tree: Tree) -> str:
+def usable_background(path: str, directory: str, tree: Tree) -> str:
     """The path if there is such a file, else the folder's own background, or ''."""
-    for candidate in (path, f"{folder}/digit_background.png"):
+    for candidate in (path, f"{directory}/digit_background.png"):
         if candidate and tree.has(candidate):
             return candidate
     return ""

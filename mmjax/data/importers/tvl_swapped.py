@@ -13,20 +13,20 @@ from mmjax.data.storage import image_files
 from mmjax.errors import UserError
 
 _LOOKS = 5  # pairs of a recording that are looked at
-_DIGIT = (240, 320)  # width and height of a DIGIT sensor's pictures
-_SIDE = 16  # pixels to which pictures are reduced before they are compared
+_DIGIT = (240, 320)  # width and height of a DIGIT sensor's images
+_SIDE = 16  # pixels to which images are reduced before they are compared
 _CLEAR = 1.5  # by how much one of two figures must exceed the other to tell
 
 
 def find_swapped(pairs: Sequence[Pair], tree: Tree) -> tuple[list[str], list[str]]:
     """(recordings whose folders are swapped, recordings that do not tell), by name.
 
-    A DIGIT's pictures are 240 wide and 320 high, a camera's are not, or are at least not upright.
+    A DIGIT's images are 240 wide and 320 high, a camera's are not, or are at least not upright.
     Where sizes do not tell, contents do: touch resembles the sensor untouched, and changes less
-    from picture to picture than what a moving camera sees.
+    from image to image than what a moving camera sees.
 
     Args:
-      pairs: of any recordings; those whose pictures are missing tell nothing.
+      pairs: of any recordings; those whose images are missing tell nothing.
       tree: what exists.
     """
     recordings: dict[str, list[Pair]] = {}
@@ -43,7 +43,7 @@ def find_swapped(pairs: Sequence[Pair], tree: Tree) -> tuple[list[str], list[str
             told = sum(_by_size(*map(image_files.image_size, both)) for both in paths)
             told = told or _by_contents(paths, tree.path(f"{found[0].subset}/digit_background.png"))
         except UserError:
-            continue  # a picture that cannot be read is reported when its row is
+            continue  # an image that cannot be read is reported when its row is
         if told < 0:
             swapped.append(name)
         elif told == 0:
@@ -60,7 +60,7 @@ def _by_size(vision: tuple[int, int], touch: tuple[int, int]) -> int:
 
 
 def _by_contents(paths: Sequence[tuple[str, str]], background: str) -> int:
-    """As `_by_size`, from what a few pictures show."""
+    """As `_by_size`, from what a few images show."""
     vision, touch = (np.stack([_small(path) for path in side]) for side in zip(*paths, strict=True))
     if os.path.exists(background):
         empty = _small(background)
@@ -73,6 +73,6 @@ def _by_contents(paths: Sequence[tuple[str, str]], background: str) -> int:
 
 
 def _small(path: str) -> np.ndarray:
-    """float32 [16, 16, 3] of a picture."""
+    """float32 [16, 16, 3] of an image."""
     image = Image.fromarray(image_files.read_image(path))
     return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32)

@@ -87,7 +87,7 @@ def _audioset_files(name: str, start: float, end: float, job: Job) -> tuple[File
 def _read_kinetics(job: Job) -> Iterator[Item]:
     job.use_classes_file()
     job.annotations.some(*_KINETICS)
-    for pattern, (split, folders) in _KINETICS.items():
+    for pattern, (split, directories) in _KINETICS.items():
         path = job.annotations.optional(pattern)
         for number, row in rows(path, "youtube_id", "time_start", "time_end") if path else ():
             if not row.get("label"):
@@ -106,7 +106,7 @@ def _read_kinetics(job: Job) -> Iterator[Item]:
                 labels=[row["label"]],
                 split=split,
                 where=f"{os.path.basename(path)}:{number}",
-                hints=(row["label"], *folders),
+                hints=(row["label"], *directories),
             )
 
 

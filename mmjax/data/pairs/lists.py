@@ -1,7 +1,7 @@
 """Lists of pairs as LGSSL publishes them, and folders of pairs: `mmjax pairs`.
 
-A list is JSON, `[[[folder, id], [folder, id], similarity], …]` with an optional ratio at the end of
-an entry: for a picture folder/id.jpg, the picture whose caption is nearest (El Banani et al. 2023,
+A list is JSON, `[[[directory, id], [directory, id], similarity], …]` with an optional ratio at the end of
+an entry: for an image folder/id.jpg, the image whose caption is nearest (El Banani et al. 2023,
 Learning Visual Representations via Language-Guided Sampling, arXiv 2302.12248).
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.pairs.scopes import folder_of
+from mmjax.data.pairs.scopes import directory_of
 from mmjax.errors import UserError
 
 
@@ -52,7 +52,7 @@ def _run(args) -> int:
         if args.min_ratio is not None:
             raise UserError("--min-ratio is for lists: folders of pairs have no ratios.")
         found = positives.open_pairs(args.source, source=source, split=args.split)
-        entries = to_list(found.neighbours, found.similarity, names, least=args.min_similarity)
+        entries = to_list(found.neighbors, found.similarity, names, least=args.min_similarity)
         try:
             with open(args.out, "w", encoding="utf-8") as file:
                 json.dump(entries, file, ensure_ascii=False)
@@ -60,16 +60,16 @@ def _run(args) -> int:
             raise UserError(f"{args.out} cannot be written: {error}.") from error
         print(f"{args.out}: {len(entries)} pairs of {source.num_examples} records.")
         return 0
-    neighbours, similarity, counts = from_list(
+    neighbors, similarity, counts = from_list(
         read_list(args.source),
         names,
         least=args.min_similarity,
         least_ratio=args.min_ratio,
         where=args.source,
     )
-    paired = int((neighbours[:, 0] >= 0).sum())
+    paired = int((neighbors[:, 0] >= 0).sum())
     told = (
-        f"{paired} of {source.num_examples} records have a neighbour. Of {counts['entries']} "
+        f"{paired} of {source.num_examples} records have a neighbor. Of {counts['entries']} "
         f"entries, {counts['missing']} name a record that {source.name} has not, "
         f"{counts['below']} are below the thresholds."
     )
@@ -80,7 +80,7 @@ def _run(args) -> int:
         )
     positives.write_pairs(
         args.out,
-        neighbours,
+        neighbors,
         similarity,
         dataset=source.info.name,
         split=args.split,
@@ -92,7 +92,7 @@ def _run(args) -> int:
 
 def record_name(filename: str) -> tuple[str, str]:
     """(folder, id) of a record's file, folder/id.jpg; an id ends before its first dot."""
-    return folder_of(filename), os.path.basename(filename).split(".")[0]
+    return directory_of(filename), os.path.basename(filename).split(".")[0]
 
 
 def read_list(path: str) -> list[Any]:
@@ -121,10 +121,10 @@ def from_list(
     least_ratio: float | None = None,
     where: str = "The list",
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """(neighbours int32 [N, K], similarity float32 [N, K], counts), best first.
+    """(neighbors int32 [N, K], similarity float32 [N, K], counts), best first.
 
     Args:
-      entries: of a list; several of one source are several neighbours.
+      entries: of a list; several of one source are several neighbors.
       names: (folder, id) of each record.
       least: pairs of a smaller similarity are left out.
       least_ratio: pairs of a smaller ratio are; an entry without one has 1.
@@ -141,10 +141,11 @@ def from_list(
     missing = below = 0
     for number, entry in enumerate(entries):
         try:
-            (folder, one), (other_folder, other), value, *ratio = entry
+            (directory, one), (other_directory, other), value, *ratio = entry
             value, (ratio,) = float(value), map(float, ratio or [1.0])
             source, target = (
-                numbers.get((str(f), str(i))) for f, i in ((folder, one), (other_folder, other))
+                numbers.get((str(f), str(i)))
+                for f, i in ((directory, one), (other_directory, other))
             )
         except (TypeError, ValueError) as error:
             raise UserError(
@@ -159,25 +160,25 @@ def from_list(
             others = found.setdefault(source, {})
             others[target] = max(value, others.get(target, value))
     width = max(map(len, found.values()), default=1)
-    neighbours = np.full((len(names), width), -1, np.int32)
+    neighbors = np.full((len(names), width), -1, np.int32)
     similarity = np.zeros((len(names), width), np.float32)
     for source, others in found.items():
         best = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
         for place, (target, value) in enumerate(best):
-            neighbours[source, place], similarity[source, place] = target, value
-    return neighbours, similarity, {"entries": len(entries), "missing": missing, "below": below}
+            neighbors[source, place], similarity[source, place] = target, value
+    return neighbors, similarity, {"entries": len(entries), "missing": missing, "below": below}
 
 
 def to_list(
-    neighbours: np.ndarray,
+    neighbors: np.ndarray,
     similarity: np.ndarray,
     names: Sequence[tuple[str, str]],
     *,
     least: float = -1.0,
 ) -> list[list[Any]]:
     """The entries of a list, of records in order; arguments as in `from_list`."""
-    rows, places = np.nonzero((neighbours >= 0) & (similarity >= least))
+    rows, places = np.nonzero((neighbors >= 0) & (similarity >= least))
     return [
-        [list(names[row]), list(names[neighbours[row, place]]), float(similarity[row, place])]
+        [list(names[row]), list(names[neighbors[row, place]]), float(similarity[row, place])]
         for row, place in zip(rows.tolist(), places.tolist(), strict=True)
     ]

@@ -1,13 +1,13 @@
 """Pairs of records: which other record of its dataset each record is trained with.
 
     FOLDER/pairs.json        {"dataset": "redcaps", "split": "train", "num_examples": N, …}
-    FOLDER/neighbours.npy    int32 [N, K], record numbers, best first; -1 is none
-    FOLDER/similarity.npy    float32 [N, K], cosines; 0 where there is no neighbour
+    FOLDER/neighbors.npy    int32 [N, K], record numbers, best first; -1 is none
+    FOLDER/similarity.npy    float32 [N, K], cosines; 0 where there is no neighbor
 
-`data.pairs.path` names such folders; `mmjax neighbours` and `mmjax pairs` write them.
+`data.pairs.path` names such folders; `mmjax neighbors` and `mmjax pairs` write them.
 
 Source: El Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling, arXiv
-2302.12248 (LGSSL): the picture of the nearest caption in place of an augmented copy.
+2302.12248 (LGSSL): the image of the nearest caption in place of an augmented copy.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ if TYPE_CHECKING:  # which imports TensorFlow
 
 log = logging.getLogger(__name__)
 
-FILE, NEIGHBOURS, SIMILARITY = "pairs.json", "neighbours.npy", "similarity.npy"
+FILE, NEIGHBORS, SIMILARITY = "pairs.json", "neighbors.npy", "similarity.npy"
 WORDS = "words"
 _KEYS = {"dataset": str, "split": str, "num_examples": int}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairsConfig:
-    """The section `data.pairs`: each example gets the picture of another record as a second view.
+    """The section `data.pairs`: each example gets the image of another record as a second view.
 
     Attributes:
       path: a folder of pairs, or several, one for each source; or 'words': the nearest captions by
         their words, which are looked for when training starts.
-      min_similarity: records whose neighbours are less similar are left out.
-      neighbours: draw the neighbour among the best so many, anew at each visit.
+      min_similarity: records whose neighbors are less similar are left out.
+      neighbors: draw the neighbor among the best so many, anew at each visit.
     """
 
     path: str | tuple[str, ...] = ""
     min_similarity: float = 0.0
-    neighbours: int = 1
+    neighbors: int = 1
 
     def __post_init__(self):
-        if self.neighbours < 1:
-            raise UserError(f"data.pairs.neighbours must be at least 1, not {self.neighbours}.")
+        if self.neighbors < 1:
+            raise UserError(f"data.pairs.neighbors must be at least 1, not {self.neighbors}.")
         if not -1 <= self.min_similarity <= 1:
             raise UserError(
                 f"data.pairs.min_similarity={self.min_similarity} is a cosine, between -1 and 1."
@@ -60,20 +60,20 @@ class PairsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """The neighbours of every record of one source, best first.
+    """The neighbors of every record of one source, best first.
 
     Attributes:
-      neighbours: int32 [N, K], record numbers; -1 is none.
-      similarity: float32 [N, K], cosines; 0 where there is no neighbour.
+      neighbors: int32 [N, K], record numbers; -1 is none.
+      similarity: float32 [N, K], cosines; 0 where there is no neighbor.
     """
 
-    neighbours: np.ndarray
+    neighbors: np.ndarray
     similarity: np.ndarray
 
 
 def write_pairs(
-    folder: str | os.PathLike,
-    neighbours: np.ndarray,
+    directory: str | os.PathLike,
+    neighbors: np.ndarray,
     similarity: np.ndarray,
     *,
     dataset: str,
@@ -84,7 +84,7 @@ def write_pairs(
 
     Args:
       folder: made if need be; pairs that are there are replaced.
-      neighbours: [N, K], record numbers of the dataset, best first, -1 = none.
+      neighbors: [N, K], record numbers of the dataset, best first, -1 = none.
       similarity: [N, K], cosines.
       dataset: the name in its dataset.json.
       split: of it.
@@ -93,24 +93,24 @@ def write_pairs(
     Raises:
       UserError: arrays of other shapes, or numbers of records that there are not.
     """
-    neighbours = np.asarray(neighbours, np.int32)
-    similarity = np.where(neighbours >= 0, similarity, 0).astype(np.float32)
-    if problem := _problem(neighbours, similarity, number=len(neighbours)):
+    neighbors = np.asarray(neighbors, np.int32)
+    similarity = np.where(neighbors >= 0, similarity, 0).astype(np.float32)
+    if problem := _problem(neighbors, similarity, number=len(neighbors)):
         raise UserError(f"Pairs of {dataset}/{split}: {problem}.")
-    folder = os.path.expanduser(folder)
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, FILE)
+    directory = os.path.expanduser(directory)
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, FILE)
     if os.path.exists(path):  # until the arrays are whole again
         os.remove(path)
-    for name, array in ((NEIGHBOURS, neighbours), (SIMILARITY, similarity)):
-        with open(os.path.join(folder, f"{name}.tmp"), "wb") as file:
+    for name, array in ((NEIGHBORS, neighbors), (SIMILARITY, similarity)):
+        with open(os.path.join(directory, f"{name}.tmp"), "wb") as file:
             np.save(file, array)
-        os.replace(os.path.join(folder, f"{name}.tmp"), os.path.join(folder, name))
-    content = {"dataset": dataset, "split": split, "num_examples": len(neighbours), **more}
+        os.replace(os.path.join(directory, f"{name}.tmp"), os.path.join(directory, name))
+    content = {"dataset": dataset, "split": split, "num_examples": len(neighbors), **more}
     metadata.write(path, content)
 
 
-def read_description(folder: str | os.PathLike) -> dict[str, Any] | None:
+def read_description(directory: str | os.PathLike) -> dict[str, Any] | None:
     """The content of `pairs.json`; None if nothing is there.
 
     Raises:
@@ -122,10 +122,10 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any] | None:
             raise ValueError(f"{wrong[0]}={content[wrong[0]]!r}")
         return content
 
-    return metadata.read(os.path.join(os.path.expanduser(folder), FILE), "pairs", checked)
+    return metadata.read(os.path.join(os.path.expanduser(directory), FILE), "pairs", checked)
 
 
-def open_pairs(folder: str | os.PathLike, *, source: Source, split: str) -> Pairs:
+def open_pairs(directory: str | os.PathLike, *, source: Source, split: str) -> Pairs:
     """The pairs of a folder, mapped into memory.
 
     Args:
@@ -137,20 +137,20 @@ def open_pairs(folder: str | os.PathLike, *, source: Source, split: str) -> Pair
       UserError: a missing or damaged file, or pairs of another dataset, another split, or another
         number of records.
     """
-    what, content = f"data.pairs.path={os.fspath(folder)}", read_description(folder)
+    what, content = f"data.pairs.path={os.fspath(directory)}", read_description(directory)
     if content is None:
         raise UserError(f"{what} is no folder of pairs: it has no {FILE}.")
-    made_of = content["dataset"], content["split"], content["num_examples"]
-    if made_of != (source.info.name, split, source.num_examples):
-        name, part, number = made_of
+    source_keys = content["dataset"], content["split"], content["num_examples"]
+    if source_keys != (source.info.name, split, source.num_examples):
+        name, part, number = source_keys
         raise UserError(
-            f"{what} has the neighbours of {number} records of {name}/{part}, but the training "
-            f"data are {source.num_examples} of {source.info.name}/{split}: find the neighbours "
+            f"{what} has the neighbors of {number} records of {name}/{part}, but the training "
+            f"data are {source.num_examples} of {source.info.name}/{split}: find the neighbors "
             "of these."
         )
     arrays = []
-    for name in (NEIGHBOURS, SIMILARITY):
-        path = os.path.join(os.path.expanduser(folder), name)
+    for name in (NEIGHBORS, SIMILARITY):
+        path = os.path.join(os.path.expanduser(directory), name)
         try:
             arrays.append(np.lib.format.open_memmap(path, mode="r"))
         except (OSError, ValueError) as error:
@@ -160,20 +160,20 @@ def open_pairs(folder: str | os.PathLike, *, source: Source, split: str) -> Pair
     return Pairs(*arrays)
 
 
-def _problem(neighbours: np.ndarray, similarity: np.ndarray, *, number: int) -> str | None:
+def _problem(neighbors: np.ndarray, similarity: np.ndarray, *, number: int) -> str | None:
     """What is wrong with the arrays of `number` records; None if nothing is."""
-    shape = neighbours.shape
-    if len(shape) != 2 or shape != similarity.shape or len(neighbours) != number or not shape[-1]:
+    shape = neighbors.shape
+    if len(shape) != 2 or shape != similarity.shape or len(neighbors) != number or not shape[-1]:
         return (
-            f"neighbours {list(shape)} and similarity {list(similarity.shape)} are not both "
+            f"neighbors {list(shape)} and similarity {list(similarity.shape)} are not both "
             f"[{number}, K]"
         )
-    integers = np.issubdtype(neighbours.dtype, np.integer)
+    integers = np.issubdtype(neighbors.dtype, np.integer)
     if not integers or not np.issubdtype(similarity.dtype, np.floating):
-        return f"neighbours are {neighbours.dtype} and similarity {similarity.dtype}"
-    if number and not -1 <= neighbours.min() <= neighbours.max() < number:
+        return f"neighbors are {neighbors.dtype} and similarity {similarity.dtype}"
+    if number and not -1 <= neighbors.min() <= neighbors.max() < number:
         return (
-            f"neighbours between {neighbours.min()} and {neighbours.max()} are not among the "
+            f"neighbors between {neighbors.min()} and {neighbors.max()} are not among the "
             f"{number} records (-1 is none)"
         )
     if not np.isfinite(similarity).all():
@@ -181,7 +181,7 @@ def _problem(neighbours: np.ndarray, similarity: np.ndarray, *, number: int) -> 
     return None
 
 
-class Partners:
+class Positives:
     """Which records are trained on, and with which other: `data.pairs` on the training data.
 
     Arguments and results of the methods are int64 [n], one of each example.
@@ -192,34 +192,34 @@ class Partners:
       split: of all of them.
 
     Attributes:
-      sizes: of each source, how many of its records have a neighbour.
+      sizes: of each source, how many of its records have a neighbor.
 
     Raises:
-      UserError: folders that do not fit the sources, too few neighbours in them, or a source of
-        which no record has a neighbour.
+      UserError: folders that do not fit the sources, too few neighbors in them, or a source of
+        which no record has a neighbor.
     """
 
     def __init__(self, options: PairsConfig, *, sources: Sequence[Source], split: str):
-        self._neighbours, self._counts, self._records = [], [], []
+        self._neighbors, self._counts, self._records = [], [], []
         for path, source in zip(_paths(options, sources), sources, strict=True):
             if path == WORDS:
-                pairs = _by_words(source, number=options.neighbours)
+                pairs = _by_words(source, number=options.neighbors)
             else:
                 pairs = open_pairs(path, source=source, split=split)
-            stored = pairs.neighbours.shape[1]
-            if options.neighbours > stored:
+            stored = pairs.neighbors.shape[1]
+            if options.neighbors > stored:
                 raise UserError(
-                    f"data.pairs.neighbours={options.neighbours}, but {path} has {stored} for each "
+                    f"data.pairs.neighbors={options.neighbors}, but {path} has {stored} for each "
                     "record: find more, or ask for fewer."
                 )
-            neighbours = pairs.neighbours[:, : options.neighbours]
-            similarity = pairs.similarity[:, : options.neighbours]
-            near = (neighbours >= 0) & (similarity >= options.min_similarity)
+            neighbors = pairs.neighbors[:, : options.neighbors]
+            similarity = pairs.similarity[:, : options.neighbors]
+            near = (neighbors >= 0) & (similarity >= options.min_similarity)
             counts = np.logical_and.accumulate(near, axis=1).sum(1)  # the best come first
             records = np.flatnonzero(counts)
-            best = np.asarray(pairs.similarity[:, 0])[np.asarray(neighbours[:, 0]) >= 0]
+            best = np.asarray(pairs.similarity[:, 0])[np.asarray(neighbors[:, 0]) >= 0]
             _log_pairs(source.name, len(records), best, options.min_similarity, len(counts))
-            self._neighbours.append(neighbours)
+            self._neighbors.append(neighbors)
             self._counts.append(counts)
             self._records.append(records)
         self.sizes = [len(records) for records in self._records]
@@ -227,20 +227,20 @@ class Partners:
     def pair(
         self, source: np.ndarray, number: np.ndarray, draw: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A record that has a neighbour, and this neighbour.
+        """A record that has a neighbor, and this neighbor.
 
         Args:
           source: numbers of the sources.
-          number: which one of the records that have a neighbour.
-          draw: a random number from 0, for the choice among several neighbours.
+          number: which one of the records that have a neighbor.
+          draw: a random number from 0, for the choice among several neighbors.
         """
-        record, partner = np.empty_like(number), np.empty_like(number)
+        record, positive = np.empty_like(number), np.empty_like(number)
         for which in np.unique(source):
             rows = source == which
             found = self._records[which][number[rows]]
             rank = draw[rows] % self._counts[which][found]
-            record[rows], partner[rows] = found, self._neighbours[which][found, rank]
-        return record, partner
+            record[rows], positive[rows] = found, self._neighbors[which][found, rank]
+        return record, positive
 
     def following(
         self, source: np.ndarray, record: np.ndarray, steps: np.ndarray, draw: np.ndarray
@@ -259,7 +259,7 @@ def _paths(options: PairsConfig, sources: Sequence[Source]) -> Sequence[str]:
     paths = (options.path,) if isinstance(options.path, str) else options.path
     if not all(paths) or not paths:
         raise UserError(
-            f"data.pairs.path={options.path!r}: name the folder of pairs that `mmjax neighbours` "
+            f"data.pairs.path={options.path!r}: name the folder of pairs that `mmjax neighbors` "
             f"wrote, or {WORDS!r} for the nearest captions by their words; or set data.pairs=None."
         )
     if paths == (WORDS,):
@@ -274,12 +274,12 @@ def _paths(options: PairsConfig, sources: Sequence[Source]) -> Sequence[str]:
 
 def _by_words(source: Source, *, number: int) -> Pairs:
     """The pairs of a source's first captions by the words in them."""
-    from mmjax.data.pairs.tfidf import nearest_by_words
+    from mmjax.data.pairs.tfidf import nearest_by_tfidf
     from mmjax.data.sources.captions import read_captions  # imports TensorFlow
 
     start = time.monotonic()
     captions = [(*found, "")[0] for found in read_captions(source, range(source.num_examples))]
-    pairs = Pairs(*nearest_by_words(captions, k=number))
+    pairs = Pairs(*nearest_by_tfidf(captions, k=number))
     log.info(
         "data.pairs: found the nearest of %d captions of %s by their words in %.1f s.",
         len(captions),
@@ -290,7 +290,7 @@ def _by_words(source: Source, *, number: int) -> Pairs:
 
 
 def _log_pairs(name: str, used: int, similarity: np.ndarray, minimum: float, number: int) -> None:
-    """Says how many records have a neighbour, and how near these are; raises if none has."""
+    """Says how many records have a neighbor, and how near these are; raises if none has."""
     points = (0, 5, 25, 50, 75, 95, 100)
     quantiles = "none"
     if len(similarity):
@@ -298,11 +298,11 @@ def _log_pairs(name: str, used: int, similarity: np.ndarray, minimum: float, num
         quantiles = ", ".join(f"{v:.3f} ({p} %)" for p, v in zip(points, values, strict=True))
     if not used:
         raise UserError(
-            f"data.pairs: no record of {name} has a neighbour of similarity {minimum:g} or more "
+            f"data.pairs: no record of {name} has a neighbor of similarity {minimum:g} or more "
             f"(data.pairs.min_similarity); quantiles of the nearest ones: {quantiles}."
         )
     log.info(
-        "data.pairs: %d of %d records of %s have a neighbour of similarity %g or more; quantiles "
+        "data.pairs: %d of %d records of %s have a neighbor of similarity %g or more; quantiles "
         "of the nearest ones: %s.",
         used,
         number,

@@ -1,4 +1,4 @@
-"""Groups of records within which neighbours are looked for: `mmjax neighbours --scope`."""
+"""Groups of records within which neighbors are looked for: `mmjax neighbors --scope`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def groups_of(scope: str, source: Source, filenames: Sequence[str]) -> np.ndarra
     if scope == "label":
         names = _labels(source)
     elif scope in _FOLDERS:
-        names = [_folder_group(scope, name, number) for number, name in enumerate(filenames)]
+        names = [_directory_group(scope, name, number) for number, name in enumerate(filenames)]
     elif tables.suffix_of(scope.rpartition(":")[0]):
         names = _column(*scope.rpartition(":")[::2], filenames)
     else:
@@ -50,13 +50,13 @@ def groups_of(scope: str, source: Source, filenames: Sequence[str]) -> np.ndarra
     return found
 
 
-def folder_of(filename: str) -> str:
+def directory_of(filename: str) -> str:
     """The name of the folder that a record's file lies in."""
     return os.path.basename(os.path.dirname(filename))
 
 
-def _folder_group(scope: str, filename: str, number: int) -> str:
-    parts = folder_of(filename).rsplit("_", 2)
+def _directory_group(scope: str, filename: str, number: int) -> str:
+    parts = directory_of(filename).rsplit("_", 2)
     if len(parts) < 3 or not parts[1].isdigit():
         raise UserError(
             f"--scope {scope}: record {number} is of {filename or 'no file'}, whose folder is not "

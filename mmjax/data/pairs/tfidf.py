@@ -32,11 +32,11 @@ def vectorizer() -> TfidfVectorizer:
     return TfidfVectorizer(analyzer=split_words)
 
 
-def nearest_by_words(captions: Sequence[str], *, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_by_tfidf(captions: Sequence[str], *, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The captions most like each caption, itself left out; exact.
 
     Args:
-      captions: one for each record; '' = none, which is nobody's neighbour and has none.
+      captions: one for each record; '' = none, which is nobody's neighbor and has none.
       k: how many.
 
     Returns:
@@ -50,8 +50,8 @@ def nearest_by_words(captions: Sequence[str], *, k: int) -> tuple[np.ndarray, np
     if count > MOST:
         raise UserError(
             f"{count} captions are too many to compare by their words while training starts (at "
-            f"most {MOST}). Find the neighbours beforehand: `mmjax sentences DATASET --out "
-            "FEATURES --encoder words`, then `mmjax neighbours FEATURES --out PAIRS`, and "
+            f"most {MOST}). Find the neighbors beforehand: `mmjax sentences DATASET --out "
+            "FEATURES --encoder words`, then `mmjax neighbors FEATURES --out PAIRS`, and "
             "data.pairs.path=PAIRS."
         )
     numbers = np.full((count, k), -1, np.int32)

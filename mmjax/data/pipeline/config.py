@@ -31,8 +31,8 @@ class DataConfig:
       threads: of the input pipeline; 0 is one per CPU core.
       prefetch: batches made ahead.
       video, audio, image, text, label, touch: options of each modality; None leaves it out.
-      pairs: train on pairs of records: the second of `data.image.crops` is of the neighbour's
-        picture, all else of the record's own; None is off.
+      pairs: train on pairs of records: the second of `data.image.crops` is of the neighbor's
+        image, all else of the record's own; None is off.
     """
 
     train: str | tuple[str, ...] = "world"
@@ -47,7 +47,7 @@ class DataConfig:
     prefetch: int = 2
     video: modalities.Video | None = None
     audio: modalities.Audio | None = None
-    image: image_modality.Picture | None = None
+    image: image_modality.Image | None = None
     text: modalities.Text | None = None
     label: modalities.Label | None = None
     touch: image_modality.Touch | None = None
@@ -67,7 +67,7 @@ class DataConfig:
             )
         if self.pairs and len(self.image.crops if self.image else ()) < 2:
             raise UserError(
-                "data.pairs shows a crop of the neighbour's picture beside one of the example's "
+                "data.pairs shows a crop of the neighbor's image beside one of the example's "
                 "own: set data.image.crops=((0.5, 1.0), (0.5, 1.0)), two or more, or "
                 "data.pairs=None."
             )
@@ -83,11 +83,11 @@ def for_evaluation(section: Mapping[str, Any]) -> dict[str, Any]:
     the features of frozen towers that are not there (evaluation runs the towers)."""
     kept = {key: value for key, value in section.items() if key != "pairs"}
     for name, options in section.items():
-        folders = options.get("features") if isinstance(options, Mapping) else ""
+        directories = options.get("features") if isinstance(options, Mapping) else ""
         paths = [
-            precomputed_features.features_path(folder, section.get("split", "train"), name)
-            for folder in ((folders,) if isinstance(folders, str) else folders or ())
-            if folder
+            precomputed_features.features_path(directory, section.get("split", "train"), name)
+            for directory in ((directories,) if isinstance(directories, str) else directories or ())
+            if directory
         ]
         if not all(map(os.path.exists, paths)):
             kept[name] = {**options, "features": ""}

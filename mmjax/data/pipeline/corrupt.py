@@ -104,7 +104,7 @@ class CorruptRecords:
     def _problem(self, item: _Ids) -> tuple[int, str] | None:
         """The record that an example cannot be made of, and why; None if it can be made."""
         source = self._sources[item["source"]]
-        records = [item[name] for name in ("record", "partner") if name in item]
+        records = [item[name] for name in ("record", "positive") if name in item]
         for record in records:
             try:
                 # The own record comes first, in every place: what fails after it is the partner.

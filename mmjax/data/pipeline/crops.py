@@ -1,4 +1,4 @@
-"""Crops of video frames: where they lie in the stored pictures, decoding them, and resizing to what
+"""Crops of video frames: where they lie in the stored images, decoding them, and resizing to what
 a model sees.
 
 In training the place of a crop is worked out first, in the coordinates of the stored frames, so
@@ -14,7 +14,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 _DCT = {"fast": "INTEGER_FAST", "accurate": "INTEGER_ACCURATE"}
-_UNROLLED = 64  # up to this many pictures, one graph node each beats a loop
+_UNROLLED = 64  # up to this many images, one graph node each beats a loop
 
 
 def encoded_size(picture: tf.Tensor) -> tf.Tensor:
@@ -29,16 +29,16 @@ def encoded_size(picture: tf.Tensor) -> tf.Tensor:
 
 
 def decode(
-    pictures: tf.Tensor,
+    images: tf.Tensor,
     window: tf.Tensor | None = None,
     *,
     number: int | None = None,
     dct: str = "fast",
 ) -> tf.Tensor:
-    """Decodes pictures of one size and kind, or a window of them.
+    """Decodes images of one size and kind, or a window of them.
 
     Args:
-      pictures: string [T], JPEG or PNG.
+      images: string [T], JPEG or PNG.
       window: what to decode; None is all.
       number: T where it is known; short clips then need no loop.
       dct: 'fast' or 'accurate', the arithmetic of JPEG's transform.
@@ -61,16 +61,16 @@ def decode(
 
     def each(function):
         if number is not None and number <= _UNROLLED:
-            return tf.stack([function(picture) for picture in tf.unstack(pictures, number)])
+            return tf.stack([function(picture) for picture in tf.unstack(images, number)])
         # Clips are decoded side by side; within one, more threads only get in each other's way.
         return tf.map_fn(
             function,
-            pictures,
+            images,
             parallel_iterations=1,
             fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8),
         )
 
-    frames = tf.cond(_is_png(pictures[0]), lambda: each(png), lambda: each(jpeg))
+    frames = tf.cond(_is_png(images[0]), lambda: each(png), lambda: each(jpeg))
     return tf.ensure_shape(frames, [number, None, None, 3])
 
 
@@ -86,10 +86,10 @@ def resize(
     antialias: bool = False,
     method: str = "bilinear",
 ) -> tf.Tensor:
-    """'bilinear' or 'bicubic', half-pixel centres; uint8 by truncation (as VATT) or rounding.
+    """'bilinear' or 'bicubic', half-pixel centers; uint8 by truncation (as VATT) or rounding.
 
-    With `antialias`, smaller pictures are averages of larger ones: as PIL does, bilinear within one
-    grey level, bicubic within two.
+    With `antialias`, smaller images are averages of larger ones: as PIL does, bilinear within one
+    gray level, bicubic within two.
     """
 
     def resized():
@@ -222,13 +222,13 @@ def resized_crop_window(
 ) -> tf.Tensor:
     """A window of random area and aspect ratio as torchvision's RandomResizedCrop draws it.
 
-    Of ten windows of random shape the first that fits is taken, anywhere in the picture; if none
+    Of ten windows of random shape the first that fits is taken, anywhere in the image; if none
     does, the largest one in the middle whose aspect ratio is allowed.
 
     Args:
-      shape: int32 [2], of the stored picture.
+      shape: int32 [2], of the stored image.
       seed: of this crop.
-      area: range of the window's share of the picture.
+      area: range of the window's share of the image.
       aspect: range of width / height, of which the logarithm is uniform.
     """
     draws = tf.random.stateless_uniform([22], seed, dtype=tf.float64)
@@ -283,5 +283,5 @@ def looped(start: tf.Tensor, number: int, stride: tf.Tensor | int, length: tf.Te
 
 
 def black_jpeg() -> bytes:
-    """A picture that stands for a missing one: every crop and size of it is zeros."""
+    """An image that stands for a missing one: every crop and size of it is zeros."""
     return tf.io.encode_jpeg(tf.zeros([16, 16, 3], tf.uint8)).numpy()

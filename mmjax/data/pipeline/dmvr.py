@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from mmjax.data.pipeline.config import DataConfig
-from mmjax.data.pipeline.phases import rows_of_host
+from mmjax.data.pipeline.phases import examples_per_host
 from mmjax.data.storage.dataset import DatasetInfo
 from mmjax.errors import UserError
 
@@ -163,7 +163,7 @@ class _Stream:
         for name in ("image", "touch"):
             if getattr(cfg, name):
                 raise UserError(
-                    f"data.{name}: {spec} is a stream of DMVR, which has no such pictures. Use a "
+                    f"data.{name}: {spec} is a stream of DMVR, which has no such images. Use a "
                     f"dataset folder (`mmjax build`), or set data.{name}=None."
                 )
         if cfg.text and (cfg.text.keywords or cfg.text.features):
@@ -171,7 +171,7 @@ class _Stream:
                 f"data.text.keywords and features need records; {spec} is a stream, whose own "
                 "words are taken."
             )
-        self.batch_size, self.rows = batch_size, rows_of_host(batch_size, process_count)
+        self.batch_size, self.rows = batch_size, examples_per_host(batch_size, process_count)
         self._first, self._train = process_index * self.rows, train
         self.num_classes = (cfg.label.num_classes or None) if cfg.label else None
         self._wanted = {n for n in ("video", "audio", "text", "label") if getattr(cfg, n)}
@@ -314,7 +314,7 @@ def _wishes(cfg: DataConfig, *, train: bool) -> dict[str, Any]:
     if audio := cfg.audio:
         wishes |= {"num_samples": audio.num_samples, "audio_stride": audio.stride}
     if text := cfg.text:
-        wishes |= {"max_num_words": text.max_words, "max_context_sentences": text.candidates}
+        wishes |= {"max_num_words": text.max_tokens, "max_context_sentences": text.candidates}
     if cfg.label:
         wishes |= {"one_hot_label": cfg.label.multi_label}
     return wishes

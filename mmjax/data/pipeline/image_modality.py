@@ -1,7 +1,7 @@
-"""Single pictures: the sections `data.image` and `data.touch`, and what a stored picture becomes.
+"""Single images: the sections `data.image` and `data.touch`, and what a stored image becomes.
 
-A picture is decoded, cut to the part that matters, made square, resized, and turned; it travels as
-uint8. What evaluation does to a picture, `prepare` does to one that a user has at hand.
+An image is decoded, cut to the part that matters, made square, resized, and turned; it travels as
+uint8. What evaluation does to an image, `prepare` does to one that a user has at hand.
 
 Source: the cropping, padding, turning and resizing of TVL's published code (Fu et al. 2024, A
 Touch, Vision, and Language Dataset for Multimodal Alignment, arXiv 2402.13232).
@@ -18,7 +18,7 @@ import tensorflow as tf
 from mmjax.data.pipeline import crops as images
 from mmjax.data.pipeline.modalities import encoded_parser, random_below
 from mmjax.data.pipeline.phases import Features, Function, Pipeline, seed_of
-from mmjax.data.pipeline.precomputed_features import add_stored
+from mmjax.data.pipeline.precomputed_features import add_precomputed
 from mmjax.data.storage import schema
 from mmjax.data.storage.image_files import read_image
 from mmjax.errors import UserError, unknown
@@ -29,7 +29,7 @@ RECORDING = "recording"  # the background that a record itself brings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Square:
-    """What pictures of all kinds have in common; see `Picture`."""
+    """What images of all kinds have in common; see `Image`."""
 
     size: int = 224
     square: str = "crop"
@@ -50,14 +50,14 @@ class _Square:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Picture(_Square):
+class Image(_Square):
     """The section `data.image`: one of a record's frames.
 
     Attributes:
       size: height and width.
-      roi: cut to the part of the picture that the record says matters (`schema.ROI`), if it does.
+      roi: cut to the part of the image that the record says matters (`schema.ROI`), if it does.
       jitter: training only: move this part by up to so much of its shorter side: down, and half as
-        far to either side, within the stored picture (TVL's randomized crop: 0.05).
+        far to either side, within the stored image (TVL's randomized crop: 0.05).
       square: how a part that is not square becomes so: 'crop' takes its middle, 'pad' gives it a
         black margin. 'crop_resized' takes the middle once the shorter side is `size`, as PyTorch's
         Resize and CenterCrop: the same up to half a pixel, for figures that must be met exactly.
@@ -65,7 +65,7 @@ class Picture(_Square):
       antialias: resize as PIL does; without, as PyTorch resizes tensors.
       resize: 'bilinear' or 'bicubic'.
       features: folders of `mmjax.data.pipeline.precomputed_features`, one for each source: in training, these features of
-        the frozen tower come in place of pictures.
+        the frozen tower come in place of images.
       crops: training only: the ranges (low, high) of several views' shares of this part. Each view
         is a crop of random place, area and shape, resized: torchvision's RandomResizedCrop.
         `square` is then for evaluation alone.
@@ -82,34 +82,34 @@ class Picture(_Square):
         if not 0 <= self.jitter < 1:
             raise UserError(
                 f"data.image.jitter={self.jitter} must be at least 0 and below 1: it is a share "
-                "of the picture's side."
+                "of the image's side."
             )
         for number, area in enumerate(self.crops):
             if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
                 raise UserError(
                     f"data.image.crops[{number}]={area} must be (low, high) with "
-                    "0 < low <= high <= 1: shares of the picture's area."
+                    "0 < low <= high <= 1: shares of the image's area."
                 )
         if self.crops and self.jitter:
             raise UserError(
-                f"data.image.jitter={self.jitter} moves the one picture of an example, but the "
+                f"data.image.jitter={self.jitter} moves the one image of an example, but the "
                 "places of data.image.crops are random already: set data.image.jitter=0."
             )
         if self.crops and self.features:
             raise UserError(
-                "data.image.features come in place of pictures, of which data.image.crops are "
+                "data.image.features come in place of images, of which data.image.crops are "
                 "cut: leave one of them out."
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Touch(_Square):
-    """The section `data.touch`: one of a record's touch pictures.
+    """The section `data.touch`: one of a record's touch images.
 
     Attributes:
-      size, square, quarter_turns, antialias, resize, features: see `Picture`. TVL pads, and turns
+      size, square, quarter_turns, antialias, resize, features: see `Image`. TVL pads, and turns
         once.
-      background: a picture of the sensor untouched, which comes along as `touch_background` in the
+      background: an image of the sensor untouched, which comes along as `touch_background` in the
         same shape: '' is none, 'recording' the record's own, anything else a file for all.
     """
 
@@ -118,9 +118,9 @@ class Touch(_Square):
     SECTION = "touch"
 
 
-def add_picture(
+def add_image(
     pipeline: Pipeline,
-    options: Picture | Touch,
+    options: Image | Touch,
     *,
     train: bool,
     features: Sequence[np.ndarray] | None = None,
@@ -131,14 +131,14 @@ def add_picture(
     `stored.open_features` as float32 [D], and the mask.
 
     Functions: parse, sample, decode and preprocess 'image' or 'touch', the same but sample
-    'touch_background'. In training any of the record's pictures is taken, for tests the middle one.
+    'touch_background'. In training any of the record's images is taken, for tests the middle one.
     `views` are the numbers of the crops to make, None is all.
     """
     name = options.SECTION
     key, stored = (schema.FRAMES if name == "image" else schema.TOUCH)[0], f"_{name}"
     pipeline.add("parse", name, encoded_parser(pipeline, key, stored, f"{name}_mask"))
     if features is not None:
-        add_stored(pipeline, name, features)
+        add_precomputed(pipeline, name, features)
         return
     if name == "image":
         pipeline.context(schema.ROI[0], tf.int64)
@@ -163,8 +163,8 @@ def add_picture(
         _add_background(pipeline, options, train=train)
 
 
-def _showing(options: Picture | Touch, *, train: bool) -> tuple[Function, Function]:
-    """The functions of the decode and the preprocess phase: one square picture."""
+def _showing(options: Image | Touch, *, train: bool) -> tuple[Function, Function]:
+    """The functions of the decode and the preprocess phase: one square image."""
     name = options.SECTION
 
     def decode(features: Features) -> Features:
@@ -174,7 +174,7 @@ def _showing(options: Picture | Touch, *, train: bool) -> tuple[Function, Functi
         part = window(shape, options, roi=_roi(features, options), seed=seed)
         if train:
             decoded = images.decode(picture, part, number=1, dct="accurate")
-        else:  # where a JPEG is decoded in part, colours at its edges may differ by a little
+        else:  # where a JPEG is decoded in part, colors at its edges may differ by a little
             decoded = _cut(images.decode(picture, number=1, dct="accurate"), part)
         return features | {name: decoded}
 
@@ -185,7 +185,7 @@ def _showing(options: Picture | Touch, *, train: bool) -> tuple[Function, Functi
     return decode, preprocess
 
 
-def _cropping(options: Picture, views: Sequence[int] | None) -> tuple[Function, Function]:
+def _cropping(options: Image, views: Sequence[int] | None) -> tuple[Function, Function]:
     """The functions of the decode and the preprocess phase: random crops, one for each view."""
     views = range(len(options.crops)) if views is None else views
 
@@ -211,7 +211,7 @@ def _cropping(options: Picture, views: Sequence[int] | None) -> tuple[Function, 
     return decode, preprocess
 
 
-def _roi(features: Features, options: Picture | Touch) -> tf.Tensor | None:
+def _roi(features: Features, options: Image | Touch) -> tf.Tensor | None:
     """int32 [4], or [0] if the record does not say what matters; None if nobody asks."""
     if not getattr(options, "roi", False):
         return None
@@ -236,8 +236,8 @@ def _add_background(pipeline: Pipeline, options: Touch, *, train: bool) -> None:
         tf.debugging.Assert(
             (features["_has_background"] > 0) | (features["touch_mask"] == 0),
             [
-                "there is a touch picture without its background, which "
-                "data.touch.background asks for: give it the file of a picture for all instead, "
+                "there is a touch image without its background, which "
+                "data.touch.background asks for: give it the file of an image for all instead, "
                 "or leave it empty"
             ],
         )
@@ -259,17 +259,17 @@ def _add_background(pipeline: Pipeline, options: Touch, *, train: bool) -> None:
 
 def window(
     shape: tf.Tensor,
-    options: Picture | Touch,
+    options: Image | Touch,
     *,
     roi: tf.Tensor | None = None,
     seed: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """int32 [4], top, left, height, width: the part of a stored picture that is shown.
+    """int32 [4], top, left, height, width: the part of a stored image that is shown.
 
     Args:
-      shape: int32 [2], of the stored picture.
+      shape: int32 [2], of the stored image.
       options: of the section.
-      roi: int32 [4], or [0] or None where the whole picture matters. One that leaves the picture is
+      roi: int32 [4], or [0] or None where the whole image matters. One that leaves the image is
         an error.
       seed: of the jitter; None is evaluation.
     """
@@ -287,19 +287,19 @@ def window(
 
 
 def _shown(shape: tf.Tensor, roi: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """int32 [2] top and left, int32 [2] height and width of a picture's part that matters."""
+    """int32 [2] top and left, int32 [2] height and width of an image's part that matters."""
     start, extent = tf.zeros([2], tf.int32), shape
     if roi is not None:
         start, extent = tf.cond(
             tf.size(roi) > 0, lambda: (roi[:2], roi[2:4]), lambda: (start, extent)
         )
         inside = tf.reduce_all((start >= 0) & (extent > 0) & (start + extent <= shape))
-        message = [f"{schema.ROI[0]} (top, left, height, width) leaves the picture:", roi]
+        message = [f"{schema.ROI[0]} (top, left, height, width) leaves the image:", roi]
         tf.debugging.Assert(inside, [*message, "of height and width", shape], summarize=4)
     return tf.ensure_shape(start, [2]), tf.ensure_shape(extent, [2])
 
 
-def shaped(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
+def shaped(picture: tf.Tensor, options: Image | Touch) -> tf.Tensor:
     """uint8 [1, H, W, 3] → uint8 [1, size, size, 3]: made square, resized, turned."""
     if options.square == "crop_resized":
         return _turned(_middle(picture, options), options)
@@ -309,13 +309,13 @@ def shaped(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
     return _resized(tf.image.pad_to_bounding_box(picture, top, left, side, side), options)
 
 
-def _resized(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
+def _resized(picture: tf.Tensor, options: Image | Touch) -> tf.Tensor:
     """uint8 [1, H, W, 3] → uint8 [1, size, size, 3], turned."""
     return _turned(_scaled(picture, (options.size, options.size), options), options)
 
 
-def _middle(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
-    """The middle of a picture whose shorter side was made `size`, in torchvision's rounding."""
+def _middle(picture: tf.Tensor, options: Image | Touch) -> tf.Tensor:
+    """The middle of an image whose shorter side was made `size`, in torchvision's rounding."""
     shape = images.shortest_side(tf.shape(picture)[1:3], options.size)
     # Half a pixel goes to the even side.
     start = tf.cast(tf.round(tf.cast(shape - options.size, tf.float32) / 2), tf.int32)
@@ -324,43 +324,43 @@ def _middle(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
 
 
 def _scaled(
-    picture: tf.Tensor, size: tf.Tensor | tuple[int, int], options: Picture | Touch
+    picture: tf.Tensor, size: tf.Tensor | tuple[int, int], options: Image | Touch
 ) -> tf.Tensor:
     return images.resize(
         picture, size, rounded=True, antialias=options.antialias, method=options.resize
     )
 
 
-def _turned(picture: tf.Tensor, options: Picture | Touch) -> tf.Tensor:
+def _turned(picture: tf.Tensor, options: Image | Touch) -> tf.Tensor:
     # Turned last, when it is small: a turn commutes with what goes before.
     picture = tf.image.rot90(picture, options.quarter_turns % 4)
     return tf.ensure_shape(picture, [1, options.size, options.size, 3])
 
 
 def prepare(
-    picture: np.ndarray, options: Picture | Touch, *, roi: tuple[int, int, int, int] | None = None
+    picture: np.ndarray, options: Image | Touch, *, roi: tuple[int, int, int, int] | None = None
 ) -> np.ndarray:
-    """A picture as evaluation batches hold it: uint8 [H, W, 3] → uint8 [size, size, 3].
+    """An image as evaluation batches hold it: uint8 [H, W, 3] → uint8 [size, size, 3].
 
     Args:
-      picture: RGB; `mmjax.data.storage.image_files.read_image` reads one from a file.
+      image: RGB; `mmjax.data.storage.image_files.read_image` reads one from a file.
       options: of `data.image` or `data.touch`.
       roi: top, left, height and width of what matters, as a record may have it.
 
     Raises:
-      UserError: not uint8 [H, W, 3], or a roi that leaves the picture.
+      UserError: not uint8 [H, W, 3], or a roi that leaves the image.
     """
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
         raise UserError(
-            f"A picture is uint8 [height, width, 3], not {picture.dtype} {list(picture.shape)}."
+            f"An image is uint8 [height, width, 3], not {picture.dtype} {list(picture.shape)}."
         )
     wanted = tf.constant(roi, tf.int32) if roi and getattr(options, "roi", False) else None
     try:
         part = window(tf.constant(picture.shape[:2], tf.int32), options, roi=wanted)
     except tf.errors.InvalidArgumentError as error:
         raise UserError(
-            f"roi={tuple(roi)} (top, left, height, width) leaves the picture of "
+            f"roi={tuple(roi)} (top, left, height, width) leaves the image of "
             f"{picture.shape[0]} x {picture.shape[1]} pixels."
         ) from error
     return shaped(_cut(tf.constant(picture[None]), part), options).numpy()[0]

@@ -130,7 +130,7 @@ def _random_subset(keywords: tf.RaggedTensor, seed: tf.Tensor) -> tf.RaggedTenso
     )
     drawn = tf.random.stateless_uniform(tf.shape(counts), seed, None, None, tf.int64)
     subsets = tf.bitwise.left_shift(tf.ones_like(counts), counts) - 1
-    # 1 … 2^n − 1 in binary; of 2^64 draws, the rest of the division favours none that matters.
+    # 1 … 2^n − 1 in binary; of 2^64 draws, the rest of the division favors none that matters.
     number = 1 + tf.math.floormod(drawn, tf.maximum(subsets, 1))
     place = tf.ragged.range(counts).flat_values
     chosen = tf.bitwise.right_shift(tf.gather(number, keywords.value_rowids()), place) % 2 == 1

@@ -28,12 +28,12 @@ from mmjax.data.pipeline.phases import (
     Features,
     Order,
     Pipeline,
+    examples_per_host,
     host_positions,
     permuted,
     pure_reader,
     reader,
     resolver,
-    rows_of_host,
 )
 from mmjax.data.sources import registry as sources
 from mmjax.data.sources.registry import Source
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
-_DRAWS = 2**31 - 1  # among which the remainder of a division by a few neighbours favours none
+_DRAWS = 2**31 - 1  # among which the remainder of a division by a few neighbors favors none
 _FOREVER = np.iinfo(np.int64).max
 # Our functions are written in TensorFlow's own terms; translating their Python first only costs
 # time.
@@ -59,7 +59,7 @@ class _Data:
 
     Attributes:
       pipeline: phases of named functions; change them before the first call of `iterate`.
-      partner_pipeline: those of the neighbour's picture; None without `data.pairs`.
+      partner_pipeline: those of the neighbor's image; None without `data.pairs`.
       info: of the first source; `infos` of all.
       sample_rate: of the windows of sound in Hz; None without sound.
       tokenizer: or None without text.
@@ -81,7 +81,7 @@ class _Data:
     ):
         self.cfg, self.train, self.seed, self.batch_size = cfg, train, seed, batch_size
         self.process_index, self.process_count = process_index, process_count
-        self.rows = rows_of_host(batch_size, process_count)
+        self.rows = examples_per_host(batch_size, process_count)
         self.sources = opened
         self.infos = [source.info for source in opened]
         self.info: DatasetInfo = self.infos[0]
@@ -90,8 +90,8 @@ class _Data:
         self.tokenizer = open_tokenizer(cfg) if cfg.text else None
         self.num_classes = _num_classes(cfg.label, self.infos) if cfg.label else None
         paired = train and cfg.pairs is not None
-        self._id_names = (*_IDS, "partner") if paired else _IDS
-        self.partner_pipeline = Pipeline() if paired else None
+        self._id_names = (*_IDS, "positive") if paired else _IDS
+        self.positive_pipeline = Pipeline() if paired else None
         self.pipeline = self._pipeline()
         self._stock = self._reading_functions()
         self._corrupt = CorruptRecords(
@@ -135,28 +135,26 @@ class _Data:
             if options:
                 features = self._features(options.SECTION)
                 views = None
-                if options is cfg.image and self.partner_pipeline:
-                    image_modality.add_picture(
-                        self.partner_pipeline, options, train=True, views=[1]
-                    )
+                if options is cfg.image and self.positive_pipeline:
+                    image_modality.add_image(self.positive_pipeline, options, train=True, views=[1])
                     views = [view for view in range(len(options.crops)) if view != 1]
-                image_modality.add_picture(
+                image_modality.add_image(
                     pipeline, options, train=train, features=features, views=views
                 )
         return pipeline
 
     def _reading_functions(self) -> list:
         """What may look at a record as it was read."""
-        pipelines = (self.pipeline, self.partner_pipeline)
+        pipelines = (self.pipeline, self.positive_pipeline)
         return [f for pipeline in pipelines if pipeline for f in pipeline.functions(*_READING)]
 
     def _features(self, modality: str) -> list[np.ndarray] | None:
         """What training takes in place of a modality, see `mmjax.data.pipeline.precomputed_features`."""
-        folders = getattr(self.cfg, modality).features
-        if not (folders and self.train):
+        directories = getattr(self.cfg, modality).features
+        if not (directories and self.train):
             return None
         return precomputed_features.open_features(
-            folders, modality, sources=self.sources, split=self.cfg.split
+            directories, modality, sources=self.sources, split=self.cfg.split
         )
 
     def _example(self, ids: Features, serialized: tf.Tensor) -> Features:
@@ -166,9 +164,9 @@ class _Data:
         features = self.pipeline.example(
             {**given, "_serialized": serialized[0], "_record": ids["record"]}
         )
-        if self.partner_pipeline:
-            other = self.partner_pipeline.example(
-                {**given, "_serialized": serialized[1], "_record": ids["partner"]}
+        if self.positive_pipeline:
+            other = self.positive_pipeline.example(
+                {**given, "_serialized": serialized[1], "_record": ids["positive"]}
             )
             own = features["image"]
             features["image"] = tf.concat([own[:1], other["image"], own[1:]], 0)
@@ -182,7 +180,7 @@ class _Data:
     def _function(self):
         """`_example`, traced once for the stream, its types and single records."""
         if self._without:
-            for pipeline in filter(None, (self.pipeline, self.partner_pipeline)):
+            for pipeline in filter(None, (self.pipeline, self.positive_pipeline)):
                 pipeline.resolve = resolver(self.sources)
         ids = {key: tf.TensorSpec([], tf.int64) for key in self._id_names}
         function = tf.function(self._example, autograph=False)
@@ -321,7 +319,7 @@ class _Data:
         return {key: int(value) for key, value in following.items()}
 
 
-_IDS = ("position", "source", "record")  # and with pairs, 'partner'
+_IDS = ("position", "source", "record")  # and with pairs, 'positive'
 _READING = ("parse", "sample")
 
 
@@ -335,10 +333,10 @@ class TrainData(_Data):
     def __init__(self, cfg: DataConfig, opened: Sequence[Source], **kwargs):
         super().__init__(cfg, opened, train=True, **kwargs)
         self._sizes = [source.num_examples for source in opened]
-        self._partners = None
+        self._positives = None
         if cfg.pairs:
-            self._partners = positives.Partners(cfg.pairs, sources=opened, split=cfg.split)
-            self._sizes = self._partners.sizes
+            self._positives = positives.Positives(cfg.pairs, sources=opened, split=cfg.split)
+            self._sizes = self._positives.sizes
         self._used = [min(size, cfg.limit or size) for size in self._sizes]
         self.num_examples = sum(self._used)
         self._order = Order(self._used, weights=cfg.weights or None, seed=self.seed)
@@ -351,7 +349,7 @@ class TrainData(_Data):
 
     def batch_ids(self, step: int) -> dict[str, np.ndarray]:
         """int64 [global batch] each: `position`, `source`, `record` of the rows of a step; with
-        `data.pairs` also `partner`, the record of the neighbour."""
+        `data.pairs` also `positive`, the record of the neighbor."""
         positions = step * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
         return {key: value.numpy() for key, value in self._ids_at(positions).items()}
 
@@ -375,12 +373,12 @@ class TrainData(_Data):
             size, used = tf.constant(self._sizes, tf.int64), tf.constant(self._used, tf.int64)
             number = number * tf.gather(size, source) // tf.gather(used, source)
         ids = {"position": positions, "source": source, "record": number}
-        if self._partners:
-            ids |= self._paired(self._partners.pair, positions, source, number)
+        if self._positives:
+            ids |= self._paired(self._positives.pair, positions, source, number)
         return ids
 
     def _paired(self, function: Callable, positions: tf.Tensor, *given: tf.Tensor) -> Features:
-        """What a method of `Partners` gives for examples [n], the neighbour being drawn."""
+        """What a method of `Positives` gives for examples [n], the neighbor being drawn."""
         drawn = permuted(
             tf.zeros_like(positions), tf.constant(_DRAWS, tf.int64), self.seed, -2, positions
         )
@@ -388,14 +386,14 @@ class TrainData(_Data):
         pair = tf.numpy_function(function, [*given, drawn], types, stateful=False)
         return {
             name: tf.ensure_shape(value, positions.shape)
-            for name, value in zip(("record", "partner"), pair, strict=True)
+            for name, value in zip(("record", "positive"), pair, strict=True)
         }
 
     def _following(self, item: Features, number: tf.Tensor) -> Features:
-        if not self._partners:
+        if not self._positives:
             return super()._following(item, number)
         given = [x[None] for x in (item["position"], item["source"], item["record"], number)]
-        pair = self._paired(self._partners.following, *given)
+        pair = self._paired(self._positives.following, *given)
         return item | {name: value[0] for name, value in pair.items()}
 
 
@@ -566,7 +564,7 @@ def open_tokenizer(cfg: DataConfig) -> Tokenizer:
     if not vocab and text.tokenizer == "word":
         vocab = sources.vocabulary(cfg.specs[0], split=cfg.split)
     tokenizer = make_tokenizer(
-        text.tokenizer, vocab=vocab, merges=text.merges, max_words=text.max_words
+        text.tokenizer, vocab=vocab, merges=text.merges, max_tokens=text.max_tokens
     )
     _name_vocabulary(text.tokenizer, tokenizer.vocab, tokenizer.vocab_size)
     if text.keywords and text.tokenizer == "word":

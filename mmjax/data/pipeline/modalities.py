@@ -16,7 +16,7 @@ import tensorflow as tf
 from mmjax.data.pipeline import crops
 from mmjax.data.pipeline.keywords import Keywords, keywords_of, sentence_maker
 from mmjax.data.pipeline.phases import Features, Pipeline, seed_of
-from mmjax.data.pipeline.precomputed_features import add_stored
+from mmjax.data.pipeline.precomputed_features import add_precomputed
 from mmjax.data.storage import schema
 from mmjax.data.storage.dataset import DatasetInfo
 from mmjax.data.text.tokenizers import Tokenizer
@@ -130,7 +130,7 @@ class Text:
       tokenizer: 'word', 'bert', 'sentencepiece' or 'clip'.
       vocab: its file; '' takes the one that the dataset brings.
       merges: the second file of 'clip', if its vocabulary has one.
-      max_words: length of a row of token numbers.
+      max_tokens: length of a row of token numbers.
       candidates: captions per example; missing ones are zeros with mask 0.
       sample: which captions of more: 'first', or 'random' ones in training.
       require_text: an example without a caption is an error (or skipped, see `data.corrupt`).
@@ -143,7 +143,7 @@ class Text:
     tokenizer: str = "word"
     vocab: str = ""
     merges: str = ""
-    max_words: int = 16
+    max_tokens: int = 16
     candidates: int = 5
     sample: str = "first"
     require_text: bool = False
@@ -151,7 +151,7 @@ class Text:
     keywords: Keywords | None = None
 
     def __post_init__(self):
-        _positive("text", self, "max_words", "candidates")
+        _positive("text", self, "max_tokens", "candidates")
         if self.features and self.candidates != 1:
             raise UserError(
                 "data.text.features are of one caption of each example: set "
@@ -363,7 +363,7 @@ def add_text(
     """Adds `text` int32 [L, W], 0 = padding, and `text_mask` [L], 1 where there is a caption; or as
     `text` the `features` of `stored.open_features`, float32 [1, D].
 
-    Functions: parse 'text', sample 'text', and postprocess 'tokens', which tokenises a batch at
+    Functions: parse 'text', sample 'text', and postprocess 'tokens', which tokenizes a batch at
     once.
     """
     key, number = schema.CAPTIONS[0], options.candidates
@@ -399,11 +399,11 @@ def add_text(
 
     def tokens(features: Features) -> Features:
         ids = tokenizer.encode_tensor(tf.reshape(features["text"], [-1]))
-        return features | {"text": tf.reshape(ids, [-1, number, options.max_words])}
+        return features | {"text": tf.reshape(ids, [-1, number, options.max_tokens])}
 
     pipeline.add("parse", "text", parse)
     if features is not None:
-        add_stored(pipeline, "text", features, shape=[1])
+        add_precomputed(pipeline, "text", features, shape=[1])
         return
     pipeline.add("sample", "text", sample)
     pipeline.add("postprocess", "tokens", tokens)
@@ -438,18 +438,18 @@ def add_label(pipeline: Pipeline, options: Label, *, num_classes: int) -> None:
 def encoded_parser(
     pipeline: Pipeline, key: str, name: str, mask: str
 ) -> Callable[[Features], Features]:
-    """Pictures of a feature list or of the context; a black one where there is none."""
+    """Images of a feature list or of the context; a black one where there is none."""
     pipeline.sequence(key, tf.string)
     pipeline.context(key, tf.string)
     black = tf.constant([crops.black_jpeg()])
 
     def parse(features: Features) -> Features:
-        pictures = first_present(
+        images = first_present(
             features[f"_sequence/{key}"].flat_values, features[f"_context/{key}"]
         )
-        present = tf.size(pictures) > 0
+        present = tf.size(images) > 0
         return features | {
-            name: tf.cond(present, lambda: pictures, lambda: black),
+            name: tf.cond(present, lambda: images, lambda: black),
             mask: tf.cast(present, tf.float32),
         }
 

@@ -53,7 +53,7 @@ class Pipeline:
 
     Attributes:
       resolve: a function (source [], values [n]) → values [n], which 'video' of the sample phase
-        calls with the pictures it has chosen: see `resolver`.
+        calls with the images it has chosen: see `resolver`.
     """
 
     def __init__(self):
@@ -205,7 +205,7 @@ def permuted(index: tf.Tensor, size: tf.Tensor, *key: tf.Tensor | int) -> tf.Ten
     )
 
 
-def rows_of_host(batch_size: int, process_count: int) -> int:
+def examples_per_host(batch_size: int, process_count: int) -> int:
     """Rows of a global batch that each host makes.
 
     Raises:

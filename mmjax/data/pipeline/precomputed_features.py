@@ -25,11 +25,11 @@ from mmjax.errors import UserError
 
 FILE = "features.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DRAWS = 2**31 - 1  # among which the remainder of a division by a few variants favours none
+_DRAWS = 2**31 - 1  # among which the remainder of a division by a few variants favors none
 
 
 def write_description(
-    folder: str | os.PathLike, *, dataset: str, num_examples: Mapping[str, int], **more: Any
+    directory: str | os.PathLike, *, dataset: str, num_examples: Mapping[str, int], **more: Any
 ) -> None:
     """Writes `features.json`: whose features these are.
 
@@ -39,13 +39,13 @@ def write_description(
       num_examples: {split: number of records}.
       more: anything else that is to be remembered.
     """
-    folder = os.path.expanduser(folder)
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, FILE)
+    directory = os.path.expanduser(directory)
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, FILE)
     metadata.write(path, {"dataset": dataset, "num_examples": dict(num_examples), **more})
 
 
-def read_description(folder: str | os.PathLike) -> dict[str, Any] | None:
+def read_description(directory: str | os.PathLike) -> dict[str, Any] | None:
     """What `write_description` wrote; None if nothing is there.
 
     Raises:
@@ -56,16 +56,16 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any] | None:
         counts = {**content["num_examples"]}
         return {**content, "dataset": content["dataset"], "num_examples": counts}
 
-    path = os.path.join(os.path.expanduser(folder), FILE)
+    path = os.path.join(os.path.expanduser(directory), FILE)
     return metadata.read(path, "features", checked)
 
 
-def features_path(folder: str | os.PathLike, split: str, name: str) -> str:
+def features_path(directory: str | os.PathLike, split: str, name: str) -> str:
     """The file of a modality's features."""
-    return os.path.join(os.path.expanduser(folder), split, f"{name}.npy")
+    return os.path.join(os.path.expanduser(directory), split, f"{name}.npy")
 
 
-def new_rows(path: str | os.PathLike, shape: Sequence[int]) -> np.memmap:
+def create_array(path: str | os.PathLike, shape: Sequence[int]) -> np.memmap:
     """A new .npy file of float32 zeros, to be written in place.
 
     Raises:
@@ -89,7 +89,7 @@ def new_rows(path: str | os.PathLike, shape: Sequence[int]) -> np.memmap:
 
 
 def open_features(
-    folders: str | Sequence[str], name: str, *, sources: Sequence[Source], split: str
+    directories: str | Sequence[str], name: str, *, sources: Sequence[Source], split: str
 ) -> list[np.ndarray]:
     """The features of each source, [N, K, D], mapped into memory and not yet read.
 
@@ -103,35 +103,37 @@ def open_features(
       UserError: a missing or damaged file, features of another dataset, or of another number of
         examples.
     """
-    folders = (folders,) if isinstance(folders, str) else tuple(folders)
-    if len(folders) != len(sources):
+    directories = (directories,) if isinstance(directories, str) else tuple(directories)
+    if len(directories) != len(sources):
         raise UserError(
-            f"data.{name}.features names {len(folders)} folders, but data.train {len(sources)} "
+            f"data.{name}.features names {len(directories)} folders, but data.train {len(sources)} "
             "sources: give one for each."
         )
     opened = [
-        _open(folder, name, source=source, split=split)
-        for folder, source in zip(folders, sources, strict=True)
+        _open(directory, name, source=source, split=split)
+        for directory, source in zip(directories, sources, strict=True)
     ]
-    widths = {folder: array.shape[-1] for folder, array in zip(folders, opened, strict=True)}
+    widths = {
+        directory: array.shape[-1] for directory, array in zip(directories, opened, strict=True)
+    }
     if len(set(widths.values())) > 1:
-        found = ", ".join(f"{folder} {width}" for folder, width in widths.items())
+        found = ", ".join(f"{directory} {width}" for directory, width in widths.items())
         raise UserError(f"data.{name}.features are of different sizes: {found}.")
     return opened
 
 
-def _open(folder: str, name: str, *, source: Source, split: str) -> np.ndarray:
-    what, content = f"data.{name}.features", read_description(folder)
+def _open(directory: str, name: str, *, source: Source, split: str) -> np.ndarray:
+    what, content = f"data.{name}.features", read_description(directory)
     if content is None:
-        raise UserError(f"{what}={folder} is no folder of features: it has no {FILE}.")
+        raise UserError(f"{what}={directory} is no folder of features: it has no {FILE}.")
     dataset, number = content["dataset"], content["num_examples"].get(split)
     if dataset != source.info.name or number != source.num_examples:
         raise UserError(
-            f"{what}={folder} is of {number or 0} examples of {dataset}/{split}, but the training "
+            f"{what}={directory} is of {number or 0} examples of {dataset}/{split}, but the training "
             f"data are {source.num_examples} of {source.info.name}/{split}: compute the features "
             "of these again."
         )
-    path, array = _mapped(folder, split, name)
+    path, array = _mapped(directory, split, name)
     fits = array.ndim in (2, 3) and len(array) == number and min(array.shape) > 0
     if not fits or not np.issubdtype(array.dtype, np.floating):
         raise UserError(
@@ -141,19 +143,19 @@ def _open(folder: str, name: str, *, source: Source, split: str) -> np.ndarray:
     return array if array.ndim == 3 else array[:, None]
 
 
-def width_of(folders: str | Sequence[str], split: str, name: str) -> int:
+def width_of(directories: str | Sequence[str], split: str, name: str) -> int:
     """Features of a row, by the file of the first folder.
 
     Raises:
       UserError: the file is missing or damaged.
     """
-    folder = folders if isinstance(folders, str) else folders[0]
-    return _mapped(folder, split, name)[1].shape[-1]
+    directory = directories if isinstance(directories, str) else directories[0]
+    return _mapped(directory, split, name)[1].shape[-1]
 
 
-def _mapped(folder: str, split: str, name: str) -> tuple[str, np.ndarray]:
+def _mapped(directory: str, split: str, name: str) -> tuple[str, np.ndarray]:
     """The file of a modality's features, and its array."""
-    path = features_path(folder, split, name)
+    path = features_path(directory, split, name)
     try:
         return path, np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
@@ -162,7 +164,7 @@ def _mapped(folder: str, split: str, name: str) -> tuple[str, np.ndarray]:
         raise UserError(f"data.{name}.features: {path} is not an array: {error}.") from error
 
 
-def add_stored(
+def add_precomputed(
     pipeline: Pipeline, name: str, arrays: Sequence[np.ndarray], *, shape: Sequence[int] = ()
 ) -> None:
     """Adds the field `name`, float32 [*shape, D]: the row of the record, of one of its variants.

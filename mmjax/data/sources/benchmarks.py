@@ -1,4 +1,4 @@
-"""Well-known sets of labelled pictures: what their parts are, and where they lie on a disk.
+"""Well-known sets of labeled images: what their parts are, and where they lie on a disk.
 
 The parts are those with which LGSSL evaluates (El Banani et al. 2023, Learning Visual
 Representations via Language-Guided Sampling, arXiv 2302.12248): TFDS's contiguous slices.
@@ -15,7 +15,7 @@ from mmjax.errors import UserError, choose
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A set of pictures.
+    """A set of images.
 
     Attributes:
       tfds: what comes after `tfds:` in a specification; '' if TFDS does not have it.
@@ -24,7 +24,7 @@ class Entry:
       num_classes: of the whole set.
       metric: 'top1' or 'mean_per_class'; '' if LGSSL reports none.
       few_shot: whether it is also used for few-shot classification.
-      corrupt: 'skip' where the published set has a picture that cannot be decoded, see
+      corrupt: 'skip' where the published set has an image that cannot be decoded, see
         `config.data.corrupt`; '' is as the config says.
       note: what there is to know.
     """
@@ -43,7 +43,7 @@ class Entry:
 _FIFTH = ("train[:80%]", "train[80%:]", "test")
 _THREE = ("train", "validation", "test")
 
-CATALOGUE = {
+CATALOG = {
     "food101": Entry("food101", "train[:80%]", "train[80%:]", "validation", 101, "top1"),
     "cifar10": Entry("cifar10", *_FIFTH, 10, "top1"),
     "cifar100": Entry("cifar100", *_FIFTH, 100, "top1"),
@@ -54,7 +54,7 @@ CATALOGUE = {
         397,
         "top1",
         corrupt="skip",
-        note="One picture cannot be decoded.",
+        note="One image cannot be decoded.",
     ),
     "cars196": Entry("cars196", *_FIFTH, 196, "top1"),
     "aircraft": Entry("", *_THREE, 100, "mean_per_class", note="Variants of FGVC-Aircraft."),
@@ -85,19 +85,19 @@ CATALOGUE = {
     "imagenet_sketch": Entry("imagenet_sketch", "", "", "test", 1000, ""),
 }
 
-ALL = tuple(CATALOGUE)[:15]  # the sets over which LGSSL's figures are averaged
+ALL = tuple(CATALOG)[:15]  # the sets over which LGSSL's figures are averaged
 
 
 def find(name: str, root: str = "") -> str:
     """The specification of a set for `sources.open_source`, by what lies on the disk.
 
     In this order: a dataset folder ROOT/NAME, a table ROOT/NAME.csv or ROOT/NAME/labels.csv (before
-    the pictures that it lies beside), a folder of pictures ROOT/NAME, arrays ROOT/NAME.npz or
+    the images that it lies beside), a folder of images ROOT/NAME, arrays ROOT/NAME.npz or
     ROOT/NAME/*.npz, what TFDS has prepared in ROOT, and in its own folder ($TFDS_DATA_DIR, or
     ~/tensorflow_datasets).
 
     Args:
-      name: in `CATALOGUE`.
+      name: in `CATALOG`.
       root: a folder of sets; '' is TFDS's own folder alone.
 
     Raises:
@@ -105,19 +105,19 @@ def find(name: str, root: str = "") -> str:
     """
     from mmjax.data.sources import image_folder
 
-    entry = choose("image set", name, CATALOGUE)
+    entry = choose("image set", name, CATALOG)
     own = os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     if root:
         root = os.path.expanduser(root)
-        folder = os.path.join(root, name)
-        arrays = glob.glob(os.path.join(glob.escape(folder), "*.npz"))
+        directory = os.path.join(root, name)
+        arrays = glob.glob(os.path.join(glob.escape(directory), "*.npz"))
         for there, spec in (
-            (os.path.exists(os.path.join(folder, "dataset.json")), folder),
-            (os.path.isfile(f"{folder}.csv"), f"csv:{folder}.csv"),
-            (os.path.isfile(f"{folder}/labels.csv"), f"csv:{folder}/labels.csv"),
-            (image_folder.has_pictures(folder), f"images:{folder}"),
-            (os.path.isfile(f"{folder}.npz"), f"npz:{folder}.npz"),
-            (bool(arrays), f"npz:{folder}"),
+            (os.path.exists(os.path.join(directory, "dataset.json")), directory),
+            (os.path.isfile(f"{directory}.csv"), f"csv:{directory}.csv"),
+            (os.path.isfile(f"{directory}/labels.csv"), f"csv:{directory}/labels.csv"),
+            (image_folder.has_images(directory), f"images:{directory}"),
+            (os.path.isfile(f"{directory}.npz"), f"npz:{directory}.npz"),
+            (bool(arrays), f"npz:{directory}"),
         ):
             if there:
                 return spec
@@ -125,13 +125,13 @@ def find(name: str, root: str = "") -> str:
         for data_dir in filter(None, (root, own)):
             if _prepared(entry.tfds, data_dir):
                 return f"tfds:{entry.tfds},data_dir={data_dir}"
-    folder = os.path.join(root or "ROOT", name)
+    directory = os.path.join(root or "ROOT", name)
     where = f"{root} or {own}" if root else own
     by_tfds = f", or what TFDS has prepared of {entry.tfds} in {where}" if entry.tfds else ""
     raise UserError(
-        f"There is no {name}. It can be a dataset folder {folder} (with dataset.json), a table "
-        f"({folder}.csv or {folder}/labels.csv with the columns path, label, split), a folder of "
-        f"pictures ({folder}/SPLIT/CLASS/*.jpg), arrays ({folder}.npz or {folder}/SPLIT.npz)"
+        f"There is no {name}. It can be a dataset folder {directory} (with dataset.json), a table "
+        f"({directory}.csv or {directory}/labels.csv with the columns path, label, split), a folder of "
+        f"images ({directory}/SPLIT/CLASS/*.jpg), arrays ({directory}.npz or {directory}/SPLIT.npz)"
         f"{by_tfds}. See docs/image_sets.md."
     )
 
@@ -143,7 +143,7 @@ def splits_of(name: str, spec: str, *, stratified: bool | None = None) -> tuple[
     splits are used where they have them, and slices of the training split where they do not.
 
     Args:
-      name: in `CATALOGUE`.
+      name: in `CATALOG`.
       spec: from `find`.
       stratified: take slices of each class. None: only where the records come class by class, as in
         folders.
@@ -155,8 +155,8 @@ def splits_of(name: str, spec: str, *, stratified: bool | None = None) -> tuple[
     from mmjax.data.sources import registry as sources
     from mmjax.data.sources.split_slicing import same_split
 
-    entry = choose("image set", name, CATALOGUE)
-    kind, _, folder = spec.partition(":")
+    entry = choose("image set", name, CATALOG)
+    kind, _, directory = spec.partition(":")
     parts = (entry.train, entry.valid, entry.test)
     if kind != "tfds":
         there = sources.split_names(spec)
@@ -169,7 +169,7 @@ def splits_of(name: str, spec: str, *, stratified: bool | None = None) -> tuple[
                 "column split."
             )
     if stratified is None:
-        stratified = kind == "images" and not image_folder.is_aircraft(folder)
+        stratified = kind == "images" and not image_folder.is_aircraft(directory)
     if stratified:
         parts = tuple(part.replace("]", ":stratified]") for part in parts)
     return parts

@@ -1,4 +1,4 @@
-"""The captions of records, without reading their pictures."""
+"""The captions of records, without reading their images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_contexts(source: Source, numbers: Sequence[int]) -> Iterator[tuple[list
 
 
 def _said(context: Mapping[str, Any]) -> tuple[list[str], str] | None:
-    # They may lie among the pictures, as some writers of DMVR's format have it.
+    # They may lie among the images, as some writers of DMVR's format have it.
     if schema.CAPTIONS[0] not in context:
         return None
     captions = context[schema.CAPTIONS[0]].bytes_list.value

@@ -1,7 +1,7 @@
-"""What the beginnings of records say, without reading their pictures.
+"""What the beginnings of records say, without reading their images.
 
 A record begins with its context, which has captions, labels and file names, and goes on with
-pictures and sound: a few hundred bytes of each are enough.
+images and sound: a few hundred bytes of each are enough.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Sets of labelled pictures as people have them: folders and tables of files.
+"""Sets of labeled images as people have them: folders and tables of files.
 
-Each gives its pictures as records when they are asked for; nothing is copied.
+Each gives its images as records when they are asked for; nothing is copied.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ _COLUMNS = ("path", "label", "split")
 _MOST_CLASSES = 1_000_000
 
 
-class PictureList:
-    """Picture files with a class each. JPEG and PNG are handed on as they are, others become PNG.
+class ImageList:
+    """Image files with a class each. JPEG and PNG are handed on as they are, others become PNG.
 
     Args:
       info: what the dataset holds.
       split: which part this is.
-      pictures: (file, class number) of each record.
+      images: (file, class number) of each record.
       lines: where each record is named, for messages, if not by its file alone.
     """
 
     files = index = None
-    folder = ""
+    directory = ""
 
     def __init__(
         self,
         info: DatasetInfo,
         split: str,
-        pictures: Sequence[tuple[str, int]],
+        images: Sequence[tuple[str, int]],
         *,
         lines: Sequence[str] | None = None,
     ):
-        self.info, self._pictures, self._lines = info, pictures, lines
-        self.num_examples = len(pictures)
+        self.info, self._images, self._lines = info, images, lines
+        self.num_examples = len(images)
         self.name = f"{info.name}/{split}"
 
     def fetch(self, record: int) -> bytes:
-        path, label = self._pictures[record]
+        path, label = self._images[record]
         try:
             with open(path, "rb") as file:
                 picture = file.read()
@@ -63,29 +63,29 @@ class PictureList:
         )
 
     def where(self, record: int) -> str:
-        path = self._pictures[record][0]
+        path = self._images[record][0]
         return f"{self._lines[record]}: {path}" if self._lines else path
 
     def labels(self) -> np.ndarray:
-        return np.array([label for _, label in self._pictures], np.int64)
+        return np.array([label for _, label in self._images], np.int64)
 
 
 # Folders ----------------------------------------------------------------------------------------
 
 
-def open_folder(path: str, *, split: str) -> PictureList:
-    """Pictures in one subfolder per class; under them, or beside, subfolders named like the split.
+def open_directory(path: str, *, split: str) -> ImageList:
+    """Images in one subfolder per class; under them, or beside, subfolders named like the split.
 
-    `FOLDER/SPLIT/CLASS/*.jpg` if there is a folder FOLDER/SPLIT, else `FOLDER/CLASS/*.jpg`. Classes
+    `DIRECTORY/SPLIT/CLASS/*.jpg` if there is a folder FOLDER/SPLIT, else `DIRECTORY/CLASS/*.jpg`. Classes
     are numbered by name, over all splits. The layout of FGVC-Aircraft is understood too.
 
     Raises:
-      UserError: no such folder or split, or no pictures in it.
+      UserError: no such folder or split, or no images in it.
     """
     root = _existing(path)
     if lists := _aircraft_lists(root):
         return _open_aircraft(lists, root, split=split)
-    splits = _split_folders(root)
+    splits = _split_directories(root)
     if split not in splits and os.path.isdir(os.path.join(root, split)):  # any name will do
         splits = [*splits, split]
     name = same_split(split, splits)
@@ -94,27 +94,27 @@ def open_folder(path: str, *, split: str) -> PictureList:
     parents = [os.path.join(root, one) for one in splits] or [root]
     classes = sorted({entry for parent in parents for entry in _subfolders(parent)})
     root = os.path.join(root, name or "")
-    pictures = [
-        (os.path.join(folder, file), number)
+    images = [
+        (os.path.join(directory, file), number)
         for number, label in enumerate(classes)
-        for folder, _, files in sorted(os.walk(os.path.join(root, label)))
+        for directory, _, files in sorted(os.walk(os.path.join(root, label)))
         for file in sorted(files)
         if file.lower().endswith(_PICTURES)
     ]
-    if not pictures:
+    if not images:
         raise UserError(
-            f"{root} has no pictures in subfolders, one per class; found: "
+            f"{root} has no images in subfolders, one per class; found: "
             f"{', '.join(classes[:8]) or 'no subfolder'}."
         )
-    return PictureList(picture_info(path, {split: len(pictures)}, classes), split, pictures)
+    return ImageList(image_info(path, {split: len(images)}, classes), split, images)
 
 
-def folder_splits(path: str) -> list[str]:
-    """The splits of a folder of pictures; [] if it has none: then any name is all of it."""
+def directory_splits(path: str) -> list[str]:
+    """The splits of a folder of images; [] if it has none: then any name is all of it."""
     root = _existing(path)
     if lists := _aircraft_lists(root):
         return sorted(_variants(lists))
-    return _split_folders(root)
+    return _split_directories(root)
 
 
 def is_aircraft(path: str) -> bool:
@@ -122,12 +122,12 @@ def is_aircraft(path: str) -> bool:
     return bool(_aircraft_lists(os.path.expanduser(path)))
 
 
-def has_pictures(path: str) -> bool:
-    """Whether `open_folder` would find classes there."""
+def has_images(path: str) -> bool:
+    """Whether `open_directory` would find classes there."""
     root = os.path.expanduser(path)
     if not os.path.isdir(root):
         return False
-    if _aircraft_lists(root) or _split_folders(root):
+    if _aircraft_lists(root) or _split_directories(root):
         return True
     return any(
         entry.name.lower().endswith(_PICTURES)
@@ -139,7 +139,7 @@ def has_pictures(path: str) -> bool:
 def _existing(path: str) -> str:
     root = os.path.expanduser(path)
     if not os.path.isdir(root):
-        raise UserError(f"There is no folder of pictures at {root}.")
+        raise UserError(f"There is no folder of images at {root}.")
     return root
 
 
@@ -147,56 +147,56 @@ def _subfolders(root: str) -> list[str]:
     return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
 
 
-def _split_folders(root: str) -> list[str]:
+def _split_directories(root: str) -> list[str]:
     """Subfolders named like splits that hold folders of classes."""
     return [n for n in _subfolders(root) if n in SPLIT_WORDS and _subfolders(f"{root}/{n}")]
 
 
 def _aircraft_lists(root: str) -> str:
     """The folder with FGVC-Aircraft's lists, or ''."""
-    folders = [os.path.join(root, sub) for sub in _AIRCRAFT]
-    return next((f for f in folders if os.path.isdir(f) and _variants(f)), "")
+    directories = [os.path.join(root, sub) for sub in _AIRCRAFT]
+    return next((f for f in directories if os.path.isdir(f) and _variants(f)), "")
 
 
-def _variants(folder: str) -> dict[str, str]:
-    """{split: file that lists its pictures and their variants}."""
-    matches = [(re.fullmatch(r"images_variant_(\w+)\.txt", n), n) for n in os.listdir(folder)]
-    return {match[1]: os.path.join(folder, name) for match, name in matches if match}
+def _variants(directory: str) -> dict[str, str]:
+    """{split: file that lists its images and their variants}."""
+    matches = [(re.fullmatch(r"images_variant_(\w+)\.txt", n), n) for n in os.listdir(directory)]
+    return {match[1]: os.path.join(directory, name) for match, name in matches if match}
 
 
-def _open_aircraft(folder: str, root: str, *, split: str) -> PictureList:
-    """`images_variant_SPLIT.txt` with lines 'picture variant', and `images/PICTURE.jpg`."""
-    lists = _variants(folder)
+def _open_aircraft(directory: str, root: str, *, split: str) -> ImageList:
+    """`images_variant_SPLIT.txt` with lines 'image variant', and `images/PICTURE.jpg`."""
+    lists = _variants(directory)
     name = same_split(split, lists)
     if name is None:
-        raise UserError(f"{folder} has no split {split!r}. It has: {', '.join(sorted(lists))}.")
+        raise UserError(f"{directory} has no split {split!r}. It has: {', '.join(sorted(lists))}.")
     rows = {}
     for which, path in lists.items():
         with open(path, encoding="utf-8") as file:
             lines = [line.split(maxsplit=1) for line in file if line.strip()]
         if short := next((number for number, line in enumerate(lines) if len(line) < 2), None):
-            raise UserError(f"{path}, line {short + 1}, is not a picture and its variant.")
+            raise UserError(f"{path}, line {short + 1}, is not an image and its variant.")
         rows[which] = [(picture, variant.strip()) for picture, variant in lines]
     names = sorted({variant for some in rows.values() for _, variant in some})
-    if os.path.exists(listed := os.path.join(folder, "variants.txt")):
+    if os.path.exists(listed := os.path.join(directory, "variants.txt")):
         with open(listed, encoding="utf-8") as file:
             names = [line.strip() for line in file if line.strip()]
     number = {name: at for at, name in enumerate(names)}
     if missing := {variant for some in rows.values() for _, variant in some} - set(number):
-        raise UserError(f"{listed} lacks the variant {min(missing)!r}, which pictures have.")
-    pictures = [
-        (os.path.join(folder, "images", f"{picture}.jpg"), number[variant])
+        raise UserError(f"{listed} lacks the variant {min(missing)!r}, which images have.")
+    images = [
+        (os.path.join(directory, "images", f"{picture}.jpg"), number[variant])
         for picture, variant in rows[name]
     ]
     counts = {which: len(some) for which, some in rows.items()}
-    return PictureList(picture_info(root, counts, names), split, pictures)
+    return ImageList(image_info(root, counts, names), split, images)
 
 
 # Tables -----------------------------------------------------------------------------------------
 
 
-def open_csv(path: str, *, split: str) -> PictureList:
-    """A table of pictures: columns `path` (relative to the table), `label`, and `split` or none.
+def open_csv(path: str, *, split: str) -> ImageList:
+    """A table of images: columns `path` (relative to the table), `label`, and `split` or none.
 
     Labels that are all whole numbers are class numbers, others are names, numbered by alphabet.
     Rows without a split are of 'train'.
@@ -218,16 +218,16 @@ def open_csv(path: str, *, split: str) -> PictureList:
     else:
         names = sorted(labels)
         number = {label: at for at, label in enumerate(names)}
-    folder = os.path.dirname(path)
+    directory = os.path.dirname(path)
     rows = splits[name]
-    pictures = [(os.path.join(folder, row["path"]), number[row["label"]]) for row in rows]
+    images = [(os.path.join(directory, row["path"]), number[row["label"]]) for row in rows]
     lines = [f"{path}, line {row['line']}" for row in rows]
     counts = {which: len(some) for which, some in splits.items()}
-    return PictureList(picture_info(path, counts, names), split, pictures, lines=lines)
+    return ImageList(image_info(path, counts, names), split, images, lines=lines)
 
 
 def csv_splits(path: str) -> list[str]:
-    """The splits of a table of pictures."""
+    """The splits of a table of images."""
     return list(dict.fromkeys(row["split"] or "train" for row in _read_table(path)[1]))
 
 
@@ -262,10 +262,10 @@ def _read_table(path: str) -> tuple[str, list[dict[str, str]]]:
 def image_example(
     picture: bytes, label: int | None, label_text: str, filename: str, *, where: str = ""
 ) -> bytes:
-    """One picture as a record; may be a PNG, hence not by `schema.encode`.
+    """One image as a record; may be a PNG, hence not by `schema.encode`.
 
     Args:
-      picture: JPEG, PNG or what Pillow can make a PNG of.
+      image: JPEG, PNG or what Pillow can make a PNG of.
       label, label_text: the class, or None.
       filename: to be remembered.
       where: for messages, instead of the file name.
@@ -292,7 +292,7 @@ def _as_png(picture: bytes, where: str) -> bytes:
             out = io.BytesIO()
             image.convert("RGB").save(out, "PNG")
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
-        raise UserError(f"{where} is not a picture: {error}") from error
+        raise UserError(f"{where} is not an image: {error}") from error
     return out.getvalue()
 
 
@@ -310,8 +310,8 @@ def numbered(count: int, where: str) -> list[str]:
     return [str(number) for number in range(count)]
 
 
-def picture_info(path: str, counts: Mapping[str, int], class_names: Sequence[str]) -> DatasetInfo:
-    """What a set of labelled pictures holds; it is called as its file or folder."""
+def image_info(path: str, counts: Mapping[str, int], class_names: Sequence[str]) -> DatasetInfo:
+    """What a set of labeled images holds; it is called as its file or folder."""
     return DatasetInfo(
         name=os.path.splitext(os.path.basename(os.path.normpath(os.path.expanduser(path))))[0],
         splits={name: SplitInfo(num_examples=count, shards=[]) for name, count in counts.items()},

@@ -1,4 +1,4 @@
-"""Sets of labelled pictures in arrays: NumPy's .npz files."""
+"""Sets of labeled images in arrays: NumPy's .npz files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from mmjax.data.sources.image_folder import image_example, numbered, picture_info
+from mmjax.data.sources.image_folder import image_example, image_info, numbered
 from mmjax.data.sources.split_slicing import SPLIT_WORDS, same_split
 from mmjax.errors import UserError
 
@@ -23,19 +23,19 @@ _DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # of 
 
 
 class NpzSource:
-    """Pictures and labels as arrays: one .npz file, or a folder with one file per split.
+    """Images and labels as arrays: one .npz file, or a folder with one file per split.
 
-    A file holds `images` uint8 [N, H, W, 3] (or [N, H, W, 1] or [N, H, W]: grey) and `labels`
+    A file holds `images` uint8 [N, H, W, 3] (or [N, H, W, 1] or [N, H, W]: gray) and `labels`
     integers [N], and counts as the split it is named after, else as 'train'. Or it holds several
     splits, named `train_images`, `train_labels` or `x_train`, `y_train`. `class_names` is optional.
-    The pictures of the split are read into memory when the first of them is asked for.
+    The images of the split are read into memory when the first of them is asked for.
 
     Raises:
       UserError: a missing or damaged file, no such split, or arrays of another type or shape.
     """
 
     files = index = None
-    folder = ""
+    directory = ""
 
     def __init__(self, path: str, *, split: str):
         members = _npz_members(path)
@@ -50,7 +50,7 @@ class NpzSource:
         self._lock = threading.Lock()  # records are fetched by several threads
         if shape[0] != len(self._labels):
             raise UserError(
-                f"{file} has {shape[0]} pictures in {image_key} but "
+                f"{file} has {shape[0]} images in {image_key} but "
                 f"{len(self._labels)} labels in {label_key}."
             )
         classes = 1 + max(int(some.max(initial=-1)) for some in labels.values())
@@ -59,7 +59,7 @@ class NpzSource:
             raise UserError(f"{file} has {len(names)} class_names, but labels up to {classes - 1}.")
         names = names or numbered(classes, file)
         counts = {which: len(some) for which, some in labels.items()}
-        self.info = picture_info(path, counts, names)
+        self.info = image_info(path, counts, names)
         self.info.frame_size = shape[1:3]
         self.num_examples, self.name = len(self._labels), f"{self.info.name}/{split}"
 
@@ -87,7 +87,7 @@ def npz_splits(path: str) -> list[str]:
 
 
 def _npz_members(path: str) -> dict[str, tuple[str, str, str]]:
-    """{split: (file, name of its pictures, name of its labels)}."""
+    """{split: (file, name of its images, name of its labels)}."""
     root = os.path.expanduser(path)
     files = [root]
     if os.path.isdir(root):
@@ -109,7 +109,7 @@ def _npz_members(path: str) -> dict[str, tuple[str, str, str]]:
             raise UserError(f"{file} lacks the array {absent[0]}; it has: {', '.join(keys)}.")
     if not found:
         raise UserError(
-            f"{path} has no arrays of pictures: expected images and labels, or train_images and "
+            f"{path} has no arrays of images: expected images and labels, or train_images and "
             "train_labels, or x_train and y_train, in .npz files."
         )
     return found
@@ -141,7 +141,7 @@ def _array(file: str, key: str) -> np.ndarray:
 
 
 def _npz_shape(file: str, key: str) -> tuple[int, ...]:
-    """That of uint8 pictures [N, H, W, 3], [N, H, W, 1] or [N, H, W], by the array's head alone."""
+    """That of uint8 images [N, H, W, 3], [N, H, W, 1] or [N, H, W], by the array's head alone."""
     npy = np.lib.format
     with _reading(file, key) as arrays, arrays.zip.open(f"{key}.npy") as member:
         first = npy.read_magic(member) == (1, 0)

@@ -1,4 +1,4 @@
-"""Where examples come from: a dataset folder, the built-in world, TFDS, pictures in folders, tables
+"""Where examples come from: a dataset folder, the built-in world, TFDS, images in folders, tables
 and arrays.
 
 Each gives any record at any time as a serialized SequenceExample, which is what makes a batch a
@@ -17,7 +17,7 @@ import numpy as np
 
 from mmjax.data.sources import captions_and_labels, image_folder, npz, split_slicing, tfds
 from mmjax.data.storage import schema
-from mmjax.data.storage.dataset import DatasetFolder, DatasetInfo, Split
+from mmjax.data.storage.dataset import DatasetDir, DatasetInfo, Split
 from mmjax.data.world import build as world
 from mmjax.errors import UserError
 
@@ -37,7 +37,7 @@ class Source(Protocol):
     name: str
     info: DatasetInfo
     num_examples: int
-    folder: str
+    directory: str
     files: list[str] | None
     index: np.ndarray | None
 
@@ -58,7 +58,7 @@ class Source(Protocol):
         """int64 [num_examples]: the class of each record, its first if it has several, or -1."""
 
 
-class FolderSource:
+class ShardSource:
     """Records in shards.
 
     Args:
@@ -68,24 +68,24 @@ class FolderSource:
       check_crc: check each record's CRC as it is read.
     """
 
-    def __init__(self, split: Split, *, info: DatasetInfo, folder: str, check_crc: bool = True):
+    def __init__(self, split: Split, *, info: DatasetInfo, directory: str, check_crc: bool = True):
         self._split, self._check_crc = split, check_crc
-        self.folder, self.info = folder, info
+        self.directory, self.info = directory, info
         self.name = f"{self.info.name}/{split.name}"
         self.num_examples = len(split)
         self.files, self.index = split.files, split.index
 
     @classmethod
-    def open(cls, path: str, *, split: str, check_crc: bool = True) -> FolderSource:
+    def open(cls, path: str, *, split: str, check_crc: bool = True) -> ShardSource:
         """A split of a dataset folder (see `mmjax.data.storage.dataset`), or another word for it."""
-        dataset = DatasetFolder(path)
+        dataset = DatasetDir(path)
         if not dataset.info.stored(split.partition("@")[0]):
             split = split_slicing.same_split(split, dataset.info.split_sizes()) or split
         found = dataset.split(split)
-        return cls(found, info=dataset.info, folder=dataset.path, check_crc=check_crc)
+        return cls(found, info=dataset.info, directory=dataset.path, check_crc=check_crc)
 
     @classmethod
-    def joined(cls, sources: Sequence[FolderSource]) -> FolderSource:
+    def joined(cls, sources: Sequence[ShardSource]) -> ShardSource:
         """All records of several, one after the other."""
         files = [len(source.files) for source in sources]
         shifts = (
@@ -100,7 +100,7 @@ class FolderSource:
             first=np.concatenate([source._split.first + shift for source, _, shift in parts]),
         )
         first = sources[0]
-        return cls(split, info=first.info, folder=first.folder, check_crc=first._check_crc)
+        return cls(split, info=first.info, directory=first.directory, check_crc=first._check_crc)
 
     def fetch(self, record: int) -> bytes:
         return self._split.read(record, check_crc=self._check_crc)
@@ -149,8 +149,8 @@ def open_source(spec: str, *, split: str, check_crc: bool = True) -> Source:
     """The source of a specification.
 
     Args:
-      spec: `world` or `world:NAME`; a dataset folder; `tfds:NAME`; `images:FOLDER`; `csv:FILE`;
-        `npz:FILE` or `npz:FOLDER`.
+      spec: `world` or `world:NAME`; a dataset folder; `tfds:NAME`; `images:DIRECTORY`; `csv:FILE`;
+        `npz:FILE` or `npz:DIRECTORY`.
       split: which part: a split's name, slices or sums, see `mmjax.data.sources.split_slicing`. A dataset that has
         no `validation` but `val` or `valid` gives that, and so on.
       check_crc: check each record's CRC as it is read.
@@ -173,21 +173,21 @@ def open_source(spec: str, *, split: str, check_crc: bool = True) -> Source:
         return split_slicing.open_split(
             split, lambda name: opener(split=name), split_slicing.Joined
         )
-    shards = functools.partial(FolderSource.open, check_crc=check_crc)
+    shards = functools.partial(ShardSource.open, check_crc=check_crc)
     if split_slicing.is_plain(split):
-        folder, name = _folder(spec, split=split)
-        return shards(folder, split=name)
+        directory, name = _directory(spec, split=split)
+        return shards(directory, split=name)
     if kind == "tfds":
         if earlier := tfds.earlier_slice(rest, split):
             return shards(earlier, split=split)
-    elif DatasetFolder(folder := _folder(spec, split=split)[0]).info.stored(split):
-        return shards(folder, split=split)  # a name with '+', as of shards in two splits
+    elif DatasetDir(directory := _directory(spec, split=split)[0]).info.stored(split):
+        return shards(directory, split=split)  # a name with '+', as of shards in two splits
 
-    def whole(name: str) -> FolderSource:
-        folder, known = _folder(spec, split=name, whole=False)
-        return shards(folder, split=known)
+    def whole(name: str) -> ShardSource:
+        directory, known = _directory(spec, split=name, whole=False)
+        return shards(directory, split=known)
 
-    return split_slicing.open_split(split, whole, FolderSource.joined)
+    return split_slicing.open_split(split, whole, ShardSource.joined)
 
 
 def split_names(spec: str) -> list[str]:
@@ -201,18 +201,18 @@ def split_names(spec: str) -> list[str]:
         return _PICTURES[kind][1](rest)
     if kind == "tfds":
         return tfds.tfds_splits(rest)
-    return list(DatasetFolder(_folder(spec, split="")[0]).info.split_sizes())
+    return list(DatasetDir(_directory(spec, split="")[0]).info.split_sizes())
 
 
-def dataset_folder(spec: str, *, split: str) -> str:
+def dataset_dir(spec: str, *, split: str) -> str:
     """The dataset folder of a specification; the world and TFDS sets are written if need be."""
-    return _folder(spec, split=split)[0]
+    return _directory(spec, split=split)[0]
 
 
 def vocabulary(spec: str, *, split: str) -> str:
     """The file of words that a dataset brings; UserError if it brings none."""
     if _parsed(spec)[0] not in (*_PICTURES, "tfds", "dmvr"):
-        dataset = DatasetFolder(dataset_folder(spec, split=split))
+        dataset = DatasetDir(dataset_dir(spec, split=split))
         if dataset.info.vocabulary:
             return os.path.join(dataset.path, dataset.info.vocabulary)
     raise UserError(
@@ -224,7 +224,7 @@ def vocabulary(spec: str, *, split: str) -> str:
 
 # {kind: (opens a split, lists the splits)} of what is not in shards.
 _PICTURES = {
-    "images": (image_folder.open_folder, image_folder.folder_splits),
+    "images": (image_folder.open_directory, image_folder.directory_splits),
     "csv": (image_folder.open_csv, image_folder.csv_splits),
     "npz": (npz.NpzSource, npz.npz_splits),
 }
@@ -238,11 +238,11 @@ def _parsed(spec: str) -> tuple[str, str]:
     return "", spec
 
 
-def _folder(spec: str, *, split: str, whole: bool = True) -> tuple[str, str]:
+def _directory(spec: str, *, split: str, whole: bool = True) -> tuple[str, str]:
     """(dataset folder, name of the split in it), written if need be."""
     kind, rest = _parsed(spec)
     if kind == "world":
         return world.ensure_world(spec), split
     if kind == "tfds":
-        return tfds.tfds_folder(rest, split=split, whole=whole)
+        return tfds.tfds_dir(rest, split=split, whole=whole)
     return spec, split

@@ -153,7 +153,7 @@ class Sliced:
 
     def __init__(self, source: Source, records: np.ndarray, *, name: str):
         self._source, self._records, self.name = source, records, name
-        self.info, self.folder, self.files = source.info, source.folder, source.files
+        self.info, self.directory, self.files = source.info, source.directory, source.files
         self.num_examples = len(records)
         self.index = None if source.index is None else source.index[records]
 
@@ -181,7 +181,7 @@ class Joined:
     def __init__(self, sources: Sequence[Source]):
         self._sources = list(sources)
         self._ends = np.cumsum([source.num_examples for source in sources])
-        self.info, self.folder = sources[0].info, sources[0].folder
+        self.info, self.directory = sources[0].info, sources[0].directory
         self.name = "+".join(source.name for source in sources)
         self.num_examples = int(self._ends[-1])
 

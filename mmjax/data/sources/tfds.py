@@ -22,7 +22,7 @@ _COUNTS = (10, 3, 4, 5, 6, 7, 8, 9)  # the order in which LGSSL's code met them
 
 
 def _objects(item: dict[str, Any]) -> int:
-    """CLEVR: the class of the number of objects in a picture."""
+    """CLEVR: the class of the number of objects in an image."""
     return _COUNTS.index(len(next(iter(item["objects"].values()))))
 
 
@@ -48,15 +48,15 @@ class TfdsSpec:
 
     @classmethod
     def parse(cls, text: str) -> TfdsSpec:
-        """`NAME[,label=LABEL][,data_dir=FOLDER]`; the folder may contain commas."""
-        text, at, folder = text.partition(",data_dir=")
+        """`NAME[,label=LABEL][,data_dir=DIRECTORY]`; the folder may contain commas."""
+        text, at, directory = text.partition(",data_dir=")
         name, *settings = text.split(",")
         values = dict(setting.partition("=")[::2] for setting in settings)
         if wrong := set(values) - {"label"}:
             raise unknown(f"setting in tfds:{name}", min(wrong), ("label", "data_dir"))
         if label := values.get("label", ""):
             choose(f"label in tfds:{name}", label, LABELS)
-        return cls(name=name, label=label, data_dir=os.path.expanduser(folder) if at else None)
+        return cls(name=name, label=label, data_dir=os.path.expanduser(directory) if at else None)
 
 
 def tfds_splits(text: str) -> list[str]:
@@ -68,11 +68,11 @@ def tfds_splits(text: str) -> list[str]:
     return list(_builder(TfdsSpec.parse(text)).info.splits)
 
 
-def tfds_folder(text: str, *, split: str, whole: bool = True) -> tuple[str, str]:
+def tfds_dir(text: str, *, split: str, whole: bool = True) -> tuple[str, str]:
     """(dataset folder, the name of the split in it) of a TFDS image set.
 
-    It is written once, in the order of TFDS's own shards and with its encoded pictures as they are,
-    each split into a folder of its own when it is asked for. A picture that is none is kept as it
+    It is written once, in the order of TFDS's own shards and with its encoded images as they are,
+    each split into a folder of its own when it is asked for. An image that is none is kept as it
     is, and logged: `data.corrupt` says what happens to it.
 
     Args:
@@ -82,7 +82,7 @@ def tfds_folder(text: str, *, split: str, whole: bool = True) -> tuple[str, str]
 
     Raises:
       UserError: no such set or split, data that are neither there nor can be downloaded, or no
-        picture in them.
+        image in them.
     """
     spec = TfdsSpec.parse(text)
     builder = _builder(spec)
@@ -109,14 +109,14 @@ def tfds_folder(text: str, *, split: str, whole: bool = True) -> tuple[str, str]
 def earlier_slice(text: str, split: str) -> str:
     """The folder of a slice that an earlier version of mmjax has written, or ''."""
     spec = TfdsSpec.parse(text)
-    folder = _cached(_builder(spec), spec, split)
-    return folder if os.path.exists(os.path.join(folder, FILE)) else ""
+    directory = _cached(_builder(spec), spec, split)
+    return directory if os.path.exists(os.path.join(directory, FILE)) else ""
 
 
 def _cached(builder, spec: TfdsSpec, split: str) -> str:
     label = f"-{spec.label}" if spec.label else ""
     name = _slug(f"{builder.info.full_name}-{split}") + label
-    return os.path.join(cache.cache_folder(), "tfds", name)
+    return os.path.join(cache.cache_dir(), "tfds", name)
 
 
 def _slug(name: str) -> str:
@@ -150,18 +150,18 @@ def _feature(features, kind: type, usual: str) -> str | None:
     return usual if usual in names else next(iter(names), None)
 
 
-def _write(builder, spec: TfdsSpec, split: str, folder: str) -> None:
+def _write(builder, spec: TfdsSpec, split: str, directory: str) -> None:
     import tensorflow_datasets as tfds
 
     name, features = spec.name, builder.info.features
     image = _feature(features, tfds.features.Image, "image")
     if image is None:
-        raise UserError(f"tfds:{name} has no picture; it has {', '.join(features)}.")
+        raise UserError(f"tfds:{name} has no image; it has {', '.join(features)}.")
     label = _feature(features, tfds.features.ClassLabel, "label")
     names = features[label].names if label else []
     if spec.label:
         names, label_of = LABELS[spec.label]
-    log.info("writing tfds:%s, split %s, to %s", name, split, folder)
+    log.info("writing tfds:%s, split %s, to %s", name, split, directory)
     dataset = builder.as_dataset(
         split=split,
         decoders={image: tfds.decode.SkipDecoding()},
@@ -190,8 +190,8 @@ def _write(builder, spec: TfdsSpec, split: str, folder: str) -> None:
                 # Those who read it see that it cannot be decoded; the others keep their numbers.
                 yield image_example(b"\xff\xd8" + item[image], index, text, where)
 
-    shard = shard_name("pictures", 0, 1)
-    count = tfrecord.write_shard(os.path.join(folder, shard), payloads())
+    shard = shard_name("images", 0, 1)
+    count = tfrecord.write_shard(os.path.join(directory, shard), payloads())
     DatasetInfo(
         name=builder.info.name,
         splits={split: SplitInfo(num_examples=count, shards=[shard])},
@@ -200,4 +200,4 @@ def _write(builder, spec: TfdsSpec, split: str, folder: str) -> None:
         class_names=list(names),
         num_frames=1,
         source={"tfds": builder.info.full_name, "split": split},
-    ).save(folder)
+    ).save(directory)

@@ -91,9 +91,9 @@ class DatasetInfo:
         order = sorted(sizes, key=lambda name: (kinds.index(name.rstrip(string.digits)), name))
         return {name: sizes[name] for name in order}
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, directory: str | os.PathLike) -> None:
         """Writes `dataset.json`, atomically."""
-        path = os.path.join(folder, FILE)
+        path = os.path.join(directory, FILE)
         temporary = f"{path}.tmp-{os.getpid()}"
         with open(temporary, "w") as file:
             json.dump({"format": _FORMAT} | dataclasses.asdict(self), file, indent=1)
@@ -101,9 +101,9 @@ class DatasetInfo:
         os.replace(temporary, path)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> DatasetInfo:
+    def load(cls, directory: str | os.PathLike) -> DatasetInfo:
         """Reads `dataset.json`; UserError if it is not what `save` writes."""
-        path = os.path.join(folder, FILE)
+        path = os.path.join(directory, FILE)
         try:
             with open(path) as file:
                 fields = json.load(file)
@@ -122,7 +122,7 @@ class DatasetInfo:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{path} is damaged ({type(error).__name__}: {error}). Write it again "
-                f"with `mmjax index {os.fspath(folder)}`, or remove it: the dataset is then "
+                f"with `mmjax index {os.fspath(directory)}`, or remove it: the dataset is then "
                 "read by its shards' names."
             ) from error
         if info.waveform_format not in ("float32", "int32"):
@@ -187,7 +187,7 @@ class Split:
         )
 
 
-class DatasetFolder:
+class DatasetDir:
     """A dataset on disk.
 
     Args:
@@ -305,7 +305,7 @@ class DatasetFolder:
         return info
 
 
-def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
+def find_shards(directory: str | os.PathLike) -> dict[str, list[str]]:
     """{split: shard names relative to the folder, in order}, from names alone.
 
     `train-00000-of-00010`, with or without `.tfrecord`, belongs to `train`; any name in a
@@ -315,11 +315,11 @@ def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
     Raises:
       UserError: no shards at all, or a split that lacks some or mixes two numbers of shards.
     """
-    folder = os.fspath(folder)
+    directory = os.fspath(directory)
     found: dict[tuple[str, str], dict[int, list[tuple[int, str]]]] = {}
-    subfolders = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    subfolders = [entry.name for entry in os.scandir(directory) if entry.is_dir()]
     for sub in ["", *sorted(subfolders)]:
-        for file in sorted(os.listdir(os.path.join(folder, sub))):
+        for file in sorted(os.listdir(os.path.join(directory, sub))):
             if match := _SHARD.match(file):
                 name = re.sub(r"\.tfrecords?$", "", match["name"])
                 sets = found.setdefault((sub, name), {})
@@ -327,11 +327,11 @@ def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
                     (int(match["shard"]), os.path.join(sub, file))
                 )
     if not found:
-        names = sorted(os.listdir(folder))[:8]
+        names = sorted(os.listdir(directory))[:8]
         raise UserError(
-            f"The dataset at {folder} is empty: no file is named like "
+            f"The dataset at {directory} is empty: no file is named like "
             f"train-00000-of-00010.tfrecord. It holds: {', '.join(names) or 'nothing'}. Folders of "
-            "labelled pictures are named images:FOLDER, tables csv:FILE, arrays npz:FILE."
+            "labeled images are named images:FOLDER, tables csv:FILE, arrays npz:FILE."
         )
     result = {}
     for (sub, name), sets in found.items():
@@ -340,7 +340,7 @@ def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
         if len(sets) > 1:
             counts = " and ".join(f"{len(shards)} of {n}" for n, shards in sorted(sets.items()))
             raise UserError(
-                f"{folder}: the shards of {split!r} come from several builds ({counts}). "
+                f"{directory}: the shards of {split!r} come from several builds ({counts}). "
                 "Remove the old ones."
             )
         ((count, shards),) = sets.items()
@@ -348,7 +348,7 @@ def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
         if missing:
             some = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
             raise UserError(
-                f"{folder}: of the {count} shards of {split!r} these are missing: {some}."
+                f"{directory}: of the {count} shards of {split!r} these are missing: {some}."
             )
         result[split] = [file for _, file in sorted(shards)]
     return result
@@ -356,8 +356,8 @@ def find_shards(folder: str | os.PathLike) -> dict[str, list[str]]:
 
 def split_members(name: str) -> list[str]:
     """The splits that shards of this name belong to: 'train1+test2' to train1 and test2."""
-    folder, slash, names = name.rpartition("/")
-    return [f"{folder}{slash}{member}" for member in names.split("+")]
+    directory, slash, names = name.rpartition("/")
+    return [f"{directory}{slash}{member}" for member in names.split("+")]
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:

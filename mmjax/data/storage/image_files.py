@@ -1,4 +1,4 @@
-"""Picture files: read upright, reduced, cut to the part that matters, or stored as they are."""
+"""Image files: read upright, reduced, cut to the part that matters, or stored as they are."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 
 
 def is_image(path: str | os.PathLike) -> bool:
-    """Whether a file is a single picture, by its name."""
+    """Whether a file is a single image, by its name."""
     return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def read_image(path: str | os.PathLike, *, size: int | None = None) -> np.ndarray:
-    """A picture as uint8 [H, W, 3], upright (EXIF), transparent parts on white.
+    """An image as uint8 [H, W, 3], upright (EXIF), transparent parts on white.
 
     Args:
       path: any file Pillow reads.
-      size: the shorter side in pixels; smaller pictures are not enlarged.
+      size: the shorter side in pixels; smaller images are not enlarged.
 
     Raises:
-      UserError: a file that is missing, damaged or no picture.
+      UserError: a file that is missing, damaged or no image.
     """
     with _reading(path):
         image = _upright(path)
@@ -46,17 +46,17 @@ def read_crop(
     margin: float = 0.0,
     size: int | None = None,
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """A part of a picture with some of what is around it: (uint8 [H, W, 3], where the part is).
+    """A part of an image with some of what is around it: (uint8 [H, W, 3], where the part is).
 
     Args:
       path: any file Pillow reads.
-      crop: (top, left, height, width) in pixels of the upright picture. What lies beyond its edges
+      crop: (top, left, height, width) in pixels of the upright image. What lies beyond its edges
         is black.
-      margin: what to keep around the crop, as a fraction of its sides, where the picture has it.
+      margin: what to keep around the crop, as a fraction of its sides, where the image has it.
       size: a crop whose shorter side is longer is reduced to it, its margin with it.
 
     Returns:
-      The picture, and the crop as (top, left, height, width) in its pixels.
+      The image, and the crop as (top, left, height, width) in its pixels.
 
     Raises:
       UserError: as `read_image`, or a crop that is empty or entirely outside.
@@ -74,7 +74,7 @@ def read_crop(
     above, new_height, below = _extent(top, height, high, margin=margin, scale=scale)
     before, new_width, after = _extent(left, width, wide, margin=margin, scale=scale)
     stored = (before + new_width + after, above + new_height + below)
-    # The edges of what is stored, in pixels of the picture; whole numbers where nothing is reduced.
+    # The edges of what is stored, in pixels of the image; whole numbers where nothing is reduced.
     y, x = height / new_height, width / new_width
     start = (left - before * x, top - above * y)
     end = (left + (new_width + after) * x, top + (new_height + below) * y)
@@ -87,9 +87,9 @@ def read_crop(
 
 
 def read_encoded(path: str | os.PathLike) -> bytes:
-    """A picture as JPEG or PNG: the bytes of the file if it is one of these, else as PNG.
+    """An image as JPEG or PNG: the bytes of the file if it is one of these, else as PNG.
 
-    A picture that EXIF says is to be turned is turned: those who decode records do not read EXIF.
+    An image that EXIF says is to be turned is turned: those who decode records do not read EXIF.
 
     Raises:
       UserError: as `read_image`.
@@ -108,7 +108,7 @@ def read_encoded(path: str | os.PathLike) -> bytes:
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) of the upright picture in a file, of which the header alone is read.
+    """(width, height) of the upright image in a file, of which the header alone is read.
 
     Raises:
       UserError: as `read_image`.
@@ -140,12 +140,12 @@ def _extent(
     before = min(extra, max(first, 0))
     after = min(extra, max(full - first - length, 0))
     inside = max(round(length * scale), 1)
-    # Rounded down, so that the margin lies within the picture.
+    # Rounded down, so that the margin lies within the image.
     return before * inside // length, inside, after * inside // length
 
 
 def _upright(path: str | os.PathLike) -> Image.Image:
-    """The picture in RGB, turned as EXIF says, transparent parts on white."""
+    """The image in RGB, turned as EXIF says, transparent parts on white."""
     with Image.open(path) as image:
         image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
@@ -164,4 +164,4 @@ def _reading(path: str | os.PathLike) -> Iterator[None]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{os.fspath(path)} cannot be read as a picture: {error}") from error
+        raise UserError(f"{os.fspath(path)} cannot be read as an image: {error}") from error

@@ -1,9 +1,9 @@
-"""Records without their pictures: each is replaced by a reference, which says where in the file it
+"""Records without their images: each is replaced by a reference, which says where in the file it
 lies.
 
 Of a long clip a few frames are used. Copying all of them from the file's bytes to a tensor and
 parsing them costs more than half as much as decoding the few. So a large record is read into a
-buffer that is used again, checked, and handed on as a SequenceExample whose pictures are
+buffer that is used again, checked, and handed on as a SequenceExample whose images are
 references; those of the frames that were chosen are then replaced by what they refer to.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-_MAGIC = b"\0mmjaxref"  # no picture begins like this
+_MAGIC = b"\0mmjaxref"  # no image begins like this
 _REFERENCE = struct.Struct(f"<{len(_MAGIC)}sIQQ")  # magic, file, offset, length
 _DELIMITED = 0x0A  # on the wire: field 1, a length and so many bytes
 _FEATURE_LISTS = 0x12  # field 2 of a SequenceExample

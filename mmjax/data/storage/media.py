@@ -2,10 +2,10 @@
 
 Times are seconds from the start of the file as a player counts them: the earliest stream starts at
 0. Frames are sampled by their presentation times, so a variable frame rate needs no special care;
-sound is placed by its own timestamps, so it stays aligned with the picture when the streams start
+sound is placed by its own timestamps, so it stays aligned with the image when the streams start
 at different times or sound is missing in between.
 
-`Media` reads films and sound, `read_frame_folder` a film stored as numbered pictures. For pictures
+`Media` reads films and sound, `read_frame_directory` a film stored as numbered images. For images
 alone see `mmjax.data.storage.image_files`.
 """
 
@@ -39,7 +39,7 @@ class Segment:
     """A decoded segment.
 
     Attributes:
-      frames: one JPEG per frame, the k-th as displayed at `start + k / fps`; empty without picture.
+      frames: one JPEG per frame, the k-th as displayed at `start + k / fps`; empty without image.
       waveform: float32 [round((end - start) * sample_rate)] in [-1, 1]; None without sound.
       start, end: seconds; `end` is earlier than asked for if the file is.
       roi: (top, left, height, width) of the part of the frames that matters; None = all.
@@ -60,7 +60,7 @@ class Media:
 
     Args:
       path: any file FFmpeg reads.
-      video, audio: False leaves out the picture, or the sound.
+      video, audio: False leaves out the image, or the sound.
 
     Raises:
       UserError: no such file, or nothing in it that FFmpeg can decode.
@@ -71,7 +71,7 @@ class Media:
         self._video = _Video.open(self.path) if video else None
         self._audio = _Audio.open(self.path) if audio else None
         if self._video is None and self._audio is None:
-            wanted = [kind for kind, want in (("picture", video), ("sound", audio)) if want]
+            wanted = [kind for kind, want in (("image", video), ("sound", audio)) if want]
             raise UserError(f"{self.path} has no {' and no '.join(wanted)}.")
 
     def __enter__(self) -> Media:
@@ -88,7 +88,7 @@ class Media:
 
     @property
     def has_video(self) -> bool:
-        """Whether there is a picture that is not just cover art."""
+        """Whether there is an image that is not just cover art."""
         return self._video is not None
 
     @property
@@ -158,49 +158,49 @@ class Media:
         return Segment(frames=frames, waveform=waveform, start=start, end=end)
 
 
-def read_frame_folder(
-    folder: str | os.PathLike,
+def read_frame_directory(
+    directory: str | os.PathLike,
     start: float = 0.0,
     end: float | None = None,
     *,
     fps: float,
-    folder_fps: float | None = None,
+    frame_dir_fps: float | None = None,
     size: int | None = None,
     quality: int = 95,
 ) -> Segment:
-    """A segment of a film stored as pictures in a folder, in natural order of their names (2, 10).
+    """A segment of a film stored as images in a folder, in natural order of their names (2, 10).
 
     Args:
-      folder: holds one picture per frame.
+      folder: holds one image per frame.
       start, end, fps, size, quality: as in `Media.read`.
-      folder_fps: frames per second of the pictures; None = `fps`.
+      folder_fps: frames per second of the images; None = `fps`.
 
     Raises:
-      UserError: no pictures, a segment outside of them, or a picture that cannot be read.
+      UserError: no images, a segment outside of them, or an image that cannot be read.
     """
-    names = [name for name in os.listdir(folder) if is_image(name)]
+    names = [name for name in os.listdir(directory) if is_image(name)]
     if not names:
-        raise UserError(f"The folder {os.fspath(folder)} holds no pictures.")
+        raise UserError(f"The folder {os.fspath(directory)} holds no images.")
     names.sort(key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
-    folder_fps = folder_fps or fps
-    end = min(end or math.inf, len(names) / folder_fps)
+    frame_dir_fps = frame_dir_fps or fps
+    end = min(end or math.inf, len(names) / frame_dir_fps)
     if end <= start:
         raise UserError(
-            f"{os.fspath(folder)}: the segment begins at {start:g} s, after the last of "
-            f"{len(names)} pictures at {folder_fps:g} per second."
+            f"{os.fspath(directory)}: the segment begins at {start:g} s, after the last of "
+            f"{len(names)} images at {frame_dir_fps:g} per second."
         )
     frames, last = [], (-1, b"")
     for k in range(_count(start, end, fps)):
-        number = min(math.floor((start + k / fps) * folder_fps + 1e-6), len(names) - 1)
+        number = min(math.floor((start + k / fps) * frame_dir_fps + 1e-6), len(names) - 1)
         if number != last[0]:
-            image = read_image(os.path.join(folder, names[number]), size=size)
+            image = read_image(os.path.join(directory, names[number]), size=size)
             last = number, encode_jpeg(image, quality=quality)
         frames.append(last[1])
     return Segment(frames=frames, waveform=None, start=start, end=end)
 
 
 class _Track:
-    """One stream of a file with its own demuxer, so that picture and sound seek independently."""
+    """One stream of a file with its own demuxer, so that image and sound seek independently."""
 
     kind: str
 
@@ -397,7 +397,7 @@ class _Mono:
     """An uninterrupted run of sound, made mono at another rate.
 
     The detour over 32-bit integers makes FFmpeg scale its downmix so that it cannot exceed 1; as
-    floats, the centre of a stereo recording would come out at 1.41.
+    floats, the center of a stereo recording would come out at 1.41.
     """
 
     def __init__(self, frame: av.AudioFrame, sample_rate: int):

@@ -102,7 +102,7 @@ def encode(example: Example) -> bytes:
     """The example as a serialized SequenceExample in DMVR's layout.
 
     Raises:
-      UserError: a frame that is not a JPEG, another picture that is neither JPEG nor PNG, a roi
+      UserError: a frame that is not a JPEG, another image that is neither JPEG nor PNG, a roi
         that is no rectangle, or a waveform that is not a finite one-dimensional floating-point
         array.
     """
@@ -193,7 +193,7 @@ INT32_DEFECT = (
 )
 _INT32_WAY_OUT = (
     'It can be repaired on reading: say "waveform_format": "int32" in the dataset\'s dataset.json '
-    "(`mmjax index FOLDER` writes one), or build the dataset again with `mmjax build`."
+    "(`mmjax index DIRECTORY` writes one), or build the dataset again with `mmjax build`."
 )
 
 
@@ -222,7 +222,7 @@ def repair_int32_waveform(waveform: np.ndarray) -> np.ndarray:
 
 def encode_jpeg(image: np.ndarray, *, quality: int = 95) -> bytes:
     """uint8 [H, W, 3] as JPEG."""
-    # Chroma is kept at full resolution: on small frames its downsampling smears the colours.
+    # Chroma is kept at full resolution: on small frames its downsampling smears the colors.
     return tf.io.encode_jpeg(image, quality=quality, chroma_downsampling=False).numpy()
 
 
@@ -278,7 +278,7 @@ def _checked_roi(values: Sequence[int] | None, filename: str = "") -> tuple[int,
     if len(roi) != 4 or min(roi) < 0 or 0 in roi[2:]:
         raise UserError(
             f"{ROI[0]}{' of ' + filename if filename else ''} is {list(roi)}; expected top, left, "
-            "height and width in pixels, within the picture and not empty."
+            "height and width in pixels, within the image and not empty."
         )
     return roi
 
@@ -288,7 +288,7 @@ def _put_images(lists, key: str, images: Sequence[bytes], magic: tuple[bytes, ..
         if not image.startswith(magic):
             kinds = " or ".join({_JPEG: "JPEG", _PNG: "PNG"}[m] for m in magic)
             raise UserError(
-                f"{key}: picture {number}{' of ' + filename if filename else ''} is not {kinds} "
+                f"{key}: image {number}{' of ' + filename if filename else ''} is not {kinds} "
                 f"(it begins with {image[:4]!r})."
             )
         lists[key].feature.add().bytes_list.value.append(image)

@@ -29,7 +29,7 @@ class Tokenizer:
 
     Attributes:
       vocab: its file.
-      max_words: length of a row; longer captions are cut.
+      max_tokens: length of a row; longer captions are cut.
       vocab_size: token numbers are in [0, vocab_size).
       pad_id: 0, in every tokenizer.
     """
@@ -37,11 +37,11 @@ class Tokenizer:
     pad_id = 0
     vocab = ""
 
-    def __init__(self, *, vocab_size: int, max_words: int):
-        self.vocab_size, self.max_words = vocab_size, max_words
+    def __init__(self, *, vocab_size: int, max_tokens: int):
+        self.vocab_size, self.max_tokens = vocab_size, max_tokens
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token numbers of each text, at most `max_words`."""
+        """The token numbers of each text, at most `max_tokens`."""
         raise NotImplementedError
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -56,21 +56,21 @@ class Tokenizer:
         raise NotImplementedError
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """int32 [len(texts), max_words], padded with 0; an empty text is all zeros."""
-        rows = np.zeros((len(texts), self.max_words), np.int32)
+        """int32 [len(texts), max_tokens], padded with 0; an empty text is all zeros."""
+        rows = np.zeros((len(texts), self.max_tokens), np.int32)
         present = [number for number, text in enumerate(texts) if text]
         for number, ids in zip(present, self.ids([texts[n] for n in present]), strict=True):
             rows[number, : len(ids)] = ids
         return rows
 
     def encode_tensor(self, texts: tf.Tensor) -> tf.Tensor:
-        """`encode` inside tf.data: string [n] → int32 [n, max_words]."""
+        """`encode` inside tf.data: string [n] → int32 [n, max_tokens]."""
 
         def encode(texts):
             return self.encode([text.decode(errors="replace") for text in texts])
 
         rows = tf.numpy_function(encode, [texts], tf.int32, stateful=False)
-        return tf.ensure_shape(rows, [None, self.max_words])
+        return tf.ensure_shape(rows, [None, self.max_tokens])
 
 
 class WordTokenizer(Tokenizer):
@@ -79,12 +79,12 @@ class WordTokenizer(Tokenizer):
     Args:
       vocab: a file of lines `word` or `number word`; it has <pad> <bos> <eos> <unk>, <pad> is
         number 0.
-      max_words: length of a row.
+      max_tokens: length of a row.
     """
 
-    def __init__(self, vocab: str, *, max_words: int):
+    def __init__(self, vocab: str, *, max_tokens: int):
         self.words = read_word_vocab(vocab)
-        super().__init__(vocab_size=max(self.words.values()) + 1, max_words=max_words)
+        super().__init__(vocab_size=max(self.words.values()) + 1, max_tokens=max_tokens)
         self._unknown = self.words["<unk>"]
         self._table = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(
@@ -95,7 +95,7 @@ class WordTokenizer(Tokenizer):
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [
-            [self.words.get(word, self._unknown) for word in split_words(text)][: self.max_words]
+            [self.words.get(word, self._unknown) for word in split_words(text)][: self.max_tokens]
             for text in texts
         ]
 
@@ -110,15 +110,15 @@ class WordTokenizer(Tokenizer):
         )
         words = tf.strings.split(texts)
         ids = words.with_flat_values(self._table.lookup(words.flat_values))
-        return ids.to_tensor(0, shape=[None, self.max_words])
+        return ids.to_tensor(0, shape=[None, self.max_tokens])
 
 
-class PieceTokenizer(Tokenizer):
+class SubwordTokenizer(Tokenizer):
     """A tokenizer of Hugging Face's `tokenizers` library, with optional marks at both ends.
 
     Args:
       tokenizer: a `tokenizers.Tokenizer` without post-processor.
-      max_words: length of a row, marks included.
+      max_tokens: length of a row, marks included.
       join: makes a text of pieces.
       begin, end: tokens put around each caption.
       clean: what is done to a caption first.
@@ -128,19 +128,19 @@ class PieceTokenizer(Tokenizer):
         self,
         tokenizer,
         *,
-        max_words: int,
+        max_tokens: int,
         join: Callable[[list[str]], str],
         begin: str | None = None,
         end: str | None = None,
         clean: Callable[[str], str] = str,
     ):
-        super().__init__(vocab_size=tokenizer.get_vocab_size(), max_words=max_words)
+        super().__init__(vocab_size=tokenizer.get_vocab_size(), max_tokens=max_tokens)
         self._tokenizer, self._join, self._clean = tokenizer, join, clean
         self._begin = [tokenizer.token_to_id(begin)] if begin else []
         self._end = [tokenizer.token_to_id(end)] if end else []
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        room = self.max_words - len(self._begin) - len(self._end)
+        room = self.max_tokens - len(self._begin) - len(self._end)
         cleaned = [self._clean(text) for text in texts]
         encoded = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
         return [self._begin + encoding.ids[:room] + self._end for encoding in encoded]
@@ -161,10 +161,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     Args:
       vocab: the `.model` file.
-      max_words: length of a row.
+      max_tokens: length of a row.
     """
 
-    def __init__(self, vocab: str, *, max_words: int):
+    def __init__(self, vocab: str, *, max_tokens: int):
         import sentencepiece
 
         try:
@@ -174,17 +174,17 @@ class SentencePieceTokenizer(Tokenizer):
                 f"data.text.vocab={vocab} is not a sentencepiece model: {error}"
             ) from error
         self._raised = int(self._model.pad_id() != 0)
-        super().__init__(vocab_size=len(self._model) + self._raised, max_words=max_words)
+        super().__init__(vocab_size=len(self._model) + self._raised, max_tokens=max_tokens)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._model.encode(list(texts))
-        return [[number + self._raised for number in ids[: self.max_words]] for ids in encoded]
+        return [[number + self._raised for number in ids[: self.max_tokens]] for ids in encoded]
 
     def _text(self, ids: list[int]) -> str:
         return self._model.decode([number - self._raised for number in ids])
 
 
-def make_tokenizer(name: str, *, vocab: str, merges: str = "", max_words: int = 16) -> Tokenizer:
+def make_tokenizer(name: str, *, vocab: str, merges: str = "", max_tokens: int = 16) -> Tokenizer:
     """A tokenizer by name.
 
     Args:
@@ -194,7 +194,7 @@ def make_tokenizer(name: str, *, vocab: str, merges: str = "", max_words: int = 
         `bpe_simple_vocab_16e6.txt.gz` alone (lower-cased, with start and end marks); '' takes that
         of an installed open_clip or clip package, of which nothing is run.
       merges: of 'clip': `merges.txt` beside a `vocab.json`.
-      max_words: length of a row.
+      max_tokens: length of a row.
 
     Raises:
       UserError: an unknown name, or files that are not what the tokenizer needs.
@@ -209,7 +209,7 @@ def make_tokenizer(name: str, *, vocab: str, merges: str = "", max_words: int = 
                 "file. `mmjax vocab` makes "
                 "one of words from a dataset's captions."
             )
-    tokenizer = make(vocab, merges=merges, max_words=max_words)
+    tokenizer = make(vocab, merges=merges, max_tokens=max_tokens)
     tokenizer.vocab = vocab
     return tokenizer
 
@@ -218,8 +218,8 @@ def _installed_clip_file() -> str:
     """CLIP's vocabulary in a package that has it, which is not imported."""
     for package in ("open_clip", "clip"):
         spec = importlib.util.find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            path = os.path.join(folder, CLIP_FILE)
+        for directory in (spec and spec.submodule_search_locations) or ():
+            path = os.path.join(directory, CLIP_FILE)
             if os.path.isfile(path):
                 return path
     raise UserError(
@@ -230,15 +230,15 @@ def _installed_clip_file() -> str:
     )
 
 
-def _word(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
-    return WordTokenizer(vocab, max_words=max_words)
+def _word(vocab: str, *, merges: str, max_tokens: int) -> Tokenizer:
+    return WordTokenizer(vocab, max_tokens=max_tokens)
 
 
-def _sentencepiece(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
-    return SentencePieceTokenizer(vocab, max_words=max_words)
+def _sentencepiece(vocab: str, *, merges: str, max_tokens: int) -> Tokenizer:
+    return SentencePieceTokenizer(vocab, max_tokens=max_tokens)
 
 
-def _bert(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
+def _bert(vocab: str, *, merges: str, max_tokens: int) -> Tokenizer:
     import tokenizers
 
     with open(vocab, encoding="utf-8") as file:
@@ -248,14 +248,14 @@ def _bert(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    return PieceTokenizer(
+    return SubwordTokenizer(
         tokenizer,
-        max_words=max_words,
+        max_tokens=max_tokens,
         join=lambda pieces: " ".join(pieces).replace(" ##", ""),
     )
 
 
-def _clip(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
+def _clip(vocab: str, *, merges: str, max_tokens: int) -> Tokenizer:
     import tokenizers
 
     numbers, pairs = _clip_files(vocab, merges)
@@ -273,8 +273,8 @@ def _clip(vocab: str, *, merges: str, max_words: int) -> Tokenizer:
             tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    return PieceTokenizer(
-        tokenizer, max_words=max_words, join=_clip_text, begin=begin, end=end, clean=_clip_cleaned
+    return SubwordTokenizer(
+        tokenizer, max_tokens=max_tokens, join=_clip_text, begin=begin, end=end, clean=_clip_cleaned
     )
 
 

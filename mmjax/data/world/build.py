@@ -1,6 +1,6 @@
 """A procedural audio-visual world: short scenes seen, heard, described and touched.
 
-A scene is one object on a dark background. Five attributes make it up: a shape, a colour, a size, a
+A scene is one object on a dark background. Five attributes make it up: a shape, a color, a size, a
 texture and a motion; everything else (phase, place, background, loudness, wording, noise) varies at
 random. Each attribute shows in several modalities:
 
@@ -8,19 +8,19 @@ random. Each attribute shows in several modalities:
   shape      outline              timbre: which harmonics sound                outline
   size       45 to 80 % of frame  pitch: 400, 260 or 170 Hz                    extent
   motion     trajectory           envelope, in phase with the trajectory       -
-  colour     hue                  a steady overtone between 2.0 and 3.5 kHz    -
+  color     hue                  a steady overtone between 2.0 and 3.5 kHz    -
   texture    pattern              -                                            relief
 
-Colour would be silent in nature. It is audible here so that held-out clips can be told apart by
-ear: with shape, size and motion alone there are 144 sounds, with colour 1152.
+Color would be silent in nature. It is audible here so that held-out clips can be told apart by
+ear: with shape, size and motion alone there are 144 sounds, with color 1152.
 
 Splits are disjoint in what is combined, not only in examples: of the 1152 combinations of shape,
-colour, size and motion, `test` has 240 and `valid` 96 that no training example shows, chosen by a
+color, size and motion, `test` has 240 and `valid` 96 that no training example shows, chosen by a
 hash of their names. Every value of every attribute occurs in each split. Within a split no
 combination comes twice before all have come once, so the first 240 test clips are all different, to
 the eye, to the ear, and in their captions.
 
-`mmjax.data.world.objects` shows the same shapes and colours in single pictures, some of them in
+`mmjax.data.world.objects` shows the same shapes and colors in single images, some of them in
 evaluation alone.
 
 Everything is a pure function of (config, split, index).
@@ -46,12 +46,12 @@ from mmjax.data.world import render
 from mmjax.data.world.captions import caption, vocabulary
 from mmjax.data.world.config import HELD_OUT, WorldConfig, attributes_of
 from mmjax.data.world.objects import ObjectsConfig
-from mmjax.data.world.render import ATTRIBUTES, COLOURS, MOTIONS, SHAPES, SIZES
+from mmjax.data.world.render import ATTRIBUTES, COLORS, MOTIONS, SHAPES, SIZES
 from mmjax.errors import UserError, choose
 
 __all__ = [
     "ATTRIBUTES",
-    "COLOURS",
+    "COLORS",
     "HELD_OUT",
     "MOTIONS",
     "SHAPES",
@@ -208,7 +208,7 @@ def build_world(
         file.write(
             "\n".join(["<pad>", "<unk>", "<bos>", "<eos>", *vocabulary(still=cfg.STILL)]) + "\n"
         )
-    clips, *colour, power = np.sum(sums, axis=0).tolist()
+    clips, *color, power = np.sum(sums, axis=0).tolist()
     modalities = ["video", "audio", "text", "label", "touch", "mask", "depth", "flow"]
     absent = set() if cfg.dense else {"mask", "depth", "flow"}
     absent |= {"audio"} if cfg.SILENT else set()
@@ -229,7 +229,7 @@ def build_world(
         sample_rate=0.0 if cfg.SILENT else cfg.sample_rate,
         vocabulary="vocab.txt",
         statistics={
-            "rgb_mean": [round(value / clips, 5) for value in colour],
+            "rgb_mean": [round(value / clips, 5) for value in color],
             "waveform_rms": round((power / clips) ** 0.5, 5),
         },
         source={"generator": "mmjax.data.world.build", "version": _VERSION}
@@ -287,7 +287,7 @@ def ensure_world(spec: str = "world", *, cache_dir: str | None = None, workers: 
 
     Args:
       spec: see `parse_spec`.
-      cache_dir: by default `mmjax.cache.cache_folder()`.
+      cache_dir: by default `mmjax.cache.cache_dir()`.
       workers: see `build_world`.
 
     Raises:
@@ -295,9 +295,9 @@ def ensure_world(spec: str = "world", *, cache_dir: str | None = None, workers: 
     """
     name, cfg, splits = parse_spec(spec)
     identity = json.dumps([_VERSION, dataclasses.asdict(cfg), splits], sort_keys=True)
-    folder = cache_dir or cache.cache_folder()
+    directory = cache_dir or cache.cache_dir()
     path = os.path.join(
-        folder, f"world-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+        directory, f"world-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
     )
     if _is_complete(path):
         return path

@@ -18,7 +18,7 @@ WORDS = {
         "heart": ("heart", "valentine", "sweetheart"),
         "moon": ("moon", "crescent", "sickle"),
     },
-    "colour": {
+    "color": {
         "red": ("red", "crimson", "scarlet"),
         "orange": ("orange", "amber", "tangerine"),
         "yellow": ("yellow", "golden", "lemon"),
@@ -90,7 +90,7 @@ def caption(
     if not complete and rng.random() < _OMISSION:
         left_out = kinds[rng.integers(len(kinds))]
         words[left_out] = {"shape": "thing", "motion": "somehow"}.get(left_out, _OMITTED)
-    adjectives = [words[kind] for kind in ("colour", "size", "texture")]
+    adjectives = [words[kind] for kind in ("color", "size", "texture")]
     one, two, three = (adjectives[i] for i in rng.permutation(3))
     templates = _STILL_TEMPLATES if still else _TEMPLATES
     sentence = templates[rng.integers(len(templates))].format(

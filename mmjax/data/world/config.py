@@ -13,7 +13,7 @@ import numpy as np
 
 from mmjax.data.world.render import (
     ATTRIBUTES,
-    COLOURS,
+    COLORS,
     LEAST_SAMPLE_RATE,
     MOTIONS,
     SHAPES,
@@ -107,18 +107,18 @@ def attributes_of(seed: int, split: str, index: int) -> dict[str, str]:
     """What scene `index` of a split shows, by the names in `ATTRIBUTES`."""
     combinations = _combinations(split)
     turn, place = divmod(index, len(combinations))
-    shape, colour, size, motion = combinations[_order(seed, split, turn)[place]]
+    shape, color, size, motion = combinations[_order(seed, split, turn)[place]]
     texture = TEXTURES[
-        (name_hash(f"{seed}/{shape}/{colour}/{size}/{motion}") + turn) % len(TEXTURES)
+        (name_hash(f"{seed}/{shape}/{color}/{size}/{motion}") + turn) % len(TEXTURES)
     ]
-    return dict(shape=shape, colour=colour, size=size, texture=texture, motion=motion)
+    return dict(shape=shape, color=color, size=size, texture=texture, motion=motion)
 
 
 @functools.cache
 def _combinations(split: str) -> list[tuple[str, str, str, str]]:
-    """The (shape, colour, size, motion) of a split, the same for every seed."""
+    """The (shape, color, size, motion) of a split, the same for every seed."""
     everything = sorted(
-        itertools.product(SHAPES, COLOURS, SIZES, MOTIONS),
+        itertools.product(SHAPES, COLORS, SIZES, MOTIONS),
         key=lambda names: name_hash("/".join(names)),
     )
     start = 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmjax.data.world.config import WorldConfig
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
-COLOURS = {
+COLORS = {
     "red": (225, 25, 25),
     "orange": (250, 130, 10),
     "yellow": (245, 230, 40),
@@ -30,7 +30,7 @@ TEXTURES = ("plain", "striped", "checkered", "dotted")
 MOTIONS = ("resting", "swaying", "bouncing", "circling", "spinning", "pulsing")
 ATTRIBUTES = {
     "shape": SHAPES,
-    "colour": tuple(COLOURS),
+    "color": tuple(COLORS),
     "size": tuple(SIZES),
     "texture": TEXTURES,
     "motion": MOTIONS,
@@ -46,26 +46,26 @@ HARMONICS = {  # loudness of the harmonics 1 to 4
     "heart": (1, 1, 0, 1),
     "moon": (1, 1, 1, 1),
 }
-_OVERTONE, _OVERTONE_STEP = 2050.0, 200.0  # Hz: the first colour's, and between colours
+_OVERTONE, _OVERTONE_STEP = 2050.0, 200.0  # Hz: the first color's, and between colors
 _CYCLE = 1.25  # Hz: swaying, circling, pulsing; bouncing touches the ground twice as often
 LEAST_SAMPLE_RATE = 8000  # twice the highest overtone, and some
 # Sight ------------------------------------------------------------------------------------------
 
 
 class Trajectory:
-    """Where the object is: centre (x right, y up) and radius in frame widths, and its angle."""
+    """Where the object is: center (x right, y up) and radius in frame widths, and its angle."""
 
     def __init__(self, rng: np.random.Generator, attributes: dict[str, str], phase: float):
         self.motion, self.phase = attributes["motion"], phase
         self.radius = SIZES[attributes["size"]] / 2 * rng.uniform(0.95, 1.05)
-        self.centre = rng.uniform(-0.03, 0.03, 2)
+        self.center = rng.uniform(-0.03, 0.03, 2)
         self.angle = rng.uniform(-0.12, 0.12)
         self.turn = rng.choice([-1.0, 1.0])
         self.reach = 0.16 - 0.13 * self.radius  # large objects move less, so as to stay in sight
 
     def at(self, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         cycle = 2 * np.pi * (_CYCLE * seconds + self.phase)
-        x, y = (np.full_like(seconds, value) for value in self.centre)
+        x, y = (np.full_like(seconds, value) for value in self.center)
         radius, angle = np.full_like(seconds, self.radius), np.full_like(seconds, self.angle)
         if self.motion == "swaying":
             x = x + self.reach * np.sin(cycle)
@@ -96,15 +96,13 @@ def look(
     inside = _distance(attributes["shape"], u, v)
     cover = np.clip(inside * (radius * size) + 0.5, 0, 1)  # antialiased over a pixel
 
-    colour = np.array(COLOURS[attributes["colour"]], np.float32) + rng.normal(0, 6, 3)
+    color = np.array(COLORS[attributes["color"]], np.float32) + rng.normal(0, 6, 3)
     # Light from the object's own side: without it nobody sees a plain circle spin.
     light = 0.85 + 0.15 * np.clip(u, -1, 1)
     light *= np.where(_pattern(attributes["texture"], u, v) > 0, 1.0, 0.5)
     backdrop = _backdrop(rng, axis)[None]  # [1, H, W, 3]
-    picture = backdrop + cover[..., None] * (
-        light[..., None] * colour.astype(np.float32) - backdrop
-    )
-    frames = np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+    image = backdrop + cover[..., None] * (light[..., None] * color.astype(np.float32) - backdrop)
+    frames = np.clip(image + 0.5, 0, 255).astype(np.uint8)
     return frames, (times, dx, dy, cover, inside)
 
 
@@ -150,19 +148,19 @@ def _pattern(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _backdrop(rng: np.random.Generator, axis: np.ndarray) -> np.ndarray:
-    """A dark picture, float32 [H, W, 3]."""
+    """A dark image, float32 [H, W, 3]."""
     tint = rng.uniform(8, 40) * rng.uniform(0.7, 1.3, 3)
     across, kind = rng.uniform(0, 2 * np.pi), rng.integers(4)
     plane = np.cos(across) * axis[None, :] + np.sin(across) * axis[:, None]
     if kind == 0:
-        grey = np.ones_like(plane)
+        gray = np.ones_like(plane)
     elif kind == 1:
-        grey = 1 + 1.2 * plane
+        gray = 1 + 1.2 * plane
     elif kind == 2:
-        grey = 1 + 0.3 * np.sin(plane * rng.uniform(15, 40))
+        gray = 1 + 0.3 * np.sin(plane * rng.uniform(15, 40))
     else:
-        grey = 1 + 0.25 * rng.standard_normal(plane.shape)
-    return (grey[..., None] * tint).astype(np.float32)
+        gray = 1 + 0.25 * rng.standard_normal(plane.shape)
+    return (gray[..., None] * tint).astype(np.float32)
 
 
 def dense(
@@ -200,7 +198,7 @@ def sound(
         start = rng.uniform(0, 2 * np.pi)
         tones += loudness[harmonic] * np.sin(2 * np.pi * pitch * (harmonic + 1) * seconds + start)
     tones *= 0.3 / np.sqrt((loudness**2).sum() / 2)
-    step = list(COLOURS).index(attributes["colour"])
+    step = list(COLORS).index(attributes["color"])
     overtone = _OVERTONE + _OVERTONE_STEP * step + rng.uniform(-20, 20)
     steady = 0.2 * np.sin(2 * np.pi * overtone * seconds + rng.uniform(0, 2 * np.pi))
     wave = tones * _envelope(attributes["motion"], seconds, phase) + steady
@@ -246,6 +244,6 @@ def touch(rng: np.random.Generator, size: int, attributes: dict[str, str]) -> np
     facing = -(slope_x[..., None] * np.cos(sides) - slope_y[..., None] * np.sin(sides))
     facing /= np.sqrt(1 + slope_x**2 + slope_y**2)[..., None]
     glow = 1 - 0.5 * (axis[None, :] ** 2 + axis[:, None] ** 2)  # lamps are weaker in the corners
-    picture = 105 * glow[..., None] + 150 * facing + 12 * relief[..., None]
-    picture = picture + rng.normal(0, 2, (size, size, 3))
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image = 105 * glow[..., None] + 150 * facing + 12 * relief[..., None]
+    image = image + rng.normal(0, 2, (size, size, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)

@@ -91,7 +91,7 @@ class Features:
             )
         return there
 
-    def labelled(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def labeled(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """`(array, labels)` of the examples that have a label and the modality of this name.
 
         Raises:

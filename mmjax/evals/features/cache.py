@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from mmjax.cache import cache_folder
+from mmjax.cache import cache_dir
 
 _FORMAT = 1  # of the files; another number finds none of them
 _FIELDS = ("output", "field")  # what the model gave, and what the data did
@@ -40,7 +40,7 @@ def path_of(key: Mapping[str, Any], name: str) -> pathlib.Path:
     text = json.dumps({"format": _FORMAT, **key}, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]
     slug = re.sub(r"[^\w.-]+", "_", name)[:60]
-    return cache_folder() / "features" / f"{slug}-{digest}.npz"
+    return cache_dir() / "features" / f"{slug}-{digest}.npz"
 
 
 def read(path: pathlib.Path, names: Collection[str]) -> tuple[Arrays, Arrays] | None:
@@ -114,7 +114,7 @@ def _source_identity(source: Any) -> dict[str, Any]:
         "info": dataclasses.asdict(info) if dataclasses.is_dataclass(info) else vars(info),
     }
     if source.files is not None:
-        described = os.path.join(source.folder, "dataset.json")
+        described = os.path.join(source.directory, "dataset.json")
         return found | {"files": _stats([described, *map(os.fspath, source.files)])}
     places = [source.where(record) for record in range(source.num_examples)]
     files = dict.fromkeys(_file_of(place) for place in places)

@@ -131,7 +131,7 @@ class FeatureStore:
     def pick(self, state: Mapping[str, Any], request: Request, ids: np.ndarray) -> Features:
         """`get` of some examples alone, ordered by their ids and not kept for others.
 
-        For outputs that are too large to hold for every example, such as pictures.
+        For outputs that are too large to hold for every example, such as images.
 
         Args:
           ids: example ids that the request has.

@@ -21,7 +21,7 @@ from mmjax.errors import UserError
 from mmjax.evals import metrics
 from mmjax.evals.probes import logistic, vatt_head
 
-STRENGTHS = tuple(10.0**e for e in range(-4, 3))
+DEFAULT_CS = tuple(10.0**e for e in range(-4, 3))
 _CHOICE_TOLERANCE = 1e-4  # enough to rank strengths; the chosen one is then solved to the end
 _NEVER = -1e9  # the score of a class that no training example has
 
@@ -47,7 +47,7 @@ def fit_logistic(
     *,
     num_classes: int,
     held_out: np.ndarray | None = None,
-    strengths: Sequence[float] = STRENGTHS,
+    Cs: Sequence[float] = DEFAULT_CS,
     validation: float = 0.2,
     standardize: bool = True,
     average: str = "probabilities",
@@ -59,7 +59,7 @@ def fit_logistic(
     Args:
       x, labels, num_classes: see above; each of V views counts 1 / V.
       held_out: bool [N], the examples to choose C on; default a part that is drawn.
-      strengths: values of scikit-learn's C to choose from, see `choose_strength`.
+      strengths: values of scikit-learn's C to choose from, see `choose_C`.
       validation: fraction of the examples in that part.
       standardize: subtract the training mean and divide by the training deviation of each feature.
       average: 'probabilities' or 'logits' of the views of an example are averaged.
@@ -73,11 +73,11 @@ def fit_logistic(
     rows = jnp.asarray(prepare(x).reshape(-1, x.shape[-1]))
     targets = jnp.asarray(np.repeat(targets, views, axis=0))
 
-    def solve(strength, examples, start, tolerance=_CHOICE_TOLERANCE):
+    def solve(C, examples, start, tolerance=_CHOICE_TOLERANCE):
         return logistic.fit(
             rows,
             targets,
-            strength=strength,
+            C=C,
             kind=kind,
             weight=np.repeat(examples, views) / views,
             start=start,
@@ -86,8 +86,8 @@ def fit_logistic(
         )
 
     part = functools.partial(part_to_choose_on, labels, validation, seed, held_out)
-    strength, start = choose_strength(prepare, x, labels, strengths, part, solve)
-    solution = solve(strength, np.ones(len(labels), bool), start, tolerance=1e-6)
+    C, start = choose_C(prepare, x, labels, Cs, part, solve)
+    solution = solve(C, np.ones(len(labels), bool), start, tolerance=1e-6)
     if solution.iterations >= max_iterations:
         logging.warning(
             "Linear probe: not converged after %d iterations (gradient %.1e of the first).",
@@ -96,7 +96,7 @@ def fit_logistic(
         )
     return Fitted(
         scores=lambda x: average_views(solution.logits(prepare(x)), average, kind),
-        facts={"C": strength},
+        facts={"C": C},
     )
 
 
@@ -106,7 +106,7 @@ def fit_svm(
     *,
     num_classes: int,
     held_out: np.ndarray | None = None,
-    strengths: Sequence[float] = (6e-5,),
+    Cs: Sequence[float] = (6e-5,),
     validation: float = 0.2,
     standardize: bool = False,
     seed: int = 0,
@@ -114,7 +114,7 @@ def fit_svm(
     """Linear SVMs, one against the rest with squared hinge loss: scikit-learn's LinearSVC.
 
     The default C is the one in a comment of VATT's code, which does not scale features. MMV, whose
-    protocol VATT's paper follows, publishes `standardize=True, strengths=(1e-3,)`. Both average the
+    protocol VATT's paper follows, publishes `standardize=True, Cs=(1e-3,)`. Both average the
     decision function over the views of a test example.
 
     Args:
@@ -134,10 +134,10 @@ def fit_svm(
     prepare = standardization(x) if standardize else as_float32
     rows, targets = prepare(x).reshape(-1, x.shape[-1]), np.repeat(labels, views)
 
-    def solve(strength, examples, _):
+    def solve(C, examples, _):
         chosen = np.repeat(examples, views)
         weight = None if views == 1 else np.full(chosen.sum(), 1.0 / views)
-        machine = LinearSVC(C=strength, random_state=seed)
+        machine = LinearSVC(C=C, random_state=seed)
         machine.fit(rows[chosen], targets[chosen], sample_weight=weight)
         kernel = np.zeros((rows.shape[1], num_classes), np.float32)
         bias = np.full(num_classes, _NEVER, np.float32)
@@ -147,11 +147,11 @@ def fit_svm(
         return logistic.Linear(kernel, bias)
 
     part = functools.partial(part_to_choose_on, labels, validation, seed, held_out)
-    strength, _ = choose_strength(prepare, x, labels, strengths, part, solve)
-    machine = solve(strength, np.ones(len(labels), bool), None)
+    C, _ = choose_C(prepare, x, labels, Cs, part, solve)
+    machine = solve(C, np.ones(len(labels), bool), None)
     return Fitted(
         scores=lambda x: machine.logits(prepare(x)).mean(axis=1),
-        facts={"C": strength},
+        facts={"C": C},
         probabilistic=False,
     )
 
@@ -171,7 +171,7 @@ def fit_vatt(
     Args:
       x, labels, num_classes: see above, labels int [N]; every view is an example of its own.
       epochs: passes over the examples.
-      seed: of initialisation, order and dropout.
+      seed: of initialization, order and dropout.
 
     Raises:
       UserError: multi-label data.
@@ -211,16 +211,16 @@ def part_to_choose_on(
     if not held_out.any() or held_out.all():
         raise UserError(
             f"{len(labels)} examples cannot be split with validation={fraction}; give one value "
-            "in strengths=(C,) of classifier='logistic' or 'svm' to skip the choice."
+            "in Cs=(C,) of classifier='logistic' or 'svm' to skip the choice."
         )
     return held_out
 
 
-def choose_strength(
+def choose_C(
     prepare: Callable[[np.ndarray], np.ndarray],
     x: np.ndarray,
     labels: np.ndarray,
-    strengths: Sequence[float],
+    Cs: Sequence[float],
     part: Callable[[], np.ndarray],
     solve: Callable[[float, np.ndarray, Any], Any],
 ) -> tuple[float, Any]:
@@ -238,13 +238,13 @@ def choose_strength(
     Raises:
       UserError: several strengths, but too few examples for a validation part.
     """
-    if len(strengths) == 1:
-        return float(strengths[0]), None
+    if len(Cs) == 1:
+        return float(Cs[0]), None
     held_out = part()
     best, solution = None, None
     x, right = prepare(x[held_out]), labels[held_out]
-    for strength in sorted(strengths):
-        solution = solve(strength, ~held_out, solution)
+    for C in sorted(Cs):
+        solution = solve(C, ~held_out, solution)
         logits = solution.logits(x).mean(axis=1)
         if right.ndim == 1:
             loss = metrics.softmax_cross_entropy(logits, right)
@@ -252,7 +252,7 @@ def choose_strength(
         else:
             score = (-metrics.sigmoid_cross_entropy(logits, right),)
         if best is None or score > best[0]:
-            best = (score, float(strength), solution)
+            best = (score, float(C), solution)
     return best[1:]
 
 

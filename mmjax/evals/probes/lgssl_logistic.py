@@ -192,11 +192,11 @@ def fit(
     labels: np.ndarray | jax.Array,
     *,
     num_classes: int,
-    strength: float,
+    C: float,
     weight: np.ndarray | None = None,
     max_iterations: int = 1000,
 ) -> Solution:
-    """Minimise `mean cross-entropy + 0.5 / C * |W|`, from zeros.
+    """Minimize `mean cross-entropy + 0.5 / C * |W|`, from zeros.
 
     Args:
       x: [N, D] features.
@@ -213,14 +213,14 @@ def fit(
         x,
         jnp.asarray(labels, jnp.int32),
         weight,
-        jnp.float32(0.5 / strength),
+        jnp.float32(0.5 / C),
         num_classes=num_classes,
         max_iterations=max_iterations,
     )
     theta = np.asarray(theta)
     if not np.isfinite(theta).all():
         raise FloatingPointError(
-            f"Logistic regression on {x.shape} features, C={strength:g}, gives parameters that are "
+            f"Logistic regression on {x.shape} features, C={C:g}, gives parameters that are "
             "not finite: the features are not, or are too large for float32."
         )
     return Solution(theta[:-1], theta[-1], float(objective), int(iterations), int(evaluations))

@@ -39,7 +39,7 @@ def search(score: Callable[[float], float]) -> tuple[float, float]:
     Args:
       score: how good a value of C is; called once for each value.
     """
-    coarse = [score(strength) for strength in COARSE]
+    coarse = [score(C) for C in COARSE]
     best = COARSE[int(np.argmax(coarse))]
     known = {float(np.float32(c)): value for c, value in zip(COARSE, coarse, strict=True)}
     found = (best, max(coarse))
@@ -117,32 +117,32 @@ def fit_sweep(
     validation_x, right = x[held_out], labels[held_out]
     in_training = len(np.unique(labels[~held_out]))
 
-    def score(strength: float) -> float:
-        found = logits(solve(strength, weights(~held_out)), validation_x)
+    def score(C: float) -> float:
+        found = logits(solve(C, weights(~held_out)), validation_x)
         if metric == "top1":
             return metrics.top_k_accuracy(found, right, 1)
         return mean_per_class(found, right, in_training)
 
-    strength, best = search(score)
-    if strength in (COARSE[0], COARSE[-1]):
-        logging.warning("Linear probe: the best C=%g is at the end of the search.", strength)
-    solution = solve(strength, weights(np.ones(len(labels), bool)))
+    C, best = search(score)
+    if C in (COARSE[0], COARSE[-1]):
+        logging.warning("Linear probe: the best C=%g is at the end of the search.", C)
+    solution = solve(C, weights(np.ones(len(labels), bool)))
     return classifiers.Fitted(
         scores=lambda x: logits(solution, x),
-        facts={"C": strength, f"valid_{metric}": best},
+        facts={"C": C, f"valid_{metric}": best},
     )
 
 
 def _norm(rows: Any, targets: np.ndarray, num_classes: int, max_iterations: int) -> Callable:
     targets = jnp.asarray(targets)
 
-    def solve(strength: float, weight: np.ndarray) -> logistic.Linear:
+    def solve(C: float, weight: np.ndarray) -> logistic.Linear:
         # Every fit begins with zeros, as published: where it starts decides where it ends.
         return lgssl_logistic.fit(
             rows,
             targets,
             num_classes=num_classes,
-            strength=strength,
+            C=C,
             weight=weight,
             max_iterations=max_iterations,
         )
@@ -154,18 +154,18 @@ def _squared(rows: Any, targets: np.ndarray, num_classes: int, max_iterations: i
     one_hot = jnp.asarray(np.eye(num_classes, dtype=np.float32)[targets])
     solutions: dict[float, logistic.Solution] = {}  # for others to start from: it is convex
 
-    def solve(strength: float, weight: np.ndarray) -> logistic.Linear:
-        near = min(solutions, key=lambda c: abs(math.log(c / strength)), default=None)
-        solutions[strength] = logistic.fit(
+    def solve(C: float, weight: np.ndarray) -> logistic.Linear:
+        near = min(solutions, key=lambda c: abs(math.log(c / C)), default=None)
+        solutions[C] = logistic.fit(
             rows,
             one_hot,
-            strength=strength,
+            C=C,
             weight=weight,
             start=solutions.get(near),
             tolerance=1e-6,  # where the penalty is weak, less would be another classifier
             max_iterations=max_iterations,
         )
-        return solutions[strength]
+        return solutions[C]
 
     return solve
 

@@ -1,4 +1,4 @@
-"""L2-regularised logistic regression by L-BFGS, the whole optimisation inside one jitted program.
+"""L2-regularized logistic regression by L-BFGS, the whole optimization inside one jitted program.
 
 The objective is scikit-learn's, `0.5 |W|^2 + C * sum_i w_i * loss_i` with a free bias, divided by
 `C * sum_i w_i` so that tolerances do not depend on the number of examples.
@@ -99,7 +99,7 @@ def _inverse_hessian(x: jax.Array, weight: jax.Array, penalty: jax.Array) -> jax
     Args:
       x: [N, D].
       weight: [N], weight of each example times p (1 - p) of its classes.
-      penalty: what the regularisation adds to the diagonal.
+      penalty: what the regularization adds to the diagonal.
     """
     x = jnp.pad(x, ((0, 0), (0, 1)), constant_values=1.0)  # with the bias
     hessian = _matmul(x.T, weight[:, None] * x)
@@ -149,7 +149,7 @@ def _probabilities(logits: jax.Array, kind: Kind) -> jax.Array:
 
 
 def _line_search(slope_and_curvature, slope: jax.Array) -> jax.Array:
-    """The step that (nearly) minimises a convex function along a direction.
+    """The step that (nearly) minimizes a convex function along a direction.
 
     Works on derivatives, which keep their digits in float32 where differences of losses have none
     left.
@@ -244,19 +244,19 @@ def fit(
     x: np.ndarray | jax.Array,
     targets: np.ndarray | jax.Array,
     *,
-    strength: float,
+    C: float,
     kind: Kind = "softmax",
     weight: np.ndarray | None = None,
     start: Solution | None = None,
     tolerance: float = 1e-6,
     max_iterations: int = 1000,
 ) -> Solution:
-    """Minimise `0.5 |W|^2 + C * sum_i w_i * loss_i`.
+    """Minimize `0.5 |W|^2 + C * sum_i w_i * loss_i`.
 
     Args:
       x: [N, D] features.
       targets: [N, C], one-hot or soft for softmax, 0 or 1 for sigmoid (a problem for each class).
-      strength: C, scikit-learn's inverse regularisation.
+      strength: C, scikit-learn's inverse regularization.
       kind: 'softmax' (multinomial) or 'sigmoid' (multi-label).
       weight: [N] weights of the examples, 0 to leave one out; default 1.
       start: where to start from, e.g. the solution for another strength; default zeros.
@@ -274,7 +274,7 @@ def fit(
         x,
         targets,
         jnp.asarray(weight, jnp.float32),
-        jnp.float32(1.0 / (strength * weight.sum())),
+        jnp.float32(1.0 / (C * weight.sum())),
         tolerance=jnp.float32(tolerance),
         kind=kind,
     )

@@ -112,7 +112,7 @@ def fit(x: np.ndarray, labels: np.ndarray, *, num_classes: int, epochs: int, see
       x: [N, D]; labels: int [N].
       num_classes: C.
       epochs: passes over the examples.
-      seed: of initialisation, orders and dropout.
+      seed: of initialization, orders and dropout.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
     params = init(init_key, x.shape[1], num_classes)

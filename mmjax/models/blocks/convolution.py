@@ -1,6 +1,6 @@
 """What the convolutional towers share: units, options, recomputation, pooling and FLOPs.
 
-Sources: batch normalisation, Ioffe & Szegedy 2015; settings as in VATT's published code.
+Sources: batch normalization, Ioffe & Szegedy 2015; settings as in VATT's published code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _keep_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
 
 # The names of the transformers' policies, so that one setting serves all towers of a model. What a
 # convolution gives is here what a product with parameters is there: 'dots' keeps it, and computes
-# normalisation, ReLU and pooling again.
+# normalization, ReLU and pooling again.
 REMAT_POLICIES: dict[str, Any] = {**transformer.REMAT_POLICIES, "dots": _keep_convolutions}
 
 
@@ -137,8 +137,8 @@ class Unit(nnx.Module):
       feature_groups: of channels, each of which sees its own part of the input's alone; as many as
         channels make a depthwise convolution.
       relu: end with ReLU.
-      scale_init: initialiser of BatchNorm's scale.
-      rngs: for initialisation.
+      scale_init: initializer of BatchNorm's scale.
+      rngs: for initialization.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ def draw_kernels(module: nnx.Module, key: jax.Array, *, init: str = "glorot") ->
     """Draws the kernels of all convolutions in `module`.
 
     One draw is cut into kernels because a draw for each of a hundred would take most of the time to
-    compile an initialisation.
+    compile an initialization.
 
     Args:
       module: with kernels of any value.

@@ -51,7 +51,7 @@ class FACHead(nnx.Module):
       fine: width of the space of video and audio.
       coarse: width of the space of video and text.
       param_dtype: of parameters.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class FACHead(nnx.Module):
     def __call__(self, pooled: Mapping[str, jax.Array], *, train: bool) -> dict[str, jax.Array]:
         """{'video/audio': [N, fine], 'audio/video', 'video/text': [N, coarse], 'text/video'}.
 
-        'a/b' is a embedded for comparison with b, not normalised. Outputs of modalities that are
-        not given are left out. `train` normalises by the batch and updates the statistics.
+        'a/b' is a embedded for comparison with b, not normalized. Outputs of modalities that are
+        not given are left out. `train` normalizes by the batch and updates the statistics.
         """
         out = {}
         if "video" in pooled:
@@ -120,7 +120,7 @@ class JointHead(nnx.Module):
       widths: {modality: width of its pooled features}.
       joint: width of the space.
       param_dtype: of parameters.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class ProjectionMLP(nnx.Module):
       dims: width of each layer; one is a linear map.
       final_norm: BatchNorm after the last layer too.
       param_dtype: of parameters.
-      rngs: for initialisation, PyTorch's default of dense layers.
+      rngs: for initialization, PyTorch's default of dense layers.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class ProjectionMLP(nnx.Module):
         self.in_features, self.out_features = in_features, dims[-1]
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, in_features] → float32 [B, dims[-1]]; `train` normalises by the batch and updates the
+        """[B, in_features] → float32 [B, dims[-1]]; `train` normalizes by the batch and updates the
         statistics."""
         x = x.astype(jnp.float32)
         last = len(self.linear) - 1

@@ -55,9 +55,9 @@ class PatchEmbedding(nnx.Module):
       patch_size: along each axis of the input.
       channels: of the input.
       use_bias: add one.
-      kernel_init: initialiser of the kernel.
-      bias_init: initialiser of the bias.
-      rngs: for initialisation.
+      kernel_init: initializer of the kernel.
+      bias_init: initializer of the bias.
+      rngs: for initialization.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class TokenTransformer(nnx.Module):
       swap_axes: see `Positions`.
       own_encoder: False for a tower whose tokens go through an encoder that it shares with others:
         the caller runs `embed`, that encoder, and `finish`.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     # Options that a kind of tower decides, unless its own constructor takes them.
@@ -188,7 +188,7 @@ class PatchTransformer(TokenTransformer):
         VATT does.
       pre_projection: a dense layer with GELU between patches and positions (VATT's
         modality-agnostic checkpoints).
-      rngs: for initialisation.
+      rngs: for initialization.
       **options: of `TokenTransformer`.
     """
 

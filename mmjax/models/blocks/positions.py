@@ -60,7 +60,7 @@ class Positions(nnx.Module):
       param_dtype: of the tables.
       swap_axes: lay two axes out as VATT's spectrogram transformer does, the second outermost
         although tokens are flattened first axis outermost. Only for weights trained that way.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(

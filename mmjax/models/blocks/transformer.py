@@ -58,7 +58,7 @@ class EncoderConfig:
       activation: 'relu', 'gelu' (erf form), 'quick_gelu' (x · sigmoid(1.702 x), OpenAI's CLIP),
         'swish', or 'geglu' (gated GELU).
       use_bias: biases in attention and feed-forward.
-      pre_norm: normalise before each part and once at the end; False: after each residual sum.
+      pre_norm: normalize before each part and once at the end; False: after each residual sum.
       attention_norm, mlp_norm, final_norm: 'layer' (mean, variance, scale, bias) or 'rms' (scale);
         `final_norm` may be 'none'.
       epsilon: of the norms.

@@ -22,7 +22,7 @@ class WaveformTransformer(PatchTransformer):
       patch_size: samples of a patch.
       buckets: rows of the table of positions.
       keep_tokens: fraction that DropToken keeps.
-      rngs: for initialisation.
+      rngs: for initialization.
       **options: of `PatchTransformer`.
     """
 
@@ -59,7 +59,7 @@ class SpectrogramTransformer(PatchTransformer):
       patch_size: frames and bins of a patch.
       buckets: rows of the temporal and spectral table of positions.
       swap_axes: see above.
-      rngs: for initialisation.
+      rngs: for initialization.
       **options: of `PatchTransformer`.
     """
 

@@ -1,4 +1,4 @@
-"""CLIP's text towers, `clip_text_*`; its pictures' towers are `clip_vit_*` of `mmjax.models.towers.vit`.
+"""CLIP's text towers, `clip_text_*`; its images' towers are `clip_vit_*` of `mmjax.models.towers.vit`.
 
 Sources: CLIP (Radford et al. 2021), sizes as in its published code and in OpenCLIP; `tiny` is ours.
 """
@@ -29,7 +29,7 @@ class ClipText(nnx.Module):
       vocab_size: rows of the table of tokens.
       context_length: rows of the table of positions, the most ids that a text may have.
       projection: width of a dense layer on the pooled features; 0 for none.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     input_ndim = 1
@@ -82,7 +82,7 @@ class ClipText(nnx.Module):
         if shape[0] > len(self.positions):
             raise UserError(
                 f"Texts of {shape[0]} ids came to a tower for {len(self.positions)}; lower "
-                "data.text.max_words or raise context_length (model.text)."
+                "data.text.max_tokens or raise context_length (model.text)."
             )
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:

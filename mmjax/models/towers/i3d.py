@@ -43,7 +43,7 @@ class Mixed(nnx.Module):
       cfg: options of the tower.
       in_features: channels of the input.
       channels: of b0, b1a, b1b, b2a, b2b, b3, before the multiplier.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class I3D(ConvolutionTower):
       dtype: of computation; BatchNorm runs in float32.
       param_dtype: of parameters.
       remat: what the backward pass keeps, see `ConvolutionConfig`; its blocks are the `mixed_*`.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     input_ndim = 4

@@ -1,4 +1,4 @@
-"""ResNets over single pictures as torchvision has them: `resnet18` of touch sensors, `resnet50`.
+"""ResNets over single images as torchvision has them: `resnet18` of touch sensors, `resnet50`.
 
 Source: He et al. 2016, with torchvision's padding and its stride in the 3×3 convolution ("v1.5");
 `resnet18` as in TVL (Fu et al. 2024, arXiv 2402.13232).
@@ -39,7 +39,7 @@ class Block(ResidualBlock):
 
 
 class ImageResNet(ResNet):
-    """Pictures [N, H, W, 3] of any size → the mean of the last feature map → projection.
+    """Images [N, H, W, 3] of any size → the mean of the last feature map → projection.
 
     Unlike torch's, running variances are of the biased kind (see `Unit`): with the thousands of
     values that a channel has in a batch, the same.
@@ -50,7 +50,7 @@ class ImageResNet(ResNet):
         default; torchvision's and LGSSL's (but for SimSiam) start at 1.
       projection: width of a dense layer, in float32, on the pooled features; 0 for none.
       drop_rate: of dropout before it.
-      rngs: for initialisation.
+      rngs: for initialization.
       **options: of `ResNet`.
     """
 
@@ -100,7 +100,7 @@ class ImageResNet(ResNet):
         return pooled, tokens
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
-        """Forward operations for one picture of this shape, the same in training."""
+        """Forward operations for one image of this shape, the same in training."""
         total = super().flops(shape, train=train)
         if hasattr(self, "projection"):
             total += 2.0 * self.projection.in_features * self.projection.out_features

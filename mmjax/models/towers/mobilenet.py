@@ -1,4 +1,4 @@
-"""MobileNetV2 over single pictures, as torchvision has it: the tower `mobilenet_v2`.
+"""MobileNetV2 over single images, as torchvision has it: the tower `mobilenet_v2`.
 
 Source: Sandler et al. 2018, MobileNetV2: Inverted Residuals and Linear Bottlenecks, arXiv
 1801.04381; padding, initial values and the rounding of channels as torchvision's.
@@ -53,7 +53,7 @@ class InvertedResidual(nnx.Module):
       out_features: channels of the output.
       expansion: inner channels over those of the input; with 1 there is no `expand`.
       stride: of the 3×3 convolution.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class InvertedResidual(nnx.Module):
 
 
 class MobileNetV2(ConvolutionTower):
-    """Pictures [N, H, W, 3] of any size → features of width 1280, the mean of the last map.
+    """Images [N, H, W, 3] of any size → features of width 1280, the mean of the last map.
 
     Args:
       groups: (expansion, channels, blocks, stride) of each group of blocks; the stride is its first
@@ -104,7 +104,7 @@ class MobileNetV2(ConvolutionTower):
       dtype: of computation; BatchNorm runs in float32.
       param_dtype: of parameters.
       remat: what the backward pass keeps, see `ConvolutionConfig`.
-      rngs: for initialisation.
+      rngs: for initialization.
 
     Raises:
       UserError: groups that are none.

@@ -37,7 +37,7 @@ TOWERS: dict[str, tuple[str, type, dict[str, Any]]] = {
     **{n: ("touch", image_resnet.ImageResNet, c) for n, c in image_resnet.TOUCH_CONFIGS.items()},
 }
 MODALITIES = tuple(dict.fromkeys(modality for modality, *_ in TOWERS.values()))
-# Modalities that come as single pictures take each other's towers.
+# Modalities that come as single images take each other's towers.
 _PICTURES = ("image", "touch")
 ENCODER_OPTIONS = tuple(field.name for field in dataclasses.fields(EncoderConfig))
 
@@ -89,7 +89,7 @@ def build_tower(
 
     Args:
       spec: a name in `TOWERS`, or a dict of `name` and options that go before the named ones'.
-      rngs: for initialisation.
+      rngs: for initialization.
       encoder: of the module that this tower shares it with; None gives it its own.
       **shared: options for all towers of a model; those that a tower does not have are left out.
 
@@ -132,7 +132,7 @@ class Towers(nnx.Module):
       towers: {modality: spec of `build_tower`}.
       encoder: options of one encoder for all towers, the attribute `encoder`; None gives each its
         own.
-      rngs: for initialisation.
+      rngs: for initialization.
       **shared: options for all towers (dtype, remat, dropout_rate, …).
 
     Raises:

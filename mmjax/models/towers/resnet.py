@@ -16,7 +16,7 @@ from flax import nnx
 from mmjax.errors import UserError
 from mmjax.models.blocks.convolution import ConvolutionConfig, ConvolutionTower, Unit, draw_kernels
 
-# The temporal shift takes 1/8 of the channels from either neighbour (Lin et al. 2019).
+# The temporal shift takes 1/8 of the channels from either neighbor (Lin et al. 2019).
 _SHIFT_SHARE = 8
 
 
@@ -57,7 +57,7 @@ class ResidualBlock(nnx.Module):
       project: add a strided 1×1 unit of the input, `shortcut`, not the input itself.
       zero_init_last: the last BatchNorm's scale starts at 0, so that a new block without `project`
         is a ReLU.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class ResNet(ConvolutionTower):
       dtype: of computation; BatchNorm runs in float32.
       param_dtype: of parameters.
       remat: what the backward pass keeps, see `ConvolutionConfig`.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     # Options that a kind of tower decides, unless its own constructor takes them.
@@ -236,7 +236,7 @@ class ResNet2D(ResNet):
     TensorFlow's SAME. Any size will do.
 
     Args:
-      rngs: for initialisation.
+      rngs: for initialization.
       **options: of `ResNet`.
     """
 
@@ -252,12 +252,12 @@ class TemporalShiftResNet(ResNet):
     A ResNet over frames in which the residual branch of each block first shifts 1/4 of its channels
     by a frame (`temporal_shift`); the output is the mean over time and space. MMV (Alayrac et al.
     2020) and VATT compare with such a backbone. This one is our reading of the papers, on the
-    blocks of `ResNet2D`: MMV's own code normalises before each convolution, so the weights it came
+    blocks of `ResNet2D`: MMV's own code normalizes before each convolution, so the weights it came
     with do not fit, and VATT published neither code nor weights of it.
 
     Args:
       channels: of a frame.
-      rngs: for initialisation.
+      rngs: for initialization.
       **options: of `ResNet`.
     """
 

@@ -57,7 +57,7 @@ class T5Text(nnx.Module):
       embedding_dim: width of the table.
       num_buckets: of relative positions.
       max_distance: of relative positions.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     input_ndim = 1
@@ -135,7 +135,7 @@ class BertText(TokenTransformer):
       projection_bias: give the projection of the embeddings a bias, as VATT's unified model does.
       outer_agg: another learned token in front of the embeddings, besides the one that is pooled:
         what VATT's published bert_small has by inheriting T5's options.
-      rngs: for initialisation.
+      rngs: for initialization.
       **options: of `TokenTransformer`.
     """
 
@@ -201,7 +201,7 @@ class LinearText(nnx.Module):
       pool_padding: let padding take part in the maximum, as VATT's published code does.
       dtype: of computation.
       param_dtype: of parameters.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     input_ndim = 1

@@ -23,7 +23,7 @@ class VideoTransformer(PatchTransformer):
       buckets: rows of the temporal, vertical and horizontal table of positions.
       channels: of a frame.
       keep_tokens: fraction that DropToken keeps.
-      rngs: for initialisation.
+      rngs: for initialization.
       **options: of `PatchTransformer`.
     """
 

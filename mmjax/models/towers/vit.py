@@ -1,7 +1,7 @@
-"""Towers over single pictures, `vit_*_patch16_224` of touch sensors and `clip_vit_*` of cameras.
+"""Towers over single images, `vit_*_patch16_224` of touch sensors and `clip_vit_*` of cameras.
 
 Sources: ViT (Dosovitskiy et al. 2021) as in the library timm for touch (TVL: Fu et al. 2024, arXiv
-2402.13232), as in CLIP (Radford et al. 2021) and OpenCLIP for pictures.
+2402.13232), as in CLIP (Radford et al. 2021) and OpenCLIP for images.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _CHANNELS = 3
 
 
 class ImageTransformer(nnx.Module):
-    """Square pictures [N, image_size, image_size, 3] → patches, a class token, one encoder.
+    """Square images [N, image_size, image_size, 3] → patches, a class token, one encoder.
 
     The tower computes pooling and what follows it in float32.
 
     Args:
       encoder: options of the encoder. Its `kernel_init` also says how the rest starts.
-      image_size: rows and columns of a picture.
+      image_size: rows and columns of an image.
       patch_size: rows and columns of a patch; divides `image_size`.
       patch_bias: give the embedding of patches a bias.
-      input_norm: normalise the tokens before the encoder (CLIP's ln_pre; parameters `pre_norm`).
+      input_norm: normalize the tokens before the encoder (CLIP's ln_pre; parameters `pre_norm`).
       pool: 'class' (the class token) or 'mean' (of all others).
-      pool_norm: normalise the pooled features (timm's fc_norm).
+      pool_norm: normalize the pooled features (timm's fc_norm).
       projection: width of a dense layer on the pooled features; 0 for none.
       projection_bias: give it a bias.
       drop_rate: of dropout before it.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     input_ndim = 3
@@ -99,7 +99,7 @@ class ImageTransformer(nnx.Module):
 
     @property
     def num_patches(self) -> int:
-        """Patches of a picture."""
+        """Patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
     def __call__(
@@ -108,15 +108,15 @@ class ImageTransformer(nnx.Module):
         """Encodes a batch.
 
         Args:
-          x: float [N, image_size, image_size, 3], normalised as the weights want it.
+          x: float [N, image_size, image_size, 3], normalized as the weights want it.
           key: randomness of dropout and stochastic depth; None turns both off (evaluation).
 
         Returns:
           Pooled features, float32 [N, out_features], and the tokens of the patches as they leave
-          the encoder, [N, num_patches, width], rows of the picture outermost.
+          the encoder, [N, num_patches, width], rows of the image outermost.
 
         Raises:
-          UserError: pictures of another size.
+          UserError: images of another size.
         """
         self._check(x.shape[1:])
         encoder_key, head_key = split_key(key, 2)
@@ -143,12 +143,12 @@ class ImageTransformer(nnx.Module):
         expected = (self.image_size, self.image_size, _CHANNELS)
         if tuple(shape) != expected:
             raise UserError(
-                f"A picture of shape {tuple(shape)} came to a tower for {expected}; change the "
-                "size of the pictures (data.….size) or image_size (model.…)."
+                f"An image of shape {tuple(shape)} came to a tower for {expected}; change the "
+                "size of the images (data.….size) or image_size (model.…)."
             )
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
-        """Forward operations for one picture of this shape."""
+        """Forward operations for one image of this shape."""
         del train  # no token is dropped
         self._check(shape)
         patch = self.patch_size * self.patch_size * _CHANNELS

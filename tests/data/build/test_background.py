@@ -99,7 +99,7 @@ def test_dataset_records_are_selected_by_class_and_caption(tmp_path, capsys):
     assert_mentions(capsys.readouterr().err, "touch")
     assert run("--dataset", path, "--out", out, "--split", "test") == 2
     assert_mentions(capsys.readouterr().err, path, "'test'", "train")
-    info = dataset.DatasetFolder(path).info
+    info = dataset.DatasetDir(path).info
     info.class_names = ["left", "right"]
     info.save(path)
     assert run("--dataset", path, "--out", out, "--label", "rihgt") == 2

@@ -46,7 +46,7 @@ def run(*arguments):
 
 
 def read(path, split="train"):
-    records = dataset.DatasetFolder(path).split(split)
+    records = dataset.DatasetDir(path).split(split)
     return [schema.decode(records.read(k)) for k in range(len(records))]
 
 
@@ -70,7 +70,7 @@ def test_table_with_all_media_types_becomes_a_dataset(media, tmp_path):
         ],
     )
     assert run("--csv", table, "--out", tmp_path / "ds", *SMALL) == 0
-    info = dataset.DatasetFolder(tmp_path / "ds").info
+    info = dataset.DatasetDir(tmp_path / "ds").info
     assert {name: split.num_examples for name, split in info.splits.items()} == {
         "train": 2,
         "test": 2,
@@ -169,7 +169,7 @@ def test_second_run_builds_only_missing_shards(media, tmp_path, monkeypatch, cap
     assert_mentions(capsys.readouterr().err, tmp_path / "ds", "--overwrite")
     assert contents(tmp_path / "ds") == before
     assert run(*common, "--fps", "4", "--overwrite") == 0
-    assert dataset.DatasetFolder(tmp_path / "ds").info.fps == 4
+    assert dataset.DatasetDir(tmp_path / "ds").info.fps == 4
 
 
 def test_unreadable_clips_are_reported_skipped_and_retried(media, tmp_path, capsys):
@@ -242,7 +242,7 @@ def test_image_directory_gives_splits_classes_and_captions(tmp_path):
                 Image.new("RGB", (32, 48), color).save(directory / f"{k}.jpg")
             (directory / "0.txt").write_text(f"all {color}\nno other color\n")
     assert run("--images", tmp_path / "images", "--out", tmp_path / "ds", *SMALL) == 0
-    info = dataset.DatasetFolder(tmp_path / "ds").info
+    info = dataset.DatasetDir(tmp_path / "ds").info
     assert info.class_names == ["blue", "red"] and info.frame_size == (36, 24)
     clips = read(tmp_path / "ds")
     assert [clip.labels for clip in clips] == [[0], [0], [1], [1]]

@@ -22,7 +22,7 @@ def run(*arguments):
 
 
 def read(path, split="train"):
-    records = dataset.DatasetFolder(path).split(split)
+    records = dataset.DatasetDir(path).split(split)
     return [schema.decode(records.read(k)) for k in range(len(records))]
 
 
@@ -72,7 +72,7 @@ def test_touch_background_and_crop_are_stored_in_the_records(directory):
     assert second.modalities == ("label", "touch") and second.filename == "touch2.bmp"
     assert second.touch[0].startswith(b"\x89PNG") and (pixels(second.touch[0]) == 150).all()
     assert third.roi is None and third.touch == [] and third.touch_background == []
-    info = dataset.DatasetFolder(directory / "ds").info
+    info = dataset.DatasetDir(directory / "ds").info
     assert info.modalities == ("video", "text", "label", "touch")
     assert info.statistics["examples_with"]["touch"] == 2
     assert info.statistics["touch_backgrounds"] == 1
@@ -114,7 +114,7 @@ def test_clips_with_only_touch_are_split_by_the_touch_file(directory):
     rows = [{"touch": f"touch{k % 3}.{('jpg', 'png', 'bmp')[k % 3]}"} for k in range(9)]
     table = write(directory, rows)
     assert run("--csv", table, "--out", directory / "ds", "--split-by-file", "a:0.5,b:0.5") == 0
-    info = dataset.DatasetFolder(directory / "ds").info
+    info = dataset.DatasetDir(directory / "ds").info
     result = {s: {e.filename for e in read(directory / "ds", s)} for s in info.splits}
     assert set.union(*result.values()) == {"touch0.jpg", "touch1.png", "touch2.bmp"}
     assert sum(map(len, result.values())) == 3

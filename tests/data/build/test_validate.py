@@ -128,7 +128,7 @@ BROKEN = {
     "blank": changed(frames=[schema.encode_jpeg(np.full((32, 40, 3), 9, np.uint8))] * 5),
     "repeated": changed(frames=[jpeg(7), jpeg(7), jpeg(7), jpeg(7), jpeg(8)]),
     "caption": changed(captions=[" "]),
-    "unlabelled": changed(labels=[]),
+    "unlabeled": changed(labels=[]),
     "missing": changed(waveform=None),
 }
 

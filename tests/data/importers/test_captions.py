@@ -148,7 +148,7 @@ def test_howto100m_table_options_and_errors(workspace, capsys):
     assert_line_mentions(out, 3, "sentences")
     assert_line_mentions(out, 1, "sentences", "HowTo100M_v1.csv")
 
-    options = ("--max-per-video", "2", "--neighbours", "0", "--clip-seconds", "8")
+    options = ("--max-per-video", "2", "--neighbors", "0", "--clip-seconds", "8")
     rows = workspace.table("howto100m", *options)
     assert [row["caption"] for row in rows] == [["step 1 | now"], ["step 5 | now"], ["alone"]]
     assert (rows[0]["start"], rows[0]["end"]) == ("8", "16")

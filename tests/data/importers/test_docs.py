@@ -189,5 +189,5 @@ def test_commands_of_every_page_run_as_printed(page, tmp_path, monkeypatch):
         quiet = {"import": ["--quiet"], "build": ["--quiet", "--workers", "1"]}
         assert cli.main([command, *rest, *quiet.get(command, [])]) == 0, line
     for directory, sizes in expected.items():
-        actual = dataset.DatasetFolder(directory).info.split_sizes()
+        actual = dataset.DatasetDir(directory).info.split_sizes()
         assert {split: actual.get(split) for split in sizes} == sizes

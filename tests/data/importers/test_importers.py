@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.importers import IMPORTERS, annotations
-from mmjax.data.importers.media_directory import MediaFolder
+from mmjax.data.importers.media_directory import MediaDir
 from mmjax.data.pipeline.loader import make_eval_data
 from mmjax.data.storage import dataset, schema
 from mmjax.errors import UserError
@@ -114,16 +114,16 @@ def test_media_are_found_by_name_hint_and_file_type(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    media = MediaFolder(str(tmp_path))
+    media = MediaDir(str(tmp_path))
     assert media.find("x", hints=("air drumming", "val")) == "val/air_drumming/x.mp4"
     assert media.find("y") == "y.mp4.webm" and media.find("z") == "z.mkv"
     assert media.find("n") is media.find(".hidden") is media.find("w_1_a_") is None
     assert not media.several
     assert media.find("x", hints=("yoga", "train")) == "train/air_drumming/x.mp4"
     assert list(media.several) == ["x"]
-    assert MediaFolder(str(tmp_path), loose=True).find("W_1_a_") == "w#1 (a).avi"
+    assert MediaDir(str(tmp_path), loose=True).find("W_1_a_") == "w#1 (a).avi"
     with raises(UserError, tmp_path / "nowhere"):
-        MediaFolder(str(tmp_path / "nowhere"))
+        MediaDir(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("buffer", [1, 2, 7, 1000])
@@ -188,7 +188,7 @@ def test_ucf101_from_official_files_to_batches(workspace):
     small = ["--fps", "5", "--size", "48", "--workers", "1", "--quiet"]
     assert cli.main(["build", *map(str, build), "--classes", f"{made}/classes.txt", *small]) == 0
     assert cli.main(["validate", data, "--quiet"]) == 0
-    info = dataset.DatasetFolder(data).info
+    info = dataset.DatasetDir(data).info
     assert info.class_names == classes
     assert sum(split.num_examples for split in info.splits.values()) == len(clips)
     sizes = {f"train{k}": 4 for k in (1, 2, 3)} | {f"test{k}": 2 for k in (1, 2, 3)}
@@ -196,7 +196,7 @@ def test_ucf101_from_official_files_to_batches(workspace):
 
     cfg = dict(train=data, split="train1", video=dict(num_frames=2, size=48), label={})
     for split, size in sizes.items():
-        source = dataset.DatasetFolder(data).split(split)
+        source = dataset.DatasetDir(data).split(split)
         names = [schema.decode(source.read(k)).filename for k in range(len(source))]
         assert len(set(names)) == len(names) == size
         group = f"_g0{split[-1]}"

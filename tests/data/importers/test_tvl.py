@@ -340,7 +340,7 @@ def test_table_builds_a_dataset(root):
     arguments = ["--csv", root.out, "--media-root", root.root, "--out", out, "--size", "0"]
     arguments += ["--classes", root.out.parent / "classes.txt", "--crop-margin", "0.05"]
     assert cli.main(["build", *map(str, arguments), "--quiet", "--workers", "1"]) == 0
-    directory = dataset.DatasetFolder(out)
+    directory = dataset.DatasetDir(out)
     assert directory.info.split_sizes() == {"test": 6, "valid": 4, "train": 37}
     assert directory.info.class_names == ["ssvtp", "hct/data3"]
     records = directory.split("test")

@@ -20,7 +20,7 @@ CROPS = ((0.5, 1.0), (0.5, 1.0))
 THREE = (*CROPS, (0.2, 1.0))
 RNG = np.random.default_rng(0)
 # Each record has three neighbors: the records 1, 4 and 9 positions after it.
-NEIGHBOURS = (np.arange(COUNT)[:, None] + [1, 4, 9]) % COUNT
+NEIGHBORS = (np.arange(COUNT)[:, None] + [1, 4, 9]) % COUNT
 SIMILARITY = np.tile([0.9, 0.8, 0.3], (COUNT, 1))
 
 
@@ -35,23 +35,21 @@ def payload(index):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def directory(tmp_path_factory):
     return toy.build(tmp_path_factory.mktemp("toy"), COUNT, payload=payload)
 
 
-def write(folder, neighbours=NEIGHBOURS, similarity=SIMILARITY, dataset="toy", split="train"):
-    positives.write_pairs(folder, neighbours, similarity, dataset=dataset, split=split)
-    return str(folder)
+def write(directory, neighbors=NEIGHBORS, similarity=SIMILARITY, dataset="toy", split="train"):
+    positives.write_pairs(directory, neighbors, similarity, dataset=dataset, split=split)
+    return str(directory)
 
 
-def make(folder, path, batch_size=8, seed=0, hosts=(0, 1), crops=CROPS, **changes):
-    options = {
-        name: changes.pop(name) for name in ("min_similarity", "neighbours") & changes.keys()
-    }
+def make(directory, path, batch_size=8, seed=0, hosts=(0, 1), crops=CROPS, **changes):
+    options = {name: changes.pop(name) for name in ("min_similarity", "neighbors") & changes.keys()}
     section = dict(
-        train=folder,
+        train=directory,
         image=dict(size=8, crops=crops),
-        text=dict(max_words=4, candidates=1),
+        text=dict(max_tokens=4, candidates=1),
         label={},
         pairs=dict(path=path, **options),
     )
@@ -76,37 +74,37 @@ def records_shown(batch):
 # Files on disk.
 
 
-def test_written_pairs_can_be_opened(folder, tmp_path):
-    neighbours = np.where(RNG.random((COUNT, 3)) < 0.3, -1, NEIGHBOURS)
+def test_written_pairs_can_be_opened(directory, tmp_path):
+    neighbors = np.where(RNG.random((COUNT, 3)) < 0.3, -1, NEIGHBORS)
     positives.write_pairs(
-        tmp_path, neighbours, SIMILARITY, dataset="toy", split="train", encoder="bow", scope=None
+        tmp_path, neighbors, SIMILARITY, dataset="toy", split="train", encoder="bow", scope=None
     )
     assert positives.read_description(tmp_path) == dict(
         dataset="toy", split="train", num_examples=COUNT, encoder="bow", scope=None
     )
-    assert sorted(os.listdir(tmp_path)) == ["neighbours.npy", "pairs.json", "similarity.npy"]
-    (source,) = make(folder, write(tmp_path / "all")).sources
+    assert sorted(os.listdir(tmp_path)) == ["neighbors.npy", "pairs.json", "similarity.npy"]
+    (source,) = make(directory, write(tmp_path / "all")).sources
     opened = positives.open_pairs(tmp_path, source=source, split="train")
-    assert opened.neighbours.dtype == np.int32 and opened.similarity.dtype == np.float32
-    assert np.array_equal(opened.neighbours, neighbours)
-    expected = np.where(neighbours < 0, 0, SIMILARITY.astype(np.float32))
+    assert opened.neighbors.dtype == np.int32 and opened.similarity.dtype == np.float32
+    assert np.array_equal(opened.neighbors, neighbors)
+    expected = np.where(neighbors < 0, 0, SIMILARITY.astype(np.float32))
     assert np.array_equal(opened.similarity, expected)
     assert positives.read_description(tmp_path / "nothing") is None
 
 
 @pytest.mark.parametrize(
-    "neighbours, similarity, facts",
+    "neighbors, similarity, facts",
     [
-        ([1, 0], [1.0, 1.0], ("neighbours", "similarity", "[2]", "[2, K]")),
+        ([1, 0], [1.0, 1.0], ("neighbors", "similarity", "[2]", "[2, K]")),
         ([[1], [0]], [[1.0, 1.0]] * 2, ("[2, 1]", "[2, 2]", "[2, K]")),
-        ([[1], [2]], [[1.0], [1.0]], ("neighbours", 2, -1)),
-        ([[-2], [0]], [[1.0], [1.0]], ("neighbours", -2, -1)),
+        ([[1], [2]], [[1.0], [1.0]], ("neighbors", 2, -1)),
+        ([[-2], [0]], [[1.0], [1.0]], ("neighbors", -2, -1)),
         ([[1], [0]], [[1.0], [np.nan]], ("similarity",)),
     ],
 )
-def test_invalid_pairs_are_not_written(tmp_path, neighbours, similarity, facts):
+def test_invalid_pairs_are_not_written(tmp_path, neighbors, similarity, facts):
     with raises(UserError, "toy/train", *facts):
-        write(tmp_path, np.array(neighbours), np.array(similarity))
+        write(tmp_path, np.array(neighbors), np.array(similarity))
     assert not (tmp_path / "pairs.json").exists()
 
 
@@ -122,23 +120,23 @@ def test_invalid_pairs_are_not_written(tmp_path, neighbours, similarity, facts):
         (lambda path: os.remove(write(path) + "/pairs.json"), ("DIR", "pairs.json")),
         (lambda path: os.remove(write(path) + "/similarity.npy"), ("DIR/similarity.npy",)),
         (
-            lambda path: np.save(write(path) + "/neighbours.npy", NEIGHBOURS[:9]),
+            lambda path: np.save(write(path) + "/neighbors.npy", NEIGHBORS[:9]),
             ("[9, 3]", "[23, 3]", "[23, K]"),
         ),
         (
-            lambda path: np.save(write(path) + "/neighbours.npy", NEIGHBOURS + 1),
-            ("neighbours", 1, 23, -1),
+            lambda path: np.save(write(path) + "/neighbors.npy", NEIGHBORS + 1),
+            ("neighbors", 1, 23, -1),
         ),
         (
-            lambda path: np.save(write(path) + "/neighbours.npy", NEIGHBOURS / 1),
-            ("neighbours", "float64"),
+            lambda path: np.save(write(path) + "/neighbors.npy", NEIGHBORS / 1),
+            ("neighbors", "float64"),
         ),
     ],
 )
-def test_pairs_of_other_data_and_damaged_arrays_are_rejected(folder, tmp_path, change, facts):
+def test_pairs_of_other_data_and_damaged_arrays_are_rejected(directory, tmp_path, change, facts):
     change(tmp_path)
     with raises(UserError, "data.pairs.path", tmp_path) as info:
-        make(folder, str(tmp_path))
+        make(directory, str(tmp_path))
     # The numbers of the temporary directory must not stand in for those of the message.
     assert_mentions(str(info.value).replace(str(tmp_path), "DIR"), *facts)
 
@@ -152,10 +150,10 @@ def test_pairs_of_other_data_and_damaged_arrays_are_rejected(folder, tmp_path, c
         ('{"dataset": 3}', "'split'"),
     ],
 )
-def test_invalid_pairs_json_is_rejected(folder, tmp_path, text, fact):
+def test_invalid_pairs_json_is_rejected(directory, tmp_path, text, fact):
     (tmp_path / "pairs.json").write_text(text)
     with raises(UserError, tmp_path / "pairs.json", fact):
-        make(folder, str(tmp_path))
+        make(directory, str(tmp_path))
 
 
 def test_an_interrupted_write_leaves_no_description(tmp_path, monkeypatch):
@@ -174,14 +172,14 @@ def test_an_interrupted_write_leaves_no_description(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("read", ["pread", "tf"])
-def test_only_the_second_view_comes_from_the_neighbor(folder, tmp_path, read):
-    data = make(folder, write(tmp_path), read=read, crops=THREE)
+def test_only_the_second_view_comes_from_the_neighbor(directory, tmp_path, read):
+    data = make(directory, write(tmp_path), read=read, crops=THREE)
     actual = batches(data, count=4)  # more than an epoch
     for step, batch in enumerate(actual):
         record = batch["example_id"]
         assert np.array_equal(data.batch_ids(step)["record"], record)
-        assert np.array_equal(data.batch_ids(step)["partner"], NEIGHBOURS[record, 0])
-        views = np.stack([record, NEIGHBOURS[record, 0], record], 1)
+        assert np.array_equal(data.batch_ids(step)["positive"], NEIGHBORS[record, 0])
+        views = np.stack([record, NEIGHBORS[record, 0], record], 1)
         assert np.array_equal(records_shown(batch), views)
         assert np.array_equal(batch["label"], record % 5) and batch["image_mask"].all()
         has_caption = [len(toy.example(n).captions) > 0 for n in record]
@@ -189,21 +187,21 @@ def test_only_the_second_view_comes_from_the_neighbor(folder, tmp_path, read):
         assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
             k: (v.shape, v.dtype) for k, v in data.spec.items()
         }
-    tail = batches(make(folder, str(tmp_path), crops=THREE), 2, 2)
+    tail = batches(make(directory, str(tmp_path), crops=THREE), 2, 2)
     assert all(toy.same(a, b) for a, b in zip(actual[2:], tail, strict=True))
 
 
 def test_views_of_one_image_are_different_crops(tmp_path):
     ramp = np.tile(np.arange(0, 200, 2, dtype=np.uint8)[None, :, None], (100, 1, 3))
     encoded = lambda n: schema.encode_jpeg(np.rot90(ramp, n % 2).copy())  # noqa: E731
-    folder = toy.build(
+    directory = toy.build(
         tmp_path / "toy",
         COUNT,
         payload=lambda n: schema.encode(toy.example(n, frames=[encoded(n)], waveform=None)),
     )
-    neighbours = (np.arange(COUNT)[:, None] + 1) % (COUNT - 1)  # of the opposite parity
-    path = write(tmp_path / "pairs", neighbours, np.ones((COUNT, 1)))
-    data = make(folder, path, batch_size=20, crops=THREE)
+    neighbors = (np.arange(COUNT)[:, None] + 1) % (COUNT - 1)  # of the opposite parity
+    path = write(tmp_path / "pairs", neighbors, np.ones((COUNT, 1)))
+    data = make(directory, path, batch_size=20, crops=THREE)
     (batch,) = batches(data)
     kept = batch["example_id"] < COUNT - 2
     image = batch["image"][kept].astype(int)
@@ -213,35 +211,35 @@ def test_views_of_one_image_are_different_crops(tmp_path):
     assert (np.abs(image[:, 0] - image[:, 2]).mean((1, 2, 3)) > 1).mean() > 0.9
 
 
-def test_hosts_together_read_the_global_batch(folder, tmp_path):
-    path, options = write(tmp_path), dict(neighbours=3)
-    whole = batches(make(folder, path, **options), count=3)
-    parts = [batches(make(folder, path, hosts=(p, 2), **options), count=3) for p in range(2)]
+def test_hosts_together_read_the_global_batch(directory, tmp_path):
+    path, options = write(tmp_path), dict(neighbors=3)
+    whole = batches(make(directory, path, **options), count=3)
+    parts = [batches(make(directory, path, hosts=(p, 2), **options), count=3) for p in range(2)]
     for batch, *shares in zip(whole, *parts, strict=True):
         assert toy.same(batch, {k: np.concatenate([share[k] for share in shares]) for k in batch})
 
 
-def test_reading_only_the_needed_frames_gives_the_same_batches(folder, tmp_path, monkeypatch):
-    expected = batches(make(folder, write(tmp_path)), count=2)
+def test_reading_only_the_needed_frames_gives_the_same_batches(directory, tmp_path, monkeypatch):
+    expected = batches(make(directory, write(tmp_path)), count=2)
     monkeypatch.setattr(loader._Data, "_records_per_read", lambda data: 1)
     for changes in ({}, dict(corrupt="skip")):
-        data = make(folder, str(tmp_path), **changes)
+        data = make(directory, str(tmp_path), **changes)
         assert data._without == schema.FRAMES[0]
         actual = batches(data, count=2)
         assert all(toy.same(a, b) for a, b in zip(expected, actual, strict=True))
-    data = make(folder, str(tmp_path))
-    data.partner_pipeline.add("parse", "own", lambda features: features)
+    data = make(directory, str(tmp_path))
+    data.positive_pipeline.add("parse", "own", lambda features: features)
     assert data._without is None
 
 
-def test_the_neighbor_is_sampled_independently_at_each_visit(folder, tmp_path):
+def test_the_neighbor_is_sampled_independently_at_each_visit(directory, tmp_path):
     similarity = SIMILARITY.copy()
     similarity[5, 2] = similarity[6, 1] = -0.5
-    data = make(folder, write(tmp_path, similarity=similarity), neighbours=3, batch_size=COUNT)
+    data = make(directory, write(tmp_path, similarity=similarity), neighbors=3, batch_size=COUNT)
     ids = [data.batch_ids(step) for step in range(600)]
-    record, partner = (np.concatenate([i[key] for i in ids]) for key in ("record", "partner"))
-    ranks = (partner[:, None] == NEIGHBOURS[record]).argmax(1)
-    assert np.array_equal(NEIGHBOURS[record, ranks], partner)
+    record, positive = (np.concatenate([i[key] for i in ids]) for key in ("record", "positive"))
+    ranks = (positive[:, None] == NEIGHBORS[record]).argmax(1)
+    assert np.array_equal(NEIGHBORS[record, ranks], positive)
     for index in range(COUNT):
         counts = np.bincount(ranks[record == index], minlength=3)
         expected = {5: [300, 300, 0], 6: [600, 0, 0]}.get(index, [200] * 3)
@@ -250,17 +248,17 @@ def test_the_neighbor_is_sampled_independently_at_each_visit(folder, tmp_path):
         assert chi2 < 18.4, (index, counts)
     by_visit = ranks.reshape(600, COUNT)
     assert abs(np.corrcoef(by_visit[:-1].ravel(), by_visit[1:].ravel())[0, 1]) < 0.05
-    other = make(folder, str(tmp_path), neighbours=3, batch_size=COUNT, seed=1).batch_ids(0)
-    assert not np.array_equal(other["partner"], ids[0]["partner"])
+    other = make(directory, str(tmp_path), neighbors=3, batch_size=COUNT, seed=1).batch_ids(0)
+    assert not np.array_equal(other["positive"], ids[0]["positive"])
 
 
-def test_records_below_min_similarity_are_skipped(folder, tmp_path, caplog):
+def test_records_below_min_similarity_are_skipped(directory, tmp_path, caplog):
     caplog.set_level(logging.INFO, "mmjax.data.pairs.positives")
-    neighbours, similarity = NEIGHBOURS.copy(), SIMILARITY.copy()
-    neighbours[[3, 11]] = -1
+    neighbors, similarity = NEIGHBORS.copy(), SIMILARITY.copy()
+    neighbors[[3, 11]] = -1
     similarity[[7, 8], :] = 0.05
-    path = write(tmp_path, neighbours, similarity)
-    data = make(folder, path, min_similarity=0.1, batch_size=19)
+    path = write(tmp_path, neighbors, similarity)
+    data = make(directory, path, min_similarity=0.1, batch_size=19)
     assert data.num_examples == 19
     (message,) = caplog.messages
     assert_mentions(message, 19, COUNT, "toy/train", 0.1)
@@ -269,37 +267,37 @@ def test_records_below_min_similarity_are_skipped(folder, tmp_path, caplog):
     for step in range(2):
         assert sorted(data.batch_ids(step)["record"]) == kept
     (batch,) = batches(data)
-    assert np.array_equal(records_shown(batch)[:, 1], neighbours[batch["example_id"], 0])
-    few = make(folder, path, min_similarity=0.1, limit=4, batch_size=4)
+    assert np.array_equal(records_shown(batch)[:, 1], neighbors[batch["example_id"], 0])
+    few = make(directory, path, min_similarity=0.1, limit=4, batch_size=4)
     assert sorted(few.batch_ids(0)["record"]) == [kept[19 * n // 4] for n in range(4)]
     with raises(UserError, "toy/train", "data.pairs.min_similarity", 0.95, "0.900"):
-        make(folder, path, min_similarity=0.95)
+        make(directory, path, min_similarity=0.95)
 
 
-def test_each_source_has_its_own_pairs(folder, tmp_path):
+def test_each_source_has_its_own_pairs(directory, tmp_path):
     other = toy.build(tmp_path / "other", 4, name="more", shards=1, payload=payload)
     first = write(tmp_path / "a")
     second = write(tmp_path / "b", np.array([[2], [-1], [0], [0]]), np.ones((4, 1)), "more")
-    data = make((folder, other), (first, second), batch_size=40, weights=(0.6, 0.4))
+    data = make((directory, other), (first, second), batch_size=40, weights=(0.6, 0.4))
     (batch,) = batches(data)
     ids, from_second = data.batch_ids(0), batch["source"] == 1
     assert 5 < from_second.sum() < 30
     assert set(ids["record"][from_second]) == {0, 2, 3}
     assert np.array_equal(
-        ids["partner"][from_second], [{0: 2}.get(r, 0) for r in ids["record"][from_second]]
+        ids["positive"][from_second], [{0: 2}.get(r, 0) for r in ids["record"][from_second]]
     )
-    assert np.array_equal(ids["partner"][~from_second], NEIGHBOURS[ids["record"][~from_second], 0])
-    assert np.array_equal(records_shown(batch)[:, 1], ids["partner"])
+    assert np.array_equal(ids["positive"][~from_second], NEIGHBORS[ids["record"][~from_second], 0])
+    assert np.array_equal(records_shown(batch)[:, 1], ids["positive"])
     with raises(UserError, "data.pairs.path", 1, "data.train", 2):
-        make((folder, other), first)
+        make((directory, other), first)
 
 
 def test_image_mask_is_zero_if_any_view_is_missing(tmp_path):
     without_image = lambda n: schema.encode(toy.example(n, frames=[], waveform=None))  # noqa: E731
-    folder = toy.build(
+    directory = toy.build(
         tmp_path / "toy", COUNT, payload=lambda n: (without_image if n == 7 else payload)(n)
     )
-    (batch,) = batches(make(folder, write(tmp_path), batch_size=COUNT))
+    (batch,) = batches(make(directory, write(tmp_path), batch_size=COUNT))
     missing = np.isin(batch["example_id"], (6, 7))
     assert np.array_equal(batch["image_mask"], 1 - missing)
 
@@ -310,18 +308,18 @@ def test_image_mask_is_zero_if_any_view_is_missing(tmp_path):
 @pytest.mark.parametrize("read", ["pread", "tf"])
 def test_a_pair_with_a_corrupt_record_is_replaced_by_the_next_pair(tmp_path, read, caplog):
     corrupt, unpaired = {4, 5, 22}, 9
-    folder = toy.build(
+    directory = toy.build(
         tmp_path / "toy",
         COUNT,
         shards=1,
         payload=lambda n: (toy.with_broken_frame if n in corrupt else payload)(n),
     )
-    neighbours = NEIGHBOURS[:, :1].copy()
-    neighbours[unpaired] = -1
-    path = write(tmp_path / "pairs", neighbours, np.ones((COUNT, 1)))
-    data = make(folder, path, batch_size=22, corrupt="skip", read=read)
+    neighbors = NEIGHBORS[:, :1].copy()
+    neighbors[unpaired] = -1
+    path = write(tmp_path / "pairs", neighbors, np.ones((COUNT, 1)))
+    data = make(directory, path, batch_size=22, corrupt="skip", read=read)
     used = [n for n in range(COUNT) if n != unpaired]
-    good = {n for n in used if not corrupt & {n, int(neighbours[n, 0])}}
+    good = {n for n in used if not corrupt & {n, int(neighbors[n, 0])}}
 
     def replacement(record):
         at = used.index(record)
@@ -330,31 +328,31 @@ def test_a_pair_with_a_corrupt_record_is_replaced_by_the_next_pair(tmp_path, rea
     for step, batch in enumerate(batches(data, count=2)):
         expected = [replacement(record) for record in data.batch_ids(step)["record"]]
         assert batch["example_id"].tolist() == expected
-        assert np.array_equal(records_shown(batch), [[n, neighbours[n, 0]] for n in expected])
+        assert np.array_equal(records_shown(batch), [[n, neighbors[n, 0]] for n in expected])
     assert data.corrupt == len(corrupt)  # 3 → 4, 4 → 5, 5 → 6, 21 → 22 and 22 → 0
     for record in range(COUNT):
         assert (f"record {record}:" in caplog.text) == (record in corrupt)
 
 
 def test_error_names_the_corrupt_record_of_a_pair(tmp_path):
-    folder = toy.build(
+    directory = toy.build(
         tmp_path / "toy",
         COUNT,
         shards=1,
         payload=lambda n: (toy.with_broken_frame if n == 5 else payload)(n),
     )
-    neighbours = np.full((COUNT, 1), -1)
-    neighbours[[2, 5], 0] = 5, 2
-    for own, partner in ((2, 5), (5, 2)):
-        only = np.where(np.arange(COUNT)[:, None] == own, partner, -1)
+    neighbors = np.full((COUNT, 1), -1)
+    neighbors[[2, 5], 0] = 5, 2
+    for own, positive in ((2, 5), (5, 2)):
+        only = np.where(np.arange(COUNT)[:, None] == own, positive, -1)
         path = write(tmp_path / "pairs", only, np.ones((COUNT, 1)))
         with raises(UserError, "train-00000-of-00001.tfrecord", "record 5", "JPEG"):
-            batches(make(folder, path))
+            batches(make(directory, path))
 
 
 def test_error_names_the_neighbor_with_a_wrong_crc(tmp_path):
-    folder = toy.build(tmp_path / "toy", COUNT, shards=1, payload=payload)
-    path = os.path.join(folder, dataset.shard_name("train", 0, 1))
+    directory = toy.build(tmp_path / "toy", COUNT, shards=1, payload=payload)
+    path = os.path.join(directory, dataset.shard_name("train", 0, 1))
     offset, length = tfrecord.read_index(path)[5]
     times = os.stat(path)
     with open(path, "r+b") as file:
@@ -364,7 +362,7 @@ def test_error_names_the_neighbor_with_a_wrong_crc(tmp_path):
     only = np.where(np.arange(COUNT)[:, None] == 2, 5, -1)
     pairs_path = write(tmp_path / "pairs", only, np.ones((COUNT, 1)))
     with raises(UserError, path, "record 5", "CRC"):
-        batches(make(folder, pairs_path))
+        batches(make(directory, pairs_path))
 
 
 # Pairs by tokens of captions, and invalid options.
@@ -373,7 +371,7 @@ def test_error_names_the_neighbor_with_a_wrong_crc(tmp_path):
 def test_nearest_captions_by_shared_tokens(tmp_path, caplog):
     caplog.set_level(logging.INFO, "mmjax.data.pairs.positives")
     captions = ["a red circle", "blue square", "the red circle", "blue square moves", "", "up"]
-    folder = toy.build(
+    directory = toy.build(
         tmp_path,
         6,
         payload=lambda n: schema.encode(
@@ -385,12 +383,12 @@ def test_nearest_captions_by_shared_tokens(tmp_path, caplog):
             )
         ),
     )
-    data = make(folder, "words", min_similarity=0.1, batch_size=4)
+    data = make(directory, "words", min_similarity=0.1, batch_size=4)
     ids = data.batch_ids(0)
-    partners = dict(zip(ids["record"].tolist(), ids["partner"].tolist(), strict=True))
-    assert partners == {0: 2, 2: 0, 1: 3, 3: 1}
+    positives = dict(zip(ids["record"].tolist(), ids["positive"].tolist(), strict=True))
+    assert positives == {0: 2, 2: 0, 1: 3, 3: 1}
     (batch,) = batches(data)
-    assert np.array_equal(records_shown(batch)[:, 1], ids["partner"])
+    assert np.array_equal(records_shown(batch)[:, 1], ids["positive"])
     search, kept = caplog.messages
     assert_mentions(search, 6, "toy/train")
     assert_mentions(kept, 4, 6, "toy/train", 0.1)
@@ -402,23 +400,23 @@ def test_nearest_captions_by_shared_tokens(tmp_path, caplog):
         (dict(crops=()), ("data.image.crops=((0.5, 1.0), (0.5, 1.0))", "data.pairs=None")),
         (dict(crops=CROPS[:1]), ("data.image.crops=((0.5, 1.0), (0.5, 1.0))", "data.pairs=None")),
         (dict(image=None), ("data.image.crops=((0.5, 1.0), (0.5, 1.0))", "data.pairs=None")),
-        (dict(pairs={}), ("data.pairs.path=''", "mmjax neighbours", "data.pairs=None")),
-        (dict(pairs=dict(path=())), ("data.pairs.path=()", "mmjax neighbours", "data.pairs=None")),
-        (dict(neighbours=4), ("data.pairs.neighbours=4", "DIR", 3)),
-        (dict(neighbours=0), ("data.pairs.neighbours", 0, 1)),
+        (dict(pairs={}), ("data.pairs.path=''", "mmjax neighbors", "data.pairs=None")),
+        (dict(pairs=dict(path=())), ("data.pairs.path=()", "mmjax neighbors", "data.pairs=None")),
+        (dict(neighbors=4), ("data.pairs.neighbors=4", "DIR", 3)),
+        (dict(neighbors=0), ("data.pairs.neighbors", 0, 1)),
         (dict(min_similarity=1.5), ("data.pairs.min_similarity=1.5", -1, 1)),
-        (dict(pairs=dict(folder="x")), ("data.pairs.folder", "min_similarity")),
+        (dict(pairs=dict(directory="x")), ("data.pairs.directory", "min_similarity")),
     ],
 )
-def test_invalid_options_are_named(folder, tmp_path, changes, facts):
+def test_invalid_options_are_named(directory, tmp_path, changes, facts):
     with pytest.raises(UserError) as info:
-        make(folder, write(tmp_path), **changes)
+        make(directory, write(tmp_path), **changes)
     assert_mentions(str(info.value).replace(str(tmp_path), "DIR"), *facts)
 
 
-def test_evaluation_ignores_pairs(folder):
+def test_evaluation_ignores_pairs(directory):
     section = dict(
-        train=folder, image=dict(size=8, crops=CROPS), pairs=dict(path="nowhere", neighbours=9)
+        train=directory, image=dict(size=8, crops=CROPS), pairs=dict(path="nowhere", neighbors=9)
     )
     batch = next(loader.make_eval_data(section, split="train", batch_size=4).iterate())
     assert batch["image"].shape == (4, 1, 8, 8, 3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.pairs import tfidf
-from mmjax.data.pairs.tfidf import nearest_by_words
+from mmjax.data.pairs.tfidf import nearest_by_tfidf
 from mmjax.errors import UserError
 from tests.messages import raises
 
@@ -37,7 +37,7 @@ def reference_similarities(captions):
 def test_neighbors_agree_with_the_reference(monkeypatch, block_bytes):
     monkeypatch.setattr(tfidf, "_BLOCK_BYTES", block_bytes)
     captions = random_captions(60)
-    indices, similarities = nearest_by_words(captions, k=5)
+    indices, similarities = nearest_by_tfidf(captions, k=5)
     assert (indices.dtype, similarities.dtype) == (np.int32, np.float32)
     expected = reference_similarities(captions)
     np.fill_diagonal(expected, -1)
@@ -49,24 +49,24 @@ def test_neighbors_agree_with_the_reference(monkeypatch, block_bytes):
 
 def test_ties_are_ordered_by_index_and_case_and_punctuation_are_ignored():
     captions = ["Red cat.", "blue dog", "red cat", "cat, red!", "blue dog"]
-    indices, similarities = nearest_by_words(captions, k=2)
+    indices, similarities = nearest_by_tfidf(captions, k=2)
     assert indices.tolist() == [[2, 3], [4, -1], [0, 3], [0, 2], [1, -1]]
     np.testing.assert_allclose(similarities[:, 0], 1, atol=1e-6)
     assert (similarities <= 1).all()
 
 
 def test_empty_captions_have_no_neighbors():
-    indices, similarities = nearest_by_words(["", "red cat", "...", "green dog", "red mat"], k=3)
+    indices, similarities = nearest_by_tfidf(["", "red cat", "...", "green dog", "red mat"], k=3)
     assert indices.tolist() == [[-1] * 3, [4, -1, -1], [-1] * 3, [-1] * 3, [1, -1, -1]]
     assert (similarities[indices < 0] == 0).all() and (similarities[indices >= 0] > 0).all()
     for captions in ([], ["", "!"]):
-        indices, similarities = nearest_by_words(captions, k=2)
+        indices, similarities = nearest_by_tfidf(captions, k=2)
         assert indices.shape == similarities.shape == (len(captions), 2)
         assert (indices == -1).all() and (similarities == 0).all()
 
 
 def test_too_many_captions_are_rejected_with_the_commands_to_run_instead(monkeypatch):
     monkeypatch.setattr(tfidf, "MOST", 3)
-    commands = ("mmjax sentences DATASET", "mmjax neighbours FEATURES", "data.pairs.path=PAIRS")
+    commands = ("mmjax sentences DATASET", "mmjax neighbors FEATURES", "data.pairs.path=PAIRS")
     with raises(UserError, 4, 3, *commands):
-        nearest_by_words(["a"] * 4, k=1)
+        nearest_by_tfidf(["a"] * 4, k=1)

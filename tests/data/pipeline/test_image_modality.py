@@ -55,7 +55,7 @@ def as_pil(image, options, box=None, resample=PIL.Image.BILINEAR):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def directory(tmp_path_factory):
     return toy.build(
         tmp_path_factory.mktemp("toy"), 4, modalities=("video", "text", "touch", "label")
     )
@@ -71,12 +71,12 @@ def run(data, record, position=0):
     return {key: value.numpy()[0] for key, value in batch.items()}
 
 
-def train(folder, **section):
-    return loader.make_train_data(dict(train=folder, **section), batch_size=2, seed=0)
+def train(directory, **section):
+    return loader.make_train_data(dict(train=directory, **section), batch_size=2, seed=0)
 
 
-def evaluate(folder, **section):
-    return loader.make_eval_data(dict(train=folder, **section), split="train", batch_size=2)
+def evaluate(directory, **section):
+    return loader.make_eval_data(dict(train=directory, **section), split="train", batch_size=2)
 
 
 @pytest.mark.parametrize("square", ["crop", "pad"])
@@ -98,18 +98,18 @@ def test_without_antialiasing_pixels_are_interpolated_from_nearest_neighbors():
     assert np.abs(result - blocks).max() <= 0.5 + 1e-3
 
 
-def test_roi_is_cropped_and_evaluation_equals_prepare(folder):
+def test_roi_is_cropped_and_evaluation_equals_prepare(directory):
     image, roi = noise(120, 160), (30, 50, 64, 64)
     record = toy.example(1, frames=[jpeg(image)], roi=roi)
     options = image_modality.Picture(size=32)
     decoded = np.asarray(PIL.Image.open(io.BytesIO(jpeg(image))))
-    result = run(evaluate(folder, image=dict(size=32)), record)
+    result = run(evaluate(directory, image=dict(size=32)), record)
     assert result["image"].shape == (1, 32, 32, 3) and result["image_mask"] == 1
     assert np.array_equal(result["image"][0], image_modality.prepare(decoded, options, roi=roi))
     assert np.abs(result["image"][0].astype(int) - as_pil(decoded, options, roi)).max() <= 1
-    whole = run(evaluate(folder, image=dict(size=32, roi=False)), record)
+    whole = run(evaluate(directory, image=dict(size=32, roi=False)), record)
     assert np.abs(whole["image"][0].astype(int) - as_pil(decoded, options)).max() <= 1
-    trained = run(train(folder, image=dict(size=32)), record)["image"]
+    trained = run(train(directory, image=dict(size=32)), record)["image"]
     assert np.abs(trained.astype(int) - result["image"][0]).max() <= 8  # chroma at JPEG block edges
     assert trained.shape == (32, 32, 3)
 
@@ -133,36 +133,36 @@ def test_jittered_windows_have_the_offsets_of_tvl():
     assert {tuple(window.numpy()) for window in narrow} == {(0, 0, 100, 100), (1, 0, 100, 100)}
 
 
-def test_jitter_applies_only_to_training(folder):
+def test_jitter_applies_only_to_training(directory):
     encoded = jpeg(noise(120, 160))
     decoded = np.asarray(PIL.Image.open(io.BytesIO(encoded)))
     record = toy.example(1, frames=[encoded], roi=(20, 20, 64, 64))
     section = dict(image=dict(size=64, jitter=0.2))
-    fixed = run(evaluate(folder, **section), record)["image"][0]
+    fixed = run(evaluate(directory, **section), record)["image"][0]
     assert np.array_equal(fixed, decoded[20:84, 20:84])
-    data = train(folder, **section)
+    data = train(directory, **section)
     jittered = [run(data, record, position)["image"] for position in range(6)]
     assert len({image.tobytes() for image in jittered}) > 3
     assert np.array_equal(jittered[2], run(data, record, 2)["image"])
 
 
-def test_frame_is_random_in_training_and_the_middle_one_in_evaluation(folder):
+def test_frame_is_random_in_training_and_the_middle_one_in_evaluation(directory):
     record = toy.example(1)
-    data = train(folder, image=dict(size=8))
+    data = train(directory, image=dict(size=8))
     seen = {round((run(data, record, p)["image"][..., 0].mean() - 3) / 10) for p in range(60)}
     assert len(seen) > 12 and seen <= set(range(toy.FRAMES))
-    middle = run(evaluate(folder, image=dict(size=8)), record)["image"]
+    middle = run(evaluate(directory, image=dict(size=8)), record)["image"]
     assert round((middle[..., 0].mean() - 3) / 10) == toy.FRAMES // 2
 
 
-def test_image_and_video_of_the_same_record_in_one_batch(folder, monkeypatch):
+def test_image_and_video_of_the_same_record_in_one_batch(directory, monkeypatch):
     section = dict(image=dict(size=8), video=dict(num_frames=2, size=8))
-    whole = next(train(folder, **section).iterate())
+    whole = next(train(directory, **section).iterate())
     monkeypatch.setattr(loader._Data, "_records_per_read", lambda data: 1)
-    data = train(folder, **section)
+    data = train(directory, **section)
     assert data._without == schema.FRAMES[0]  # Only the selected frames are read.
     assert toy.same(whole, next(data.iterate()))
-    image_only = train(folder, image=dict(size=8))
+    image_only = train(directory, image=dict(size=8))
     assert image_only._without == schema.FRAMES[0]
     assert np.array_equal(next(image_only.iterate())["image"], whole["image"])
 
@@ -199,14 +199,14 @@ def test_crop_resized_agrees_with_torchvision(shape, resize):
     assert difference.max() <= 2 and difference.mean() < 0.25
 
 
-def test_crop_resized_in_batches_equals_prepare(folder):
+def test_crop_resized_in_batches_equals_prepare(directory):
     image = noise(120, 175)
     record = toy.example(1, frames=[sharp(image)])
     section = dict(size=40, square="crop_resized", quarter_turns=1)
     decoded = np.asarray(PIL.Image.open(io.BytesIO(sharp(image))))
     expected = image_modality.prepare(decoded, image_modality.Picture(**section))
-    assert np.array_equal(run(evaluate(folder, image=section), record)["image"][0], expected)
-    assert np.array_equal(run(train(folder, image=section), record)["image"], expected)
+    assert np.array_equal(run(evaluate(directory, image=section), record)["image"][0], expected)
+    assert np.array_equal(run(train(directory, image=section), record)["image"], expected)
 
 
 def test_bicubic_overshoot_is_clipped():
@@ -225,8 +225,8 @@ def coordinates(height, width):
     return np.stack([rows, columns, np.full_like(rows, 255)], -1).astype(np.uint8)
 
 
-def test_crops_are_inside_the_roi_and_have_the_configured_area(folder):
-    data = train(folder, image=dict(size=32, crops=CROPS))
+def test_crops_are_inside_the_roi_and_have_the_configured_area(directory):
+    data = train(directory, image=dict(size=32, crops=CROPS))
     image, roi = coordinates(200, 240), (40, 80, 100, 120)
     areas = []
     for position in range(30):
@@ -244,17 +244,17 @@ def test_crops_are_inside_the_roi_and_have_the_configured_area(folder):
         (areas[:, :2] > 0.18).all() and (areas[:, :2] < 0.43).all() and (areas[:, 2] > 0.83).all()
     )
     assert np.abs(areas[:, 0] - areas[:, 1]).mean() > 0.02  # Views are sampled independently.
-    whole = run(evaluate(folder, image=dict(size=32, crops=CROPS)), toy.example(1, roi=roi[:0]))
+    whole = run(evaluate(directory, image=dict(size=32, crops=CROPS)), toy.example(1, roi=roi[:0]))
     assert whole["image"].shape == (1, 32, 32, 3)
 
 
-def test_decoding_only_the_window_gives_the_same_crop(folder):
+def test_decoding_only_the_window_gives_the_same_crop(directory):
     record = toy.example(1, frames=[sharp(noise(80, 100))])
-    all_views = train(folder, image=dict(size=24, crops=CROPS))
+    all_views = train(directory, image=dict(size=24, crops=CROPS))
     for view in range(3):
         pipeline = type(all_views.pipeline)()
         options = image_modality.Picture(size=24, crops=CROPS)
-        image_modality.add_picture(pipeline, options, train=True, views=[view])
+        image_modality.add_image(pipeline, options, train=True, views=[view])
         one_view = type("Data", (), {"pipeline": pipeline})
         for position in range(3):
             expected = run(all_views, record, position)["image"][view]
@@ -264,7 +264,7 @@ def test_decoding_only_the_window_gives_the_same_crop(folder):
 TOUCH = dict(size=40, square="pad", quarter_turns=1)
 
 
-def test_background_comes_from_the_record_or_from_a_file(folder, tmp_path):
+def test_background_comes_from_the_record_or_from_a_file(directory, tmp_path):
     touch, recorded, other = (noise(80, 60, seed) for seed in range(3))
     record = toy.example(1, touch=[png(touch)], touch_background=[png(recorded)])
     from_record = {**TOUCH, "background": "recording"}
@@ -273,16 +273,16 @@ def test_background_comes_from_the_record_or_from_a_file(folder, tmp_path):
     options = image_modality.Touch(**TOUCH)
     for make, index in ((train, ...), (evaluate, 0)):
         for section, background in ((from_record, recorded), (from_file, other)):
-            result = run(make(folder, touch=section), record)
+            result = run(make(directory, touch=section), record)
             assert np.array_equal(result["touch"][index], image_modality.prepare(touch, options))
             expected = image_modality.prepare(background, options)
             assert np.array_equal(result["touch_background"][index], expected)
-    assert "touch_background" not in run(train(folder, touch=TOUCH), record)
+    assert "touch_background" not in run(train(directory, touch=TOUCH), record)
 
 
-def test_a_record_without_touch_needs_no_background(folder):
+def test_a_record_without_touch_needs_no_background(directory):
     section = dict(touch={**TOUCH, "background": "recording"})
-    out = run(train(folder, **section), toy.example(1))
+    out = run(train(directory, **section), toy.example(1))
     assert out["touch_mask"] == 0 and not out["touch"].any() and not out["touch_background"].any()
 
 
@@ -308,8 +308,8 @@ def test_errors_for_missing_background_and_invalid_roi_name_the_record(tmp_path)
     assert batch["image_mask"].tolist() == [1, 1]
 
 
-def test_evaluation_batches_have_one_view_and_labels(folder):
-    data = evaluate(folder, image=dict(size=8), touch=dict(size=8))
+def test_evaluation_batches_have_one_view_and_labels(directory):
+    data = evaluate(directory, image=dict(size=8), touch=dict(size=8))
     batch = next(data.iterate())
     assert batch["image"].shape == (2, 1, 8, 8, 3) and batch["touch"].shape == (2, 1, 8, 8, 3)
     assert batch["image_mask"].tolist() == [1, 1] and batch["touch_mask"].tolist() == [0, 0]
@@ -350,15 +350,15 @@ def test_evaluation_batches_have_one_view_and_labels(folder):
         ),
     ],
 )
-def test_invalid_options_are_named(folder, section, facts):
+def test_invalid_options_are_named(directory, section, facts):
     with raises(UserError, *facts):
-        train(folder, **section)
+        train(directory, **section)
 
 
 def test_dataset_without_images_is_rejected(tmp_path):
-    folder = toy.build(tmp_path, 3, statistics={"examples_with": {"text": 3}})
+    directory = toy.build(tmp_path, 3, statistics={"examples_with": {"text": 3}})
     with raises(UserError, "config.data.image=None", "toy", "video, audio, text, label"):
-        train(folder, image=dict(size=8))
+        train(directory, image=dict(size=8))
 
 
 def test_prepare_rejects_float_images_and_roi_outside_the_image():

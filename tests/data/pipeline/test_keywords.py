@@ -142,7 +142,7 @@ def test_eval_subset_samples_subsets_that_depend_on_the_seed():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def directory(tmp_path_factory):
     texts = ["red, blue, circle.", " ,.", "square, moves,"]
     payload = lambda n: schema.encode(toy.example(n, captions=[texts[n % 3]]))  # noqa: E731
     built = toy.build(tmp_path_factory.mktemp("toy"), 9, payload=payload)
@@ -150,14 +150,14 @@ def folder(tmp_path_factory):
     return built
 
 
-def section(folder, **options):
-    text = dict(max_words=4, candidates=1, keywords=options)
-    return dict(train=folder, text=text)
+def section(directory, **options):
+    text = dict(max_tokens=4, candidates=1, keywords=options)
+    return dict(train=directory, text=text)
 
 
-def batches(folder, first=0, number=1, hosts=(0, 1), **options):
+def batches(directory, first=0, number=1, hosts=(0, 1), **options):
     data = loader.make_train_data(
-        section(folder, **options),
+        section(directory, **options),
         batch_size=6,
         seed=5,
         process_index=hosts[0],
@@ -166,25 +166,25 @@ def batches(folder, first=0, number=1, hosts=(0, 1), **options):
     return list(itertools.islice(data.iterate(first), number))
 
 
-def test_captions_without_keywords_are_masked(folder):
-    (batch,) = batches(folder, first=0)
+def test_captions_without_keywords_are_masked(directory):
+    (batch,) = batches(directory, first=0)
     empty = batch["example_id"] % 3 == 1
     assert np.array_equal(batch["text_mask"][:, 0], 1.0 - empty)
     assert not batch["text"][empty].any() and batch["text"][~empty].any(axis=(1, 2)).all()
 
 
-def test_batches_are_a_function_of_seed_and_step_on_any_number_of_hosts(folder):
-    whole = batches(folder, number=6)
-    assert all(toy.same(a, b) for a, b in zip(whole[4:], batches(folder, 4, 2), strict=True))
-    parts = [batches(folder, number=6, hosts=(p, 2)) for p in range(2)]
+def test_batches_are_a_function_of_seed_and_step_on_any_number_of_hosts(directory):
+    whole = batches(directory, number=6)
+    assert all(toy.same(a, b) for a, b in zip(whole[4:], batches(directory, 4, 2), strict=True))
+    parts = [batches(directory, number=6, hosts=(p, 2)) for p in range(2)]
     for batch, *shards in zip(whole, *parts, strict=True):
         assert toy.same(batch, {k: np.concatenate([s[k] for s in shards]) for k in batch})
-    others = batches(folder, number=6, seed=1)
+    others = batches(directory, number=6, seed=1)
     assert any(not np.array_equal(a["text"], b["text"]) for a, b in zip(whole, others, strict=True))
 
 
-def test_evaluation_batches_have_all_keywords_in_order(folder):
-    data = loader.make_eval_data(section(folder), split="train", batch_size=9)
+def test_evaluation_batches_have_all_keywords_in_order(directory):
+    data = loader.make_eval_data(section(directory), split="train", batch_size=9)
     (batch,) = data.iterate()
     words = data.tokenizer.words
     assert batch["text"][0, 0].tolist() == [words[w] for w in ("red", "blue", "and", "circle")]
@@ -200,22 +200,22 @@ def test_evaluation_batches_have_all_keywords_in_order(folder):
         (dict(synonyms="nowhere.json"), ("nowhere.json", "JSON", "'tactile'")),
     ],
 )
-def test_error_for_invalid_options(folder, options, facts):
+def test_error_for_invalid_options(directory, options, facts):
     with raises(UserError, *facts):
-        batches(folder, **options)
+        batches(directory, **options)
 
 
-def test_inserted_words_must_be_in_the_vocabulary(folder, tmp_path, capsys):
+def test_inserted_words_must_be_in_the_vocabulary(directory, tmp_path, capsys):
     """Otherwise they would all silently become the unknown token."""
     synonyms = tmp_path / "synonyms.json"
     synonyms.write_text(json.dumps({"soft": ["fluffy", "velvety"]}))
     options = dict(synonyms=str(synonyms), prompt="This feels ")
-    section = dict(train=str(folder), text=dict(keywords=options))
+    section = dict(train=str(directory), text=dict(keywords=options))
     missing = "feels, fluffy, soft, this, velvety"
     command = f'--keywords --synonyms {synonyms} --prompt "This feels "'
     with raises(UserError, "data.text.keywords", missing, "mmjax vocab", command):
         loader.make_train_data(section, batch_size=2, seed=0)
-    copy = shutil.copytree(folder, tmp_path / "copy")
+    copy = shutil.copytree(directory, tmp_path / "copy")
     arguments = ["--keywords", "--synonyms", str(synonyms), "--prompt", "This feels "]
     assert cli.main(["vocab", str(copy), *arguments]) == 0
     section["train"] = str(copy)

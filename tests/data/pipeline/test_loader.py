@@ -16,14 +16,14 @@ from tests.messages import assert_mentions, raises
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def directory(tmp_path_factory):
     return toy.build(tmp_path_factory.mktemp("toy"), 23)
 
 
-def make(folder, batch_size=6, seed=0, hosts=None, **changes):
+def make(directory, batch_size=6, seed=0, hosts=None, **changes):
     index, count = hosts or (0, 1)
     return loader.make_train_data(
-        toy.section(folder, **changes),
+        toy.section(directory, **changes),
         batch_size=batch_size,
         seed=seed,
         process_index=index,
@@ -35,10 +35,10 @@ def batches(data, first=0, number=1):
     return list(itertools.islice(data.iterate(first), number))
 
 
-def evaluated(folder, batch_size=4, split="train", **changes):
+def evaluated(directory, batch_size=4, split="train", **changes):
     hosts = changes.pop("hosts", (0, 1))
     return loader.make_eval_data(
-        toy.section(folder, **changes),
+        toy.section(directory, **changes),
         split=split,
         batch_size=batch_size,
         process_index=hosts[0],
@@ -46,8 +46,8 @@ def evaluated(folder, batch_size=4, split="train", **changes):
     )
 
 
-def test_batches_have_the_shapes_and_dtypes_of_spec(folder):
-    data = make(folder)
+def test_batches_have_the_shapes_and_dtypes_of_spec(directory):
+    data = make(directory)
     (batch,) = batches(data)
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
         k: (v.shape, v.dtype) for k, v in data.spec.items()
@@ -58,22 +58,22 @@ def test_batches_have_the_shapes_and_dtypes_of_spec(folder):
 
 
 @pytest.mark.parametrize("read", ["pread", "tf"])
-def test_training_can_resume_at_any_step(folder, read):
-    whole = batches(make(folder, read=read), number=9)  # more than two epochs
+def test_training_can_resume_at_any_step(directory, read):
+    whole = batches(make(directory, read=read), number=9)  # more than two epochs
     for first in (3, 7):
-        tail = batches(make(folder, read=read), first, 9 - first)
+        tail = batches(make(directory, read=read), first, 9 - first)
         assert all(toy.same(a, b) for a, b in zip(whole[first:], tail, strict=True))
-    data = make(folder, read=read)
+    data = make(directory, read=read)
     (far,) = batches(data, 10**9)
     assert sorted(far) == sorted(whole[0])
     assert np.array_equal(far["example_id"], data.batch_ids(10**9)["record"])
     assert np.array_equal(far["label"], far["example_id"] % 5)
 
 
-def test_read_threads_and_corrupt_options_do_not_change_batches(folder):
-    expected = batches(make(folder), number=3)
+def test_read_threads_and_corrupt_options_do_not_change_batches(directory):
+    expected = batches(make(directory), number=3)
     for changes in (dict(read="tf"), dict(threads=1), dict(corrupt="skip")):
-        result = batches(make(folder, **changes), number=3)
+        result = batches(make(directory, **changes), number=3)
         assert all(toy.same(a, b) for a, b in zip(expected, result, strict=True)), changes
 
 
@@ -83,11 +83,11 @@ def large(monkeypatch):
     monkeypatch.setattr(loader._Data, "_records_per_read", lambda data: 1)
 
 
-def test_reading_only_sampled_frames_does_not_change_batches(folder, tmp_path, large):
+def test_reading_only_sampled_frames_does_not_change_batches(directory, tmp_path, large):
     cases = [
-        (folder, {}),
-        (folder, dict(corrupt="skip")),
-        (folder, dict(video=dict(num_frames=30, size=16))),  # loops
+        (directory, {}),
+        (directory, dict(corrupt="skip")),
+        (directory, dict(video=dict(num_frames=30, size=16))),  # loops
         (toy.build(tmp_path, 6, payload=_without_frames), {}),
     ]
     for dataset, changes in cases:
@@ -96,7 +96,7 @@ def test_reading_only_sampled_frames_does_not_change_batches(folder, tmp_path, l
         plain._without = None
         for a, b in zip(batches(data, number=3), batches(plain, number=3), strict=True):
             assert toy.same(a, b), changes
-    data, plain = (evaluated(folder, video=dict(num_frames=4, size=16)) for _ in range(2))
+    data, plain = (evaluated(directory, video=dict(num_frames=4, size=16)) for _ in range(2))
     plain._without = None
     assert all(toy.same(a, b) for a, b in zip(data.iterate(), plain.iterate(), strict=True))
 
@@ -105,8 +105,8 @@ def _without_frames(number):
     return schema.encode(toy.example(number, frames=toy.example(number).frames * (number % 2)))
 
 
-def test_custom_functions_of_early_phases_see_all_frames(folder, large):
-    data = make(folder)
+def test_custom_functions_of_early_phases_see_all_frames(directory, large):
+    data = make(directory)
     add_lengths = lambda f: f | {"bytes": tf.strings.length(f["_frames"])}  # noqa: E731
     data.pipeline.add("parse", "lengths", add_lengths)
     (batch,) = batches(data)
@@ -115,23 +115,23 @@ def test_custom_functions_of_early_phases_see_all_frames(folder, large):
 
 
 def test_error_reports_a_corrupt_record_when_only_sampled_frames_are_read(tmp_path, large):
-    folder = toy.build(tmp_path, 9, shards=1)
-    _flip_byte(folder, 4)
+    directory = toy.build(tmp_path, 9, shards=1)
+    _flip_byte(directory, 4)
     with raises(UserError, SHARD, "record 4", "CRC"):
-        batches(make(folder, batch_size=9))
-    assert 4 not in batches(make(folder, batch_size=8, corrupt="skip"))[0]["example_id"]
+        batches(make(directory, batch_size=9))
+    assert 4 not in batches(make(directory, batch_size=8, corrupt="skip"))[0]["example_id"]
 
 
-def test_hosts_together_read_the_global_batch(folder):
-    whole = batches(make(folder), number=5)
-    parts = [batches(make(folder, hosts=(p, 3)), number=5) for p in range(3)]
+def test_hosts_together_read_the_global_batch(directory):
+    whole = batches(make(directory), number=5)
+    parts = [batches(make(directory, hosts=(p, 3)), number=5) for p in range(3)]
     for batch, *shards in zip(whole, *parts, strict=True):
         joined = {k: np.concatenate([shard[k] for shard in shards]) for k in batch}
         assert toy.same(batch, joined)
 
 
-def test_an_epoch_has_every_record_once_and_batch_ids_predicts_the_order(folder):
-    data = make(folder, batch_size=23)
+def test_an_epoch_has_every_record_once_and_batch_ids_predicts_the_order(directory):
+    data = make(directory, batch_size=23)
     for step, batch in enumerate(batches(data, number=3)):
         assert sorted(batch["example_id"]) == list(range(23))
         assert np.array_equal(data.batch_ids(step)["record"], batch["example_id"])
@@ -139,9 +139,9 @@ def test_an_epoch_has_every_record_once_and_batch_ids_predicts_the_order(folder)
         assert np.array_equal(batch["label"], labels)
 
 
-def test_a_record_is_cropped_differently_in_each_epoch_and_for_each_seed(folder):
+def test_a_record_is_cropped_differently_in_each_epoch_and_for_each_seed(directory):
     def clip(seed, step):
-        data = make(folder, batch_size=23, seed=seed, video=dict(num_frames=4, size=16))
+        data = make(directory, batch_size=23, seed=seed, video=dict(num_frames=4, size=16))
         (batch,) = batches(data, step)
         return batch["video"][list(batch["example_id"]).index(4)]
 
@@ -150,16 +150,16 @@ def test_a_record_is_cropped_differently_in_each_epoch_and_for_each_seed(folder)
     assert not np.array_equal(clip(0, 0), clip(1, 0))
 
 
-def test_mixtures_report_the_source_and_follow_the_weights(folder, tmp_path):
+def test_mixtures_report_the_source_and_follow_the_weights(directory, tmp_path):
     other = toy.build(tmp_path, 3, shards=1, payload=lambda n: schema.encode(_silent(n)))
-    data = make((folder, other), batch_size=50, weights=(0.8, 0.2))
+    data = make((directory, other), batch_size=50, weights=(0.8, 0.2))
     result = {k: np.concatenate([b[k] for b in batches(data, number=4)]) for k in data.spec}
     assert 20 < (result["source"] == 1).sum() < 60
     assert np.array_equal(result["audio_mask"], (result["source"] == 0).astype(np.float32))
     assert set(result["example_id"][result["source"] == 1]) == {0, 1, 2}
     ids = data.batch_ids(0)
     assert np.array_equal(ids["source"], result["source"][:50])
-    tail = batches(make((folder, other), batch_size=50, weights=(0.8, 0.2)), 3)
+    tail = batches(make((directory, other), batch_size=50, weights=(0.8, 0.2)), 3)
     assert np.array_equal(tail[0]["video"], result["video"][150:])
 
 
@@ -168,8 +168,8 @@ def _silent(number):
 
 
 @pytest.mark.parametrize("batch_size, hosts", [(4, 1), (23, 1), (64, 2), (12, 3)])
-def test_evaluation_counts_every_example_once(folder, batch_size, hosts):
-    parts = [evaluated(folder, batch_size, hosts=(p, hosts)) for p in range(hosts)]
+def test_evaluation_counts_every_example_once(directory, batch_size, hosts):
+    parts = [evaluated(directory, batch_size, hosts=(p, hosts)) for p in range(hosts)]
     per_host = [list(part.iterate()) for part in parts]
     assert {len(each) for each in per_host} == {-(-23 // batch_size)} == {parts[0].num_batches}
     ids = []
@@ -182,30 +182,30 @@ def test_evaluation_counts_every_example_once(folder, batch_size, hosts):
     assert sorted(ids) == list(range(23))
 
 
-def test_evaluation_is_deterministic_and_max_examples_shortens_it(folder):
-    first, second = (list(evaluated(folder).iterate()) for _ in range(2))
+def test_evaluation_is_deterministic_and_max_examples_shortens_it(directory):
+    first, second = (list(evaluated(directory).iterate()) for _ in range(2))
     assert all(toy.same(a, b) for a, b in zip(first, second, strict=True))
     short = loader.make_eval_data(
-        toy.section(folder), split="train", batch_size=4, max_examples=5, num_clips=2
+        toy.section(directory), split="train", batch_size=4, max_examples=5, num_clips=2
     )
     masks = np.concatenate([batch["mask"] for batch in short.iterate()])
     assert masks.tolist() == [1] * 5 + [0] * 3 and short.num_examples == 5
     assert short.spec["video"].shape == (4, 2, 4, 16, 16, 3)
 
 
-def test_evaluation_has_labels_when_data_label_is_unset(folder):
-    data = evaluated(folder, label=None)
+def test_evaluation_has_labels_when_data_label_is_unset(directory):
+    data = evaluated(directory, label=None)
     batch = next(data.iterate())
     assert np.array_equal(batch["label"], batch["example_id"] % 5) and data.num_classes == 5
 
 
-def test_limit_takes_evenly_spaced_records(folder):
-    data = make(folder, batch_size=7, limit=7)
+def test_limit_takes_evenly_spaced_records(directory):
+    data = make(directory, batch_size=7, limit=7)
     assert data.num_examples == 7
     first, second = (np.sort(batch["example_id"]) for batch in batches(data, number=2))
     assert first.tolist() == second.tolist() == [23 * n // 7 for n in range(7)]
     assert np.array_equal(np.sort(data.batch_ids(1)["record"]), first)
-    assert make(folder, batch_size=7, limit=100).num_examples == 23
+    assert make(directory, batch_size=7, limit=100).num_examples == 23
 
 
 # Corrupt records.
@@ -213,9 +213,9 @@ def test_limit_takes_evenly_spaced_records(folder):
 SHARD = "train-00000-of-00001.tfrecord"
 
 
-def _bad(folder, bad, payload, count=9):
+def _bad(directory, bad, payload, count=9):
     return toy.build(
-        folder,
+        directory,
         count,
         shards=1,
         payload=lambda n: payload(n) if n in bad else schema.encode(toy.example(n)),
@@ -238,11 +238,11 @@ def test_error_reports_the_corrupt_record(tmp_path, payload, facts):
         batches(data)
 
 
-def _flip_byte(folder, record):
+def _flip_byte(directory, record):
     """Damages one byte of a record's payload, which only its CRC detects."""
     from mmjax.data.storage import tfrecord
 
-    path = os.path.join(folder, SHARD)
+    path = os.path.join(directory, SHARD)
     offset, length = tfrecord.read_index(path)[record]
     stat = os.stat(path)
     with open(path, "r+b") as file:
@@ -254,32 +254,32 @@ def _flip_byte(folder, record):
 
 
 def test_error_reports_the_record_with_a_wrong_crc(tmp_path):
-    folder = toy.build(tmp_path, 9, shards=1)
-    _flip_byte(folder, 4)
+    directory = toy.build(tmp_path, 9, shards=1)
+    _flip_byte(directory, 4)
     with raises(UserError, tmp_path / SHARD, "record 4", "CRC"):
-        batches(make(folder, batch_size=9))
+        batches(make(directory, batch_size=9))
 
 
 def test_error_reports_a_wrong_crc_that_is_prefetched(tmp_path):
-    folder = toy.build(tmp_path, 9, shards=1)
-    _flip_byte(folder, 4)
-    for data in (make(folder, batch_size=1), evaluated(folder, batch_size=1)):
+    directory = toy.build(tmp_path, 9, shards=1)
+    _flip_byte(directory, 4)
+    for data in (make(directory, batch_size=1), evaluated(directory, batch_size=1)):
         with raises(UserError, tmp_path / SHARD, "record 4", "CRC"):
             list(itertools.islice(data.iterate(), 9))
 
 
 def test_error_reports_a_truncated_shard(tmp_path):
-    folder = toy.build(tmp_path, 9, shards=1)
-    path = os.path.join(folder, SHARD)
+    directory = toy.build(tmp_path, 9, shards=1)
+    path = os.path.join(directory, SHARD)
     os.truncate(path, os.path.getsize(path) - 100)
     with raises(UserError, path, "truncated"):
-        make(folder)
+        make(directory)
 
 
 @pytest.mark.parametrize("read", ["pread", "tf"])
 def test_skipping_in_training_replaces_a_corrupt_record_by_the_next(tmp_path, read, caplog):
-    folder = _bad(tmp_path, {3, 4, 8}, toy.with_broken_frame)
-    data = make(folder, batch_size=9, corrupt="skip", read=read)
+    directory = _bad(tmp_path, {3, 4, 8}, toy.with_broken_frame)
+    data = make(directory, batch_size=9, corrupt="skip", read=read)
     result = batches(data, number=2)
     replacements = {3: 5, 4: 5, 8: 0}
     for step, batch in enumerate(result):
@@ -288,21 +288,21 @@ def test_skipping_in_training_replaces_a_corrupt_record_by_the_next(tmp_path, re
         assert set(batch) == set(data.spec)
     assert data.corrupt == 3
     assert_mentions(caplog.text, tmp_path / SHARD, "record 3", "record 4", "record 8", "JPEG")
-    again = batches(make(folder, batch_size=9, corrupt="skip", read=read), 1)
+    again = batches(make(directory, batch_size=9, corrupt="skip", read=read), 1)
     assert toy.same(again[0], result[1])
 
 
 def test_skipping_includes_records_with_a_wrong_crc(tmp_path):
-    folder = toy.build(tmp_path, 9, shards=1)
-    _flip_byte(folder, 4)
-    data = make(folder, batch_size=9, corrupt="skip")
+    directory = toy.build(tmp_path, 9, shards=1)
+    _flip_byte(directory, 4)
+    data = make(directory, batch_size=9, corrupt="skip")
     (batch,) = batches(data)
     assert 4 not in batch["example_id"] and data.corrupt == 1
 
 
 def test_skipping_in_evaluation_masks_the_record(tmp_path):
-    folder = _bad(tmp_path, {3, 8}, toy.with_broken_frame)
-    data = evaluated(folder, corrupt="skip")
+    directory = _bad(tmp_path, {3, 8}, toy.with_broken_frame)
+    data = evaluated(directory, corrupt="skip")
     result = list(data.iterate())
     mask = np.concatenate([batch["mask"] for batch in result])
     assert mask.tolist() == [1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0]
@@ -311,8 +311,8 @@ def test_skipping_in_evaluation_masks_the_record(tmp_path):
 
 
 def test_too_many_corrupt_records_stop_training(tmp_path):
-    folder = _bad(tmp_path, {1, 3, 5}, toy.with_broken_frame)
-    data = make(folder, batch_size=9, corrupt="skip", max_corrupt=2)
+    directory = _bad(tmp_path, {1, 3, 5}, toy.with_broken_frame)
+    data = make(directory, batch_size=9, corrupt="skip", max_corrupt=2)
     with raises(UserError, "data.max_corrupt=2", SHARD, "JPEG"):
         batches(data)
     all_corrupt = _bad(tmp_path / "all", set(range(30)), toy.with_broken_frame, count=30)
@@ -347,36 +347,36 @@ def test_too_many_corrupt_records_stop_training(tmp_path):
         (dict(label=dict(num_classes=2)), ("[0, 2)", "data.label.num_classes")),
     ],
 )
-def test_error_for_invalid_options(folder, changes, facts):
+def test_error_for_invalid_options(directory, changes, facts):
     with raises(UserError, *facts):
-        batches(make(folder, **changes))
+        batches(make(directory, **changes))
 
 
-def test_error_without_modalities_and_without_the_number_of_classes(folder, tmp_path):
+def test_error_without_modalities_and_without_the_number_of_classes(directory, tmp_path):
     with raises(UserError, "data.video", "audio", "image", "text", "touch"):
-        make(folder, video=None, audio=None, text=None)
+        make(directory, video=None, audio=None, text=None)
     unknown = toy.build(tmp_path, 2, shards=1, num_classes=0)
     with raises(UserError, "data.label.num_classes", "toy"):
         make(unknown)
 
 
-def test_error_for_a_modality_that_no_example_has(folder, tmp_path):
+def test_error_for_a_modality_that_no_example_has(directory, tmp_path):
     counted = dict(examples=2, examples_with=dict(video=2, text=1, label=2))
     info = dict(modalities=("video", "text", "label"), statistics=counted)
     silent = toy.build(tmp_path, 2, shards=1, **info)
     with raises(UserError, "data.audio=None", "toy", "video, text, label"):
         make(silent)
     assert "audio" not in make(silent, audio=None).spec
-    assert "audio" in make((silent, folder)).spec  # the second source has audio
+    assert "audio" in make((silent, directory)).spec  # the second source has audio
 
 
-def test_batch_size_must_be_divisible_by_the_number_of_hosts(folder):
+def test_batch_size_must_be_divisible_by_the_number_of_hosts(directory):
     with raises(UserError, "batch_size=7", 2):
-        make(folder, batch_size=7, hosts=(0, 2))
+        make(directory, batch_size=7, hosts=(0, 2))
 
 
-def test_functions_of_a_phase_can_be_added_and_removed(folder):
-    data = make(folder)
+def test_functions_of_a_phase_can_be_added_and_removed(directory):
+    data = make(directory)
     data.pipeline.remove("preprocess", "flip")
     data.pipeline.add("preprocess", "dark", lambda f: f | {"video": f["video"] // 2})
     (batch,) = batches(data)
@@ -388,10 +388,10 @@ def test_flips_on_host_and_device_are_identical(tmp_path):
 
     ramp = np.tile(np.arange(0, 240, 6, dtype=np.uint8)[None, :, None], (32, 1, 3))
     frames = [schema.encode_jpeg(ramp)] * 4
-    folder = toy.build(tmp_path, payload=lambda n: schema.encode(toy.example(n, frames=frames)))
+    directory = toy.build(tmp_path, payload=lambda n: schema.encode(toy.example(n, frames=frames)))
 
     def mirrored(flip_on):
-        data = make(folder, batch_size=23, video=dict(num_frames=4, size=16, flip_on=flip_on))
+        data = make(directory, batch_size=23, video=dict(num_frames=4, size=16, flip_on=flip_on))
         (batch,) = batches(data)
         inputs = Inputs()(batch, jax.random.key(0), train=True)
         return batch, np.asarray(inputs["video"])

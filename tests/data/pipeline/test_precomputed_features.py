@@ -18,7 +18,7 @@ COUNT, WIDTH = 9, 5
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def directory(tmp_path_factory):
     touch = [schema.encode_jpeg(np.full((16, 16, 3), 90, np.uint8))]
     payload = lambda n: schema.encode(toy.example(n, touch=touch * (n % 2)))  # noqa: E731
     built = toy.build(tmp_path_factory.mktemp("toy"), COUNT, payload=payload)
@@ -33,20 +33,20 @@ def values(count=COUNT, variants=None, width=WIDTH):
     return (features if variants else features[:, 0]).astype(np.float16)
 
 
-def write(folder, *, dataset="toy", count=COUNT, split="train", **arrays):
+def write(directory, *, dataset="toy", count=COUNT, split="train", **arrays):
     precomputed_features.write_description(
-        folder, dataset=dataset, num_examples={split: count}, model="tiny"
+        directory, dataset=dataset, num_examples={split: count}, model="tiny"
     )
     for name, array in arrays.items():
-        path = precomputed_features.features_path(folder, split, name)
+        path = precomputed_features.features_path(directory, split, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         np.save(path, array)
-    return str(folder)
+    return str(directory)
 
 
-def train(folder, *, batch_size=6, hosts=(0, 1), seed=0, **section):
+def train(directory, *, batch_size=6, hosts=(0, 1), seed=0, **section):
     return loader.make_train_data(
-        dict(train=folder, **section),
+        dict(train=directory, **section),
         batch_size=batch_size,
         seed=seed,
         process_index=hosts[0],
@@ -54,10 +54,10 @@ def train(folder, *, batch_size=6, hosts=(0, 1), seed=0, **section):
     )
 
 
-def test_features_match_their_records_and_masks_are_unchanged(folder, tmp_path):
+def test_features_match_their_records_and_masks_are_unchanged(directory, tmp_path):
     path = write(tmp_path, image=values(), touch=values(width=3), text=values(variants=4))
     data = train(
-        folder,
+        directory,
         image=dict(features=path),
         touch=dict(features=path, background="recording"),
         text=dict(features=path, candidates=1, keywords={}),
@@ -77,11 +77,11 @@ def test_features_match_their_records_and_masks_are_unchanged(folder, tmp_path):
         assert np.array_equal(batch["text"][:, 0] // 100, np.tile(record[:, None], WIDTH))
 
 
-def test_variants_are_sampled_uniformly_and_depend_only_on_step_and_seed(folder, tmp_path):
+def test_variants_are_sampled_uniformly_and_depend_only_on_step_and_seed(directory, tmp_path):
     path = write(tmp_path, text=values(variants=4))
 
     def variants(first=0, count=100, **changes):
-        data = train(folder, text=dict(features=path, candidates=1), **changes)
+        data = train(directory, text=dict(features=path, candidates=1), **changes)
         batches = itertools.islice(data.iterate(first), count)
         return np.stack([batch["text"][:, 0, 0] % 100 // 10 for batch in batches])
 
@@ -94,13 +94,13 @@ def test_variants_are_sampled_uniformly_and_depend_only_on_step_and_seed(folder,
     assert not np.array_equal(whole[:5], variants(0, 5, seed=1))
 
 
-def test_each_source_has_its_own_features(folder, tmp_path):
+def test_each_source_has_its_own_features(directory, tmp_path):
     other = toy.build(tmp_path / "other", 4, name="more")
     paths = (
         write(tmp_path / "a", image=values()),
         write(tmp_path / "b", dataset="more", count=4, image=-values(4, variants=2)),
     )
-    data = train((folder, other), batch_size=40, image=dict(features=paths))
+    data = train((directory, other), batch_size=40, image=dict(features=paths))
     batch = next(data.iterate())
     second = batch["source"] == 1
     assert 5 < second.sum() < 35
@@ -108,18 +108,18 @@ def test_each_source_has_its_own_features(folder, tmp_path):
     assert np.array_equal(batch["image"][second, 0] // -100, batch["example_id"][second])
 
 
-def test_limit_keeps_features_and_records_aligned(folder, tmp_path):
+def test_limit_keeps_features_and_records_aligned(directory, tmp_path):
     path = write(tmp_path, image=values())
-    batch = next(train(folder, image=dict(features=path), limit=3, batch_size=3).iterate())
+    batch = next(train(directory, image=dict(features=path), limit=3, batch_size=3).iterate())
     assert sorted(batch["example_id"]) == [0, 3, 6]
     assert np.array_equal(batch["image"], values()[batch["example_id"]])
 
 
-def test_evaluation_reads_images_and_tokens_instead_of_features(folder, tmp_path):
+def test_evaluation_reads_images_and_tokens_instead_of_features(directory, tmp_path):
     section = dict(
-        train=folder,
+        train=directory,
         image=dict(features=str(tmp_path / "none"), size=8),
-        text=dict(features=str(tmp_path / "none"), candidates=1, max_words=4),
+        text=dict(features=str(tmp_path / "none"), candidates=1, max_tokens=4),
     )
     batch = next(loader.make_eval_data(section, split="train", batch_size=2).iterate())
     assert batch["image"].shape == (2, 1, 8, 8, 3) and batch["image"].dtype == np.uint8
@@ -147,10 +147,10 @@ def test_evaluation_reads_images_and_tokens_instead_of_features(folder, tmp_path
         ),
     ],
 )
-def test_features_that_do_not_match_the_data_are_rejected(folder, tmp_path, change, facts):
+def test_features_that_do_not_match_the_data_are_rejected(directory, tmp_path, change, facts):
     change(tmp_path)
     with raises(UserError, "data.image.features", tmp_path) as info:
-        train(folder, image=dict(features=str(tmp_path)))
+        train(directory, image=dict(features=str(tmp_path)))
     # The numbers of the temporary directory must not stand in for those of the message.
     assert_mentions(str(info.value).replace(str(tmp_path), "DIR"), *facts)
 
@@ -159,28 +159,28 @@ def test_features_that_do_not_match_the_data_are_rejected(folder, tmp_path, chan
     "text, fact",
     [("{", "line 1 column 2"), ("[]", "list"), ('{"dataset": "toy"}', "'num_examples'")],
 )
-def test_invalid_features_json_is_rejected(folder, tmp_path, text, fact):
+def test_invalid_features_json_is_rejected(directory, tmp_path, text, fact):
     write(tmp_path, image=values())
     (tmp_path / "features.json").write_text(text)
     with raises(UserError, tmp_path / "features.json", fact):
-        train(folder, image=dict(features=str(tmp_path)))
+        train(directory, image=dict(features=str(tmp_path)))
 
 
-def test_mismatched_counts_and_widths_are_rejected(folder, tmp_path):
+def test_mismatched_counts_and_widths_are_rejected(directory, tmp_path):
     path = write(tmp_path / "a", image=values())
     with raises(UserError, "data.image.features", 2, "data.train", 1):
-        train(folder, image=dict(features=(path, path)))
+        train(directory, image=dict(features=(path, path)))
     wide = write(tmp_path / "b", image=values(width=7))
     with raises(UserError, "data.image.features", path, wide) as info:
-        train((folder, folder), image=dict(features=(path, wide)))
+        train((directory, directory), image=dict(features=(path, wide)))
     assert_mentions(str(info.value).replace(str(tmp_path), "DIR"), WIDTH, 7)
     with raises(UserError, "data.text.features", "data.text.candidates=1", 5):
-        train(folder, text=dict(features=path))
+        train(directory, text=dict(features=path))
 
 
 def test_disk_space_is_reserved_when_the_file_is_created(tmp_path, monkeypatch):
     path = tmp_path / "features.npy"
-    features = precomputed_features.new_rows(path, (1000, 64))
+    features = precomputed_features.create_array(path, (1000, 64))
     assert features.shape == (1000, 64) and features.dtype == np.float32 and not features.any()
     stat = path.stat()
     assert stat.st_blocks * 512 >= stat.st_size > 1000 * 64 * 4
@@ -192,16 +192,16 @@ def test_disk_space_is_reserved_when_the_file_is_created(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "posix_fallocate", allocate)
 
     refuses(errno.EOPNOTSUPP, "this file system cannot")
-    assert precomputed_features.new_rows(path, (1000, 64)).shape == (1000, 64)
+    assert precomputed_features.create_array(path, (1000, 64)).shape == (1000, 64)
     refuses(errno.ENOSPC, "No space left on device")
     with raises(UserError, path, "0.000239 GiB", "No space left on device"):
-        precomputed_features.new_rows(path, (1000, 64))
+        precomputed_features.create_array(path, (1000, 64))
     assert not path.exists()
 
 
-def test_file_that_is_not_an_array_is_rejected(folder, tmp_path):
+def test_file_that_is_not_an_array_is_rejected(directory, tmp_path):
     path = write(tmp_path, image=values())
     file = tmp_path / "train" / "image.npy"
     file.write_bytes(b"")
     with raises(UserError, "data.image.features", file):
-        train(folder, image=dict(features=path))
+        train(directory, image=dict(features=path))

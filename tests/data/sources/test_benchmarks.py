@@ -1,4 +1,4 @@
-"""The catalogue of image datasets: split sizes against published ones, and data found on disk."""
+"""The catalog of image datasets: split sizes against published ones, and data found on disk."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from mmjax.data.sources import benchmarks, split_slicing
 from mmjax.data.sources import registry as sources
-from mmjax.data.sources.benchmarks import ALL, CATALOGUE
+from mmjax.data.sources.benchmarks import ALL, CATALOG
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
 from tests.messages import assert_mentions, raises
@@ -40,7 +40,7 @@ SIZES = {
 @pytest.mark.parametrize("name", SIZES)
 def test_split_sizes_are_those_of_lgssl_and_do_not_overlap(name):
     splits, expected = SIZES[name]
-    entry, sizes, seen = CATALOGUE[name], [], {}
+    entry, sizes, seen = CATALOG[name], [], {}
     for text in (entry.train, entry.valid, entry.test):
         (part,) = split_slicing.parse(text)
         start, stop = part.bounds(splits[part.name])
@@ -53,23 +53,23 @@ def test_split_sizes_are_those_of_lgssl_and_do_not_overlap(name):
 
 def test_lgssl_averages_over_15_datasets():
     assert len(ALL) == 15 and ALL[0] == "food101" and ALL[-1] == "pcam"
-    per_class = {name for name in ALL if CATALOGUE[name].metric == "mean_per_class"}
+    per_class = {name for name in ALL if CATALOG[name].metric == "mean_per_class"}
     assert per_class == {"aircraft", "pets", "caltech101", "flowers"}
-    assert [name for name in ALL if not CATALOGUE[name].few_shot] == ["pcam"]
+    assert [name for name in ALL if not CATALOG[name].few_shot] == ["pcam"]
     classes = [101, 10, 100, 200, 397, 196, 100, 47, 37, 102, 102, 10, 10, 45, 2]
-    assert [CATALOGUE[name].num_classes for name in ALL] == classes
+    assert [CATALOG[name].num_classes for name in ALL] == classes
 
 
 def test_every_tfds_name_is_a_tfds_builder():
     """TFDS lists its builders without downloading data."""
     known = set(tfds.list_builders(with_community_datasets=False))
-    for name, entry in CATALOGUE.items():
+    for name, entry in CATALOG.items():
         if entry.tfds:
             assert entry.tfds.split(",")[0].split("/")[0] in known, name
     assert not {builder for builder in known if "aircraft" in builder}
 
 
-def test_importing_the_catalogue_does_not_import_tensorflow(user_env):
+def test_importing_the_catalog_does_not_import_tensorflow(user_env):
     code = "import sys, mmjax.data.sources.benchmarks; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=user_env())
 
@@ -79,11 +79,11 @@ def empty_tfds_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "own"))
 
 
-def write_images(root, *folders, count=1):
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
+def write_images(root, *directories, count=1):
+    for directory in directories:
+        (root / directory).mkdir(parents=True)
         for number in range(count):
-            PIL.Image.new("RGB", (4, 4)).save(root / folder / f"{number}.png")
+            PIL.Image.new("RGB", (4, 4)).save(root / directory / f"{number}.png")
 
 
 def write_arrays(path, count=3):
@@ -116,9 +116,9 @@ def test_datasets_are_found_in_order_of_precedence(tmp_path):
         assert benchmarks.find(name, str(root)) == spec
 
 
-def prepare(folder):
-    folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text("{}")
+def prepare(directory):
+    directory.mkdir(parents=True)
+    (directory / "dataset_info.json").write_text("{}")
 
 
 def test_find_checks_the_tfds_configuration(tmp_path):
@@ -163,7 +163,7 @@ def test_splits_follow_the_splits_of_local_data(tmp_path, name, existing, expect
 
 
 def test_tfds_data_uses_the_published_splits():
-    entry = CATALOGUE["food101"]
+    entry = CATALOG["food101"]
     published = (entry.train, entry.valid, entry.test)
     assert benchmarks.splits_of("food101", "tfds:food101,data_dir=/nowhere") == published
 

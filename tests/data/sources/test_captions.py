@@ -24,13 +24,13 @@ def example(number):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("toy")
     return toy.build(path, 1200, payload=lambda n: schema.encode(example(n)))
 
 
-def test_captions_and_filenames_equal_those_of_decoded_records(folder):
-    source = sources.open_source(str(folder), split="train")
+def test_captions_and_filenames_equal_those_of_decoded_records(directory):
+    source = sources.open_source(str(directory), split="train")
     whole = [schema.decode(source.fetch(n)) for n in range(source.num_examples)]
     result = list(captions.read_contexts(source, range(source.num_examples)))
     assert result == [(each.captions, each.filename) for each in whole]
@@ -40,8 +40,8 @@ def test_captions_and_filenames_equal_those_of_decoded_records(folder):
     assert captions.read_captions(source, []) == []
 
 
-def test_only_the_first_kilobyte_of_a_record_with_frames_is_read(folder, monkeypatch):
-    source = sources.open_source(str(folder), split="train")
+def test_only_the_first_kilobyte_of_a_record_with_frames_is_read(directory, monkeypatch):
+    source = sources.open_source(str(directory), split="train")
     with_frames = [n for n in range(1000) if n % 3 and n % 5 in (0, 3)]
     read, pread = [], os.pread
     monkeypatch.setattr(os, "pread", lambda *args: read.append(args[1]) or pread(*args))
@@ -71,8 +71,8 @@ def test_an_image_folder_has_no_captions(tmp_path):
     assert captions.read_captions(source, [0]) == [[]]
 
 
-def test_error_reports_the_damaged_record(folder, tmp_path):
-    source = sources.open_source(str(folder), split="train")
+def test_error_reports_the_damaged_record(directory, tmp_path):
+    source = sources.open_source(str(directory), split="train")
     shard = tmp_path / "shard"
     data = bytearray(open(source.files[0], "rb").read())
     offset = int(source.index[3, 1])

@@ -64,7 +64,7 @@ def test_fgvc_aircraft_is_read_in_its_published_layout(tmp_path, inside):
     root = tmp_path / inside
     write_aircraft(root)
     spec = f"images:{tmp_path}"
-    assert image_folder.is_aircraft(tmp_path) and image_folder.has_pictures(tmp_path)
+    assert image_folder.is_aircraft(tmp_path) and image_folder.has_images(tmp_path)
     assert read(sources.open_source(spec, split="train")) == [(10, 0, "707"), (20, 1, "A 380")]
     assert read(sources.open_source(spec, split="validation")) == [(30, 1, "A 380")]
     assert sources.split_names(spec) == ["test", "train", "val"]
@@ -93,12 +93,12 @@ def test_errors_in_fgvc_aircraft_name_the_file(tmp_path):
 
 
 def test_image_folders_are_recognized(tmp_path):
-    assert not image_folder.has_pictures(tmp_path / "nothing")
+    assert not image_folder.has_images(tmp_path / "nothing")
     (tmp_path / "3.0.2").mkdir()  # the layout of TFDS
     (tmp_path / "3.0.2" / "cifar10-train.tfrecord-00000-of-00001").touch()
-    assert not image_folder.has_pictures(tmp_path)
+    assert not image_folder.has_images(tmp_path)
     write_image(tmp_path / "cat" / "a.png")
-    assert image_folder.has_pictures(tmp_path)
+    assert image_folder.has_images(tmp_path)
 
 
 # Tables -----------------------------------------------------------------------------------------

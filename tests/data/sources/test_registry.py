@@ -51,13 +51,13 @@ def test_world_is_written_once_and_read():
     assert again.files == source.files
     assert os.stat(again.files[0]).st_mtime_ns == written.st_mtime_ns
     vocab = sources.vocabulary("world:tiny,train=3,test=2", split="train")
-    assert vocab == os.path.join(source.folder, "vocab.txt") and os.path.isfile(vocab)
+    assert vocab == os.path.join(source.directory, "vocab.txt") and os.path.isfile(vocab)
 
 
 def test_error_for_a_dataset_without_a_vocabulary(tmp_path):
-    folder = toy.build(tmp_path, 2, shards=1, vocabulary="")
-    with raises(UserError, "data.text.vocab", folder, "mmjax vocab"):
-        sources.vocabulary(folder, split="train")
+    directory = toy.build(tmp_path, 2, shards=1, vocabulary="")
+    with raises(UserError, "data.text.vocab", directory, "mmjax vocab"):
+        sources.vocabulary(directory, split="train")
 
 
 @pytest.fixture
@@ -127,9 +127,9 @@ def test_slices_of_image_sources_are_joined_in_order(image_folder, spec):
     ],
 )
 def test_evaluation_of_a_slice_has_every_example_once(split, expected, tmp_path):
-    folder = toy.build(tmp_path, 11, shards=2)
-    source = sources.open_source(folder, split=split)
-    data = make_eval_data(toy.section(folder, audio=None, text=None), split=split, batch_size=4)
+    directory = toy.build(tmp_path, 11, shards=2)
+    source = sources.open_source(directory, split=split)
+    data = make_eval_data(toy.section(directory, audio=None, text=None), split=split, batch_size=4)
     labels = np.concatenate([batch["label"][batch["mask"] == 1] for batch in data.iterate()])
     assert labels.tolist() == source.labels().tolist() == expected
     assert data.num_examples == len(expected)
@@ -223,13 +223,13 @@ def test_tfds_splits_and_slices_equal_those_of_tfds(two_colors, tmp_path):
 def test_tfds_caches_of_earlier_versions_are_reused(two_colors, tmp_path):
     source = sources.open_source("tfds:two_colors", split="train")
     cache = tmp_path / "cache" / "tfds"
-    (folder,) = cache.iterdir()
+    (directory,) = cache.iterdir()
     earlier = cache / "two_colors_1.0.0-train"
-    folder.rename(earlier)
-    assert sources.open_source("tfds:two_colors", split="train").folder == str(earlier)
+    directory.rename(earlier)
+    assert sources.open_source("tfds:two_colors", split="train").directory == str(earlier)
     # The order of that cache may differ from the one in which TFDS slices, so it is not reused.
     part = sources.open_source("tfds:two_colors", split="train[:40%]")
-    assert part.folder == str(folder) and part.num_examples == 9
+    assert part.directory == str(directory) and part.num_examples == 9
     info = source.info
     info.splits = {"train[:7]": info.splits["train"]}
     (earlier / "dataset.json").unlink()
@@ -316,6 +316,6 @@ def test_concurrent_readers_convert_a_tfds_dataset_once(two_colors, monkeypatch)
 
     monkeypatch.setattr(tfds_source, "_write", slow)
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        convert = lambda _: tfds_source.tfds_folder("two_colors", split="train")  # noqa: E731
-        folders = list(pool.map(convert, range(3)))
-    assert len(written) == 1 and len(set(folders)) == 1
+        convert = lambda _: tfds_source.tfds_dir("two_colors", split="train")  # noqa: E731
+        directories = list(pool.map(convert, range(3)))
+    assert len(written) == 1 and len(set(directories)) == 1

@@ -18,7 +18,7 @@ class Numbers:
     """A source without shards; record i is the text 'NAME i' and has the label `labels[i]`."""
 
     files = index = None
-    folder = ""
+    directory = ""
 
     def __init__(self, name, labels):
         self.name, self._labels = name, np.asarray(labels)
@@ -158,7 +158,7 @@ def test_validation_split_names_are_synonyms():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("toy")
     toy.build(path, 11, shards=3)
     return path
@@ -168,10 +168,10 @@ SPLITS = ["train[:50%]", "train[3:-2]", "train[:60%:stratified]", "train[8:]+tra
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_all_ways_to_read_a_slice_agree(folder, split):
+def test_all_ways_to_read_a_slice_agree(directory, split):
     """By index, without frames and with resolved references, and in TensorFlow only."""
-    whole = sources.open_source(str(folder), split="train")
-    source = sources.open_source(str(folder), split=split)
+    whole = sources.open_source(str(directory), split="train")
+    source = sources.open_source(str(directory), split=split)
     records = {
         "train[:50%]": [0, 1, 2, 3, 4, 5],  # 5.5 is rounded to even, as in TFDS.
         "train[3:-2]": [3, 4, 5, 6, 7, 8],

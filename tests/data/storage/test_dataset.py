@@ -17,25 +17,25 @@ def record(number, waveform=None):
     return schema.encode(schema.Example(labels=[number], captions=["a"], waveform=waveform))
 
 
-def fill(folder, sizes, split="train", *, name=dataset.shard_name):
+def fill(directory, sizes, split="train", *, name=dataset.shard_name):
     """Writes shards with labels 0, 1, 2, … and returns the number of records."""
     number = 0
     for shard, size in enumerate(sizes):
-        path = os.path.join(folder, name(split, shard, len(sizes)))
+        path = os.path.join(directory, name(split, shard, len(sizes)))
         tfrecord.write_shard(path, [record(number + i) for i in range(size)])
         number += size
     return number
 
 
-def complete(folder, sizes, **fields):
-    count = fill(folder, sizes)
+def complete(directory, sizes, **fields):
+    count = fill(directory, sizes)
     shards = [dataset.shard_name("train", i, len(sizes)) for i in range(len(sizes))]
     info = dataset.DatasetInfo(
         name="test",
         splits={"train": dataset.SplitInfo(num_examples=count, shards=shards)},
         **fields,
     )
-    info.save(folder)
+    info.save(directory)
     return info
 
 
@@ -54,13 +54,13 @@ def test_info_round_trip_and_reading_records(tmp_path):
         frame_size=(32, 48),
         statistics={"rms": 0.25},
     )
-    folder = dataset.DatasetFolder(tmp_path)
-    assert folder.info == info
-    split = folder.split("train")
+    directory = dataset.DatasetDir(tmp_path)
+    assert directory.info == info
+    split = directory.split("train")
     assert labels(split) == [0, 1, 2, 3, 4]
     assert split.index.dtype == np.int64 and split.index[:, 0].tolist() == [0, 0, 0, 2, 2]
     assert split.first.tolist() == [0, 3, 3]
-    assert_mentions(dataset.describe(folder.info), "test", "train 5", "video, audio")
+    assert_mentions(dataset.describe(directory.info), "test", "train 5", "video, audio")
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_shards_are_found_without_dataset_json(tmp_path, name, split):
     fill(tmp_path, [2, 3], name=name)
     for file in tmp_path.rglob("*.idx"):
         file.unlink()
-    folder = dataset.DatasetFolder(tmp_path)
-    assert labels(folder.split(split)) == [0, 1, 2, 3, 4]
-    assert labels(folder.split(f"{split}@2")) == [0, 1, 2, 3, 4]
-    assert folder.info.splits[split].num_examples == 5
-    assert folder.info.modalities == ("text", "label")
+    directory = dataset.DatasetDir(tmp_path)
+    assert labels(directory.split(split)) == [0, 1, 2, 3, 4]
+    assert labels(directory.split(f"{split}@2")) == [0, 1, 2, 3, 4]
+    assert directory.info.splits[split].num_examples == 5
+    assert directory.info.modalities == ("text", "label")
     with raises(UserError, tmp_path, f"{split}@3") as info:
-        folder.split(f"{split}@3")
+        directory.split(f"{split}@3")
     assert_mentions(str(info.value).replace(str(tmp_path), "").replace(f"{split}@3", ""), 3, 2)
 
 
@@ -99,16 +99,16 @@ def test_dmvr_int32_waveforms_are_reported_and_repaired(tmp_path, caplog):
     feature.float_list.value[:] = list((audio * (2**31 - 1)).astype(np.int32).view(np.float32))
     tfrecord.write_shard(tmp_path / "train-00000-of-00001", [proto.SerializeToString()])
     with caplog.at_level(logging.WARNING):
-        folder = dataset.DatasetFolder(tmp_path)
+        directory = dataset.DatasetDir(tmp_path)
     assert_mentions(caplog.text, tmp_path, "32-bit", "PCM", "DMVR")
-    assert folder.info.waveform_format == "int32"
-    repaired = schema.decode(folder.split("train").read(0), waveform_format="int32").waveform
+    assert directory.info.waveform_format == "int32"
+    repaired = schema.decode(directory.split("train").read(0), waveform_format="int32").waveform
     np.testing.assert_allclose(repaired, audio, atol=3e-3)
 
 
 def test_error_for_a_missing_dataset(tmp_path):
     with raises(UserError, tmp_path / "nowhere", "mmjax build", "`world`"):
-        dataset.DatasetFolder(tmp_path / "nowhere")
+        dataset.DatasetDir(tmp_path / "nowhere")
 
 
 def test_error_for_a_directory_without_shards(tmp_path):
@@ -116,7 +116,7 @@ def test_error_for_a_directory_without_shards(tmp_path):
     with raises(
         UserError, tmp_path, "train-00000-of-00010.tfrecord", "film.mp4", "images:", "csv:"
     ):
-        dataset.DatasetFolder(tmp_path)
+        dataset.DatasetDir(tmp_path)
 
 
 @pytest.mark.parametrize("with_json", [True, False])
@@ -126,7 +126,7 @@ def test_error_for_shards_without_records(tmp_path, with_json):
         (tmp_path / dataset.FILE).unlink()
     facts = ["'train'", "2 shards"] if with_json else []
     with raises(UserError, tmp_path, "empty", *facts):
-        dataset.DatasetFolder(tmp_path).split("train")
+        dataset.DatasetDir(tmp_path).split("train")
 
 
 @pytest.mark.parametrize("with_json", [True, False])
@@ -135,17 +135,17 @@ def test_error_for_an_unknown_split_lists_the_splits(tmp_path, with_json):
     if not with_json:
         (tmp_path / dataset.FILE).unlink()
     with raises(UserError, tmp_path, "'valid'", "train (2 shards)"):
-        dataset.DatasetFolder(tmp_path).split("valid")
+        dataset.DatasetDir(tmp_path).split("valid")
 
 
 def test_error_reports_a_missing_shard(tmp_path):
     complete(tmp_path, [1, 1, 1])
     (tmp_path / dataset.shard_name("train", 1, 3)).unlink()
     with raises(UserError, tmp_path, "'train'", "train-00001-of-00003"):
-        dataset.DatasetFolder(tmp_path).split("train")
+        dataset.DatasetDir(tmp_path).split("train")
     (tmp_path / dataset.FILE).unlink()
     with raises(UserError, tmp_path, "'train'") as info:
-        dataset.DatasetFolder(tmp_path)
+        dataset.DatasetDir(tmp_path)
     assert_mentions(str(info.value).replace(str(tmp_path), ""), 3, 1)
 
 
@@ -153,20 +153,20 @@ def test_error_for_shards_of_two_builds_in_one_directory(tmp_path):
     fill(tmp_path, [1, 1])
     fill(tmp_path, [1, 1, 1])
     with raises(UserError, tmp_path, "'train'", "2 of 2", "3 of 3"):
-        dataset.DatasetFolder(tmp_path)
+        dataset.DatasetDir(tmp_path)
 
 
 def test_error_when_dataset_json_disagrees_with_the_shards(tmp_path):
     complete(tmp_path, [2, 2])
     tfrecord.write_shard(tmp_path / dataset.shard_name("train", 0, 2), [record(0)])
     with raises(UserError, "dataset.json", "'train'", f"mmjax index {tmp_path}") as info:
-        dataset.DatasetFolder(tmp_path).split("train")
+        dataset.DatasetDir(tmp_path).split("train")
     assert_mentions(str(info.value).replace(str(tmp_path), ""), 4, 3)
 
 
 def test_error_reports_the_shard_and_index_of_a_corrupt_record(tmp_path):
     complete(tmp_path, [2, 2])
-    split = dataset.DatasetFolder(tmp_path).split("train")
+    split = dataset.DatasetDir(tmp_path).split("train")
     _, offset, _ = split.index[3]
     with open(split.files[1], "r+b") as file:
         file.seek(offset)
@@ -198,4 +198,4 @@ def test_error_for_an_invalid_dataset_json(tmp_path, change, facts):
     path = tmp_path / dataset.FILE
     path.write_text(change(json.loads(path.read_text())))
     with raises(UserError, path, *facts):
-        dataset.DatasetFolder(tmp_path)
+        dataset.DatasetDir(tmp_path)

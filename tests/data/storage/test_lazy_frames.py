@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mmjax.data.storage import lazy_frames, schema, tfrecord
-from mmjax.data.storage.dataset import DatasetFolder
+from mmjax.data.storage.dataset import DatasetDir
 from tests.data import toy_clips as toy
 
 KEY = schema.FRAMES[0]
@@ -66,7 +66,7 @@ def test_unsupported_layouts_are_returned_unchanged():
 
 
 def test_a_split_resolves_its_references(tmp_path):
-    split = DatasetFolder(toy.build(tmp_path, 7, shards=2)).split("train")
+    split = DatasetDir(toy.build(tmp_path, 7, shards=2)).split("train")
     for record in (0, 2, 6):
         values = images(tf.train.SequenceExample.FromString(split.read_without(KEY, record)))
         frames = schema.decode(split.read(record)).frames

@@ -241,8 +241,8 @@ def test_error_reports_the_unreadable_file(tmp_path, counting):
 def test_a_directory_of_frames_is_read_in_numeric_order(tmp_path):
     for k in range(12):  # frame10 sorts after frame9
         Image.fromarray(films.coded_frame(k)).save(tmp_path / f"frame{k}.png")
-    segment = media.read_frame_folder(tmp_path, fps=5, folder_fps=10)
+    segment = media.read_frame_directory(tmp_path, fps=5, frame_dir_fps=10)
     assert codes(segment) == [0, 2, 4, 6, 8, 10] and segment.end == pytest.approx(1.2)
-    assert codes(media.read_frame_folder(tmp_path, 0.5, 0.8, fps=10)) == [5, 6, 7]
+    assert codes(media.read_frame_directory(tmp_path, 0.5, 0.8, fps=10)) == [5, 6, 7]
     with raises(UserError, tmp_path, "2 s", "12 ", "10 "):
-        media.read_frame_folder(tmp_path, 2.0, 3.0, fps=10)
+        media.read_frame_directory(tmp_path, 2.0, 3.0, fps=10)

@@ -25,7 +25,7 @@ def word_vocab(tmp_path):
 def encode_both_ways(tokenizer, texts=TEXTS):
     """Encodes in Python and in TensorFlow, checks that both agree, and returns the ids."""
     ids = tokenizer.encode(texts)
-    assert ids.dtype == np.int32 and ids.shape == (len(texts), tokenizer.max_words)
+    assert ids.dtype == np.int32 and ids.shape == (len(texts), tokenizer.max_tokens)
     assert np.array_equal(ids, tokenizer.encode_tensor(tf.constant(texts)).numpy())
     dataset = tf.data.Dataset.from_tensors(texts).map(tokenizer.encode_tensor)
     assert np.array_equal(next(iter(dataset)).numpy(), ids)
@@ -39,7 +39,7 @@ def test_word_vocabulary_is_ranked_by_frequency_and_truncated():
 
 
 def test_word_tokenizer_strips_punctuation_lowercases_and_looks_up(word_vocab):
-    tokenizer = tokenizers.make_tokenizer("word", vocab=word_vocab, max_words=5)
+    tokenizer = tokenizers.make_tokenizer("word", vocab=word_vocab, max_tokens=5)
     ids = encode_both_ways(tokenizer)
     id_of = tokenizer.words
     assert ids[0].tolist() == [id_of["a"], id_of["red"], id_of["red"], id_of["circle"], 0]
@@ -54,7 +54,7 @@ def test_word_tokenizer_strips_punctuation_lowercases_and_looks_up(word_vocab):
 def test_word_vocabulary_with_explicit_ids(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("3 <unk>\n0 <pad>\n1 <bos>\n2 <eos>\n9 red\n")
-    tokenizer = tokenizers.make_tokenizer("word", vocab=str(path), max_words=3)
+    tokenizer = tokenizers.make_tokenizer("word", vocab=str(path), max_tokens=3)
     assert encode_both_ways(tokenizer, ["red x"]).tolist() == [[9, 3, 0]]
     assert tokenizer.vocab_size == 10
 
@@ -87,7 +87,7 @@ def test_bert_subwords(tmp_path):
     subwords = ["[PAD]", "[UNK]", "red", "circ", "##le", ",", "uber", "a"]
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join(subwords) + "\n")
-    tokenizer = tokenizers.make_tokenizer("bert", vocab=str(path), max_words=6)
+    tokenizer = tokenizers.make_tokenizer("bert", vocab=str(path), max_tokens=6)
     ids = encode_both_ways(tokenizer, ["A red, Über CIRCLE", "", "zebra red"])
     actual = [[subwords[i] for i in text_ids if i] for text_ids in ids]
     assert actual == [["a", "red", ",", "uber", "circ", "##le"], [], ["[UNK]", "red"]]
@@ -115,7 +115,7 @@ def test_sentencepiece_with_and_without_padding(tmp_path):
             minloglevel=2,
         )
         path = str(tmp_path / f"m{pad}.model")
-        tokenizer = tokenizers.make_tokenizer("sentencepiece", vocab=path, max_words=20)
+        tokenizer = tokenizers.make_tokenizer("sentencepiece", vocab=path, max_tokens=20)
         ids[pad] = encode_both_ways(tokenizer, ["a red circle moves", ""])
         assert not ids[pad][1].any()
         model = sentencepiece.SentencePieceProcessor(model_file=path)
@@ -142,7 +142,7 @@ def test_clip_byte_pairs_from_both_file_formats(tmp_path):
     """CLIP's own file, and vocab.json with merges.txt."""
     file = tmp_path / "bpe.txt.gz"
     write_clip(file)
-    tokenizer = tokenizers.make_tokenizer("clip", vocab=str(file), max_words=8)
+    tokenizer = tokenizers.make_tokenizer("clip", vocab=str(file), max_tokens=8)
     # 2 × 256 bytes, three merges, two special tokens. Printable ASCII is first: 'a' has id 97 - 33.
     begin, end, red = 515, 516, 513
     assert tokenizer.vocab_size == 517
@@ -157,7 +157,10 @@ def test_clip_byte_pairs_from_both_file_formats(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     (tmp_path / "merges.txt").write_text("\n".join(LINES))
     pair = tokenizers.make_tokenizer(
-        "clip", vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt"), max_words=8
+        "clip",
+        vocab=str(tmp_path / "vocab.json"),
+        merges=str(tmp_path / "merges.txt"),
+        max_tokens=8,
     )
     assert np.array_equal(pair.encode(["RED ab!"]), ids[:1])
     with raises(UserError, "'clip'", tmp_path / "vocab.json", "data.text.merges", "merges.txt"):
@@ -167,7 +170,7 @@ def test_clip_byte_pairs_from_both_file_formats(tmp_path):
 @pytest.fixture
 def clip(tmp_path):
     write_clip(tmp_path / "bpe.txt.gz")
-    return tokenizers.make_tokenizer("clip", vocab=str(tmp_path / "bpe.txt.gz"), max_words=24)
+    return tokenizers.make_tokenizer("clip", vocab=str(tmp_path / "bpe.txt.gz"), max_tokens=24)
 
 
 @pytest.mark.parametrize(

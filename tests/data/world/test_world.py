@@ -26,7 +26,7 @@ def scenes(split, count, cfg=CFG):
 
 
 def combination(attributes):
-    return tuple(attributes[name] for name in ("shape", "colour", "size", "motion"))
+    return tuple(attributes[name] for name in ("shape", "color", "size", "motion"))
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -123,9 +123,9 @@ def test_frames_agree_with_mask_depth_and_color():
         assert (scene.mask[mask] == 1 + world.SHAPES.index(scene.attributes["shape"])).all()
         mean = scene.frames[mask].mean(0)
         nearest = min(
-            world.COLOURS, key=lambda name: _angle(np.array(world.COLOURS[name], float), mean)
+            world.COLORS, key=lambda name: _angle(np.array(world.COLORS[name], float), mean)
         )
-        assert nearest == scene.attributes["colour"], mean
+        assert nearest == scene.attributes["color"], mean
         assert scene.frames[~mask].mean() < 0.6 * scene.frames[mask].max(-1).mean()
         assert (scene.depth[mask] < 1.5).all() and (scene.depth[~mask] == 2).all()
 
@@ -188,7 +188,7 @@ def test_audio_encodes_color_size_and_shape():
 
         tones = [2050 + 200 * step for step in range(8)]
         loudest = max(range(8), key=lambda step: level(tones[step] - 30, tones[step] + 30))
-        assert tuple(world.COLOURS)[loudest] == attributes["colour"]
+        assert tuple(world.COLORS)[loudest] == attributes["color"]
         pitch = {"small": 400, "medium": 260, "large": 170}[attributes["size"]]
         harmonics = [level(0.97 * pitch * h, 1.03 * pitch * h) for h in (1, 2, 3, 4)]
         audible = tuple(int(value > 0.4 * max(harmonics)) for value in harmonics)
@@ -233,7 +233,7 @@ def test_attributes_of_held_out_clips_can_be_predicted_from_audio_and_touch():
 
     train, test = scenes("train", 600), scenes("test", 150)
     modalities = {
-        "audio": (spectrum, {"shape": 0.7, "colour": 0.9, "size": 0.9, "motion": 0.8}),
+        "audio": (spectrum, {"shape": 0.7, "color": 0.9, "size": 0.9, "motion": 0.8}),
         "touch": (lambda scene: scene.touch.ravel() / 255.0, {"shape": 0.8, "size": 0.9}),
     }
     for modality, (features, thresholds) in modalities.items():
@@ -250,11 +250,11 @@ def test_attributes_of_held_out_clips_can_be_predicted_from_audio_and_touch():
 def test_written_world_reads_back_as_generated(tmp_path):
     cfg = world.WorldConfig(num_frames=2, num_samples=640, dense=True, label="motion")
     info = world.build_world(tmp_path, cfg, {"train": 300, "test": 5})
-    folder = dataset.DatasetFolder(tmp_path)
-    assert folder.info == info and info.class_names == list(world.MOTIONS)
+    directory = dataset.DatasetDir(tmp_path)
+    assert directory.info == info and info.class_names == list(world.MOTIONS)
     assert info.modalities == tuple(schema.MODALITIES)
-    train = folder.split("train")
-    assert len(train) == 300 and len(train.files) == 2 and len(folder.split("test")) == 5
+    train = directory.split("train")
+    assert len(train) == 300 and len(train.files) == 2 and len(directory.split("test")) == 5
     for index in (0, 149, 150, 299):
         stored = schema.decode(train.read(index))
         scene = world.scene(cfg, "train", index)
@@ -308,7 +308,7 @@ def test_ensure_world_writes_once_from_concurrent_threads(tmp_path, capsys, monk
     assert len(set(paths)) == 1 and paths[0].startswith(str(tmp_path / "cache" / "world-tiny-"))
     (line,) = capsys.readouterr().out.splitlines()
     assert_mentions(line, "6 train", "4 test", paths[0])
-    assert len(dataset.DatasetFolder(paths[0]).split("train")) == 6
+    assert len(dataset.DatasetDir(paths[0]).split("train")) == 6
     assert world.ensure_world(SPEC) == paths[0] and not capsys.readouterr().out
     assert world.ensure_world(SPEC + ",seed=1") != paths[0]
 
@@ -324,7 +324,7 @@ def test_ensure_world_replaces_incomplete_data(tmp_path, damage):
     else:
         os.remove(os.path.join(path, dataset.FILE))
     assert world.ensure_world(SPEC, cache_dir=str(tmp_path)) == path
-    assert len(dataset.DatasetFolder(path).split("train")) == 6
+    assert len(dataset.DatasetDir(path).split("train")) == 6
     assert not os.path.exists(f"{path}.part")
 
 
@@ -348,7 +348,7 @@ def test_parse_spec_overrides_config_and_split_sizes():
         ("world:tiny,frame_sise=32", ("'frame_sise'", "'frame_size'")),
         ("world:tiny,seed=x", ("'world:tiny,seed=x'", "seed", "int")),
         ("world:tiny,dense=1", ("'world:tiny,dense=1'", "dense", "bool")),
-        ("world:tiny,label=colr", ("label", "'colr'", "'colour'")),
+        ("world:tiny,label=colr", ("label", "'colr'", "'color'")),
         ("world:tiny,sample_rate=4000", ("sample_rate=4000", 8000)),
         ("world:tiny,train=0", ("train=0", 1)),
         ("dataset", ("'dataset'", "'world'")),
@@ -365,7 +365,7 @@ def test_evaluation_objects_are_never_in_training():
     assert splits["novel_train"] == splits["novel_test"]
     assert not set(splits["train"]) & set(splits["novel_test"])
     for split, each in (("train", 6), ("novel_test", 2)):
-        for at, values in enumerate((world.COLOURS, world.SHAPES)):
+        for at, values in enumerate((world.COLORS, world.SHAPES)):
             counts = {value: 0 for value in values}
             for names in splits[split]:
                 counts[names[at]] += 1
@@ -406,7 +406,7 @@ def test_object_images_are_deterministic_and_captions_describe_them():
             assert scene.captions == repeated.captions
             other = world.scene(world.ObjectsConfig(seed=1), split, index)
             assert (scene.frames != other.frames).any()
-            assert cfg.class_names[scene.labels[0]] == "{colour} {shape}".format(**scene.attributes)
+            assert cfg.class_names[scene.labels[0]] == "{color} {shape}".format(**scene.attributes)
     omitted = 0
     for index in range(400):
         split = "train" if index % 2 else "novel_test"
@@ -417,7 +417,7 @@ def test_object_images_are_deterministic_and_captions_describe_them():
             attributes = cfg.attributes(split, index)
             absent = [
                 attribute
-                for attribute in ("shape", "colour", "size", "texture")
+                for attribute in ("shape", "color", "size", "texture")
                 if not set(world_captions.WORDS[attribute][attributes[attribute]]) & set(tokens)
             ]
             assert len(absent) <= (split == "train"), text
@@ -427,17 +427,19 @@ def test_object_images_are_deterministic_and_captions_describe_them():
 
 def test_written_objects_have_images_captions_and_labels_only(tmp_path):
     path = world.ensure_world("world:objects_tiny,train=10", cache_dir=str(tmp_path))
-    folder = dataset.DatasetFolder(path)
-    assert folder.info.modalities == ("video", "text", "label") and folder.info.num_classes == 64
-    assert folder.info.split_sizes() == {"train": 10, "novel_train": 96, "novel_test": 48}
-    stored = schema.decode(folder.split("novel_test").read(3))
+    directory = dataset.DatasetDir(path)
+    assert (
+        directory.info.modalities == ("video", "text", "label") and directory.info.num_classes == 64
+    )
+    assert directory.info.split_sizes() == {"train": 10, "novel_train": 96, "novel_test": 48}
+    stored = schema.decode(directory.split("novel_test").read(3))
     assert stored.waveform is None and not stored.touch and len(stored.frames) == 1
-    assert stored.label_texts == [folder.info.class_names[stored.labels[0]]]
-    words = open(os.path.join(path, folder.info.vocabulary)).read().split()
+    assert stored.label_texts == [directory.info.class_names[stored.labels[0]]]
+    words = open(os.path.join(path, directory.info.vocabulary)).read().split()
     assert words[4:] == world_captions.vocabulary(still=True)
     for spec, facts in (
         ("world:objects_tiny,test=4", ("'world:objects_tiny,test=4'", "'test'", "'novel_test'")),
-        ("world:tiny,label=object", ("label", "'object'", "colour, motion, shape")),
+        ("world:tiny,label=object", ("label", "'object'", "color, motion, shape")),
         ("world:objects_tiny,label=objects", ("label", "'objects'", "'object'")),
     ):
         with raises(UserError, *facts):

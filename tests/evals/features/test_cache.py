@@ -37,7 +37,7 @@ def make(make_harness, tmp_path):
         def make_eval_data(data_cfg, **options):
             data = make_dataset(data_cfg, **options)
             source = types.SimpleNamespace(
-                name="fake", num_examples=23, info=harness.info, folder=""
+                name="fake", num_examples=23, info=harness.info, directory=""
             )
             source.files = None if labels is not None else [str(file)]
             source.where = lambda record: f"{file}, row {record}"
@@ -81,7 +81,7 @@ def test_a_second_request_reads_from_disk_without_running_the_model(make, cache)
 
 
 def test_results_from_disk_equal_computed_results(make):
-    cfg = dict(k=dict(type="knn", cache=True), p=dict(type="linear_probe", strengths=(1.0,)))
+    cfg = dict(k=dict(type="knn", cache=True), p=dict(type="linear_probe", Cs=(1.0,)))
     first, harness = make().run(**cfg), make()
     assert harness.run(**cfg) == first
     assert [opened.dataset.iterations for opened in harness.opened] == [0, 0]  # shared by the probe
@@ -211,7 +211,7 @@ def test_the_identity_of_records_covers_all_their_files(tmp_path):
 
     def key(labels=(0, 1)):
         source = types.SimpleNamespace(
-            name="set", num_examples=2, info=info, files=None, folder="",
+            name="set", num_examples=2, info=info, files=None, directory="",
             where=locations.__getitem__, labels=lambda: np.array(labels),
         )  # fmt: skip
         data = types.SimpleNamespace(sources=[source], num_examples=2)

@@ -41,7 +41,7 @@ def test_logistic_refits_on_all_examples_with_the_selected_c(data):
         x[:, None],
         labels,
         num_classes=5,
-        strengths=(1e-4, 1e-2, 1.0),
+        Cs=(1e-4, 1e-2, 1.0),
         validation=0.3,
         average="logits",
     )
@@ -76,8 +76,8 @@ def test_view_scores_are_averaged_as_logits_or_probabilities():
 @pytest.mark.parametrize("fit", [fit_logistic, fit_svm])
 def test_a_duplicated_training_view_does_not_change_the_fit(data, fit):
     x, labels = data
-    one = fit(x[:, None], labels, num_classes=5, strengths=(0.1,))
-    two = fit(np.stack([x, x], axis=1), labels, num_classes=5, strengths=(0.1,))
+    one = fit(x[:, None], labels, num_classes=5, Cs=(0.1,))
+    two = fit(np.stack([x, x], axis=1), labels, num_classes=5, Cs=(0.1,))
     np.testing.assert_allclose(one.scores(x[:, None]), two.scores(x[:, None]), atol=1e-3)
 
 
@@ -91,7 +91,7 @@ def test_logistic_takes_several_labels_and_svm_refuses_them(data, fit, num_views
         with raises(UserError, "classifier", "'svm'", "'logistic'"):
             fit(views, many, num_classes=2)
         return
-    fitted = fit(views, many, num_classes=2, strengths=(0.1, 1.0))
+    fitted = fit(views, many, num_classes=2, Cs=(0.1, 1.0))
     assert ((fitted.scores(views) > 0) == (many > 0)).mean() > 0.8
 
 
@@ -101,7 +101,7 @@ def test_svm_equals_scikit_learn(data, standardize):
     scaled = make_pipeline(*[StandardScaler()] * standardize, LinearSVC(C=1e-3)).fit(x, labels)
     views = np.stack([x, x[::-1]], axis=1)
     expected = (scaled.decision_function(x) + scaled.decision_function(x[::-1])) / 2
-    fitted = fit_svm(x[:, None], labels, num_classes=5, strengths=(1e-3,), standardize=standardize)
+    fitted = fit_svm(x[:, None], labels, num_classes=5, Cs=(1e-3,), standardize=standardize)
     np.testing.assert_allclose(fitted.scores(views), expected, atol=1e-4)
     assert fitted.facts == {"C": 1e-3}
 
@@ -109,7 +109,7 @@ def test_svm_equals_scikit_learn(data, standardize):
 def test_svm_with_two_classes_scores_both(data):
     x, labels = data
     reference = LinearSVC(C=1e-3).fit(x, labels > 2)
-    fitted = fit_svm(x[:, None], (labels > 2) * 1, num_classes=2, strengths=(1e-3,))
+    fitted = fit_svm(x[:, None], (labels > 2) * 1, num_classes=2, Cs=(1e-3,))
     scores = fitted.scores(x[:, None])
     np.testing.assert_allclose(scores[:, 1], reference.decision_function(x), atol=1e-4)
     np.testing.assert_allclose(scores[:, 0], -scores[:, 1])
@@ -121,7 +121,7 @@ def test_svm_selects_c_on_the_validation_part(data):
     for c in (1e-6, 1e-3, 10.0):
         reference = LinearSVC(C=c).fit(x[~held_out], labels[~held_out])
         accuracy[c] = reference.score(x[held_out], labels[held_out])
-    fitted = fit_svm(x[:, None], labels, num_classes=5, strengths=(1e-6, 1e-3, 10.0))
+    fitted = fit_svm(x[:, None], labels, num_classes=5, Cs=(1e-6, 1e-3, 10.0))
     assert accuracy[fitted.facts["C"]] == max(accuracy.values()) > min(accuracy.values())
 
 

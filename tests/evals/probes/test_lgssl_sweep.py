@@ -46,7 +46,7 @@ def objective(theta, x, labels, c):
     "c, expected, norm", [(1.0, 1.065795, 0.478345), (100.0, 0.0479057, 7.887211)]
 )
 def test_optima_equal_published_code(c, expected, norm):
-    solution = lgssl_logistic.fit(POINTS, CLASSES, num_classes=3, strength=c)
+    solution = lgssl_logistic.fit(POINTS, CLASSES, num_classes=3, C=c)
     assert solution.objective == pytest.approx(expected, rel=1e-5)
     assert np.linalg.norm(solution.kernel) == pytest.approx(norm, rel=1e-3)
     theta = np.concatenate([solution.kernel, solution.bias[None]])
@@ -56,7 +56,7 @@ def test_optima_equal_published_code(c, expected, norm):
 @pytest.mark.parametrize("c", [10.0, 300.0])
 def test_the_fit_reaches_the_minimum_of_scipy(data, c):
     x, labels = data
-    solution = lgssl_logistic.fit(x, labels, num_classes=5, strength=c)
+    solution = lgssl_logistic.fit(x, labels, num_classes=5, C=c)
     start = np.random.default_rng(1).normal(size=(13, 5)).ravel()
     best = optimize.minimize(
         objective, start, (x.astype(np.float64), labels, c), jac=True, tol=1e-10
@@ -67,7 +67,7 @@ def test_the_fit_reaches_the_minimum_of_scipy(data, c):
 def test_a_strong_penalty_shrinks_the_kernel_to_zero():
     """At zero, |W| is not smooth; the line search of the published code also stops there."""
     for c in (1e-6, 1e-2):
-        solution = lgssl_logistic.fit(POINTS, CLASSES, num_classes=3, strength=c)
+        solution = lgssl_logistic.fit(POINTS, CLASSES, num_classes=3, C=c)
         np.testing.assert_array_equal(solution.kernel, 0)
         assert solution.objective == pytest.approx(math.log(3))
 
@@ -75,8 +75,8 @@ def test_a_strong_penalty_shrinks_the_kernel_to_zero():
 def test_examples_with_zero_weight_are_ignored(data):
     x, labels = data
     weight = (np.arange(500) < 300).astype(np.float32)
-    weighted = lgssl_logistic.fit(x, labels, num_classes=5, strength=30.0, weight=weight)
-    subset = lgssl_logistic.fit(x[:300], labels[:300], num_classes=5, strength=30.0)
+    weighted = lgssl_logistic.fit(x, labels, num_classes=5, C=30.0, weight=weight)
+    subset = lgssl_logistic.fit(x[:300], labels[:300], num_classes=5, C=30.0)
     assert weighted.objective == pytest.approx(subset.objective, rel=1e-5)
 
 
@@ -104,7 +104,7 @@ def test_the_fit_equals_torch_lbfgs(data):
             return loss
 
         optimizer.step(closure)
-        solution = lgssl_logistic.fit(x, labels, num_classes=5, strength=c)
+        solution = lgssl_logistic.fit(x, labels, num_classes=5, C=c)
         assert solution.objective == pytest.approx(closure().item(), rel=1e-4)
 
 
@@ -218,7 +218,7 @@ def test_norm_penalty_is_refitted_on_all_examples(data):
     x, labels = data
     options = dict(num_classes=6, max_iterations=60)
     fitted = fit_sweep(x[:, None], labels, validation=0.3, **options)
-    refitted = lgssl_logistic.fit(x, labels, strength=fitted.facts["C"], **options)
+    refitted = lgssl_logistic.fit(x, labels, C=fitted.facts["C"], **options)
     logits = refitted.logits(x)
     log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     scores = fitted.scores(x[:, None])
@@ -285,13 +285,13 @@ def test_logistic_selects_c_on_the_valid_split(make_harness, data):
     x, labels = data
     rng = np.random.default_rng(0)
     parts = {name: split(rng, x, labels, n) for name, n in dict(train=300, val=80, test=90).items()}
-    strengths, accuracy = (1e-4, 1e-1, 10.0), {}
-    for c in strengths:
+    Cs, accuracy = (1e-4, 1e-1, 10.0), {}
+    for c in Cs:
         reference = LogisticRegression(C=c, tol=1e-8, max_iter=20000)
         reference.fit(2 * parts["train"]["image"][:, 0], parts["train"]["label"])
         accuracy[c] = reference.score(2 * parts["val"]["image"][:, 0], parts["val"]["label"])
     section = dict(type="linear_probe", feature="image", valid_split="val", standardize=False)
-    results = make_harness(parts).run(p=section | dict(strengths=strengths))
+    results = make_harness(parts).run(p=section | dict(Cs=Cs))
     assert accuracy[results["p/image/C"]] == max(accuracy.values())
 
 
@@ -305,8 +305,8 @@ def test_logistic_selects_c_on_the_valid_split(make_harness, data):
             dict(classifier="sweep", metric="top5"),
             ("metric", "'top5'", "'top1'", "'mean_per_class'"),
         ),
-        (dict(classifier="sweep", strengths=(1.0,)), ("'sweep'", "'strengths'", "penalty")),
-        (dict(classifier="logistic", penalty="norm"), ("'logistic'", "'penalty'", "strengths")),
+        (dict(classifier="sweep", Cs=(1.0,)), ("'sweep'", "'Cs'", "penalty")),
+        (dict(classifier="logistic", penalty="norm"), ("'logistic'", "'penalty'", "Cs")),
     ],
 )
 def test_invalid_options_are_refused(make_harness, options, facts):

@@ -24,7 +24,7 @@ def objective(kernel, bias, x, labels, c):
 def test_equals_scikit_learn_for_each_c(data):
     x, labels = data
     for c in (1e-3, 1e-1, 10.0):
-        result = logistic.fit(x, np.eye(5)[labels], strength=c)
+        result = logistic.fit(x, np.eye(5)[labels], C=c)
         reference = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(x, labels)
         best = objective(reference.coef_.T, reference.intercept_, x, labels, c)
         actual = objective(result.kernel, result.bias, x, labels, c)
@@ -38,7 +38,7 @@ def test_equals_scikit_learn_for_each_c(data):
 def test_sigmoid_fits_one_binary_problem_per_class(data):
     x, labels = data
     targets = np.stack([labels == 0, labels > 2], axis=1).astype(np.float32)
-    result = logistic.fit(x, targets, strength=0.3, kind="sigmoid")
+    result = logistic.fit(x, targets, C=0.3, kind="sigmoid")
     for c in range(2):
         reference = LogisticRegression(C=0.3, tol=1e-8, max_iter=5000).fit(x, targets[:, c])
         np.testing.assert_allclose(result.kernel[:, c], reference.coef_[0], atol=2e-3)
@@ -52,7 +52,7 @@ def test_example_weights_of_zero_and_two(data):
     reference = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(
         x, labels, sample_weight=weight
     )
-    result = logistic.fit(x, np.eye(5)[labels], strength=0.1, weight=weight)
+    result = logistic.fit(x, np.eye(5)[labels], C=0.1, weight=weight)
     np.testing.assert_allclose(result.kernel.T, reference.coef_, atol=2e-3)
 
 
@@ -61,7 +61,7 @@ def test_separable_and_badly_scaled_data_converge():
     labels = np.arange(40) % 2
     x = rng.normal(size=(40, 3)).astype(np.float32) * np.array([1e-3, 1.0, 300.0], np.float32)
     x[:, 1] += 10 * labels
-    result = logistic.fit(x, np.eye(2)[labels], strength=1.0)
+    result = logistic.fit(x, np.eye(2)[labels], C=1.0)
     assert result.gradient <= 1e-6 and result.iterations < 200
     assert (result.logits(x).argmax(1) == labels).all()
 
@@ -69,8 +69,8 @@ def test_separable_and_badly_scaled_data_converge():
 def test_a_warm_start_needs_no_iterations(data):
     x, labels = data
     targets = np.eye(5)[labels]
-    first = logistic.fit(x, targets, strength=0.1)
-    again = logistic.fit(x, targets, strength=0.1, start=first)
+    first = logistic.fit(x, targets, C=0.1)
+    again = logistic.fit(x, targets, C=0.1, start=first)
     assert first.iterations > 3 and again.iterations == 0
 
 
@@ -82,7 +82,7 @@ def test_correlated_features_converge():
     logits = x @ rotation.T @ (rng.normal(size=(24, 4)) / np.geomspace(1, 1 / 300, 24)[:, None])
     labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
     x = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
-    result = logistic.fit(x, np.eye(4)[labels], strength=100.0)
+    result = logistic.fit(x, np.eye(4)[labels], C=100.0)
     reference = LogisticRegression(C=100.0, tol=1e-10, max_iter=500, solver="newton-cholesky")
     reference.fit(x.astype(np.float64), labels)
     best = objective(reference.coef_.T, reference.intercept_, x, labels, 100.0)

@@ -99,7 +99,7 @@ def test_texts_shorter_than_the_context_are_accepted_and_longer_ones_rejected(st
         lambda: _run(model, params, np.ones((1, 13), int)),
         lambda: model.module.flops((13,)),
     ):
-        with raises(UserError, 13, 12, "data.text.max_words", "context_length"):
+        with raises(UserError, 13, 12, "data.text.max_tokens", "context_length"):
             call()
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mmjax.data.build import directories
-from mmjax.data.storage import image_files
+from mmjax.data.storage import directories, image_files
 from mmjax.errors import UserError
 
 _BLOCK = 1 << 28  # bytes of the counts that are held at a time

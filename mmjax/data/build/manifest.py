@@ -14,8 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from mmjax.data.build import directories
-from mmjax.data.storage import image_files, tables
+from mmjax.data.storage import directories, image_files, tables
 from mmjax.errors import UserError
 
 _COLUMN = re.compile(r"^(path|start|end|split|captions?|labels?|touch|background|crop)[ _]?\d*$")

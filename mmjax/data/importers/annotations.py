@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmjax.data.build import directories
+from mmjax.data.storage import directories
 from mmjax.errors import UserError
 
 _DEPTH = 3  # folders below a given one that are searched

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmjax.data.build import directories, manifest
-from mmjax.data.storage import image_files, tables
+from mmjax.data.build import manifest
+from mmjax.data.storage import directories, image_files, tables
 from mmjax.errors import UserError
 
 NO_PICTURE = "no image"

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from mmjax.data.build import directories
+from mmjax.data.storage import directories
 from mmjax.errors import UserError
 
 VIDEO = (

@@ -2,7 +2,7 @@
 
 import os
 
-from mmjax.data.build import directories
+from mmjax.data.storage import directories
 
 
 def test_walk_follows_links_but_not_cycles(tmp_path):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from mmjax.config import Config
+from mmjax.modalities import IMAGES, INPUTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +69,15 @@ class DataSpec:
         if data.text:
             tokens = (data.text.candidates, data.text.max_tokens)
             shapes |= {"text": (tokens, "int32"), "text_mask": (tokens[:1], "float32")}
-        for name in ("image", "touch"):
+        for name in IMAGES:
             if options := getattr(data, name):
                 views = (len(options.crops),) if getattr(options, "crops", ()) else ()
                 pixels = ((*views, options.size, options.size, 3), "uint8")
                 shapes |= {name: pixels, f"{name}_mask": ((), "float32")}
         if data.touch and data.touch.background:
             shapes["touch_background"] = shapes["touch"]
-        for name in ("image", "text", "touch"):
-            if directories := getattr(getattr(data, name), "features", ""):
+        for name in INPUTS:
+            if directories := getattr(getattr(data, name, None), "features", ""):
                 lead = shapes[f"{name}_mask"][0]
                 width = precomputed_features.width_of(directories, data.split, name)
                 shapes[name] = ((*lead, width), "float32")

@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from mmjax import init_from
 from mmjax.errors import UserError
-
-_MODALITIES = ("image", "touch", "text")
+from mmjax.modalities import INPUTS
 
 
 def embed(
@@ -47,7 +46,7 @@ def embed(
         read.
     """
     from mmjax import config, sharding
-    from mmjax.checkpoints import manager as checkpoint
+    from mmjax.checkpoints.manager import fingerprint
     from mmjax.data.pipeline import precomputed_features
     from mmjax.data.pipeline.config import parse_config
     from mmjax.data.pipeline.loader import open_tokenizer
@@ -63,7 +62,7 @@ def embed(
         )
     if variants < 0:
         raise UserError(f"--variants {variants} must be at least 0.")
-    for name in _MODALITIES:
+    for name in INPUTS:
         (data.get(name) or {}).pop("features", None)  # they are made here
     if data.get("image"):  # of whole images, not of views
         data["image"].pop("crops", None)
@@ -89,7 +88,7 @@ def embed(
     sharding.check_batch(batch_size, mesh)
     params, extra = _load(task, modalities, weights)
     state = jax.device_put((params, extra), sharding.replicated(mesh))
-    others = {name: None for name in _MODALITIES if name not in modalities}
+    others = {name: None for name in INPUTS if name not in modalities}
     section = data | others | {"label": None, "limit": 0}
     split = data.get("split", "train")
     os.makedirs(os.path.join(out, split), exist_ok=True)
@@ -138,7 +137,7 @@ def embed(
         dataset=opened.info.name,
         num_examples=before.get("num_examples", {}) | {split: count},
         towers=before.get("towers", {})
-        | {modality: checkpoint.fingerprint(params[modality]) for modality in modalities},
+        | {modality: fingerprint(params[modality]) for modality in modalities},
         inputs=before.get("inputs", {}) | {modality: section[modality] for modality in modalities},
         made={"of": list(weights), "variants": variants},
     )

@@ -14,12 +14,12 @@ import jax
 from flax import nnx
 
 from mmjax.errors import UserError, choose, unknown
+from mmjax.modalities import INPUTS
 from mmjax.models.blocks.heads import HEADS
 from mmjax.models.blocks.noise import dropout
 from mmjax.models.blocks.patches import SIZES as ENCODERS
 from mmjax.models.towers.registry import (
     ENCODER_OPTIONS,
-    MODALITIES,
     TOWERS,
     Spec,
     Towers,
@@ -58,7 +58,7 @@ class Multimodal(Towers):
       **towers: arguments of `Towers`.
     """
 
-    OPTIONS = ("size", *MODALITIES, "head")
+    OPTIONS = ("size", *INPUTS, "head")
 
     def __init__(self, *, head: Spec = "fac", rngs: nnx.Rngs, **towers: Any):
         super().__init__(rngs=rngs, **towers)
@@ -219,7 +219,7 @@ def _changed(
     The change of a modality is another tower's name, options, None to leave it out, or '' for none.
     A modality that `towers` lacks needs a name.
     """
-    changes = {modality: options[modality] for modality in MODALITIES if modality in options}
+    changes = {modality: options[modality] for modality in INPUTS if modality in options}
     rest = {key: value for key, value in options.items() if key not in changes}
     result: dict[str, Spec] = dict(towers)
     for modality, change in changes.items():

@@ -11,11 +11,9 @@ import jax.numpy as jnp
 from mmjax import config
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
+from mmjax.modalities import IMAGES, INPUTS
 from mmjax.preprocess import image as image_ops
 from mmjax.preprocess import video as preprocess
-
-MODALITIES = ("video", "audio", "image", "text", "touch")
-PICTURES = ("image", "touch")
 
 
 class Inputs:
@@ -102,7 +100,7 @@ class Inputs:
         augment: Mapping[str, Any],
         data_spec: DataSpec,
         *,
-        towers: Sequence[str] = MODALITIES,
+        towers: Sequence[str] = INPUTS,
         views: bool = False,
     ) -> Inputs:
         """The section `augment`, for a task that takes of the data what `towers` names; `views`
@@ -111,7 +109,7 @@ class Inputs:
         Raises:
           UserError: the data load more than that.
         """
-        for modality in MODALITIES:
+        for modality in INPUTS:
             if modality in data_spec.batch and modality not in towers:
                 raise UserError(
                     f"config.data loads {modality}, for which config.model has no tower: set "
@@ -129,9 +127,9 @@ class Inputs:
         self, batch: Mapping[str, jax.Array], key: jax.Array | None, *, train: bool
     ) -> dict[str, jax.Array]:
         """{modality: input} with the leading dimension of the batch; `key` only when training."""
-        inputs = {name: batch[name] for name in MODALITIES if name in batch}
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
         keys = jax.random.split(key, 4) if train else None
-        for number, name in enumerate(PICTURES):
+        for number, name in enumerate(IMAGES):
             if name in inputs and not jnp.issubdtype(inputs[name].dtype, jnp.floating):
                 picture_key = jax.random.fold_in(key, 4 + number) if train else None
                 inputs[name] = self._image(name, batch, picture_key)
@@ -199,7 +197,7 @@ class Inputs:
 
     def shapes(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
         """{modality: shape} of the inputs made of a batch of this spec."""
-        fields = (*MODALITIES, "touch_background")
+        fields = (*INPUTS, "touch_background")
         abstract = {name: spec[name] for name in fields if name in spec}
         made = jax.eval_shape(lambda batch: self(batch, None, train=False), abstract)
         return {name: tuple(leaf.shape) for name, leaf in made.items()}

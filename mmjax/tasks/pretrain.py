@@ -16,8 +16,9 @@ from mmjax import config
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError, choose
 from mmjax.losses import contrastive
+from mmjax.modalities import INPUTS
 from mmjax.models import vatt
-from mmjax.preprocess.inputs import MODALITIES, Inputs
+from mmjax.preprocess.inputs import Inputs
 from mmjax.state import ModelDef
 from mmjax.tasks.pairs import fit_vocabulary, parse_weights
 
@@ -165,7 +166,7 @@ class Pretrain:
 
             return self._inputs.each_view(encode, batch, modality)
 
-        pooled = {modality: pool(modality) for modality in MODALITIES if modality in batch}
+        pooled = {modality: pool(modality) for modality in INPUTS if modality in batch}
         flat = {modality: x.reshape(-1, x.shape[-1]) for modality, x in pooled.items()}
         for name, value in module.project(flat, train=False).items():
             pooled[name] = value.reshape(*pooled[name.split("/")[0]].shape[:2], -1)

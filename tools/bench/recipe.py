@@ -238,15 +238,15 @@ def _noise(spec: Any) -> dict[str, Any]:
     """A batch with every modality: any bytes, quiet noise, words 1 to 99, class 0, masks of 1."""
     import numpy as np
 
-    from mmjax.models.towers.registry import MODALITIES
+    from mmjax.modalities import INPUTS
 
     draw, batch = np.random.default_rng(0), {}
     for name, leaf in spec.items():
         if leaf.dtype == np.uint8:
             batch[name] = draw.integers(0, 256, leaf.shape, np.uint8)
-        elif name in MODALITIES and leaf.dtype == np.int32:
+        elif name in INPUTS and leaf.dtype == np.int32:
             batch[name] = draw.integers(1, 100, leaf.shape, np.int32)
-        elif name in MODALITIES:  # sound, or features of a tower
+        elif name in INPUTS:  # sound, or features of a tower
             batch[name] = draw.normal(0, 0.1, leaf.shape).astype(np.float32)
         else:
             value = 0 if name == "label" else 1
@@ -290,7 +290,7 @@ def bench_step(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def _with_depth(cfg: Any, depth: int) -> Any:
     """The recipe with `depth` layers in every tower."""
-    from mmjax.models.towers.registry import MODALITIES
+    from mmjax.modalities import INPUTS
 
     cfg = cfg.copy_and_resolve_references()
     if cfg.model.name == "ut_fac":  # one encoder for all
@@ -300,7 +300,7 @@ def _with_depth(cfg: Any, depth: int) -> Any:
         towers = ["backbone"]
     else:  # mmv_fac and tx_fac have three that a recipe need not name
         own = ("video", "audio", "text") if cfg.task == "pretrain" else ()
-        towers = [m for m in MODALITIES if m in own or cfg.model.get(m)]
+        towers = [m for m in INPUTS if m in own or cfg.model.get(m)]
     for tower in towers:
         spec = config.plain(cfg.model.get(tower, {}))
         if spec is None:

@@ -32,6 +32,7 @@ from mmjax.data.build.examples import Options, Reader, duration, make_example
 from mmjax.data.build.manifest import Clip
 from mmjax.data.storage import dataset, schema, tfrecord
 from mmjax.errors import UserError
+from mmjax.modalities import STORED
 
 WORK = ".build"  # folder in the dataset for the plan and the reports of the shards
 
@@ -320,7 +321,7 @@ def finalize(out: str, plan: Plan) -> list[dict[str, Any]]:
     dataset.DatasetInfo(
         name=os.path.basename(os.path.abspath(out)),
         splits=splits,
-        modalities=tuple(name for name in schema.MODALITIES if stats[f"with_{name}"]),
+        modalities=tuple(name for name in STORED if stats[f"with_{name}"]),
         num_classes=len(plan.classes) or max(labels, default=-1) + 1,
         class_names=list(plan.classes),
         multi_label=any(len(clip.labels) > 1 for clip in plan.clips),
@@ -366,7 +367,7 @@ def _summary(stats) -> dict[str, Any]:
         "seconds": round(stats["seconds"], 3),
         "captions": stats["captions"],
         "examples_with": {
-            name: stats[f"with_{name}"] for name in schema.MODALITIES if stats[f"with_{name}"]
+            name: stats[f"with_{name}"] for name in STORED if stats[f"with_{name}"]
         },
         "shortened": stats["shortened"],
     }

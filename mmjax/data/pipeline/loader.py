@@ -36,11 +36,12 @@ from mmjax.data.pipeline.phases import (
     resolver,
 )
 from mmjax.data.sources import registry as sources
-from mmjax.data.sources.registry import Source
+from mmjax.data.sources.base import Source
 from mmjax.data.storage import schema
 from mmjax.data.storage.dataset import DatasetInfo
 from mmjax.data.text.tokenizers import Tokenizer, WordTokenizer, make_tokenizer, split_words
 from mmjax.errors import UserError
+from mmjax.modalities import MODALITIES, stored_name
 
 log = logging.getLogger(__name__)
 
@@ -544,8 +545,9 @@ def _check_present(cfg: DataConfig, infos: Sequence[DatasetInfo]) -> None:
     counts = [info.statistics.get("examples_with") for info in infos]
     if not all(counts):
         return
-    for name, counted in {**{name: name for name in schema.MODALITIES}, "image": "video"}.items():
-        if getattr(cfg, name, None) and not any(count.get(counted) for count in counts):
+    for name in MODALITIES:
+        stored = stored_name(name)
+        if getattr(cfg, name, None) and not any(count.get(stored) for count in counts):
             there = "; ".join(f"{i.name}: {', '.join(i.modalities)}" for i in infos)
             raise UserError(
                 f"data.{name} is asked for, but no example has it ({there}). Set "

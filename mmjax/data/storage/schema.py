@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from mmjax.errors import UserError
+from mmjax.modalities import MODALITIES, STORED
 
 # Where each field is written, first, and the other names under which it is found.
 FRAMES = ("image/encoded",)  # feature list: one JPEG per frame
@@ -37,17 +38,6 @@ TOUCH_BACKGROUND = ("touch/background/encoded",)  # feature list: one JPEG or PN
 MASKS = ("image/mask/encoded",)  # feature list: PNG uint8 [H, W, 1], 0 = background
 DEPTH = ("image/depth/encoded",)  # feature list: PNG uint16 [H, W, 1], see `encode_depth`
 FLOW = ("image/flow/encoded",)  # feature list: PNG uint16 [H, W, 3], see `encode_flow`
-
-MODALITIES = {  # modality -> attribute of Example that holds it
-    "video": "frames",
-    "audio": "waveform",
-    "text": "captions",
-    "label": "labels",
-    "touch": "touch",
-    "mask": "masks",
-    "depth": "depth",
-    "flow": "flow",
-}
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 
@@ -93,8 +83,8 @@ class Example:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The names of the modalities this example has, in the order of `MODALITIES`."""
-        values = {name: getattr(self, attribute) for name, attribute in MODALITIES.items()}
+        """The stored modalities that this example has, in the order of `mmjax.modalities`."""
+        values = {name: getattr(self, MODALITIES[name].field) for name in STORED}
         return tuple(name for name, value in values.items() if value is not None and len(value))
 
 

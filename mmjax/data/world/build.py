@@ -48,6 +48,7 @@ from mmjax.data.world.config import HELD_OUT, WorldConfig, attributes_of
 from mmjax.data.world.objects import ObjectsConfig
 from mmjax.data.world.render import ATTRIBUTES, COLORS, MOTIONS, SHAPES, SIZES
 from mmjax.errors import UserError, choose
+from mmjax.modalities import STORED
 
 __all__ = [
     "ATTRIBUTES",
@@ -209,7 +210,6 @@ def build_world(
             "\n".join(["<pad>", "<unk>", "<bos>", "<eos>", *vocabulary(still=cfg.STILL)]) + "\n"
         )
     clips, *color, power = np.sum(sums, axis=0).tolist()
-    modalities = ["video", "audio", "text", "label", "touch", "mask", "depth", "flow"]
     absent = set() if cfg.dense else {"mask", "depth", "flow"}
     absent |= {"audio"} if cfg.SILENT else set()
     absent |= set() if cfg.touch_size else {"touch"}
@@ -218,7 +218,7 @@ def build_world(
         name=cfg.NAME,
         description=cfg.DESCRIPTION,
         splits=infos,
-        modalities=tuple(name for name in modalities if name not in absent),
+        modalities=tuple(name for name in STORED if name not in absent),
         num_classes=len(cfg.class_names),
         class_names=cfg.class_names,
         multi_label=cfg.label == "all",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax.errors import UserError, unknown
-from mmjax.preprocess.inputs import MODALITIES
+from mmjax.modalities import INPUTS
 
 _POLICY = ("corrupt", "max_corrupt")  # keys of config.data that are no sections
 
@@ -29,7 +29,7 @@ def merge(data_cfg: Mapping[str, Any], views: Mapping[str, Any]) -> dict[str, An
             cfg[section] = changes
             continue
         if section not in cfg:
-            if changes is None and section in MODALITIES:
+            if changes is None and section in INPUTS:
                 continue
             raise unknown("section of config.data in views", section, cfg)
         if changes is not None and cfg[section] is None:
@@ -40,7 +40,7 @@ def merge(data_cfg: Mapping[str, Any], views: Mapping[str, Any]) -> dict[str, An
 
 def leave_out(data_cfg: Mapping[str, Any], *kept: str) -> dict[str, None]:
     """The `views` that leave out all modalities of the data but `kept`."""
-    return {m: None for m in MODALITIES if data_cfg.get(m) is not None and m not in kept}
+    return {m: None for m in INPUTS if data_cfg.get(m) is not None and m not in kept}
 
 
 def to_json(data_cfg: Mapping[str, Any], views: Mapping[str, Any]) -> str:

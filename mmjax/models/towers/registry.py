@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from mmjax.errors import UserError, choose, unknown
+from mmjax.modalities import IMAGES
 from mmjax.models.blocks.noise import split_key
 from mmjax.models.blocks.transformer import Encoder, EncoderConfig
 from mmjax.models.towers import audio, clip, i3d, image_resnet, mobilenet, resnet, text, video, vit
@@ -36,9 +37,6 @@ TOWERS: dict[str, tuple[str, type, dict[str, Any]]] = {
     **{n: ("touch", vit.ImageTransformer, c) for n, c in vit.TOUCH_CONFIGS.items()},
     **{n: ("touch", image_resnet.ImageResNet, c) for n, c in image_resnet.TOUCH_CONFIGS.items()},
 }
-MODALITIES = tuple(dict.fromkeys(modality for modality, *_ in TOWERS.values()))
-# Modalities that come as single images take each other's towers.
-_PICTURES = ("image", "touch")
 ENCODER_OPTIONS = tuple(field.name for field in dataclasses.fields(EncoderConfig))
 
 
@@ -71,7 +69,8 @@ def tower_options(name: str) -> list[str]:
 
 def _check_modality(modality: str, spec: Spec) -> None:
     """Raises UserError if the tower takes another modality's inputs."""
-    kinds = _PICTURES if modality in _PICTURES else (modality,)
+    # Single images of different modalities take each other's towers.
+    kinds = IMAGES if modality in IMAGES else (modality,)
     name = as_dict(spec).get("name")
     names = [n for n, (kind, *_) in TOWERS.items() if kind in kinds]
     if name not in names:

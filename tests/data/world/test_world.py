@@ -16,6 +16,7 @@ from mmjax.data.world import captions as world_captions
 from mmjax.data.world import objects as world_objects
 from mmjax.data.world import render
 from mmjax.errors import UserError
+from mmjax.modalities import STORED
 from tests.messages import assert_mentions, raises
 
 CFG = world.WorldConfig()
@@ -252,7 +253,7 @@ def test_written_world_reads_back_as_generated(tmp_path):
     info = world.build_world(tmp_path, cfg, {"train": 300, "test": 5})
     directory = dataset.DatasetDir(tmp_path)
     assert directory.info == info and info.class_names == list(world.MOTIONS)
-    assert info.modalities == tuple(schema.MODALITIES)
+    assert info.modalities == STORED
     train = directory.split("train")
     assert len(train) == 300 and len(train.files) == 2 and len(directory.split("test")) == 5
     for index in (0, 149, 150, 299):

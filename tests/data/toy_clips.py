@@ -5,7 +5,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from mmjax.data.storage import dataset, schema, tfrecord
+from mmjax.data.storage import dataset, image_files, schema, tfrecord
 from mmjax.data.text import tokenizers
 
 FPS, RATE, FRAMES, SIZE = 10.0, 1000.0, 20, 32
@@ -26,7 +26,7 @@ def waveform(seconds: float = FRAMES / FPS) -> np.ndarray:
 
 def example(number: int, **changes) -> schema.Example:
     fields = dict(
-        frames=[schema.encode_jpeg(frame(number, t), quality=100) for t in range(FRAMES)],
+        frames=[image_files.encode_jpeg(frame(number, t), quality=100) for t in range(FRAMES)],
         waveform=waveform(),
         captions=[f"{WORDS[(number + k) % 6]} {WORDS[k % 6]}" for k in range(number % 4)],
         labels=[number % 5],

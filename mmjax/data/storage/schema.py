@@ -210,12 +210,6 @@ def repair_int32_waveform(waveform: np.ndarray) -> np.ndarray:
     return (np.ascontiguousarray(waveform, np.float32).view(np.int32) / 2.0**31).astype(np.float32)
 
 
-def encode_jpeg(image: np.ndarray, *, quality: int = 95) -> bytes:
-    """uint8 [H, W, 3] as JPEG."""
-    # Chroma is kept at full resolution: on small frames its downsampling smears the colors.
-    return tf.io.encode_jpeg(image, quality=quality, chroma_downsampling=False).numpy()
-
-
 def encode_mask(mask: np.ndarray) -> bytes:
     """Object numbers, uint8 [H, W], as PNG."""
     return tf.io.encode_png(np.asarray(mask, np.uint8)[..., None]).numpy()

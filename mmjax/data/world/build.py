@@ -41,7 +41,7 @@ import zlib
 import numpy as np
 
 from mmjax import cache
-from mmjax.data.storage import dataset, schema, tfrecord
+from mmjax.data.storage import dataset, image_files, schema, tfrecord
 from mmjax.data.world import render
 from mmjax.data.world.captions import caption, vocabulary
 from mmjax.data.world.config import HELD_OUT, WorldConfig, attributes_of
@@ -154,7 +154,7 @@ def example(cfg: WorldConfig, split: str, index: int) -> tuple[schema.Example, S
     made = scene(cfg, split, index)
     names = cfg.class_names
     stored = schema.Example(
-        frames=[schema.encode_jpeg(frame, quality=90) for frame in made.frames],
+        frames=[image_files.encode_jpeg(frame, quality=90) for frame in made.frames],
         waveform=made.waveform if made.waveform.size else None,
         captions=made.captions,
         labels=made.labels,
@@ -163,7 +163,7 @@ def example(cfg: WorldConfig, split: str, index: int) -> tuple[schema.Example, S
         filename=f"world/{split}/{index}",
         frame_rate=cfg.fps,
         sample_rate=0.0 if cfg.SILENT else cfg.sample_rate,
-        touch=[] if made.touch is None else [schema.encode_jpeg(made.touch, quality=90)],
+        touch=[] if made.touch is None else [image_files.encode_jpeg(made.touch, quality=90)],
     )
     if made.mask is not None:
         stored.masks = [schema.encode_mask(mask) for mask in made.mask]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.data.storage import dataset, schema, tfrecord
+from mmjax.data.storage import dataset, image_files, schema, tfrecord
 from mmjax.tools import cli
 from tests.data import films
 from tests.data.importers.importing import assert_line_mentions
@@ -16,7 +16,7 @@ def write(directory, count=6, **changes):
     examples = []
     for k in range(count):
         fields = dict(
-            frames=[schema.encode_jpeg(np.full((48, 64, 3), (200, 30 * k, 20), np.uint8))] * 8,
+            frames=[image_files.encode_jpeg(np.full((48, 64, 3), (200, 30 * k, 20), np.uint8))] * 8,
             waveform=films.tone(300, seconds=1, sample_rate=8000),
             captions=[f"caption {k} costs $5 or $6_000", "日本語"],
             labels=[k],
@@ -48,7 +48,7 @@ def test_sheet_shows_the_frames_of_evenly_spread_clips(tmp_path, capsys):
 
 
 def test_sheet_of_only_audio_only_images_and_broken_frames(tmp_path):
-    frame = schema.encode_jpeg(np.full((48, 64, 3), (10, 200, 10), np.uint8))
+    frame = image_files.encode_jpeg(np.full((48, 64, 3), (10, 200, 10), np.uint8))
     for name, changes in {
         "audio": {"frames": []},
         "images": {"frames": [frame], "waveform": None},
@@ -66,7 +66,7 @@ def test_sheet_of_only_audio_only_images_and_broken_frames(tmp_path):
 
 def test_sheet_shows_touch_its_background_and_the_crop(tmp_path):
     def flat(color, height=48, width=64):
-        return schema.encode_jpeg(np.full((height, width, 3), color, np.uint8))
+        return image_files.encode_jpeg(np.full((height, width, 3), color, np.uint8))
 
     fields = dict(
         frames=[flat((200, 200, 20))],

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from mmjax.data.build import validate
-from mmjax.data.storage import dataset, schema, tfrecord
+from mmjax.data.storage import dataset, image_files, schema, tfrecord
 from mmjax.errors import UserError
 from mmjax.tools import cli
 from tests.data.importers.importing import assert_line_mentions
@@ -78,7 +78,7 @@ def touched(seed: int, **changes) -> schema.Example:
 
 
 def small(value: int, size=(32, 40)) -> bytes:
-    return schema.encode_jpeg(np.full((*size, 3), value, np.uint8))
+    return image_files.encode_jpeg(np.full((*size, 3), value, np.uint8))
 
 
 BROKEN_TOUCH = {
@@ -125,7 +125,7 @@ BROKEN = {
     "length": changed(waveform=good(1).waveform[:5000]),
     "silence": changed(waveform=np.zeros(8000, np.float32)),
     "constant": changed(frames=[jpeg(7), *[jpeg(7)] * 4]),
-    "blank": changed(frames=[schema.encode_jpeg(np.full((32, 40, 3), 9, np.uint8))] * 5),
+    "blank": changed(frames=[image_files.encode_jpeg(np.full((32, 40, 3), 9, np.uint8))] * 5),
     "repeated": changed(frames=[jpeg(7), jpeg(7), jpeg(7), jpeg(7), jpeg(8)]),
     "caption": changed(captions=[" "]),
     "unlabeled": changed(labels=[]),

@@ -10,7 +10,7 @@ import pytest
 
 from mmjax.data.pairs import positives
 from mmjax.data.pipeline import loader
-from mmjax.data.storage import dataset, schema, tfrecord
+from mmjax.data.storage import dataset, image_files, schema, tfrecord
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
 from tests.messages import assert_mentions, raises
@@ -30,7 +30,7 @@ def gray_level(index):
 
 def payload(index):
     """Returns a record whose index can be read from the gray level of its image."""
-    image = schema.encode_jpeg(np.full((40, 50, 3), gray_level(index), np.uint8))
+    image = image_files.encode_jpeg(np.full((40, 50, 3), gray_level(index), np.uint8))
     return schema.encode(toy.example(index, frames=[image], waveform=None))
 
 
@@ -193,7 +193,7 @@ def test_only_the_second_view_comes_from_the_neighbor(directory, tmp_path, read)
 
 def test_views_of_one_image_are_different_crops(tmp_path):
     ramp = np.tile(np.arange(0, 200, 2, dtype=np.uint8)[None, :, None], (100, 1, 3))
-    encoded = lambda n: schema.encode_jpeg(np.rot90(ramp, n % 2).copy())  # noqa: E731
+    encoded = lambda n: image_files.encode_jpeg(np.rot90(ramp, n % 2).copy())  # noqa: E731
     directory = toy.build(
         tmp_path / "toy",
         COUNT,

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from mmjax.data.pipeline import loader
-from mmjax.data.storage import schema
+from mmjax.data.storage import image_files, schema
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
 from tests.messages import assert_mentions, raises
@@ -387,7 +387,7 @@ def test_flips_on_host_and_device_are_identical(tmp_path):
     from mmjax.preprocess.inputs import Inputs
 
     ramp = np.tile(np.arange(0, 240, 6, dtype=np.uint8)[None, :, None], (32, 1, 3))
-    frames = [schema.encode_jpeg(ramp)] * 4
+    frames = [image_files.encode_jpeg(ramp)] * 4
     directory = toy.build(tmp_path, payload=lambda n: schema.encode(toy.example(n, frames=frames)))
 
     def mirrored(flip_on):

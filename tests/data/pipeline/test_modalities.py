@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from mmjax.data.pipeline import loader
-from mmjax.data.storage import schema
+from mmjax.data.storage import image_files, schema
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
 from tests.messages import raises
@@ -102,7 +102,7 @@ def test_missing_modalities_are_zero_with_mask_zero(directory):
         assert out[f"{name}_mask"] == 0 and not out[name].any()
     assert not out["text"].any() and out["text_mask"].tolist() == [0, 0]
     assert out["label"] == 3
-    whole = run(data, toy.example(2, touch=[schema.encode_jpeg(np.full((9, 12, 3), 77, np.uint8))]))
+    whole = run(data, toy.example(2, touch=[image_files.encode_jpeg(np.full((9, 12, 3), 77, np.uint8))]))
     assert all(whole[f"{name}_mask"] == 1 for name in ("video", "audio", "touch"))
     assert np.abs(whole["touch"].astype(int) - 77).max() <= 2 and whole["touch"].shape == (8, 8, 3)
 
@@ -179,7 +179,7 @@ def test_evaluation_views_are_crops_by_clips_in_crop_major_order(directory):
     stored = toy.example(1)
     ramp = np.tile(np.arange(40, dtype=np.uint8) * 6, (32, 1))
     stored.frames = [
-        schema.encode_jpeg(np.stack([ramp * 0 + 10 * t + 3, ramp, ramp], -1)) for t in range(20)
+        image_files.encode_jpeg(np.stack([ramp * 0 + 10 * t + 3, ramp, ramp], -1)) for t in range(20)
     ]
     out = run(data, stored)
     assert out["video"].shape == (6, 4, 16, 16, 3) and out["audio"].shape == (3, 300)

@@ -9,7 +9,7 @@ import pytest
 
 from mmjax.data.build import index
 from mmjax.data.pipeline import loader, precomputed_features
-from mmjax.data.storage import schema
+from mmjax.data.storage import image_files, schema
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
 from tests.messages import assert_mentions, raises
@@ -19,7 +19,7 @@ COUNT, WIDTH = 9, 5
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    touch = [schema.encode_jpeg(np.full((16, 16, 3), 90, np.uint8))]
+    touch = [image_files.encode_jpeg(np.full((16, 16, 3), 90, np.uint8))]
     payload = lambda n: schema.encode(toy.example(n, touch=touch * (n % 2)))  # noqa: E731
     built = toy.build(tmp_path_factory.mktemp("toy"), COUNT, payload=payload)
     index.vocabulary(str(built), also=["and"])  # inserted by `data.text.keywords`

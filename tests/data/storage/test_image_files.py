@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from mmjax.data.storage import image_files
@@ -48,6 +49,28 @@ def test_transparency_is_white_orientation_is_applied_and_bad_files_are_named(tm
         with raises(UserError, tmp_path / "none.png") as info:
             read(tmp_path / "none.png")
         assert isinstance(info.value.__cause__, FileNotFoundError)
+
+
+def test_images_are_recognized_by_suffix_and_gif_is_a_video_by_default():
+    assert image_files.is_image("a/b.JPG") and image_files.is_image("b.tiff")
+    assert not image_files.is_image("b.mp4") and not image_files.is_image("jpg")
+    assert not image_files.is_image("b.gif") and image_files.is_image("b.GIF", gif=True)
+
+
+def test_encoded_jpeg_keeps_full_chroma_resolution():
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:, ::2] = (255, 0, 0)
+    image[:, 1::2] = (0, 0, 255)
+    decoded = np.asarray(Image.open(io.BytesIO(image_files.encode_jpeg(image)))).astype(int)
+    assert np.abs(decoded - image).max() < 40  # Chroma subsampling would mix the columns to purple.
+
+
+def test_encoded_jpeg_decodes_to_the_pixels_of_tensorflow_jpeg():
+    image = noise(48, 64)
+    for quality in (50, 90, 95, 100):
+        ours = image_files.encode_jpeg(image, quality=quality)
+        theirs = tf.io.encode_jpeg(image, quality=quality, chroma_downsampling=False).numpy()
+        np.testing.assert_array_equal(*(tf.io.decode_jpeg(data).numpy() for data in (ours, theirs)))
 
 
 def test_image_size_reads_only_the_header(tmp_path):

@@ -1,4 +1,4 @@
-"""Where mmjax keeps what it can make again: compiled programs, generated datasets, features."""
+"""The cache directory: compiled programs, generated datasets, and features."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 
 
 def cache_dir() -> pathlib.Path:
-    """$MMJAX_CACHE, or ~/.cache/mmjax; it need not exist."""
+    """Returns $MMJAX_CACHE, or ~/.cache/mmjax by default. The directory may not exist yet."""
     return pathlib.Path(os.environ.get("MMJAX_CACHE") or "~/.cache/mmjax").expanduser()
 
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike) -> Iterator[None]:
-    """Holds a lock between processes; it is released even if the process is killed.
+    """Holds a lock between processes. It is released even if the process is killed.
 
     Args:
-      path: a file for the lock alone; it stays.
+      path: Lock file; created if needed and never deleted.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w") as file:

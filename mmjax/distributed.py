@@ -1,4 +1,4 @@
-"""Start-up of one or many processes, and the words they exchange: barriers and 'please stop'."""
+"""Startup of one or several processes, barriers, and stop signals."""
 
 from __future__ import annotations
 
@@ -16,19 +16,25 @@ _ENV = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def initialize() -> None:
-    """Joins the other processes of this job, if there are any.
+    """Connects the processes of a multi-process job.
 
-    Looked at in this order: the three variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID; a SLURM job of several tasks; a Cloud TPU pod slice. Otherwise this process is
-    alone.
+    Detects, in this order: the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID; a SLURM job with several tasks; a Cloud TPU pod slice. Otherwise this is a
+    single-process job.
+
+    Raises:
+      UserError: Only some of the three variables are set.
     """
-    given = [name for name in _ENV if os.environ.get(name)]
+    variables = [name for name in _ENV if os.environ.get(name)]
     slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    if given:
-        if len(given) < len(_ENV):
-            missing = ", ".join(sorted(set(_ENV) - set(given)))
-            raise UserError(f"{', '.join(given)} is set but {missing} is not: set all three.")
+    if variables:
+        if len(variables) < len(_ENV):
+            missing = ", ".join(sorted(set(_ENV) - set(variables)))
+            raise UserError(
+                f"{', '.join(variables)} are set in the environment, but not {missing}. Set all "
+                "three or none."
+            )
         # Collectives between CPU processes; ignored on accelerators.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
@@ -39,7 +45,7 @@ def initialize() -> None:
     elif slurm or len(hosts) > 1:
         jax.distributed.initialize()
     logging.info(
-        "process %d of %d, %d of %d devices: %s",
+        "Process %d of %d with %d of %d devices: %s",
         jax.process_index(),
         jax.process_count(),
         jax.local_device_count(),
@@ -49,12 +55,12 @@ def initialize() -> None:
 
 
 def is_primary() -> bool:
-    """Whether this process writes the files that exist once."""
+    """Returns whether this process writes the files of the run directory."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process calls this with the same name."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -62,7 +68,7 @@ def barrier(name: str) -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set on any process (all of them must call this at the same step)."""
+    """Returns whether the flag is set on any process. All processes must call this together."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils
@@ -71,9 +77,13 @@ def any_process(flag: bool) -> bool:
 
 
 class StopSignal:
-    """Turns SIGTERM and the first Ctrl-C into a flag, so that a run saves before it ends.
+    """Turns SIGTERM and the first Ctrl-C into a flag, so that a run saves before it stops.
 
-    Use as a context manager; the earlier handlers come back on leaving.
+    A second Ctrl-C raises KeyboardInterrupt. Use it as a context manager; previous handlers are
+    restored on exit.
+
+    Attributes:
+      received: Name of the signal received, or None.
     """
 
     def __init__(self) -> None:

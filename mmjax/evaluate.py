@@ -23,9 +23,11 @@ import jax
 from absl import logging
 
 from mmjax import config, distributed, sharding, tree
-from mmjax.checkpoints import manager as checkpoint
-from mmjax.checkpoints import snapshot
+from mmjax.checkpoints.best import Best
+from mmjax.checkpoints.find import find, list_steps
+from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.run_dir import RunDir
+from mmjax.checkpoints.snapshot import snapshot
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.evals import Evaluator, format_results, make_evaluators
@@ -275,7 +277,7 @@ def run_job(
     with distributed.StopSignal() as stop:
         pause = _pause(stop)
         if override_checkpoint:
-            run_dir, step = checkpoint.find(override_checkpoint)
+            run_dir, step = find(override_checkpoint)
             run = RunDir(run_dir, create=False)
         else:
             run = _wait_for_run(model_dir, pause, needs_config=cfg is None)
@@ -291,7 +293,7 @@ def run_job(
         write = _writer(run, tensorboard=cfg.tensorboard)
         if override_checkpoint:
             return _evaluate_one(evaluators, restore, write, step, run_dir)
-        best = snapshot.Best.from_config(run.path, dict(cfg.checkpoint), cfg.evals)
+        best = Best.from_config(run.path, dict(cfg.checkpoint), cfg.evals)
 
         def write_and_keep(step: int, results: Mapping[str, float]) -> None:
             write(step, results)
@@ -303,7 +305,7 @@ def run_job(
             evaluators,
             restore,
             write_and_keep,
-            list_steps=lambda: checkpoint.list_steps(run.path),
+            list_steps=lambda: list_steps(run.path),
             pause=pause,
         )
         if failures:
@@ -327,7 +329,7 @@ def _evaluate_one(
         why = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise UserError(
             f"The checkpoint of step {step} in {run_dir} is damaged: {why}. Evaluate another: "
-            f"{checkpoint.list_steps(run_dir)}."
+            f"{list_steps(run_dir)}."
         ) from error
     if state is None:
         raise UserError(f"The checkpoint of step {step} in {run_dir} was just deleted.")
@@ -389,7 +391,7 @@ def _prepare(
         data_cfg=data_cfg,
         mesh=mesh,
         directory=run.path,
-        made_by=vars(cfg),
+        task_cfg=vars(cfg),
     )
     if not evaluators:
         raise UserError("config.evals is empty: there is nothing to evaluate.")
@@ -432,9 +434,9 @@ def _restore(
     if not os.access(run.path, os.W_OK):
         target = pathlib.Path(tempfile.mkdtemp(prefix="mmjax-snapshot-"))
     try:
-        if not snapshot.snapshot(run.path, step, target):
+        if not snapshot(run.path, step, target):
             return None
-        with contextlib.closing(checkpoint.Checkpoints(target, read_only=True)) as saved:
+        with contextlib.closing(Checkpoints(target, read_only=True)) as saved:
             there = saved.shapes(step)
             abstract = {"params": params, "extra": extra}
             averaged = {path for path in there if path.startswith("ema/")}

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from mmjax import config, init_from
-from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints.find import find
 from mmjax.checkpoints import run_dir
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError, choose
@@ -273,7 +273,7 @@ def _config_of(sources: Sequence[str]) -> ml_collections.ConfigDict:
     from mmjax.formats import torch_reader
 
     if len(sources) == 1 and not torch_reader.is_file(sources[0]):
-        run, _ = checkpoint.find(sources[0])
+        run, _ = find(sources[0])
         return run_dir.RunDir(run, create=False).read_config()
     if len(sources) == 1 and vision_load.fits(sources[0]):
         return vision_plan.config_of(sources[0])

@@ -1,4 +1,4 @@
-"""`python -m mmjax.main --task=pretrain`: flags, then dispatch; nothing else."""
+"""`python -m mmjax.main --task=pretrain`: command-line flags and dispatch."""
 
 from __future__ import annotations
 
@@ -13,43 +13,47 @@ from mmjax.errors import UserError
 from mmjax.monitor import log
 from mmjax.tasks import TASKS
 
-_TASK = flags.DEFINE_enum(
-    "task", "pretrain", sorted(TASKS), "What is learned.", case_sensitive=False
+_TASK = flags.DEFINE_string(
+    "task",
+    "pretrain",
+    f"What to train: {', '.join(sorted(TASKS))}, or package.module:Name for your own task (then "
+    "pass the file of its recipe with --config).",
 )
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "eval"], "Train, or evaluate checkpoints beside a trainer."
+    "mode", "train", ["train", "eval"], "Train, or evaluate the checkpoints of a run."
 )
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "A recipe's name or .py file, with :ARG for its argument; --config.key=value overrides any of "
-    "its values. Default: demo, or that of --model_arch.",
+    "Name or .py file of a recipe, with :ARG for its argument. --config.key=value overrides any "
+    "value. Default: demo, or the recipe of --model_arch.",
 )
 _MODEL_ARCH = flags.DEFINE_string(
     "model_arch",
     None,
-    "VATT's name of an architecture (tx_fac, ut_fac, mmv_fac; vit_base, wat_base, ut_medium, …): "
-    "takes its published recipe, or is the argument of --config.",
+    "Architecture by VATT's name (tx_fac, ut_fac, mmv_fac; vit_base, wat_base, ut_medium, …). "
+    "Selects its published recipe, or is the argument of --config.",
 )
 _MODEL_DIR = flags.DEFINE_string(
     "model_dir",
     None,
-    "The run directory. Default: runs/<task>-<recipe>[-<its argument>] where you are.",
+    "Run directory. Default: runs/<task>-<recipe>[-<argument>] in the current directory.",
 )
 _OVERRIDE_CHECKPOINT = flags.DEFINE_string(
     "override_checkpoint",
     None,
-    "Train: start from the parameters of this run directory (or <run>/checkpoints/<step>), or of "
-    "VATT's TensorFlow checkpoint (…/ckpt-500000). "
-    "Eval: evaluate this checkpoint alone, then end.",
+    "Train: initialize parameters from this run directory (or <run>/checkpoints/<step>) or VATT "
+    "TensorFlow checkpoint (…/ckpt-500000). Eval: evaluate only this checkpoint.",
 )
 _EVALS = flags.DEFINE_string(
     "evals",
     None,
-    "Eval: these evaluators in place of the run's own: suite, or a .py file, with :ARG for its "
+    "Eval: run these evaluators instead of the run's own: suite, or a .py file, with :ARG for its "
     "argument.",
 )
-_MAX_HOURS = flags.DEFINE_float("max_hours", 0.0, "Save and end after so many hours (0: never).")
+_MAX_HOURS = flags.DEFINE_float(
+    "max_hours", 0.0, "Save and stop after this many hours; 0 is no limit."
+)
 _PROFILE = flags.DEFINE_string("profile", "", "START:STOP: steps to trace with jax.profiler.")
 
 
@@ -60,48 +64,59 @@ def _enable_compilation_cache() -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        logging.warning("No compilation cache: %s", error)
+        logging.warning("The compilation cache is disabled: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _model_dir(task: str, recipe: str) -> str:
+    if _MODEL_DIR.value:
+        return _MODEL_DIR.value
+    name, _, arg = recipe.partition(":")
+    parts = [task.rpartition(":")[2].lower(), pathlib.Path(name).stem]
+    return os.path.join("runs", "-".join([*parts, *filter(None, arg.split(","))]))
 
 
 def _dispatch(overrides: list[str]) -> None:
     from mmjax import distributed
 
     distributed.initialize()
-    recipe = config.choose_recipe(_TASK.value, _CONFIG.value, _MODEL_ARCH.value)
-    name, _, arg = recipe.partition(":")
-    words = [_TASK.value, pathlib.Path(name).stem, *filter(None, arg.split(","))]
-    model_dir = _MODEL_DIR.value or os.path.join("runs", "-".join(words))
+    task = _TASK.value if ":" in _TASK.value else _TASK.value.lower()
+    recipe = config.choose_recipe(task, _CONFIG.value, _MODEL_ARCH.value)
+    model_dir = _model_dir(task, recipe)
     if _MODE.value == "eval":
-        from mmjax import evaluate
-
-        _enable_compilation_cache()
-        own = _CONFIG.value or _MODEL_ARCH.value
-        status = evaluate.run_job(
-            config.load(_TASK.value, recipe) if own else None,
-            model_dir,
-            overrides=overrides,
-            override_checkpoint=_OVERRIDE_CHECKPOINT.value,
-            evals=config.load_evals(_EVALS.value) if _EVALS.value else None,
-        )
-        sys.exit(status)
+        sys.exit(_evaluate(task, recipe, model_dir, overrides))
     if _EVALS.value:
-        raise UserError("--evals is for --mode=eval; a training has config.evals.")
-    cfg = config.load(_TASK.value, recipe, overrides)
+        raise UserError(
+            f"--evals={_EVALS.value} is for --mode=eval. In training, set config.evals."
+        )
+    # The config is checked before the slow imports below.
+    cfg = config.load(task, recipe, overrides)
     if cfg.compilation_cache:
         _enable_compilation_cache()
     if _OVERRIDE_CHECKPOINT.value:
         cfg.init_from = _OVERRIDE_CHECKPOINT.value
-    from mmjax import (
-        evaluate,
-        train,
-    )  # after the config: what is wrong there need not wait for them
+    from mmjax import evaluate, train
 
     results = train.train(cfg, model_dir, max_hours=_MAX_HOURS.value, profile=_PROFILE.value)
     if evaluate.failures(results):
         sys.exit(1)
+
+
+def _evaluate(task: str, recipe: str, model_dir: str, overrides: list[str]) -> int:
+    """Runs the evaluation job and returns its exit status."""
+    from mmjax import evaluate
+
+    _enable_compilation_cache()
+    explicit = _CONFIG.value or _MODEL_ARCH.value
+    return evaluate.run_job(
+        config.load(task, recipe) if explicit else None,
+        model_dir,
+        overrides=overrides,
+        override_checkpoint=_OVERRIDE_CHECKPOINT.value,
+        evals=config.load_evals(_EVALS.value) if _EVALS.value else None,
+    )
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -113,14 +128,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """The command; exits with 2 after an error that the user can put right."""
+    """Runs the command; exits with status 2 after an error that the user can fix."""
     argv, overrides = config.split_arguments(sys.argv)
 
     def run(rest: list[str]) -> None:
         log.setup()
         try:
             if len(rest) > 1:
-                raise UserError(f"Not a flag: {rest[1]}. Flags look like --name=value.")
+                raise UserError(f"Unknown argument {rest[1]}. Flags have the form --name=value.")
             _dispatch(overrides)
         except UserError as error:
             logging.error("%s", error)

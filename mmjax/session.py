@@ -13,9 +13,9 @@ import numpy as np
 from absl import logging
 
 from mmjax import config, distributed, evals, evaluate, init_from, sharding, tree
+from mmjax.checkpoints.best import Best
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.run_dir import RunDir
-from mmjax.checkpoints.snapshot import Best
 from mmjax.config import Config
 from mmjax.data.pipeline import loader
 from mmjax.data_spec import DataSpec
@@ -325,7 +325,7 @@ def open_session(
             mesh=mesh,
             where="train",
             directory=run.path,
-            made_by=vars(cfg),
+            task_cfg=vars(cfg),
         )
         for evaluator in evaluators:
             evaluator.check(program.state)

@@ -1,8 +1,9 @@
-"""Where arrays live: the mesh, path rules over the whole train state, and the plan table.
+"""The device mesh, sharding rules over the train state, and the memory table.
 
-One code path from a laptop to a pod: arrays are global, XLA's partitioner (GSPMD) places the work.
-The mesh has three axes: `data` (copies of the parameters), `fsdp` (parameters are split, gathered
-when used) and `tensor` (heads and hidden units are split). A batch is split over `data` and `fsdp`.
+The same code runs on a laptop and on a pod: arrays are global, and XLA's partitioner (GSPMD)
+distributes the computation. The mesh has three axes: `data` (replicates parameters), `fsdp` (shards
+parameters and gathers them when used) and `tensor` (shards heads and hidden units). A batch is
+sharded over `data` and `fsdp`.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax import tree
-from mmjax.errors import UserError, choose
+from mmjax.errors import UserError, choose, unknown
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
-# Leaves smaller than this stay whole under 'auto': splitting them saves nothing and costs a gather.
+# 'auto' replicates smaller leaves: sharding them saves nothing and costs a gather.
 _MIN_SPLIT = 2**12
 
-# Ordered (pattern, axes): axes name the last dimensions, so a leading scan axis stays whole. 'auto'
-# splits the largest dimension that `fsdp` divides. Optimizer moments and averages end in their
-# parameter's path and follow it.
+# Ordered (pattern, axes) rules. Axes apply to the last dimensions, so a leading scan axis is not
+# sharded. 'auto' shards the largest dimension that `fsdp` divides. Paths of optimizer moments and
+# averages end in the path of their parameter, so they are sharded like it.
 PRESETS: dict[str, tuple[tuple[str, Any], ...]] = {
     "dp": ((r".*", ()),),
     "fsdp": ((r".*", "auto"),),
@@ -44,51 +45,69 @@ PRESETS: dict[str, tuple[tuple[str, Any], ...]] = {
 def make_mesh(
     *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """The device mesh; one axis may be -1: all devices that remain.
+    """Returns the device mesh.
+
+    Args:
+      data: Size of the axis that replicates parameters. One of the axes may be -1, which is all
+        remaining devices.
+      fsdp: Size of the axis that shards parameters.
+      tensor: Size of the axis that shards heads and hidden units.
+      devices: Devices to use; None uses all.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: The product of the sizes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [axis for axis, size in sizes.items() if size == -1]
     known = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
-        raise UserError(f"config.mesh {sizes}: sizes are ≥ 1, at most one is -1 (the rest).")
+        raise UserError(
+            f"config.mesh={sizes}: sizes must be at least 1; one of them may be -1 (all remaining "
+            "devices)."
+        )
     if free:
         if len(devices) % known:
-            raise UserError(f"config.mesh {sizes} does not divide the {len(devices)} devices.")
+            raise UserError(
+                f"config.mesh={sizes}: the product {known} of the fixed sizes does not divide the "
+                f"{len(devices)} available devices."
+            )
         sizes[free[0]] = len(devices) // known
     if math.prod(sizes.values()) != len(devices):
-        raise UserError(f"config.mesh {sizes} needs {known} devices, there are {len(devices)}.")
+        raise UserError(
+            f"config.mesh={sizes} needs {known} devices, but {len(devices)} are available. Set one "
+            "size to -1 to use all of them."
+        )
     shape = tuple(sizes[axis] for axis in AXES)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> None:
-    """A batch (and each microbatch) must split evenly over the mesh."""
+    """Raises UserError unless each microbatch can be split evenly over the mesh."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (ways * accumulate_steps):
         raise UserError(
-            f"config.batch_size={batch_size} is not divisible by {ways} devices × "
-            f"{accumulate_steps} accumulation steps. Nearest that is: "
+            f"config.batch_size={batch_size} must be divisible by {ways} devices × "
+            f"{accumulate_steps} accumulation steps. The nearest valid size is "
             f"{max(1, round(batch_size / (ways * accumulate_steps))) * ways * accumulate_steps}."
         )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch over its leading dimension."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def make_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows of a batch (numpy, [B / hosts, …]) as global arrays split over the mesh."""
-    where = batch_sharding(mesh)
+    """Returns the global batch [B, …] from the examples of this host (numpy, [B / hosts, …])."""
+    sharding = batch_sharding(mesh)
     return {
-        name: jax.make_array_from_process_local_data(where, np.asarray(value))
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
         for name, value in batch.items()
     }
 
@@ -106,20 +125,20 @@ def _auto(shape: tuple[int, ...], ways: int) -> tuple[Any, ...]:
 def state_shardings(
     state: Any, mesh: Mesh, *, preset: str = "dp", rules: Sequence[tuple[str, Any]] = ()
 ) -> Any:
-    """A tree like `state` of shardings, by the first rule found in each leaf's path.
+    """Returns a tree of shardings like `state`; the first rule that matches a path applies.
 
     Args:
-      state: the abstract train state (anything with shapes).
-      mesh: of `make_mesh`.
-      preset: a name in `PRESETS`.
-      rules: ordered (pattern, axes) that go first; each must match something.
+      state: The abstract train state (any tree of leaves with shapes).
+      mesh: The mesh from `make_mesh`.
+      preset: A name in `PRESETS`.
+      rules: Ordered (pattern, axes) rules that precede the preset. Each must match a path.
 
     Raises:
-      UserError: an unknown preset or axis, an unused rule, a dimension that an axis does not
-        divide, a parameter with fewer dimensions than axes.
+      UserError: An unknown preset or axis, an unused rule, a dimension that its axis does not
+        divide, or a parameter with fewer dimensions than axes.
     """
     leaves = tree.flatten(state)
-    base = choose("sharding preset", preset, PRESETS)
+    base = choose("config.sharding", preset, PRESETS)
     own = tree.first_match([r[0] for r in rules], list(leaves), what="config.sharding_rules")
     default = tree.first_match([r[0] for r in base], list(leaves), what=preset, every_pattern=False)
 
@@ -131,20 +150,21 @@ def state_shardings(
         if len(axes) > len(leaf.shape):
             if explicit and path.startswith("params/"):
                 raise UserError(
-                    f"config.sharding_rules: {path} {tuple(leaf.shape)} has fewer dimensions than "
-                    f"its rule has axes: {axes}."
+                    f"config.sharding_rules: {path} of shape {tuple(leaf.shape)} has fewer "
+                    f"dimensions than its rule has axes: {axes}."
                 )
             axes = ()  # e.g. a scalar moment whose path ends like its parameter's
         axes = (None,) * (len(leaf.shape) - len(axes)) + tuple(axes)
         spec = []
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis is not None and axis not in AXES:
-                raise UserError(f"config.sharding_rules: {axis!r} for {path}; axes are {AXES}.")
+                raise unknown(f"axis of config.sharding_rules for {path}:", axis, AXES)
             if axis is not None and size % mesh.shape[axis]:
                 if explicit:
                     raise UserError(
-                        f"config.sharding_rules: {path} {tuple(leaf.shape)} has a dimension that "
-                        f"axis {axis!r} of size {mesh.shape[axis]} does not divide."
+                        f"config.sharding_rules: {path} of shape {tuple(leaf.shape)} has a "
+                        f"dimension of {size} that axis {axis!r} of size {mesh.shape[axis]} does "
+                        "not divide."
                     )
                 axis = None
             spec.append(axis)
@@ -154,12 +174,18 @@ def state_shardings(
 
 
 def shard_bytes(leaf: Any, sharding: NamedSharding) -> int:
-    """Bytes of a leaf on one device."""
+    """Returns the bytes of a leaf on one device."""
     return math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
 
 
 def plan_table(state: Any, shardings: Any, *, full: bool = False) -> str:
-    """Elements and bytes per device, by part of the state; `full` lists every parameter."""
+    """Returns a table of elements and bytes by part of the state.
+
+    Args:
+      state: The abstract train state.
+      shardings: The shardings of its leaves.
+      full: Whether to list every parameter.
+    """
     leaves, where = tree.flatten(state), tree.flatten(shardings)
     rows: dict[str, list[float]] = {}
     for path, leaf in leaves.items():
@@ -170,7 +196,7 @@ def plan_table(state: Any, shardings: Any, *, full: bool = False) -> str:
         row[0] += math.prod(leaf.shape)
         row[1] += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
         row[2] += shard_bytes(leaf, where[path])
-    lines = [f"{'part':<10}{'elements':>16}{'MiB in all':>14}{'MiB a device':>14}"]
+    lines = [f"{'part':<10}{'elements':>16}{'MiB in total':>14}{'MiB/device':>14}"]
     for part, (elements, total, local) in rows.items():
         lines.append(f"{part:<10}{elements:>16,}{total / 2**20:>14.2f}{local / 2**20:>14.2f}")
     if full:

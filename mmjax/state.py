@@ -1,8 +1,8 @@
-"""The one adapter that knows Flax NNX: modules on one side, nested dicts of arrays on the other.
+"""Adapter between Flax NNX modules and nested dicts of arrays.
 
-Modules are built eagerly and used as pytrees in plain `jax.*` transforms; the trainer, checkpoints,
+Modules are built eagerly and used as pytrees in plain `jax.*` transforms. The trainer, checkpoints,
 sharding rules and converters see only the train state, a dict `{step, params, opt, ema, extra}`
-(`ema` is absent when no moving average is kept).
+(without `ema` if no moving average is kept).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ nnx.set_graph_updates(False)
 
 
 class _Stream(nnx.RngStream):
-    """`nnx.RngStream`, traced in a fraction of the time.
+    """An `nnx.RngStream` that traces faster.
 
-    With `variable[...] = value`, Flax asks for the value's sharding. A tracer has none, and words
-    its refusal from all that was traced before: for each array of a model again.
+    `variable[...] = value` makes Flax query the sharding of the value. A tracer has none and
+    formats an error from everything traced so far, once per array of a model.
     """
 
     def __call__(self) -> jax.Array:
@@ -36,12 +36,18 @@ def _rngs(key: int | jax.Array) -> nnx.Rngs:
 
 
 class ModelDef:
-    """The structure of a module, apart from its arrays.
+    """The structure of a module without its arrays.
+
+    Args:
+      build: Function from random number generators to the module.
 
     Attributes:
-      module: the module with `jax.ShapeDtypeStruct` for arrays; for sizes, names and FLOPs.
-      params: nested dict of `jax.ShapeDtypeStruct`, the trainable arrays (`nnx.Param`).
-      extra: the same for everything else the module keeps (BatchNorm statistics, queues).
+      module: The module with `jax.ShapeDtypeStruct` as arrays, for sizes, names and FLOPs.
+      params: Nested dict of `jax.ShapeDtypeStruct` of the trainable arrays (`nnx.Param`).
+      extra: The same for all other state (BatchNorm statistics, queues).
+
+    Raises:
+      TypeError: The module stores a random number generator.
     """
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
@@ -57,12 +63,12 @@ class ModelDef:
         self.extra = nnx.to_pure_dict(self._extra)
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
-        """Fresh `(params, extra)`; traceable, so it can be jitted with output shardings."""
+        """Returns randomly initialized `(params, extra)`; can be jitted with output shardings."""
         _, params, extra = nnx.split(self._build(_rngs(key)), nnx.Param, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(extra)
 
     def bind(self, params: dict, extra: dict) -> nnx.Module:
-        """The module with these arrays. Calls may update its statistics; `extra_of` has them."""
+        """Returns the module with these arrays. Calls may update its state; see `extra_of`."""
         states = []
         for template, values in ((self._params, params), (self._extra, extra)):
             state = jax.tree.map(lambda leaf: leaf, template)
@@ -71,6 +77,6 @@ class ModelDef:
         return nnx.merge(self._graph, *states, copy=True)
 
     def extra_of(self, module: nnx.Module) -> dict:
-        """The non-trainable arrays of a module after it was called."""
+        """Returns the non-trainable arrays of a module after it was called."""
         _, _, extra = nnx.split(module, nnx.Param, ...)
         return nnx.to_pure_dict(extra)

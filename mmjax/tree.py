@@ -1,7 +1,7 @@
-"""Names for the leaves of nested dicts, and rules (regular expressions) over these names.
+"""Path names of the leaves of nested dicts, and regular-expression rules over them.
 
-Sharding, freezing, weight decay, per-path learning rates, partial loading and reports all speak of
-a leaf by its '/'-joined path, e.g. `params/video/encoder/layers/attention/query/kernel`.
+Sharding, freezing, weight decay, per-path learning rates, partial loading and reports refer to a
+leaf by its '/'-joined path, for example `params/video/encoder/layers/attention/query/kernel`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mmjax.errors import UserError
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """A key path of `jax.tree_util` as one '/'-joined name."""
+    """Returns a key path of `jax.tree_util` as a '/'-joined name."""
     parts = []
     for key in path:
         for attribute in ("key", "name", "idx"):
@@ -27,12 +27,12 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """{path: leaf} in the tree's own order."""
+    """Returns {path: leaf} in the order of the tree."""
     return {path_name(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def unflatten(leaves: dict[str, Any]) -> dict:
-    """Nested dicts from {path: leaf}; the inverse of `flatten` for trees of dicts."""
+    """Returns nested dicts from {path: leaf}; the inverse of `flatten` for trees of dicts."""
     tree: dict = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")
@@ -44,7 +44,7 @@ def unflatten(leaves: dict[str, Any]) -> dict:
 
 
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` whose function gets the leaf's path first."""
+    """Like `jax.tree.map`, but the function receives the path of the leaf first."""
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
     )
@@ -58,24 +58,24 @@ def first_match(
     every_path: bool = False,
     every_pattern: bool = True,
 ) -> dict[str, int | None]:
-    """For each path the number of the first pattern found in it (`re.search`), or None.
+    """Returns {path: index of the first pattern that matches it (`re.search`), or None}.
 
     Args:
-      patterns: regular expressions, in order of precedence.
-      paths: names of leaves.
-      what: how errors call these rules, e.g. 'optimizer.frozen'.
-      every_path: fail if a path has no pattern.
-      every_pattern: fail if a pattern is found in no path at all (one that only an earlier pattern
-        shadows is accepted).
+      patterns: Regular expressions, in order of precedence.
+      paths: Paths of leaves.
+      what: Name of these rules in error messages, for example 'config.optimizer.frozen'.
+      every_path: Whether each path must match a pattern.
+      every_pattern: Whether each pattern must match a path. A pattern whose paths all match an
+        earlier one is accepted.
 
     Raises:
-      UserError: an unmatched path, an unused pattern, or one that is not a regular expression.
+      UserError: An unmatched path, an unused pattern, or an invalid regular expression.
     """
     try:
         compiled = [re.compile(pattern) for pattern in patterns]
     except re.error as error:
         raise UserError(
-            f"{what}: {error.pattern!r} is not a regular expression: {error}"
+            f"{what}: {error.pattern!r} is not a valid regular expression: {error}."
         ) from error
     result = {
         path: next((i for i, rule in enumerate(compiled) if rule.search(path)), None)
@@ -84,10 +84,10 @@ def first_match(
     if every_pattern:
         for rule in compiled:
             if not any(rule.search(path) for path in paths):
-                some = ", ".join(list(paths)[:8])
+                examples = ", ".join(list(paths)[:8])
                 raise UserError(
-                    f"{what}: the pattern {rule.pattern!r} matches nothing. Paths look like: "
-                    f"{some} …"
+                    f"{what}: the pattern {rule.pattern!r} matches no path. Example paths: "
+                    f"{examples} …"
                 )
     missing = [path for path, rule in result.items() if rule is None]
     if every_path and missing:

@@ -113,6 +113,7 @@ class Trainer:
         )
         self.mesh, self.frozen = self.program.mesh, self.program.frozen
         self.abstract = self.program.state
+        self.shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def init(self, seed=0):
         return self.program.init(jax.random.key(seed))

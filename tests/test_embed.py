@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmjax import config, embed, init_from, session, tasks
-from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints.manager import Checkpoints, fingerprint
 from mmjax.checkpoints import run_dir
 from mmjax.data.pipeline import loader
 from mmjax.errors import UserError
@@ -24,7 +24,7 @@ def weights(tmp_path_factory):
     cfg = config.load("touch", "demo:clip,smoke")
     _, data_spec = session.open_train_data(cfg)
     params, extra = jax.jit(tasks.make_task(cfg, data_spec).init)(jax.random.key(5))
-    saved = checkpoint.Checkpoints(path)
+    saved = Checkpoints(path)
     saved.save(1, {"params": params, "extra": extra}, {"step": 1})
     saved.close()
     (path / run_dir.CONFIG).write_text(config.to_json(cfg))
@@ -108,7 +108,7 @@ def test_features_of_another_tower_are_refused(features, weights):
     task, _, params, _ = start_training(weights, *use_features(features))
     description = json.loads((features / "features.json").read_text())
     params["text"]["positions"] = params["text"]["positions"].at[0, 0].add(1e-3)
-    fingerprints = description["towers"]["text"], checkpoint.fingerprint(params["text"])
+    fingerprints = description["towers"]["text"], fingerprint(params["text"])
     assert fingerprints[0] != fingerprints[1]
     with raises(UserError, f"data.text.features={features}", *fingerprints, "mmjax embed"):
         task.check(params)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mmjax import evaluate, sharding
-from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints.find import find
+from mmjax.checkpoints.manager import Checkpoints
 from mmjax.errors import UserError
 from mmjax.evals import Schedule
 from tests.messages import assert_mentions, raises
@@ -196,7 +197,7 @@ def saved_run(tmp_path):
         "opt": {"m": jnp.zeros(4)},
         "extra": {},
     }
-    saved = checkpoint.Checkpoints(tmp_path, every=1)
+    saved = Checkpoints(tmp_path, every=1)
     for step in (1, 2):
         saved.save(
             step, state | {"params": {"a": jnp.arange(4.0) * step, "frozen": jnp.ones(2)}}, {}
@@ -231,12 +232,12 @@ def test_a_different_architecture_is_an_error(saved_run, mesh):
 
 def test_find_resolves_a_run_or_one_of_its_steps(saved_run):
     path = saved_run.path
-    assert checkpoint.find(str(path)) == (path, 2)
-    assert checkpoint.find(str(path / "checkpoints" / "1")) == (path, 1)
+    assert find(str(path)) == (path, 2)
+    assert find(str(path / "checkpoints" / "1")) == (path, 1)
     with raises(UserError, path / "checkpoints/7", "[1, 2]"):
-        checkpoint.find(str(path / "checkpoints" / "7"))
+        find(str(path / "checkpoints" / "7"))
     with raises(UserError, path / "elsewhere", "<run>/checkpoints/<step>") as error:
-        checkpoint.find(str(path / "elsewhere"))
+        find(str(path / "elsewhere"))
     assert "[" not in str(error.value)  # no steps
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import mmjax
 from mmjax import config, session, tasks
-from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints import run_dir
 from mmjax.data.pipeline import image_modality, loader
 from mmjax.data.pipeline.config import parse_config
@@ -33,7 +33,7 @@ def save(cfg, path):
     task = tasks.make_task(cfg, data_spec)
     params, extra = jax.jit(task.init)(jax.random.key(0))
     params = jax.tree.map(lambda x: x * (2.0 if x.ndim > 1 else 1.0), params)
-    saved = checkpoint.Checkpoints(path)
+    saved = Checkpoints(path)
     saved.save(7, {"params": params, "extra": extra}, {"step": 7})
     saved.close()
     (path / run_dir.CONFIG).write_text(config.to_json(cfg))
@@ -62,7 +62,7 @@ TEXTS = [
 def test_embeddings_equal_those_of_evaluation(cfg, run, model, batch):
     _, data_spec = session.open_train_data(cfg)
     task = tasks.make_task(cfg, data_spec)
-    with contextlib.closing(checkpoint.Checkpoints(run, read_only=True)) as saved:
+    with contextlib.closing(Checkpoints(run, read_only=True)) as saved:
         state = saved.read(7, ["params"])
     tokenizer = loader.open_tokenizer(parse_config(config.plain(cfg.data)))
     ids = tokenizer.encode(TEXTS).reshape(batch["text"].shape)

@@ -74,7 +74,7 @@ def test_a_mesh_can_use_a_subset_of_devices():
     [
         (dict(data=2, fsdp=2), ("'data': 2, 'fsdp': 2", "4 devices", 8)),
         (dict(data=16), ("'data': 16", "16 devices", 8)),
-        (dict(fsdp=3), ("'fsdp': 3", "8 devices")),
+        (dict(fsdp=3), ("'fsdp': 3", "8 available devices")),
     ],
 )
 def test_a_mesh_that_does_not_match_the_devices_is_an_error(axes, facts):
@@ -182,15 +182,15 @@ def test_config_rules_precede_the_preset_in_order():
         ),
         (
             dict(rules=(("table", ("model", None)),)),
-            ("config.sharding_rules", "'model'", "/table", sharding.AXES),
+            ("config.sharding_rules", "'model'", "/table", "data, fsdp, tensor"),
         ),
         (
             dict(rules=(("odd", ("tensor", None)),)),
-            ("config.sharding_rules", "/odd (67, 71)", "'tensor'", 2),
+            ("config.sharding_rules", "/odd", "(67, 71)", "'tensor'", 2),
         ),
         (
             dict(rules=(("params/small", (None, "data")),)),
-            ("config.sharding_rules", "params/small (64,)", "(None, 'data')"),
+            ("config.sharding_rules", "params/small", "(64,)", "(None, 'data')"),
         ),
     ],
 )

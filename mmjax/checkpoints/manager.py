@@ -1,12 +1,12 @@
-"""Checkpoints of the train state; the one file that knows Orbax.
+"""Saving and restoring the train state. Only this file uses Orbax.
 
-A checkpoint is `<run>/checkpoints/<step>/` with the state (`PyTreeSave`) and a small JSON beside
-it. Saves are asynchronous and appear under their name only when complete, so a killed writer or a
-full disk leaves the one before as the newest.
+A checkpoint is `<run>/checkpoints/<step>/` with the state (`PyTreeSave`) and a small JSON file.
+Saves are asynchronous, and a checkpoint gets its name only when it is complete, so after a killed
+writer or a full disk the previous checkpoint is the newest.
 
-Parameters that are frozen are the same in every checkpoint of a run: they are saved once, in
-`<run>/checkpoints/frozen-<hash of their bits>/`, which the JSON of each step names. Readers see one
-state, wherever its parts are.
+Frozen parameters are the same in every checkpoint of a run. They are saved once, in
+`<run>/checkpoints/frozen-<hash of their bits>/`, and the JSON of each step names that directory.
+Restoring merges both parts.
 """
 
 from __future__ import annotations
@@ -26,84 +26,48 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from mmjax import distributed, tree
+from mmjax.checkpoints.find import METADATA, checkpoints_dir, list_steps
 from mmjax.errors import UserError
-from mmjax.formats import published_checkpoints, tf_checkpoint, torch_reader
 
-DIRECTORY = "checkpoints"
-FROZEN = "frozen"  # in the JSON of a step, and how the folders' names begin
-METADATA = "_CHECKPOINT_METADATA"
+FROZEN = "frozen"  # key in the JSON of a step, and prefix of directory names
 
-_Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # by path
+Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # by path
 
 
 @dataclasses.dataclass(frozen=True)
 class _Contents:
-    """What a step holds: shapes of its own arrays and of the frozen ones, which are in a folder
-    beside it (None: there are none), and its JSON."""
+    """Description of a checkpoint without its arrays.
 
-    own: _Shapes
-    frozen: _Shapes
-    directory: str | None
+    Attributes:
+      own: Shapes of the arrays in the directory of the step.
+      frozen: Shapes of the frozen parameters, which are in another directory.
+      frozen_dir: Name of that directory; None without frozen parameters.
+      meta: The JSON of the step.
+    """
+
+    own: Shapes
+    frozen: Shapes
+    frozen_dir: str | None
     meta: dict
 
-
-def directory_of(run_dir: str | os.PathLike) -> pathlib.Path:
-    return pathlib.Path(run_dir).absolute() / DIRECTORY
-
-
-def list_steps(run_dir: str | os.PathLike) -> list[int]:
-    """Steps of the complete checkpoints of a run, oldest first."""
-    directory = directory_of(run_dir)
-    if not directory.is_dir():
-        return []
-    return sorted(
-        int(entry.name)
-        for entry in directory.iterdir()
-        if entry.name.isdigit() and (entry / METADATA).exists()
-    )
-
-
-def find(source: str | os.PathLike) -> tuple[pathlib.Path, int]:
-    """Run directory and step of `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`.
-
-    Raises:
-      UserError: there is no such checkpoint; those that are there are named.
-    """
-    if prefix := tf_checkpoint.find(source):
-        raise UserError(
-            f"{source} is a TensorFlow checkpoint. A training takes it as it is "
-            "(--override_checkpoint, config.init_from); for anything else make a run directory of "
-            f"it: mmjax convert {prefix} --out RUN"
-        )
-    if torch_reader.is_file(source):
-        raise UserError(
-            f"{source} is a file of PyTorch's. A training takes it as it is "
-            "(--override_checkpoint, config.init_from), and so does mmjax.load; for anything else "
-            f"make a run directory of it: mmjax convert {source} --out RUN"
-        )
-    path, wanted = pathlib.Path(source), None
-    if path.name.isdigit() and path.parent.name == DIRECTORY:
-        path, wanted = path.parent.parent, int(path.name)
-    steps = list_steps(path)
-    if not steps or (wanted is not None and wanted not in steps):
-        there = f"it has the steps {steps}" if steps else "there is no complete checkpoint in it"
-        raise UserError(
-            f"{source}: not a run directory (or one of its steps, <run>/{DIRECTORY}/<step>): {there}."
-            f"{published_checkpoints.hint(source)}"
-        )
-    return path, steps[-1] if wanted is None else wanted
+    @property
+    def shapes(self) -> Shapes:
+        return self.own | self.frozen
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      run_dir: the run directory.
-      every: save each time the step is a multiple of this.
-      keep: how many of the newest stay.
-      keep_every: besides, keep those whose step is a multiple of this (0: none).
-      frozen: {path of a parameter: whether it is frozen}, of the trainer's; {}: none is.
-      read_only: for readers beside a trainer: nothing is created or deleted.
+      run_dir: The run directory.
+      every: Steps between checkpoints.
+      keep: Number of newest checkpoints to keep.
+      keep_every: Checkpoints at multiples of this step are kept as well; 0 keeps none.
+      frozen: {path of a parameter: whether it is frozen}; None if none is.
+      read_only: Creates and deletes nothing, for readers of a run in training.
+
+    Raises:
+      UserError: An option is out of range.
     """
 
     def __init__(
@@ -118,13 +82,13 @@ class Checkpoints:
     ):
         if every < 1 or keep < 1 or keep_every < 0:
             raise UserError(
-                f"config.checkpoint: every={every} and keep={keep} must be at least 1, "
-                f"keep_every={keep_every} at least 0."
+                f"config.checkpoint.every={every} and config.checkpoint.keep={keep} must be at "
+                f"least 1, and config.checkpoint.keep_every={keep_every} at least 0."
             )
         self.run_dir = pathlib.Path(run_dir).absolute()
         self.every = every
         self._frozen = {f"params/{path}" for path, yes in (frozen or {}).items() if yes}
-        self._frozen_name: str | None = None  # of the folder that has them, once it is known
+        self._frozen_dir: str | None = None  # name of their directory once they are saved
         self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
             save_interval_steps=0 if read_only else 1,
@@ -134,24 +98,31 @@ class Checkpoints:
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
-        # Named here, or a manager that has not saved yet cannot read the metadata of what is there.
+        # Without explicit handlers, a manager that has not saved anything cannot read metadata.
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        with _quiet() if read_only else contextlib.nullcontext():  # it warns that it cannot write
+        with _quiet() if read_only else contextlib.nullcontext():  # it warns that it is read-only
             self._manager = ocp.CheckpointManager(
-                directory_of(run_dir), item_handlers=handlers, options=options
+                checkpoints_dir(run_dir), item_handlers=handlers, options=options
             )
 
     def steps(self) -> list[int]:
+        """Returns the steps of the complete checkpoints, oldest first."""
         return list_steps(self.run_dir)
 
     def due(self, step: int) -> bool:
+        """Returns whether a checkpoint is to be saved at this step."""
         return step % self.every == 0
 
     def save(self, step: int, state: dict, meta: dict) -> None:
-        """Starts an asynchronous save; a step that is already there is left alone.
+        """Starts an asynchronous save. Does nothing if the step exists.
+
+        Args:
+          step: Number of completed updates.
+          state: The train state.
+          meta: JSON-serializable values to store with it.
 
         Raises:
-          UserError: this or the previous save could not be written (disk full, no permission).
+          UserError: This or the previous save failed (disk full, no permission).
         """
         if step in self.steps():
             return
@@ -159,7 +130,7 @@ class Checkpoints:
             if self._frozen:
                 meta = {**meta, FROZEN: self._save_frozen(state)}
                 state = _params_only(state, lambda path: path not in self._frozen)
-            # Forced: after a return to an older step, that step's successors are saved again.
+            # Forced, because after a return to an older step later steps are saved again.
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -171,22 +142,22 @@ class Checkpoints:
             raise self._unwritable(error) from error
 
     def _save_frozen(self, state: dict) -> str:
-        """The folder that has the frozen parameters, which is written if it is not there."""
-        if self._frozen_name is None:
+        """Returns the name of the directory of frozen parameters; writes it if needed."""
+        if self._frozen_dir is None:
             frozen = _params_only({"params": state["params"]}, lambda path: path in self._frozen)
             name = f"{FROZEN}-{fingerprint(frozen)}"
-            if not (directory_of(self.run_dir) / name / METADATA).exists():
+            if not (checkpoints_dir(self.run_dir) / name / METADATA).exists():
                 with _frozen_reader() as checkpointer:
                     checkpointer.save(
-                        directory_of(self.run_dir) / name,
+                        checkpoints_dir(self.run_dir) / name,
                         args=ocp.args.PyTreeSave(frozen),
                         force=True,
                     )
-            self._frozen_name = name
-        return self._frozen_name
+            self._frozen_dir = name
+        return self._frozen_dir
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk."""
+        """Waits until pending saves are on disk."""
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -195,29 +166,29 @@ class Checkpoints:
 
     def _unwritable(self, error: Exception) -> UserError:
         steps = self.steps()
-        left = f"The checkpoint of step {steps[-1]} is intact." if steps else "There is none yet."
+        previous = f"The checkpoint of step {steps[-1]} is intact." if steps else ""
         return UserError(
-            f"Could not write a checkpoint to {directory_of(self.run_dir)}: {error}. {left} Free some "
-            "space (or give another --model_dir) and start again: the run resumes from it."
+            f"Cannot write a checkpoint to {checkpoints_dir(self.run_dir)}: {error}. {previous} "
+            "Free disk space or pass another --model_dir, then run the same command to resume."
         )
 
     def restore(self, step: int, state: Any) -> tuple[dict, dict]:
-        """The state and the JSON of a step.
+        """Returns the state and the JSON of a step.
 
         Args:
-          step: of `steps()`.
-          state: abstract state (`jax.ShapeDtypeStruct` with shardings); may hold some of the
-            top-level parts only, then only these are read.
+          step: A step of `steps()`.
+          state: Abstract state (`jax.ShapeDtypeStruct` with shardings). Only the top-level parts
+            that it has are read.
 
         Raises:
-          UserError: the checkpoint belongs to another architecture; what differs is named.
+          UserError: The checkpoint is of another architecture; the message lists differences.
         """
-        there = self._contents(step)
-        self._check_same(step, state, there.own | there.frozen)
-        return self._restore(step, state, there, as_numpy=False), there.meta
+        contents = self._contents(step)
+        self._check_same(step, state, contents.shapes)
+        return self._restore(step, state, contents, as_numpy=False), contents.meta
 
-    def _restore(self, step: int, state: Any, there: _Contents, *, as_numpy: bool) -> dict:
-        """A state that is known to be there; arrays of the host need no shardings."""
+    def _restore(self, step: int, state: Any, contents: _Contents, *, as_numpy: bool) -> dict:
+        """Returns a state that the checkpoint contains; NumPy arrays need no shardings."""
 
         def args(item):
             how = ocp.checkpoint_utils.construct_restore_args(item)
@@ -225,26 +196,26 @@ class Checkpoints:
                 how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             return ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
 
-        own = _params_only(state, lambda path: path not in there.frozen)
-        found = dict(self._manager.restore(step, args=ocp.args.Composite(state=args(own))).state)
+        own = _params_only(state, lambda path: path not in contents.frozen)
+        restored = dict(self._manager.restore(step, args=ocp.args.Composite(state=args(own))).state)
         parts = {"params": state["params"]} if "params" in state else {}
-        if rest := _params_only(parts, lambda path: path in there.frozen):
+        if rest := _params_only(parts, lambda path: path in contents.frozen):
             frozen = self._from_frozen(
-                there.directory, lambda c, path: c.restore(path, args=args(rest))
+                contents.frozen_dir, lambda c, path: c.restore(path, args=args(rest))
             )
-            leaves = tree.flatten(frozen["params"]) | tree.flatten(found.get("params", {}))
-            found["params"] = tree.map_named(lambda path, _: leaves[path], state["params"])
-        return found
+            leaves = tree.flatten(frozen["params"]) | tree.flatten(restored.get("params", {}))
+            restored["params"] = tree.map_named(lambda path, _: leaves[path], state["params"])
+        return restored
 
     def restore_newest(self, state: Any) -> tuple[dict, dict, int] | None:
-        """`(state, json, step)` of the newest checkpoint that can be read; None if there is none.
+        """Returns `(state, JSON, step)` of the newest intact checkpoint, or None without one.
 
-        One that is damaged is set aside as `<step>.damaged` (a reader leaves it alone), with a
-        warning, and the one before is used.
+        A damaged checkpoint is renamed to `<step>.damaged` with a warning, and the previous one is
+        used. A read-only instance renames nothing.
         """
-        for entry in directory_of(self.run_dir).glob("*"):
+        for entry in checkpoints_dir(self.run_dir).glob("*"):
             if entry.name.isdigit() and not (entry / METADATA).exists():
-                self._set_aside(int(entry.name), f"it has no {METADATA}")
+                self._set_aside(int(entry.name), f"{METADATA} is missing")
         for step in reversed(self.steps()):
             try:
                 return (*self.restore(step, state), step)
@@ -255,93 +226,97 @@ class Checkpoints:
         return None
 
     def _set_aside(self, step: int, why: str) -> None:
-        why = why.splitlines()[0][:300] if why else "no reason given"
+        why = why.splitlines()[0][:300] if why else "unknown reason"
         logging.warning("Checkpoint %d of %s is damaged: %s", step, self.run_dir, why)
         if self._read_only:
-            logging.warning("Passed over; trying the one before.")
+            logging.warning("Trying the previous checkpoint.")
             return
         if distributed.is_primary():
-            path = directory_of(self.run_dir) / str(step)
+            path = checkpoints_dir(self.run_dir) / str(step)
             path.rename(_free_name(path.with_name(f"{step}.damaged")))
         distributed.barrier(f"set aside {step}")
         self._manager.reload()
-        logging.warning("Set aside as %d.damaged; trying the one before.", step)
+        logging.warning("Renamed it to %d.damaged. Trying the previous checkpoint.", step)
 
-    def shapes(self, step: int) -> _Shapes:
-        """{path: (shape, dtype)} of what a checkpoint holds."""
-        there = self._contents(step)
-        return there.own | there.frozen
+    def shapes(self, step: int) -> Shapes:
+        """Returns {path: (shape, dtype)} of the arrays of a checkpoint."""
+        return self._contents(step).shapes
 
     def _contents(self, step: int) -> _Contents:
-        """What a step says of itself, without its arrays."""
+        """Reads the description of a checkpoint."""
         metadata = self._manager.item_metadata(step)["state"]
         if metadata is None:
             raise ValueError(f"the metadata of step {step} cannot be read")
         restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         meta = dict(restored.meta or {})
-        directory = meta.pop(FROZEN, None)
+        frozen_dir = meta.pop(FROZEN, None)
         frozen = {}
-        if directory is not None:
-            frozen = self._from_frozen(directory, lambda c, p: _shapes(c.metadata(p).item_metadata))
-        return _Contents(own=_shapes(metadata), frozen=frozen, directory=directory, meta=meta)
+        if frozen_dir is not None:
+            frozen = self._from_frozen(
+                frozen_dir, lambda c, path: _shapes(c.metadata(path).item_metadata)
+            )
+        return _Contents(own=_shapes(metadata), frozen=frozen, frozen_dir=frozen_dir, meta=meta)
 
     def _from_frozen(
         self, name: str, function: Callable[[ocp.Checkpointer, pathlib.Path], Any]
     ) -> Any:
-        """`function` of a reader and the folder of frozen parameters.
+        """Returns `function(reader, directory of frozen parameters)`.
 
         Raises:
-          UserError: they are gone or damaged. Without them no step of the run is whole, so that
-            none is set aside for it.
+          UserError: They are missing or damaged. Every checkpoint of the run needs them, so none
+            is renamed as damaged.
         """
-        path = directory_of(self.run_dir) / name
+        path = checkpoints_dir(self.run_dir) / name
         try:
             if not (path / METADATA).exists():
-                raise FileNotFoundError(f"it has no {METADATA}")
+                raise FileNotFoundError(f"{METADATA} is missing")
             with _frozen_reader() as checkpointer:
                 return function(checkpointer, path)
         except Exception as error:  # noqa: BLE001 - Orbax has no common type for damage
             why = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise UserError(
-                f"{path}, which has the frozen parameters of this run's checkpoints, cannot be "
-                f"read: {why}. Copy it there again; another run that froze the same has the same."
+                f"Cannot read {path}: {why}. It contains the frozen parameters of all checkpoints "
+                "of this run. Restore it from a backup, or copy it from another run with the same "
+                "frozen parameters."
             ) from error
 
     def read(self, step: int, parts: Sequence[str]) -> dict:
-        """Some parts of the state ('params', 'extra', …) as numpy arrays, on whatever devices."""
-        there = self._contents(step)
+        """Returns top-level parts of the state ('params', 'extra', …) as NumPy arrays."""
+        contents = self._contents(step)
         target = {
             path: jax.ShapeDtypeStruct(*shape)
-            for path, shape in (there.own | there.frozen).items()
+            for path, shape in contents.shapes.items()
             if path.split("/")[0] in parts
         }
-        found = self._restore(step, tree.unflatten(target), there, as_numpy=True)
-        return {part: found.get(part, {}) for part in parts}
+        restored = self._restore(step, tree.unflatten(target), contents, as_numpy=True)
+        return {part: restored.get(part, {}) for part in parts}
 
-    def _check_same(self, step: int, state: Any, there: _Shapes) -> None:
+    def _check_same(self, step: int, state: Any, shapes: Shapes) -> None:
         parts = set(state)
-        wanted = {path: tuple(leaf.shape) for path, leaf in tree.flatten(state).items()}
-        found = {path: s for path, (s, _) in there.items() if path.split("/")[0] in parts}
-        lines = [f"  missing     {path} {wanted[path]}" for path in wanted if path not in found]
-        lines += [f"  unexpected  {path} {found[path]}" for path in found if path not in wanted]
+        expected = {path: tuple(leaf.shape) for path, leaf in tree.flatten(state).items()}
+        actual = {path: s for path, (s, _) in shapes.items() if path.split("/")[0] in parts}
+        lines = [
+            f"  missing     {path} {expected[path]}" for path in expected if path not in actual
+        ]
+        lines += [f"  unexpected  {path} {actual[path]}" for path in actual if path not in expected]
         lines += [
-            f"  shape       {path}: here {wanted[path]}, in the checkpoint {found[path]}"
-            for path in wanted
-            if path in found and wanted[path] != found[path]
+            f"  shape       {path}: model {expected[path]}, checkpoint {actual[path]}"
+            for path in expected
+            if path in actual and expected[path] != actual[path]
         ]
         if lines:
             more = f"\n  … and {len(lines) - 12} more" if len(lines) > 12 else ""
             raise UserError(
-                f"The checkpoint of step {step} in {self.run_dir} is of another architecture or "
-                f"optimizer:\n"
+                f"The checkpoint of step {step} in {self.run_dir} has another architecture or "
+                "optimizer than this config:\n"
                 + "\n".join(lines[:12])
                 + more
-                + "\nUse the run's own config, or another "
-                "--model_dir with --config.init_from to take over the parameters that fit."
+                + "\nUse the config of that run. To reuse the matching parameters, pass another "
+                "--model_dir and --config.init_from."
             )
 
     def close(self) -> None:
-        """Waits for what is being saved, then lets go of the directory."""
+        """Waits for pending saves and closes the directory."""
         try:
             self._manager.close()
         except (OSError, ValueError, RuntimeError) as error:
@@ -350,7 +325,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of libraries."""
+    """Suppresses warnings of libraries."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -363,24 +338,24 @@ def _frozen_reader() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
 
-def _shapes(metadata: Any) -> _Shapes:
+def _shapes(metadata: Any) -> Shapes:
     leaves = tree.flatten(getattr(metadata, "tree", metadata))
     return {path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves.items()}
 
 
-def _params_only(state: Mapping[str, Any], wanted: Callable[[str], bool]) -> dict:
-    """The state with those of its parameters whose path is wanted; without `params` if none is."""
+def _params_only(state: Mapping[str, Any], select: Callable[[str], bool]) -> dict:
+    """Returns the state with only the selected parameters; without `params` if none is."""
     leaves = {
         path: leaf
         for path, leaf in tree.flatten(state.get("params", {})).items()
-        if wanted(f"params/{path}")
+        if select(f"params/{path}")
     }
     rest = {name: part for name, part in state.items() if name != "params"}
     return rest | ({"params": tree.unflatten(leaves)} if leaves else {})
 
 
 def fingerprint(state: dict) -> str:
-    """A hash of the names and bits of all leaves, the same on any mesh."""
+    """Returns a hash of the paths and bits of all leaves; it does not depend on the mesh."""
     leaves = tree.flatten(state)
     sums = jax.device_get(
         jax.jit(lambda leaves: [_bit_sums(x) for x in leaves])(list(leaves.values()))
@@ -392,19 +367,20 @@ def fingerprint(state: dict) -> str:
 
 
 def _bit_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two sums of the bits as numbers, modulo 2^32: one plain, one by place. Integers add up to
-    the same in any order, so a sharded array has the sums of a whole one."""
-    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).reshape(-1)
-    place = jax.lax.iota(jnp.uint32, bits.size)
-    return bits.sum(dtype=jnp.uint32), (bits * (place * jnp.uint32(2654435761) + 1)).sum(
-        dtype=jnp.uint32
-    )
+    """Returns a plain and a position-weighted sum of the bits as integers, modulo 2^32.
+
+    Integer sums do not depend on the order, so sharded and replicated arrays have the same sums.
+    """
+    dtype = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, dtype).astype(jnp.uint32).reshape(-1)
+    index = jax.lax.iota(jnp.uint32, bits.size)
+    weighted = bits * (index * jnp.uint32(2654435761) + 1)
+    return bits.sum(dtype=jnp.uint32), weighted.sum(dtype=jnp.uint32)
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:
-    number, candidate = 0, path
+    suffix, candidate = 0, path
     while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}{number}")
+        suffix += 1
+        candidate = path.with_name(f"{path.name}{suffix}")
     return candidate

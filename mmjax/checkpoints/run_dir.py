@@ -1,4 +1,4 @@
-"""The run directory: what stands in it, and that only one trainer writes to it."""
+"""The run directory: its files, its format version, and the lock of its trainer."""
 
 from __future__ import annotations
 
@@ -15,25 +15,31 @@ from typing import Any
 
 import ml_collections
 
-from mmjax import config as config_lib
+from mmjax import config, files
 from mmjax.errors import UserError
 
 CONFIG = "config.json"
+RECORD = "run.json"
 COMPLETE = "train_complete"
 LOCK = "trainer.lock"
 TIME = "%Y-%m-%d %H:%M:%S"  # in `run.json`
+FORMAT = 2  # of the run directory; 1 had other config keys and no number
 
 
 class RunDir:
-    """Paths and once-written files of a run.
+    """A run directory.
 
-        config.json       the resolved config           run.json       command, versions, devices
-        parameters.txt    all parameters, their places  metrics.jsonl  a line per log or evaluation
-        checkpoints/      <step>/                       tensorboard/   the same as events
+        config.json       resolved config         run.json       format, command, versions, devices
+        parameters.txt    parameters, shardings   metrics.jsonl  a line per log or evaluation
+        checkpoints/      <step>/                 tensorboard/   the same metrics as events
         train_complete    written last: the step reached
 
+    Args:
+      path: The directory.
+      create: Whether to create it and check that it is writable.
+
     Raises:
-      UserError: the directory cannot be made or written to.
+      UserError: The directory cannot be created or written, or does not exist.
     """
 
     def __init__(self, path: str | os.PathLike, *, create: bool = True):
@@ -47,19 +53,20 @@ class RunDir:
                 probe.unlink()
             except OSError as error:
                 raise UserError(
-                    f"--model_dir={path} cannot be written to: {error}. Give a directory that can."
+                    f"--model_dir={path} is not writable: {error}. Pass another directory."
                 ) from error
         elif not self.path.is_dir():
             raise UserError(f"--model_dir={path}: no such directory.")
 
     def lock(self) -> None:
-        """Claims the directory for this trainer, until the process ends.
+        """Locks the directory for this trainer until `unlock` or the end of the process.
 
         Raises:
-          UserError: another trainer, which is named, holds it.
+          UserError: Another trainer holds the lock, or the run has another format version.
         """
+        self.check_format()
         handle = open(self.path / LOCK, "a+")
-        for _ in range(10):  # `has_trainer` of an evaluation job holds it for an instant
+        for _ in range(10):  # `has_trainer` of an evaluation job holds it briefly
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -70,7 +77,7 @@ class RunDir:
             holder = handle.read().strip() or "another process"
             handle.close()
             raise UserError(
-                f"Another trainer is using {self.path} ({holder}). Stop it, or give another "
+                f"Another trainer is using {self.path} ({holder}). Stop it, or pass another "
                 "--model_dir."
             )
         handle.seek(0)
@@ -80,12 +87,13 @@ class RunDir:
         self._lock = handle
 
     def unlock(self) -> None:
+        """Releases the lock, if this process holds it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def has_trainer(self) -> bool:
-        """Whether a trainer holds the directory now."""
+        """Returns whether a trainer holds the lock."""
         if self._lock is not None:
             return True
         try:
@@ -97,52 +105,89 @@ class RunDir:
         except BlockingIOError:
             return True
 
+    def check_format(self) -> None:
+        """Raises UserError if another version of the format wrote this directory."""
+        path = self.path / RECORD
+        if not path.is_file():
+            return
+        try:
+            version = json.loads(path.read_text()).get("format", 1)
+        except (ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} is damaged: {error}. Restore it from a backup, or pass another "
+                "--model_dir."
+            ) from error
+        if version != FORMAT:
+            raise UserError(
+                f"{self.path} has run format {version}; this version of mmjax supports {FORMAT}. "
+                "Use the version that wrote it (see its run.json), or start a new run with another "
+                "--model_dir."
+            )
+
     def read_config(self) -> ml_collections.ConfigDict:
-        """The config the run was started with."""
+        """Returns the config that the run was started with.
+
+        Raises:
+          UserError: The directory has no config, or another format version.
+        """
         path = self.path / CONFIG
         if not path.is_file():
             raise UserError(f"{self.path} is not a run directory: it has no {CONFIG}.")
-        return config_lib.from_json(path.read_text())
+        self.check_format()
+        try:
+            return config.from_json(path.read_text())
+        except ValueError as error:
+            raise UserError(
+                f"{path} is damaged: {error}. Restore it from a backup, or run the training "
+                "command again to write it."
+            ) from error
 
-    def write_start(self, cfg: Mapping, parameters: str, devices: str) -> list[str]:
-        """Writes what is known at start; returns how the config differs from an earlier start."""
-        text = config_lib.to_json(cfg)
+    def write_start(self, cfg: config.Config | Mapping, parameters: str, devices: str) -> list[str]:
+        """Writes config, record and parameter table.
+
+        Args:
+          cfg: The config.
+          parameters: The parameter table.
+          devices: Description of the device mesh.
+
+        Returns:
+          How the config differs from that of an earlier start, one line per key.
+        """
+        text = config.to_json(cfg)
         changed: list[str] = []
         if (self.path / CONFIG).is_file():
-            changed = _differences(json.loads((self.path / CONFIG).read_text()), json.loads(text))
-        self._write(CONFIG, text)
+            changed = _differences(config.plain(self.read_config()), config.plain(json.loads(text)))
+        files.write_text(self.path / CONFIG, text + "\n")
         self.write_record(devices=devices, started=time.strftime(TIME))
-        self._write("parameters.txt", parameters)
+        files.write_text(self.path / "parameters.txt", parameters + "\n")
         return changed
 
-    def write_record(self, **facts: Any) -> None:
-        """Writes `run.json`: the command and the versions that made the directory, and `facts`."""
+    def write_record(self, **entries: Any) -> None:
+        """Writes `run.json`: the format, the command, package versions, and `entries`."""
         versions = {
             name: importlib.metadata.version(name)
             for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
         }
         versions = {"python": platform.python_version(), **versions}
-        record = {"command": sys.argv, "versions": versions, **facts}
-        self._write("run.json", json.dumps(record, indent=2))
-
-    def _write(self, name: str, text: str) -> None:
-        partial = self.path / f".{name}.partial"
-        partial.write_text(text + "\n")
-        partial.rename(self.path / name)
+        record = {"format": FORMAT, "command": sys.argv, "versions": versions, **entries}
+        files.write_json(self.path / RECORD, record)
 
     def complete_step(self) -> int | None:
-        """The step at which training ended for good; None while it has not."""
+        """Returns the step at which training was completed, or None."""
         path = self.path / COMPLETE
         return json.loads(path.read_text())["step"] if path.is_file() else None
 
     def write_complete(self, step: int) -> None:
-        self._write(COMPLETE, json.dumps({"step": step}))
+        """Marks the run as complete at a step."""
+        files.write_json(self.path / COMPLETE, {"step": step}, indent=None)
 
     def clear_complete(self) -> None:
+        """Marks the run as not complete."""
         (self.path / COMPLETE).unlink(missing_ok=True)
 
 
 def _differences(old: dict, new: dict, at: str = "") -> list[str]:
+    """Returns lines 'key: old value → new value'."""
     lines = []
     for key in sorted({*old, *new}):
         name = f"{at}{key}"

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import config, tree
-from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints.manager import fingerprint
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError, choose
 from mmjax.losses import contrastive
@@ -152,7 +152,7 @@ class Touch:
         from mmjax.data.pipeline import precomputed_features  # imports TensorFlow
 
         for modality, directories in self._directories.items():
-            own, section = checkpoint.fingerprint(params[modality]), self._sections[modality]
+            own, section = fingerprint(params[modality]), self._sections[modality]
             for directory in (directories,) if isinstance(directories, str) else directories:
                 made = precomputed_features.read_description(directory) or {}
                 made_by = made.get("towers", {}).get(modality)

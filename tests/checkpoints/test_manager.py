@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from mmjax import sharding, tree
-from mmjax.checkpoints import manager as checkpoint
-from mmjax.checkpoints import snapshot
-from mmjax.checkpoints.manager import Checkpoints
+from mmjax.checkpoints.best import Best
+from mmjax.checkpoints.find import checkpoints_dir, find, list_steps
+from mmjax.checkpoints.manager import Checkpoints, fingerprint
+from mmjax.checkpoints.snapshot import snapshot
 from mmjax.errors import UserError
 from tests.messages import assert_mentions, raises
 
@@ -45,9 +46,7 @@ def at(state, step):
 def steps_in(run):
     """Returns the entries of the checkpoint directory, without frozen parameters."""
     return sorted(
-        path.name
-        for path in checkpoint.directory_of(run).iterdir()
-        if not path.name.startswith("frozen-")
+        path.name for path in checkpoints_dir(run).iterdir() if not path.name.startswith("frozen-")
     )
 
 
@@ -150,11 +149,11 @@ def size_of(path):
 def test_frozen_parameters_are_saved_once(finished, trainer, state, tmp_path):
     with opened(tmp_path) as saved:  # the same state, with frozen parameters in every step
         saved.save(3, at(state, 3), {})
-    directory = checkpoint.directory_of(finished)
+    directory = checkpoints_dir(finished)
     (frozen_dir,) = directory.glob("frozen-*")
     frozen_bytes = state["params"]["right"]["mlp"]["wi"]["kernel"].nbytes
     assert size_of(frozen_dir) > 0.8 * frozen_bytes  # compressed
-    complete_bytes = size_of(checkpoint.directory_of(tmp_path) / "3")
+    complete_bytes = size_of(checkpoints_dir(tmp_path) / "3")
     assert size_of(directory / "3") < complete_bytes - 0.8 * frozen_bytes
     assert json.loads((directory / "3/meta/metadata").read_text())["frozen"] == frozen_dir.name
 
@@ -166,7 +165,7 @@ def test_changed_frozen_values_do_not_overwrite_the_old_ones(run, trainer, state
     with opened(run, frozen=trainer.frozen) as saved:
         saved.save(5, at(changed, 5), {})
     with opened(run) as saved:
-        assert len(list(checkpoint.directory_of(run).glob("frozen-*"))) == 2
+        assert len(list(checkpoints_dir(run).glob("frozen-*"))) == 2
         assert fakes.equal(saved.restore(5, trainer.abstract)[0], at(changed, 5))
         assert fakes.equal(saved.restore(4, trainer.abstract)[0], at(state, 4))
 
@@ -185,7 +184,7 @@ def test_parameters_can_be_frozen_or_unfrozen_between_checkpoints(
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_missing_or_damaged_frozen_parameters_are_an_error(lost, run, trainer):
-    (frozen_dir,) = checkpoint.directory_of(run).glob("frozen-*")
+    (frozen_dir,) = checkpoints_dir(run).glob("frozen-*")
     if lost:
         shutil.rmtree(frozen_dir)
     else:
@@ -204,7 +203,7 @@ def test_fingerprint_of_parameters_does_not_depend_on_the_mesh(finished, trainer
     where = sharding.state_shardings({"params": params}, mesh, preset="fsdp")
     sharded = jax.device_put({"params": params}, where)
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(sharded))
-    assert checkpoint.fingerprint(sharded) == checkpoint.fingerprint({"params": params})
+    assert fingerprint(sharded) == fingerprint({"params": params})
 
 
 # ---- retention
@@ -217,11 +216,11 @@ def test_keep_and_keep_every_select_the_retained_steps(state, tmp_path):
             saved.save(step, at(state, step), {})
         saved.wait()
         assert saved.steps() == [4, 8, 10, 12]
-        assert checkpoint.list_steps(tmp_path) == [4, 8, 10, 12]
+        assert list_steps(tmp_path) == [4, 8, 10, 12]
 
 
 def test_a_new_run_has_no_checkpoints(trainer, tmp_path):
-    assert checkpoint.list_steps(tmp_path) == []
+    assert list_steps(tmp_path) == []
     with opened(tmp_path) as saved:
         assert saved.steps() == [] and saved.restore_newest(trainer.abstract) is None
 
@@ -244,7 +243,7 @@ def test_an_incomplete_save_is_ignored(run, trainer, state):
     shutil.copytree(directory / "4", directory / "5.orbax-checkpoint-tmp")
     shutil.copytree(directory / "4", directory / "6")
     (directory / "6" / "_CHECKPOINT_METADATA").unlink()
-    assert checkpoint.list_steps(run) == [3, 4]
+    assert list_steps(run) == [3, 4]
     with opened(run) as saved:
         restored, _, step = saved.restore_newest(trainer.abstract)
         assert step == 4 and fakes.equal(restored, at(state, 4))
@@ -390,7 +389,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(noticed_in, run, state, train
 
 
 def test_a_snapshot_survives_deletion_of_its_source(run, trainer, state, tmp_path):
-    assert snapshot.snapshot(run, 4, tmp_path / "snapshot")
+    assert snapshot(run, 4, tmp_path / "snapshot")
     shutil.rmtree(run / "checkpoints")
     with opened(tmp_path / "snapshot", read_only=True) as saved:
         assert saved.steps() == [4]
@@ -404,7 +403,7 @@ def test_a_snapshot_can_be_repeated_and_copied_to_another_disk(run, trainer, tmp
     monkeypatch.setattr(os, "link", another_disk)
     (tmp_path / "s/checkpoints/4.partial").mkdir(parents=True)  # left by a killed process
     for _ in range(2):
-        assert snapshot.snapshot(run, 4, tmp_path / "s")
+        assert snapshot(run, 4, tmp_path / "s")
     truncate(run / "checkpoints" / "4")
     with opened(tmp_path / "s", read_only=True) as saved:
         assert saved.restore_newest(trainer.abstract)[2] == 4
@@ -431,7 +430,7 @@ def test_a_snapshot_of_a_deleted_checkpoint_is_refused_and_cleaned_up(
         shutil.rmtree(source)
     else:
         monkeypatch.setattr(os, "link", deleting)
-    assert not snapshot.snapshot(run, 4, tmp_path / "s")
+    assert not snapshot(run, 4, tmp_path / "s")
     assert moment == "before" or len(links) >= 3
     directory = tmp_path / "s" / "checkpoints"
     assert not directory.exists() or os.listdir(directory) == []
@@ -444,7 +443,7 @@ def test_a_snapshot_on_a_full_disk_is_an_error(run, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", full)
     monkeypatch.setattr(shutil, "copyfile", full)
     with raises(UserError, run / "checkpoints/4", tmp_path / "s/checkpoints/4", "Errno 28"):
-        snapshot.snapshot(run, 4, tmp_path / "s")
+        snapshot(run, 4, tmp_path / "s")
     assert os.listdir(tmp_path / "s" / "checkpoints") == []
 
 
@@ -463,7 +462,7 @@ def best_of(run):
 
     def make(**options):
         section = dict(best="touch/top1", every=5) | options
-        kept = snapshot.Best.from_config(run, section, {"touch": {}, "other": {}, "off": None})
+        kept = Best.from_config(run, section, {"touch": {}, "other": {}, "off": None})
         assert section == {"every": 5}  # the remaining keys are those of `Checkpoints`
         return kept
 
@@ -518,4 +517,4 @@ def test_a_pytorch_file_is_an_error_that_quotes_the_convert_command(tmp_path):
     (tmp_path / "encoder.pth").write_bytes(b"PK\x03\x04" + bytes(60))
     path = tmp_path / "encoder.pth"
     with raises(UserError, "PyTorch", f"mmjax convert {path} --out", "config.init_from"):
-        checkpoint.find(path)
+        find(path)

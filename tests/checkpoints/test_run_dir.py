@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from mmjax import config
+from mmjax.checkpoints import run_dir
 from mmjax.checkpoints.run_dir import RunDir
 from mmjax.errors import UserError
 from tests.messages import raises
@@ -43,6 +44,7 @@ def test_reading_requires_a_run_directory(tmp_path):
 
 _HOLDER = """
 import sys
+from mmjax.checkpoints import run_dir
 from mmjax.checkpoints.run_dir import RunDir
 run = RunDir(sys.argv[1])
 run.lock()
@@ -122,7 +124,7 @@ def test_write_start_records_the_run_and_returns_config_changes(tmp_path):
     cfg.data.split = "test"
     assert run.write_start(cfg, "", "") == [
         "data.split: None → 'test'",
-        "data.train: ['a', 'b'] → ['a']",
+        "data.train: ('a', 'b') → ('a',)",
         "mesh.fsdp: 1 → 2",
     ]
     assert run.read_config().mesh.fsdp == 2
@@ -137,3 +139,28 @@ def test_the_completion_marker_can_be_written_and_cleared(tmp_path):
     run.clear_complete()
     run.clear_complete()
     assert run.complete_step() is None
+
+
+def test_a_run_of_another_format_is_refused(tmp_path):
+    run = RunDir(tmp_path)
+    run.write_start(config.base(), "", "")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["format"] == run_dir.FORMAT
+    for version in (None, run_dir.FORMAT + 1):
+        changed = {k: v for k, v in record.items() if k != "format"}
+        changed |= {"format": version} if version else {}
+        (tmp_path / "run.json").write_text(json.dumps(changed))
+        for refused in (run.read_config, run.lock):
+            with raises(UserError, tmp_path, f"format {version or 1}", run_dir.FORMAT):
+                refused()
+
+
+def test_a_damaged_config_or_record_names_the_file(tmp_path):
+    run = RunDir(tmp_path)
+    run.write_start(config.base(), "", "")
+    (tmp_path / "config.json").write_text("{")
+    with raises(UserError, tmp_path / "config.json"):
+        run.read_config()
+    (tmp_path / "run.json").write_text("[]")
+    with raises(UserError, tmp_path / "run.json", "--model_dir"):
+        run.read_config()

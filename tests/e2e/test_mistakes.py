@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from mmjax import config, train
-from mmjax.checkpoints.manager import list_steps
+from mmjax.checkpoints.find import list_steps
 from mmjax.data.pipeline import loader
 from mmjax.data.storage import tfrecord
 from mmjax.data.world import build as world

@@ -4,7 +4,7 @@ import functools
 import json
 import math
 
-from mmjax.checkpoints.manager import list_steps
+from mmjax.checkpoints.find import list_steps
 from mmjax.data.pipeline import loader
 from tests.e2e import program
 

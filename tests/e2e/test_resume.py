@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from mmjax.checkpoints.manager import list_steps
+from mmjax.checkpoints.find import list_steps
 from tests.e2e import program
 from tests.e2e.program import RECIPE, STEPS
 from tests.messages import assert_mentions

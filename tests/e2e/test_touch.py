@@ -10,7 +10,7 @@ import pytest
 
 import mmjax
 from mmjax import config, embed, tree
-from mmjax.checkpoints import manager as checkpoint
+from mmjax.checkpoints.manager import Checkpoints
 from tests.e2e import program
 from tests.e2e.test_resume import state_of
 
@@ -72,7 +72,7 @@ def test_frozen_towers_do_not_change_and_are_saved_once(joined, clip):
     (once,) = (joined[0] / "checkpoints").glob("frozen-*")
     states = []
     for run in (clip, joined[0]):
-        with contextlib.closing(checkpoint.Checkpoints(run, read_only=True)) as saved:
+        with contextlib.closing(Checkpoints(run, read_only=True)) as saved:
             states.append(tree.flatten(saved.read(STEPS, ["params", "ema"])))
     before, after = states
     frozen = [p for p in before if p.startswith(("params/image/", "params/text/"))]

@@ -16,8 +16,8 @@ from mmjax.convert.vision import load as vision_load
 from mmjax.convert.vision import names as vision_names
 from mmjax.errors import UserError
 from mmjax.formats import safetensors, torch_writer
-from mmjax.formats.name_rules import Rules, below, dense
-from mmjax.formats.name_rules import export as rename
+from mmjax.formats.name_rules import Rules, dense, with_prefix
+from mmjax.formats.name_rules import to_torch as rename
 
 # What can be written, and what of our paths it takes.
 TARGETS = {
@@ -100,14 +100,14 @@ def rules_of(arrays: Mapping[str, np.ndarray], to: str) -> Rules:
         if "image/stem/conv/kernel" not in arrays:
             raise UserError(f"--to {to}: there is no ResNet or MobileNetV2 over images.")
         kind = "resnet" if "image/head/conv/kernel" not in arrays else "mobilenet"
-        rules = below(vision_names.RULES[kind], ours="image/")
-        return [*rules, *below(dense("fc", "projection"), ours="image/")]
+        rules = with_prefix(vision_names.RULES[kind], path="image/")
+        return [*rules, *with_prefix(dense("fc", "projection"), path="image/")]
     kinds = {"vit": "touch/class_token", "resnet": "touch/stem/conv/kernel"}
     found = [kind for kind, path in kinds.items() if path in arrays]
     if not found:
         raise UserError(f"--to {to}: there is no touch encoder.")
-    rules = below(
-        clip_load.RULES[found[0]], theirs=clip_load.TOUCH if to == "tvl" else "", ours="touch/"
+    rules = with_prefix(
+        clip_load.RULES[found[0]], key=clip_load.TOUCH if to == "tvl" else "", path="touch/"
     )
     return [*rules, *clip_load.SCALARS, *clip_load.HEADS] if to == "tvl" else rules
 

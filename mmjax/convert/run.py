@@ -17,8 +17,8 @@ import ml_collections
 import numpy as np
 
 from mmjax import config, tree
-from mmjax.checkpoints import manager as checkpoint
 from mmjax.checkpoints import run_dir
+from mmjax.checkpoints.manager import Checkpoints
 from mmjax.convert import vocabulary
 from mmjax.convert.problems import is_statistic, listing
 from mmjax.errors import UserError
@@ -188,7 +188,7 @@ def _write(plan: Plan, directory: pathlib.Path, out: pathlib.Path) -> None:
     }
     if plan.optimizer is not None:
         state["opt"] = plan.optimizer()
-    saved = checkpoint.Checkpoints(directory)
+    saved = Checkpoints(directory)
     saved.save(plan.step, state, {"step": plan.step, "examples": 0})
     saved.close()
     cfg = plan.cfg.copy_and_resolve_references()

@@ -13,7 +13,7 @@ import numpy as np
 from mmjax.convert.problems import is_statistic, listing
 from mmjax.errors import UserError
 from mmjax.formats import torch_reader
-from mmjax.formats.name_rules import Leaf, Rule, Rules, below, names_of, sort
+from mmjax.formats.name_rules import Leaf, Rule, Rules, keys_of, match_keys, with_prefix
 
 UNKNOWN = "unknown, in the model"
 EARLIER = "left out, an earlier file has it"
@@ -62,7 +62,7 @@ class Contents:
 
     def names(self, path: str, shape: Sequence[int]) -> list[str]:
         """The keys that make up our array of this path and shape; the path itself if none do."""
-        return names_of(path, shape[0] if shape else 1, self.rules) or [path]
+        return keys_of(path, shape[0] if shape else 1, self.rules) or [path]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """{key: array} of the entries that are."""
@@ -116,7 +116,7 @@ def read(
         names = ", ".join(list(arrays)[:4]) or "none"
         raise UserError(f"{source} {otherwise.format(names=names)}")
     shapes = {name: array.shape for name, array in arrays.items()}
-    leaves, problems, rest = sort(shapes, layout.rules)
+    leaves, problems, rest = match_keys(shapes, layout.rules)
     unused_keys = {
         name: OPTIMIZER if _OPTIMIZER.search(name) else layout.what(name) for name in rest
     }
@@ -170,5 +170,5 @@ def together(
         whole.unused_keys |= {prefix + key: what for key, what in one.unused_keys.items()}
         whole.problems |= {prefix + key: what for key, what in one.problems.items()}
         whole.step = max(whole.step, one.step)
-        whole.rules += below(one.rules, theirs=prefix)
+        whole.rules += with_prefix(one.rules, key=prefix)
     return whole

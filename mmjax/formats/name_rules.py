@@ -1,7 +1,8 @@
-"""PyTorch's names and layouts of arrays for ours, from tables that are read in both directions.
+"""Renames arrays between PyTorch's names and mmjax's paths, with tables that work both ways.
 
-Pure naming: nothing here reads a file. Where we have one array for all layers, PyTorch has one for
-each; where we have three (query, key, value), it may have one with all their rows.
+This module only handles names and array layouts; it reads no files. mmjax stacks the arrays of all
+layers, where PyTorch has one array per layer. PyTorch may store query, key and value in one array,
+where mmjax has three.
 """
 
 from __future__ import annotations
@@ -19,209 +20,236 @@ from mmjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How an array of theirs lies: its axes, what makes it ours, and back."""
+    """An array layout in PyTorch.
+
+    Attributes:
+      ndim: Number of axes in PyTorch; None for any.
+      to_jax: Function from PyTorch's array to mmjax's.
+      to_torch: Its inverse.
+      leading_ones: Number of leading axes of size 1 in PyTorch.
+    """
 
     ndim: int | None
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    to_theirs: Callable[[np.ndarray], np.ndarray]
+    to_jax: Callable[[np.ndarray], np.ndarray]
+    to_torch: Callable[[np.ndarray], np.ndarray]
+    leading_ones: int = 0
 
 
 LAYOUTS: dict[str, Layout] = {
-    "as it is": Layout(None, lambda x: x, lambda x: x),
+    "same": Layout(None, lambda x: x, lambda x: x),
     "dense": Layout(2, lambda x: x.T, lambda x: x.T),  # [out, in]
-    "convolution": Layout(  # [out, in, rows, columns]
+    "convolution": Layout(  # [out, in, height, width]
         4, lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
     ),
-    "token": Layout(3, lambda x: x.reshape(x.shape[2:]), lambda x: x[None, None]),  # [1, 1, D]
-    "table": Layout(3, lambda x: x.reshape(x.shape[1:]), lambda x: x[None]),  # [1, N, D]
+    "class_token": Layout(  # [1, 1, D]
+        3, lambda x: x.reshape(x.shape[2:]), lambda x: x[None, None], leading_ones=2
+    ),
+    "positions": Layout(  # [1, N, D]
+        3, lambda x: x.reshape(x.shape[1:]), lambda x: x[None], leading_ones=1
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One line of a table.
+    """One line of a table of names.
 
     Attributes:
-      theirs: their name; {i} is a layer that is an axis of our arrays, {j} a number of both names.
-      ours: our paths; several share the rows of theirs in equal parts, in this order.
-      layout: key of `LAYOUTS`.
+      key: PyTorch's name. {i} is the index of a layer, which is an axis of mmjax's array. {j} is an
+        index that is part of both names.
+      paths: Paths in mmjax. If there are several, PyTorch's array is their concatenation, in this
+        order and in equal parts.
+      layout: Key of `LAYOUTS`.
     """
 
-    theirs: str
-    ours: tuple[str, ...]
-    layout: str = "as it is"
+    key: str
+    paths: tuple[str, ...]
+    layout: str = "same"
 
-    def piece(self, array: np.ndarray, part: int) -> np.ndarray:
-        """What `ours[part]` gets of an array of theirs."""
-        rows = len(array) // len(self.ours) if len(self.ours) > 1 else None
-        if rows is not None:
-            array = array[part * rows : (part + 1) * rows]
-        return LAYOUTS[self.layout].to_ours(array)
+    def extract(self, array: np.ndarray, index: int) -> np.ndarray:
+        """Returns the array of `paths[index]` from PyTorch's array."""
+        if len(self.paths) > 1:
+            size = len(array) // len(self.paths)
+            array = array[index * size : (index + 1) * size]
+        return LAYOUTS[self.layout].to_jax(array)
 
-    def problem(self, shape: Sequence[int]) -> str | None:
-        """What is wrong with the shape of an array of theirs; None if nothing is."""
-        ndim = LAYOUTS[self.layout].ndim
-        if ndim is not None and len(shape) != ndim:
-            return f"has shape {tuple(shape)}, not one of {ndim} axes"
-        ones = {"token": 2, "table": 1}.get(self.layout, 0)
-        if any(size != 1 for size in shape[:ones]):
-            return f"has shape {tuple(shape)}, which should begin with {(1,) * ones}"
-        if len(self.ours) > 1 and (not shape or shape[0] % len(self.ours)):
-            return f"has shape {tuple(shape)}, not rows for {len(self.ours)} arrays alike"
+    def check_shape(self, shape: Sequence[int]) -> str | None:
+        """Returns why PyTorch's array cannot have this shape, or None if it can."""
+        layout, shape = LAYOUTS[self.layout], tuple(shape)
+        if layout.ndim is not None and len(shape) != layout.ndim:
+            return f"has shape {shape}; expected {layout.ndim} axes"
+        if any(size != 1 for size in shape[: layout.leading_ones]):
+            return f"has shape {shape}; expected it to start with {(1,) * layout.leading_ones}"
+        count = len(self.paths)
+        if count > 1 and (not shape or shape[0] % count):
+            return f"has shape {shape}; expected a first axis that is divisible by {count}"
         return None
 
 
 Rules = Sequence[Rule]
 
 
-def norm(theirs: str, ours: str) -> Rules:
-    """The rules of a LayerNorm."""
-    return [Rule(f"{theirs}.weight", (f"{ours}/scale",)), Rule(f"{theirs}.bias", (f"{ours}/bias",))]
+def norm(key: str, path: str) -> Rules:
+    """Returns the rules of a normalization layer with scale and bias."""
+    return [Rule(f"{key}.weight", (f"{path}/scale",)), Rule(f"{key}.bias", (f"{path}/bias",))]
 
 
-def dense(theirs: str, *ours: str, weight: str = ".weight", bias: str = ".bias") -> Rules:
-    """The rules of a dense layer, or of several whose rows theirs has together."""
+def dense(key: str, *paths: str, weight: str = ".weight", bias: str = ".bias") -> Rules:
+    """Returns the rules of a dense layer, or of several that PyTorch stores as one."""
     return [
-        Rule(theirs + weight, tuple(f"{path}/kernel" for path in ours), "dense"),
-        Rule(theirs + bias, tuple(f"{path}/bias" for path in ours)),
+        Rule(key + weight, tuple(f"{path}/kernel" for path in paths), "dense"),
+        Rule(key + bias, tuple(f"{path}/bias" for path in paths)),
     ]
 
 
 QKV = tuple(f"encoder/layers/attention/{name}" for name in ("query", "key", "value"))
 
 
-def below(rules: Rules, *, theirs: str = "", ours: str = "") -> Rules:
-    """The rules with these in front of the names and paths."""
+def with_prefix(rules: Rules, *, key: str = "", path: str = "") -> Rules:
+    """Returns the rules with prefixes for all keys and paths."""
     return [
-        Rule(theirs + rule.theirs, tuple(ours + path for path in rule.ours), rule.layout)
+        Rule(key + rule.key, tuple(path + each for each in rule.paths), rule.layout)
         for rule in rules
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One of our arrays: the names it is made of (one for each layer if `stacked`), its shape."""
+    """An mmjax array that can be built from PyTorch's arrays.
+
+    Attributes:
+      path: Path in mmjax.
+      keys: Names of the source arrays: one per layer if `stacked`, otherwise one.
+      stacked: Whether the first axis is the layer.
+      shape: Shape in mmjax.
+      rule: The rule that matches the keys.
+      index: Index of the path in `rule.paths`.
+    """
 
     path: str
     keys: tuple[str, ...]
     stacked: bool
     shape: tuple[int, ...]
     rule: Rule
-    part: int
+    index: int
 
     def read(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The array, float32."""
-        pieces = [self.rule.piece(arrays[key], self.part) for key in self.keys]
+        """Returns the array in float32, from PyTorch's arrays by name."""
+        parts = [self.rule.extract(arrays[key], self.index) for key in self.keys]
         if self.stacked:
-            return np.stack([np.asarray(piece, np.float32) for piece in pieces])
-        return np.array(pieces[0], np.float32, order="C")
+            return np.stack([np.asarray(part, np.float32) for part in parts])
+        return np.array(parts[0], np.float32, order="C")
 
 
 @functools.cache
-def _pattern(template: str) -> re.Pattern:
+def template_pattern(template: str) -> re.Pattern:
+    """Returns the pattern of a name in which {i}, {j} and {g} stand for numbers."""
     return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(template)))
 
 
 def _find(
-    rules: Rules, key: str, names: Callable[[Rule], Sequence[str]]
+    rules: Rules, name: str, templates: Callable[[Rule], Sequence[str]]
 ) -> tuple[Rule, int, dict[str, str]] | None:
-    """The rule one of whose `names` is `key`, which one, and the numbers in it."""
+    """Returns the rule with a template that `name` matches, its index, and the numbers in it."""
     for rule in rules:
-        for part, template in enumerate(names(rule)):
-            if match := _pattern(template).fullmatch(key):
-                return rule, part, match.groupdict()
+        for index, template in enumerate(templates(rule)):
+            if match := template_pattern(template).fullmatch(name):
+                return rule, index, match.groupdict()
     return None
 
 
-def sort(
+def match_keys(
     shapes: Mapping[str, tuple[int, ...]], rules: Rules
 ) -> tuple[dict[str, Leaf], dict[str, str], list[str]]:
-    """Which of our arrays the names make up.
+    """Matches the names of a file with mmjax's paths.
 
     Args:
-      shapes: {name: shape}.
-      rules: of the parts of the model.
+      shapes: {name: shape} of the file's arrays.
+      rules: Names of the model's arrays.
 
     Returns:
-      `({our path: leaf}, {name: what is wrong}, names that no rule knows)`.
+      `(leaves, mismatches, unknown)`: {path: leaf}, {name: why it does not fit}, and the names
+      without a rule.
     """
-    found: dict[tuple[Rule, str], dict[int | None, str]] = collections.defaultdict(dict)
-    unknown, problems = [], {}
+    matched: dict[tuple[Rule, str], dict[int | None, str]] = collections.defaultdict(dict)
+    unknown, mismatches = [], {}
     for key, shape in shapes.items():
-        match = _find(rules, key, lambda rule: (rule.theirs,))
+        match = _find(rules, key, lambda rule: (rule.key,))
         if match is None:
             unknown.append(key)
             continue
         rule, _, numbers = match
-        if problem := rule.problem(shape):
-            problems[key] = problem
+        if reason := rule.check_shape(shape):
+            mismatches[key] = reason
             continue
         layer = int(numbers["i"]) if "i" in numbers else None
-        found[rule, numbers.get("j", "")][layer] = key
-    depths: dict[str, int] = {}  # of the stacks of layers, by what stands before the layer
-    for (rule, _), keys in found.items():
+        matched[rule, numbers.get("j", "")][layer] = key
+    depths: dict[str, int] = {}  # number of layers of each stack, by the prefix of the layer
+    for (rule, _), keys in matched.items():
         if None not in keys:
-            stack = rule.theirs.split("{i}")[0]
+            stack = rule.key.split("{i}")[0]
             depths[stack] = max(depths.get(stack, 0), 1 + max(keys))
     leaves = {}
-    for (rule, number), keys in found.items():
+    for (rule, number), keys in matched.items():
         stacked = None not in keys
-        layers = range(depths[rule.theirs.split("{i}")[0]]) if stacked else (None,)
+        layers = range(depths[rule.key.split("{i}")[0]]) if stacked else (None,)
         for layer in layers:
             if layer not in keys:
-                problems.setdefault(rule.theirs.replace("{i}", str(layer)), "missing")
+                mismatches.setdefault(rule.key.replace("{i}", str(layer)), "is missing")
         ordered = tuple(keys[layer] for layer in layers if layer in keys)
         first = shapes[ordered[0]]
         for key in ordered:
             if shapes[key] != first:
-                problems[key] = f"has shape {shapes[key]}, that of its first layer is {first}"
-        for part, ours in enumerate(rule.ours):
-            path = ours.replace("{j}", number)
-            shape = rule.piece(np.broadcast_to(np.float32(0), first), part).shape
+                mismatches[key] = f"has shape {shapes[key]}; the first layer has {first}"
+        for index, template in enumerate(rule.paths):
+            path = template.replace("{j}", number)
+            shape = rule.extract(np.broadcast_to(np.float32(0), first), index).shape
             shape = (len(layers), *shape) if stacked else shape
-            leaves[path] = Leaf(path, ordered, stacked, shape, rule, part)
-    return leaves, problems, unknown
+            leaves[path] = Leaf(path, ordered, stacked, shape, rule, index)
+    return leaves, mismatches, unknown
 
 
-def names_of(path: str, layers: int, rules: Rules) -> list[str]:
-    """Their names for one of our paths, all layers' of a stacked array; [] if there is none."""
-    match = _find(rules, path, lambda rule: rule.ours)
+def keys_of(path: str, num_layers: int, rules: Rules) -> list[str]:
+    """Returns PyTorch's names for a path, one per layer of a stacked array; [] without a rule."""
+    match = _find(rules, path, lambda rule: rule.paths)
     if match is None:
         return []
-    name = match[0].theirs.replace("{j}", match[2].get("j", ""))
-    return [name.replace("{i}", str(i)) for i in range(layers)] if "{i}" in name else [name]
+    key = match[0].key.replace("{j}", match[2].get("j", ""))
+    return [key.replace("{i}", str(i)) for i in range(num_layers)] if "{i}" in key else [key]
 
 
-def export(arrays: Mapping[str, np.ndarray], rules: Rules) -> dict[str, np.ndarray]:
-    """Arrays under their names, from ours by path.
+def to_torch(arrays: Mapping[str, np.ndarray], rules: Rules) -> dict[str, np.ndarray]:
+    """Returns {PyTorch's name: array} from {path: array}.
 
     Raises:
-      UserError: a path without a rule, or some but not all of the paths that share an array.
+      UserError: A path has no rule, or one of several arrays that PyTorch stores as one is missing.
     """
-    out: dict[str, np.ndarray] = {}
+    result: dict[str, np.ndarray] = {}
     done: set[str] = set()
     for path in arrays:
         if path in done:
             continue
-        match = _find(rules, path, lambda rule: rule.ours)
+        match = _find(rules, path, lambda rule: rule.paths)
         if match is None:
-            raise UserError(f"PyTorch's model has no array for {path}.")
+            raise UserError(f"Cannot export {path}: the PyTorch model has no such array.")
         rule, _, numbers = match
-        together = [ours.replace("{j}", numbers.get("j", "")) for ours in rule.ours]
-        if missing := [one for one in together if one not in arrays]:
-            raise UserError(f"{path} cannot be written without {missing[0]}.")
-        done.update(together)
-        name = rule.theirs.replace("{j}", numbers.get("j", ""))
-        whole = [np.asarray(arrays[one]) for one in together]
-        for i in range(len(whole[0])) if "{i}" in name else (None,):
-            layer = whole if i is None else [array[i] for array in whole]
-            theirs = [LAYOUTS[rule.layout].to_theirs(array) for array in layer]
-            joined = np.concatenate(theirs) if len(theirs) > 1 else theirs[0]
-            out[name.replace("{i}", str(i))] = np.ascontiguousarray(joined).reshape(joined.shape)
-    return out
+        group = [each.replace("{j}", numbers.get("j", "")) for each in rule.paths]
+        if missing := [each for each in group if each not in arrays]:
+            raise UserError(
+                f"Cannot export {path} without {missing[0]}: PyTorch stores them as one array."
+            )
+        done.update(group)
+        key = rule.key.replace("{j}", numbers.get("j", ""))
+        values = [np.asarray(arrays[each]) for each in group]
+        for i in range(len(values[0])) if "{i}" in key else (None,):
+            layer = values if i is None else [array[i] for array in values]
+            parts = [LAYOUTS[rule.layout].to_torch(array) for array in layer]
+            joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            result[key.replace("{i}", str(i))] = np.ascontiguousarray(joined).reshape(joined.shape)
+    return result
 
 
 def prefixes(names: Iterable[str], ending: str) -> list[str]:
-    """What stands before `ending` in the names that end with it, from a dot on."""
+    """Returns the prefixes of the names that end with `ending`: '' or ending with a dot."""
     found = [name.removesuffix(ending) for name in names if name.endswith(ending)]
     return [prefix for prefix in found if not prefix or prefix.endswith(".")]

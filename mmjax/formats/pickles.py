@@ -1,4 +1,4 @@
-"""Pickles of files that nobody vouches for: only what is on a list is made, nothing is run."""
+"""Reads untrusted pickles: only listed names can be used, and no other code runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmjax.errors import UserError
 
 
 class Function:
-    """A function that a pickle may call and cannot change."""
+    """A function that a pickle may call but cannot modify."""
 
     __slots__ = ("_function",)
 
@@ -28,24 +28,24 @@ class Function:
 
 @Function
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """What Python 3 writes for bytes into pickles that Python 2 can read."""
+    """Returns bytes; Python 3 pickles bytes as a call of this for Python 2."""
     if encoding != "latin1":
-        raise UserError(f"refused: it encodes text as {encoding!r}.")
+        raise UserError(f"refused: the pickle encodes text as {encoding!r}; expected 'latin1'.")
     return text.encode(encoding)
 
 
 @Function
 def _scalar(dtype: np.dtype, data: bytes) -> Any:
-    """A NumPy scalar; one of objects would hold a pickle of its own."""
+    """Returns a NumPy scalar. A scalar of type object would contain another pickle."""
     if dtype.hasobject:
-        raise UserError("refused: the pickle has a NumPy scalar that is an object.")
+        raise UserError("refused: the pickle contains a NumPy scalar of type object.")
     return np.frombuffer(data, dtype, count=1)[0]
 
 
 _RECONSTRUCT = np.zeros(1).__reduce__()[0]
 _FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
 _CORES = ("core", "_core")
-# Everything that a pickled array of numbers names, under the modules of NumPy 1 and 2.
+# All names in the pickle of a numerical array, under the modules of NumPy 1 and 2.
 ARRAYS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -57,17 +57,15 @@ SCALARS = {(f"numpy.{core}.multiarray", "scalar"): _scalar for core in _CORES}
 
 
 class Unpickler(pickle.Unpickler):
-    """Reads a pickle that names nothing but what is allowed.
+    """Reads a pickle that uses only allowed names.
+
+    `load` raises a UserError at any other name, before anything is imported or called for it.
 
     Args:
-      file: opened for bytes.
-      allowed: {(module, name): what stands for it}.
-      advice: ends the message about a name that is not allowed: what it is no part of, and the way
-        out.
-      encoding: of text that Python 2 wrote.
-
-    Raises (in `load`):
-      UserError: another name; nothing of it has been imported or called.
+      file: The pickle, opened for reading bytes.
+      allowed: {(module, name): object to use for it}.
+      advice: End of the error message about other names: why they are refused, and what to do.
+      encoding: Encoding of text written by Python 2.
     """
 
     def __init__(
@@ -83,5 +81,5 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
-            raise UserError(f"refused: the pickle names {module}.{name}, {self._advice}")
+            raise UserError(f"refused: the pickle uses {module}.{name}, {self._advice}")
         return self._allowed[module, name]

@@ -1,7 +1,7 @@
-"""The names under which LGSSL's backbones are published, for who asks for one that is not there.
+"""Names of published checkpoints, so that errors about missing files can say where to get them.
 
 Source: El Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling, arXiv
-2302.12248, and its published code (github.com/mbanani/lgssl), whose README links the files.
+2302.12248, and its code (github.com/mbanani/lgssl), whose README links the files.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-# {name: the argument of --config=lgssl that has its method}
+# {name: argument of the recipe lgssl that trains with the same method}
 RELEASED = {
     **{name: name for name in ("lgsimclr", "lgsimsiam", "lgslip")},
     **{f"lgsimclr_bs_{size}": "lgsimclr" for size in (256, 512, 1024, 2048)},
@@ -33,13 +33,17 @@ RELEASED = {
 
 
 def hint(source: str | os.PathLike) -> str:
-    """Where a file of this name is to be had, as a sentence with a space in front; '' if it is none
-    of these names."""
+    """Returns where to download a published file, for the end of an error message.
+
+    Returns:
+      A sentence that starts with a space; '' if no published checkpoint has the file's name.
+    """
     name = pathlib.PurePath(source).name.removesuffix(".ckpt")
     if name not in RELEASED:
         return ""
     file = "lgsimclr" if name == "lgsimclr_bs_512" else name
     return (
-        f" LGSSL publishes a ResNet-50 of this name (--config=lgssl:{RELEASED[name]} is how it was "
-        f"trained): its README, github.com/mbanani/lgssl, links {file}.ckpt; give that file's path."
+        f" LGSSL published a ResNet-50 with this name, trained as in --config=lgssl:"
+        f"{RELEASED[name]}. Download {file}.ckpt from the links in the README of "
+        "github.com/mbanani/lgssl, and pass its path."
     )

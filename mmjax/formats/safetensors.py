@@ -1,7 +1,7 @@
-"""Files of the safetensors format: a JSON header, then the bytes of the arrays.
+"""Reads and writes .safetensors files.
 
-Format: https://huggingface.co/docs/safetensors (eight bytes with the header's length, little
-endian; the header; the data, which entries point into).
+Format (https://huggingface.co/docs/safetensors): eight bytes with the length of the header, little
+endian; a JSON header; then the data, at the offsets that the header lists.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mmjax import files
 from mmjax.errors import UserError
 
 SUFFIX = ".safetensors"
-_MAX_HEADER = 100_000_000  # bytes, as the format's own reader has it
+_MAX_HEADER = 100_000_000  # bytes, the limit of the reference implementation
 _DTYPES = {
     "BOOL": np.bool_,
     **{f"{kind}{8 * size}": f"{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
@@ -33,70 +34,81 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """{name: array}, sorted by name; an array's bytes are read when they are used.
+    """Returns {name: array}, sorted by name. Arrays are views of the file and read lazily.
 
     Raises:
-      UserError: the file is damaged or cut short, or has a type that NumPy lacks.
+      UserError: The file is damaged or truncated, or has a dtype that NumPy lacks. The message does
+        not name the file.
     """
     data = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
     length = int.from_bytes(data[:8].tobytes(), "little")
     if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
-        raise UserError("its header is longer than the file: it is damaged or cut short.")
+        raise UserError(
+            "the header is longer than the file. The file is damaged or truncated; copy it again."
+        )
     try:
         header = json.loads(data[8 : 8 + length].tobytes())
         header.pop("__metadata__", None)
         items = sorted(header.items())
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"its header is damaged: {error}.") from error
+        raise UserError(f"the header is damaged: {error}. Copy the file again.") from error
     return {name: _array(name, entry, data[8 + length :]) for name, entry in items}
 
 
 def _array(name: str, entry: Mapping[str, Any], data: np.ndarray) -> np.ndarray:
+    damaged = UserError(f"the header is damaged at {name}. Copy the file again.")
     try:
-        kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        type_name, shape, (begin, end) = (
+            entry["dtype"],
+            tuple(entry["shape"]),
+            entry["data_offsets"],
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"its header is damaged at {name}.") from error
-    if kind not in DTYPES:
-        raise UserError(f"{name} is of type {kind}, which mmjax does not read.")
-    dtype, numbers = DTYPES[kind], (*shape, begin, end)
+        raise damaged from error
+    if type_name not in DTYPES:
+        raise UserError(
+            f"array {name} has dtype {type_name}, which mmjax does not support. Supported: "
+            f"{', '.join(DTYPES)}."
+        )
+    dtype, numbers = DTYPES[type_name], (*shape, begin, end)
     if any(type(number) is not int or number < 0 for number in numbers):
-        raise UserError(f"its header is damaged at {name}.")
+        raise damaged
     if end > len(data) or end - begin != math.prod(shape) * dtype.itemsize:
-        raise UserError(f"{name} does not fit into it: it is damaged or cut short.")
+        raise UserError(
+            f"array {name} does not fit into the file. The file is damaged or truncated; copy it "
+            "again."
+        )
     return data[begin:end].view(dtype).reshape(shape)
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes {name: array}; the file appears under its name when it is complete.
+    """Writes {name: array} atomically.
 
     Raises:
-      UserError: an array of a type that the format lacks; the file is there already, or cannot be
+      UserError: The format does not support the dtype of an array, or the file exists or cannot be
         written.
     """
     path = pathlib.Path(path)
     if path.exists():
-        raise UserError(f"--out {path} is there already. Give another, or delete it.")
-    header, at = {}, 0
-    # Larger items first, so that each array begins at a multiple of its item's size.
+        raise UserError(f"--out {path} already exists. Pass another path, or delete it.")
+    header, offset = {}, 0
+    # Larger items first, so that the offset of each array is a multiple of its item size.
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     for name in order:
         array = arrays[name]
         if array.dtype not in _NAMES:
-            raise UserError(f"{name} is of type {array.dtype}, which {SUFFIX} files do not have.")
-        span = [at, at + array.nbytes]
+            raise UserError(
+                f"Array {name} has dtype {array.dtype}, which {SUFFIX} files do not support."
+            )
+        span = [offset, offset + array.nbytes]
         header[name] = dict(dtype=_NAMES[array.dtype], shape=list(array.shape), data_offsets=span)
-        at = span[1]
+        offset = span[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with files.atomic_open(path, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
                 file.write(np.ascontiguousarray(arrays[name]).tobytes())
-        partial.rename(path)
     except OSError as error:
         raise UserError(f"--out {path} cannot be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""TensorFlow 2 checkpoints on disk: which files they are, their keys, their arrays."""
+"""Finds and reads TensorFlow 2 checkpoints."""
 
 from __future__ import annotations
 
@@ -18,60 +18,63 @@ GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 def find(source: str | os.PathLike) -> str | None:
-    """The prefix (`…/ckpt-500000`) of the checkpoint that `source` names; None if it names none.
+    """Returns the prefix (`…/ckpt-500000`) of a checkpoint, or None if `source` is not one.
+
+    TensorFlow is not loaded.
 
     Args:
-      source: a prefix, one of its files (`.index`, `.data-…`), or their folder: of several in it,
-        the newest by TensorFlow's file `checkpoint`. TensorFlow is not loaded.
+      source: A prefix, one of its files (`.index`, `.data-…`), or their directory. In a directory
+        with several checkpoints, TensorFlow's file `checkpoint` selects the newest.
 
     Raises:
-      UserError: some of the checkpoint's files are there and others are not.
+      UserError: Only some of the checkpoint's files exist.
     """
     path = pathlib.Path(source)
     if path.is_dir():
-        path = _in_directory(path)
+        path = _find_in_directory(path)
         if path is None:
             return None
     prefix = re.sub(r"(\.index|\.data-\d+-of-\d+)$", "", str(path))
-    index, data = pathlib.Path(f"{prefix}.index"), _data_of(prefix)
+    index, data = pathlib.Path(f"{prefix}.index"), _data_files(prefix)
     if not index.is_file() and not data:
         return None
     if not index.is_file() or not data:
         missing = f"{prefix}.index" if data else f"{prefix}.data-00000-of-00001"
         raise UserError(
-            f"{source} is a TensorFlow checkpoint without its file {missing}; copy it there."
+            f"{source} is a TensorFlow checkpoint, but its file {missing} is missing. Copy all "
+            "files of the checkpoint to the same directory."
         )
     return prefix
 
 
-def _in_directory(directory: pathlib.Path) -> pathlib.Path | None:
-    """The newest prefix by TensorFlow's listing, or the only one there is."""
+def _find_in_directory(directory: pathlib.Path) -> pathlib.Path | None:
+    """Returns the newest prefix according to TensorFlow, or the only one in the directory."""
     listing = directory / "checkpoint"
     text = listing.read_text(errors="replace") if listing.is_file() else ""
     if newest := re.search(r'^model_checkpoint_path: "(.*)"', text, re.MULTILINE):
-        # Where it was written is where it says; the files may have moved, together.
+        # The path is the one at writing; all files may have been moved since.
         return directory / pathlib.PurePath(newest[1]).name
     prefixes = [path.with_suffix("") for path in directory.glob("*.index")]
-    prefixes = [prefix for prefix in prefixes if _data_of(prefix)]
+    prefixes = [prefix for prefix in prefixes if _data_files(prefix)]
     return prefixes[0] if len(prefixes) == 1 else None
 
 
-def _data_of(prefix: str | os.PathLike) -> list[pathlib.Path]:
+def _data_files(prefix: str | os.PathLike) -> list[pathlib.Path]:
     path = pathlib.Path(prefix)
     return list(path.parent.glob(f"{glob.escape(path.name)}.data-*-of-*"))
 
 
 class Reader:
-    """The arrays of a checkpoint, by key without `SUFFIX`.
+    """Reads the arrays of a checkpoint by key, without `SUFFIX`.
 
     Args:
-      prefix: from `find`.
+      prefix: The result of `find`.
 
     Attributes:
       shapes: {key: (shape, name of the dtype)}.
 
     Raises:
-      UserError: the index is damaged.
+      UserError: The index is damaged.
     """
 
     def __init__(self, prefix: str):
@@ -88,10 +91,10 @@ class Reader:
         }
 
     def read(self, key: str) -> np.ndarray:
-        """One array.
+        """Returns one array.
 
         Raises:
-          UserError: the data are damaged.
+          UserError: The data are damaged.
         """
         return np.asarray(self._call(lambda: self._reader.get_tensor(self._names[key])))
 
@@ -99,8 +102,8 @@ class Reader:
         try:
             return function()
         except self._errors as error:
-            why = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise UserError(
-                f"The TensorFlow checkpoint {self.prefix} cannot be read: {why}. A file may be "
-                "damaged or cut short; copy it again."
+                f"The TensorFlow checkpoint {self.prefix} cannot be read: {reason}. A file may be "
+                "damaged or truncated; copy it again."
             ) from error

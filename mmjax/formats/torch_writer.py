@@ -1,4 +1,4 @@
-"""Writes arrays as `torch.save` writes a state dict, without PyTorch."""
+"""Writes arrays in the format of `torch.save`, without PyTorch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mmjax import files
 from mmjax.errors import UserError
 
 SUFFIX = ".pth"
@@ -23,37 +24,37 @@ _NO_HOOKS = b"ccollections\nOrderedDict\n)R"
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a file that `torch.load(path, weights_only=True)` gives back as {name: tensor}.
+    """Writes a file atomically that `torch.load(path, weights_only=True)` reads as {name: tensor}.
 
     Raises:
-      UserError: it is there already or cannot be written, or an array is of no type that is known.
+      UserError: The dtype of an array is not supported, or the file exists or cannot be written.
     """
-    target = pathlib.Path(path).absolute()
-    if target.exists():
-        raise UserError(f"--out {path} is there already. Give another, or delete it.")
+    if pathlib.Path(path).exists():
+        raise UserError(f"--out {path} already exists. Pass another path, or delete it.")
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in arrays.items():
         if array.dtype.name not in _STORAGES:
-            raise UserError(f"{name} is of type {array.dtype}, which mmjax does not write.")
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+            raise UserError(
+                f"Array {name} has dtype {array.dtype}. Supported in {SUFFIX} files: "
+                f"{', '.join(_STORAGES)}."
+            )
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as file:
+        with (
+            files.atomic_open(pathlib.Path(path).absolute(), "wb") as raw,
+            zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as file,
+        ):
             file.writestr(f"{_ROOT}/data.pkl", _pickle(arrays))
             file.writestr(f"{_ROOT}/byteorder", "little")
             for number, array in enumerate(arrays.values()):
                 little = array.astype(array.dtype.newbyteorder("<"), copy=False)
                 file.writestr(f"{_ROOT}/data/{number}", little.tobytes())
             file.writestr(f"{_ROOT}/version", "3\n")
-        partial.rename(target)
     except OSError as error:
         raise UserError(f"--out {path} cannot be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A dict of tensors, each a view of a storage of its own, as opcodes of protocol 2."""
+    """Returns the pickle (protocol 2) of a dict of tensors, each with its own storage."""
     items = b"".join(
         _code(name) + _tensor(number, array) for number, (name, array) in enumerate(arrays.items())
     )
@@ -61,7 +62,7 @@ def _pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _tensor(number: int, array: np.ndarray) -> bytes:
-    contiguous = np.empty(array.shape, np.int8).strides  # in items, as its items are of one byte
+    contiguous = np.empty(array.shape, np.int8).strides  # in items: an int8 is one byte
     storage = f"ctorch\n{_STORAGES[array.dtype.name]}\n".encode()
     name = b"(" + _code("storage") + storage + _code(str(number)) + _code("cpu")
     name += _code(array.size) + b"tQ"
@@ -70,7 +71,7 @@ def _tensor(number: int, array: np.ndarray) -> bytes:
 
 
 def _code(value: object) -> bytes:
-    """The opcodes that put text, a number or a tuple of numbers on the stack."""
+    """Returns the opcodes that push text, a number or a tuple of numbers."""
     if isinstance(value, str):
         raw = value.encode()
         return b"X" + len(raw).to_bytes(4, "little") + raw

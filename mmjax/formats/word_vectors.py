@@ -1,4 +1,4 @@
-"""Tables of word embeddings from files, VATT's pickles among them, which are never executed."""
+"""Reads tables of word vectors; pickles, as VATT publishes them, without executing code."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from mmjax.formats import pickles
 SUFFIXES = (".pkl", ".pickle", ".npz", ".npy")
 KEY = "word_embeddings"
 _ADVICE = (
-    "which is no part of an array of numbers; loading it could run code. Save the table with "
-    f"numpy.savez(…, {KEY}=table) where you trust the file."
+    "which is not part of a numerical array; loading it could run code. If you trust the file, "
+    f"save the table with numpy.savez(…, {KEY}=table) and use that file."
 )
 
 
 def is_word_vectors(source: str | os.PathLike) -> bool:
-    """Whether a file is one of word embeddings, by its name."""
+    """Returns whether a file contains word vectors, judging by its suffix."""
     return pathlib.Path(source).suffix in SUFFIXES
 
 
 def load(source: str | os.PathLike) -> np.ndarray:
-    """The table, float32 [words, features].
+    """Returns a table of word vectors, float32 [vocab_size, width].
 
     Args:
-      source: .npy; .npz with the array `word_embeddings`; or a pickle of a dict with that key, as
-        VATT's, written by any version of Python and NumPy. Of a pickle only plain arrays are made:
-        one that names anything else is refused before it could run.
+      source: A .npy file, a .npz file with the array `word_embeddings`, or a pickle of a dict with
+        that key, written by any version of Python and NumPy. A pickle may contain only plain
+        arrays.
 
     Raises:
-      UserError: there is no such file, or it holds something else.
+      UserError: The file does not exist, is damaged, or has other content.
     """
     path = pathlib.Path(source)
     if not path.is_file():
-        raise UserError(f"{source}: there is no such file.")
+        raise UserError(f"{source}: no such file. Check the path of the word vectors.")
     try:
         with open(path, "rb") as file:
             if path.suffix in (".npz", ".npy"):
@@ -51,14 +51,14 @@ def load(source: str | os.PathLike) -> np.ndarray:
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
         raise UserError(f"{source} cannot be read: {type(error).__name__}: {error}.") from error
     if isinstance(content, dict):
-        names = {k.decode() if isinstance(k, bytes) else str(k): v for k, v in content.items()}
-        if KEY not in names:
-            raise UserError(f"{source} has no {KEY!r}, only {sorted(names)}.")
-        content = names[KEY]
+        arrays = {k.decode() if isinstance(k, bytes) else str(k): v for k, v in content.items()}
+        if KEY not in arrays:
+            raise UserError(f"{source} has no key {KEY!r}; its keys are {sorted(arrays)}.")
+        content = arrays[KEY]
     table = content if isinstance(content, np.ndarray) else np.asarray(None)
     if table.ndim != 2 or table.dtype.kind != "f":
         raise UserError(
-            f"{source}: word embeddings are floating point [words, features], not {table.dtype} "
-            f"{table.shape}."
+            f"{source}: expected word vectors as a floating-point array [vocab_size, width]; got "
+            f"{table.dtype} {table.shape}."
         )
     return np.asarray(table, np.float32)

@@ -160,7 +160,7 @@ def _weights(directory: pathlib.Path, cfg: SentenceConfig) -> dict[str, Any]:
         raise UserError(f"{path} holds no {_FIRST}: it is no BERT. {ELSEWHERE}")
     arrays = {name.removeprefix(before[0]): array for name, array in arrays.items()}
     arrays = {name: array for name, array in arrays.items() if not name.startswith(_UNUSED)}
-    leaves, problems, surplus = name_rules.sort({n: a.shape for n, a in arrays.items()}, RULES)
+    leaves, problems, surplus = name_rules.match_keys({n: a.shape for n, a in arrays.items()}, RULES)
     problems |= {name: "is no array of a BERT" for name in surplus}
     target = tree.flatten(ModelDef(lambda rngs: SentenceEncoder(cfg, rngs=rngs)).params)
     for name, leaf in target.items():

@@ -624,5 +624,5 @@ def test_files_of_other_models_and_misplaced_flags_are_rejected(tmp_path, capsys
 
 def test_name_tables_are_one_to_one():
     for kind, rules in vision_names.RULES.items():
-        paths = [path for rule in rules for path in rule.ours]
-        assert len(set(paths)) == len(paths) == len({rule.theirs for rule in rules}), kind
+        paths = [path for rule in rules for path in rule.paths]
+        assert len(set(paths)) == len(paths) == len({rule.key for rule in rules}), kind

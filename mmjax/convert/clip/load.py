@@ -17,12 +17,12 @@ from mmjax.convert.clip import names as clip_names
 from mmjax.convert.torch_contents import UNKNOWN, Contents, Layout
 from mmjax.convert.vision import names as vision_names
 from mmjax.errors import UserError
-from mmjax.formats.name_rules import QKV, Rule, Rules, below, dense, norm, prefixes
+from mmjax.formats.name_rules import QKV, Rule, Rules, dense, norm, prefixes, with_prefix
 
 _BLOCK, _LAYERS = "blocks.{i}", "encoder/layers"
 VIT: Rules = [
-    Rule("cls_token", ("class_token",), "token"),
-    Rule("pos_embed", ("positions",), "table"),
+    Rule("cls_token", ("class_token",), "class_token"),
+    Rule("pos_embed", ("positions",), "positions"),
     Rule("patch_embed.proj.weight", ("patch/kernel",), "convolution"),
     Rule("patch_embed.proj.bias", ("patch/bias",)),
     *norm("norm_pre", "pre_norm"),
@@ -66,7 +66,7 @@ class Part:
     @property
     def rules(self) -> Rules:
         """Of whole names and paths."""
-        return below(RULES[self.kind], theirs=self.theirs, ours=self.ours)
+        return with_prefix(RULES[self.kind], key=self.theirs, path=self.ours)
 
 
 RULES: dict[str, Rules] = {

@@ -19,7 +19,7 @@ from mmjax.convert.torch_contents import UNKNOWN, Contents, Layout
 from mmjax.convert.vision import names as vision_names
 from mmjax.errors import UserError
 from mmjax.formats import torch_reader
-from mmjax.formats.name_rules import Rule, Rules, below, dense, norm, sort
+from mmjax.formats.name_rules import Rule, Rules, dense, match_keys, norm, with_prefix
 
 # In front of the paths of a backbone whose tower the file does not tell: images' or touch's.
 BACKBONE = "backbone/"
@@ -72,9 +72,9 @@ def _training(names: Sequence[str], root: str) -> tuple[Rules, bool]:
         rules += [
             *_head("language_project", "text"),
             Rule("clip_scale", ("logit_scale",)),
-            *below(clip_names.TEXT, theirs=_LANGUAGE, ours="text/"),
+            *with_prefix(clip_names.TEXT, key=_LANGUAGE, path="text/"),
         ]
-    return below(rules, theirs=root), text
+    return with_prefix(rules, key=root), text
 
 
 def find(names: Sequence[str]) -> Layout | None:
@@ -98,7 +98,7 @@ def find(names: Sequence[str]) -> Layout | None:
             "Save the entry that is meant alone."
         )
     ((place, kind),) = kinds.items()
-    rules = list(below(vision_names.RULES[kind], theirs=place, ours="image/"))
+    rules = list(with_prefix(vision_names.RULES[kind], key=place, path="image/"))
     parts, root = {"image": kind}, place.removesuffix(_VISUAL)
     trained = root != place  # by LGSSL's code
     if trained:
@@ -167,7 +167,7 @@ def load(source: str) -> tuple[dict[str, np.ndarray], str]:
         places = {name[: name.rindex("fc.")] for name in behind if ending.search(name)}
         rules = [rule for place in places for rule in dense(f"{place}fc", "image/projection")]
         arrays = found.arrays()
-        leaves |= {path: leaf.read(arrays) for path, leaf in sort(behind, rules)[0].items()}
+        leaves |= {path: leaf.read(arrays) for path, leaf in match_keys(behind, rules)[0].items()}
         leaves = {path.replace("image/", BACKBONE, 1): x for path, x in leaves.items()}
     return leaves, f"the backbone of {source}"
 

@@ -1,13 +1,13 @@
-"""One example as a dataclass, and its translation to and from a `tf.train.SequenceExample`.
+"""One example as a dataclass, and its conversion to and from a serialized record.
 
-The layout is DMVR's (github.com/google-deepmind/dmvr, `examples/generate_from_file.py`), so that
-shards people already have are read as they are and ours are read by DMVR; fields DMVR has no name
-for follow MediaPipe's sequence keys.
+Records are `tf.train.SequenceExample` messages in the layout of DMVR (github.com/google-deepmind/
+dmvr, `examples/generate_from_file.py`), so existing DMVR shards can be read, and DMVR can read
+ours. Fields that DMVR does not define use the keys of MediaPipe.
 
-Reading accepts more than writing produces: both names of the waveform and of the labels, and plain
-`tf.train.Example` records. The latter need no code of their own: `Example.features` and
+Reading accepts more than writing produces: alternative keys of the waveform and the labels, and
+plain `tf.train.Example` records. The latter need no code of their own: `Example.features` and
 `SequenceExample.context` are the same protobuf field, so an Example parses as a SequenceExample
-whose every feature is in the context.
+with all features in the context.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import tensorflow as tf
 from mmjax.errors import UserError
 from mmjax.modalities import MODALITIES, STORED
 
-# Where each field is written, first, and the other names under which it is found.
+# Keys of each field: the first one is written, all are read.
 FRAMES = ("image/encoded",)  # feature list: one JPEG per frame
 WAVEFORM = ("WAVEFORM/feature/floats", "waveform/floats")  # feature list: one feature, all samples
 CAPTIONS = ("caption/string",)  # context: bytes, one per caption
 LABELS = ("clip/label/index", "label/index")  # context: int64
 LABEL_TEXTS = ("clip/label/text", "label/text", "clip/label/string")  # context: bytes
 START = ("clip/start/timestamp",)  # context: int64, microseconds
-END = ("clip/end/timestamp",)
+END = ("clip/end/timestamp",)  # context: int64, microseconds
 FILENAME = ("video/filename",)  # context: bytes
 FRAME_RATE = ("image/frame_rate",)  # context: float, Hz
 SAMPLE_RATE = ("WAVEFORM/feature/sample_rate",)  # context: float, Hz
 ROI = ("image/roi",)  # context: int64 [4] = (top, left, height, width), pixels of the frames
 TOUCH = ("touch/encoded",)  # feature list: one JPEG or PNG per touch image
-TOUCH_BACKGROUND = ("touch/background/encoded",)  # feature list: one JPEG or PNG, sensor untouched
+TOUCH_BACKGROUND = ("touch/background/encoded",)  # feature list: one JPEG or PNG
 MASKS = ("image/mask/encoded",)  # feature list: PNG uint8 [H, W, 1], 0 = background
 DEPTH = ("image/depth/encoded",)  # feature list: PNG uint16 [H, W, 1], see `encode_depth`
 FLOW = ("image/flow/encoded",)  # feature list: PNG uint16 [H, W, 3], see `encode_flow`
@@ -44,24 +44,25 @@ _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 
 @dataclasses.dataclass(kw_only=True)
 class Example:
-    """One clip. Every field may be absent: an empty list, or None for the waveform.
+    """One clip. Every field is optional: absent fields are empty, or None for the waveform.
 
     Attributes:
-      frames: one JPEG per video frame.
+      frames: One JPEG per video frame.
       waveform: float32 [S], mono, in [-1, 1].
-      captions: sentences that describe the clip, the best first.
-      labels: class numbers.
-      label_texts: class names, aligned with `labels` where both exist.
-      start_us, end_us: where the clip lies in its source, in microseconds.
-      filename: the source.
-      frame_rate: frames per second of `frames`; 0 = not recorded.
-      sample_rate: samples per second of `waveform`; 0 = not recorded.
-      roi: (top, left, height, width) in pixels of the frames: the part that matters, within them.
-      touch: one JPEG or PNG per touch image.
-      touch_background: one JPEG or PNG of the same sensor when nothing touches it.
-      masks: PNG uint8 [H, W, 1] per frame, object numbers, 0 = background.
-      depth: PNG uint16 per frame (`encode_depth`).
-      flow: PNG uint16 per frame (`encode_flow`), motion from this frame to the next.
+      captions: Sentences that describe the clip, the best one first.
+      labels: Class indices.
+      label_texts: Class names, aligned with `labels` if both are present.
+      start_us: Start of the clip in its source, in microseconds.
+      end_us: End of the clip in its source, in microseconds.
+      filename: Name of the source file.
+      frame_rate: Frames per second of `frames`; 0 if not recorded.
+      sample_rate: Samples per second of `waveform`; 0 if not recorded.
+      roi: Region of interest (top, left, height, width) in pixels of the frames.
+      touch: One JPEG or PNG per touch image.
+      touch_background: One JPEG or PNG of the same touch sensor without contact.
+      masks: One PNG per frame, uint8 [H, W, 1], object ids with 0 for the background.
+      depth: One PNG per frame, uint16; see `encode_depth`.
+      flow: One PNG per frame, uint16, motion to the next frame; see `encode_flow`.
     """
 
     frames: list[bytes] = dataclasses.field(default_factory=list)
@@ -83,18 +84,18 @@ class Example:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The stored modalities that this example has, in the order of `mmjax.modalities`."""
+        """Stored modalities that this example has, in the order of `mmjax.modalities`."""
         values = {name: getattr(self, MODALITIES[name].field) for name in STORED}
         return tuple(name for name, value in values.items() if value is not None and len(value))
 
 
 def encode(example: Example) -> bytes:
-    """The example as a serialized SequenceExample in DMVR's layout.
+    """Returns the example as a serialized SequenceExample in DMVR's layout.
 
     Raises:
-      UserError: a frame that is not a JPEG, another image that is neither JPEG nor PNG, a roi
-        that is no rectangle, or a waveform that is not a finite one-dimensional floating-point
-        array.
+      UserError: A frame is not a JPEG, another image is neither JPEG nor PNG, the region of
+        interest is not a rectangle, or the waveform is not a one-dimensional array of finite
+        floating-point samples.
     """
     proto = tf.train.SequenceExample()
     context = proto.context.feature
@@ -127,28 +128,30 @@ def encode(example: Example) -> bytes:
         context[FRAME_RATE[0]].float_list.value.append(example.frame_rate)
     if example.sample_rate:
         context[SAMPLE_RATE[0]].float_list.value.append(example.sample_rate)
-    # Otherwise the order of the keys differs between processes, and so do the bytes.
+    # Without `deterministic`, the order of the keys, and so the bytes, differs between processes.
     return proto.SerializeToString(deterministic=True)
 
 
-def decode(serialized: bytes, *, waveform_format: str = "float32") -> Example:
-    """The example in a serialized SequenceExample or tf.train.Example.
+def decode(serialized: bytes, *, waveform_format: str = "float32", where: str = "") -> Example:
+    """Returns the example in a serialized SequenceExample or tf.train.Example.
 
     Args:
-      serialized: one record.
-      waveform_format: 'float32'; 'int32' to repair a waveform that DMVR's example writer has stored
-        (see `is_int32_waveform`); 'unchecked' for the floats as they are.
+      serialized: One record.
+      waveform_format: 'float32'; 'int32' to repair a waveform written by DMVR's example script (see
+        `is_int32_waveform`); 'unchecked' to return the floats unchanged.
+      where: Location of the record, for error messages: shard and record index.
 
     Raises:
-      UserError: bytes that are no such message, a roi that is no rectangle, or with 'float32' a
-        waveform of that defective kind.
+      UserError: The bytes are not such a message, the region of interest is not a rectangle, or
+        `waveform_format` is 'float32' and the waveform is int32 PCM.
     """
     try:
         proto = tf.train.SequenceExample.FromString(serialized)
     except Exception as error:  # protobuf's DecodeError, whose module differs between versions
         raise UserError(
-            f"A record of {len(serialized)} bytes is neither a tf.train.SequenceExample nor a "
-            f"tf.train.Example ({error}). Its CRC may tell more: `mmjax validate FOLDER`."
+            f"{where or 'A record'} ({len(serialized)} bytes) is neither a "
+            f"tf.train.SequenceExample nor a tf.train.Example: {error}. Run `mmjax validate "
+            "DIRECTORY` to check the whole dataset for damage."
         ) from error
     example = Example(
         frames=_get(proto, FRAMES, "bytes_list"),
@@ -161,7 +164,7 @@ def decode(serialized: bytes, *, waveform_format: str = "float32") -> Example:
         filename=next(iter(_get(proto, FILENAME, "bytes_list")), b"").decode(errors="replace"),
         frame_rate=next(iter(_get(proto, FRAME_RATE, "float_list")), 0.0),
         sample_rate=next(iter(_get(proto, SAMPLE_RATE, "float_list")), 0.0),
-        roi=_checked_roi(_get(proto, ROI, "int64_list")),
+        roi=_checked_roi(_get(proto, ROI, "int64_list"), where),
         touch=_get(proto, TOUCH, "bytes_list"),
         touch_background=_get(proto, TOUCH_BACKGROUND, "bytes_list"),
         masks=_get(proto, MASKS, "bytes_list"),
@@ -173,107 +176,118 @@ def decode(serialized: bytes, *, waveform_format: str = "float32") -> Example:
     if waveform_format == "int32":
         example.waveform = repair_int32_waveform(example.waveform)
     elif is_int32_waveform(example.waveform):
-        raise UserError(f"{example.filename or 'A record'}: {INT32_DEFECT} {_INT32_WAY_OUT}")
+        source = where or example.filename or "A record"
+        if where and example.filename:
+            source = f"{where} ({example.filename})"
+        raise UserError(f"{source}: {INT32_DEFECT} {_INT32_REPAIR}")
     return example
 
 
 INT32_DEFECT = (
-    "the waveform holds 32-bit integer PCM whose bytes are read as floats, as DMVR's "
-    "generate_from_file.py stores it (next to nothing, enormous values and NaN instead of sound)."
+    "the waveform consists of 32-bit integer PCM whose bytes are read as floats (tiny values, huge "
+    "values and NaN instead of audio). DMVR's generate_from_file.py writes such waveforms."
 )
-_INT32_WAY_OUT = (
-    'It can be repaired on reading: say "waveform_format": "int32" in the dataset\'s dataset.json '
-    "(`mmjax index DIRECTORY` writes one), or build the dataset again with `mmjax build`."
+_INT32_REPAIR = (
+    'To repair them while reading, set "waveform_format": "int32" in the dataset\'s dataset.json '
+    "(`mmjax index DIRECTORY` creates it). Or build the dataset again with `mmjax build`."
 )
 
 
 def is_int32_waveform(waveform: np.ndarray) -> bool:
-    """Whether a float32 waveform is int32 PCM in disguise: the defect of DMVR's example writer.
+    """Returns whether a float32 waveform is really int32 PCM, as DMVR's example script writes it.
 
-    That writer asks FFmpeg for `s32le` and reads the bytes as float32. A quiet positive sample
-    becomes a float below 1e-18, a quiet negative one a NaN or an enormous value, where true samples
-    other than 0 lie within a few orders of magnitude of 1. The test is that most samples other than
-    0 are outside [1e-12, 1e3].
+    The script asks FFmpeg for `s32le` and reads the bytes as float32. A quiet positive sample
+    becomes a float below 1e-18 and a quiet negative one a NaN or a huge value, while true nonzero
+    samples are within a few orders of magnitude of 1. A waveform counts as int32 if most of its
+    nonzero samples are outside [1e-12, 1e3].
     """
     waveform = np.asarray(waveform)
-    sound = waveform[waveform != 0]  # NaN != 0 is True, and denormals are kept
-    if sound.size == 0:
+    nonzero = waveform[waveform != 0]  # keeps NaN and denormals
+    if nonzero.size == 0:
         return False
     with np.errstate(invalid="ignore"):
-        magnitude = np.abs(sound)
+        magnitude = np.abs(nonzero)
         plausible = (magnitude >= 1e-12) & (magnitude <= 1e3)
     return bool(plausible.mean() < 0.5)
 
 
 def repair_int32_waveform(waveform: np.ndarray) -> np.ndarray:
-    """Sound in [-1, 1] from int32 PCM in disguise (see `is_int32_waveform`); float32 [S]."""
+    """Returns float32 [S] in [-1, 1] from int32 PCM that was read as floats."""
     return (np.ascontiguousarray(waveform, np.float32).view(np.int32) / 2.0**31).astype(np.float32)
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """Object numbers, uint8 [H, W], as PNG."""
+    """Returns object ids, uint8 [H, W], as PNG."""
     return tf.io.encode_png(np.asarray(mask, np.uint8)[..., None]).numpy()
 
 
 def encode_depth(depth: np.ndarray) -> bytes:
-    """Metres, float [H, W] in [0, 65.535], as 16-bit PNG in millimetres."""
+    """Returns depth in meters, float [H, W] in [0, 65.535], as 16-bit PNG in millimeters."""
     return tf.io.encode_png(np.round(depth * 1000).astype(np.uint16)[..., None]).numpy()
 
 
 def decode_depth(png: bytes) -> np.ndarray:
-    """Inverse of `encode_depth`: float32 [H, W] in metres."""
+    """Returns float32 [H, W] in meters; the inverse of `encode_depth`."""
     return tf.io.decode_png(png, 1, tf.uint16).numpy()[..., 0].astype(np.float32) / 1000
 
 
 def encode_flow(flow: np.ndarray) -> bytes:
-    """Optical flow, float [H, W, 2] = (x, y) in pixels, as PNG in KITTI's form.
+    """Returns optical flow as 16-bit PNG in the format of KITTI.
 
-    That is uint16 (64 · x + 2^15, 64 · y + 2^15, 1), so |flow| < 512 pixels.
+    The channels are (64 · x + 2^15, 64 · y + 2^15, 1), so the range of the flow is ±512 pixels.
+
+    Args:
+      flow: float [H, W, 2], (x, y) in pixels.
     """
     coded = np.round(flow * 64 + 2**15).clip(0, 2**16 - 1).astype(np.uint16)
     return tf.io.encode_png(np.concatenate([coded, np.ones_like(coded[..., :1])], -1)).numpy()
 
 
 def decode_flow(png: bytes) -> np.ndarray:
-    """Inverse of `encode_flow`: float32 [H, W, 2] in pixels."""
+    """Returns float32 [H, W, 2] in pixels; the inverse of `encode_flow`."""
     coded = tf.io.decode_png(png, 3, tf.uint16).numpy()
     return (coded[..., :2].astype(np.float32) - 2**15) / 64
 
 
 def _checked_waveform(waveform: np.ndarray, filename: str) -> np.ndarray:
+    """Returns the waveform as little-endian float32."""
     waveform = np.asarray(waveform)
     of = f" of {filename}" if filename else ""
     if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
         raise UserError(
-            f"The waveform{of} is {waveform.dtype} {list(waveform.shape)}; expected "
-            "floating-point [samples], "
-            "mono, in [-1, 1]. Divide integer PCM by its full scale, average channels."
+            f"The waveform{of} is {waveform.dtype} {list(waveform.shape)}; expected floating-point "
+            "[samples], mono, in [-1, 1]. Divide integer PCM by its full scale and average the "
+            "channels."
         )
-    if not np.isfinite(waveform).all():
-        raise UserError(f"The waveform{of} has samples that are NaN or infinite.")
+    invalid = np.flatnonzero(~np.isfinite(waveform))
+    if invalid.size:
+        raise UserError(
+            f"The waveform{of} has {invalid.size} NaN or infinite values among {waveform.size} "
+            f"samples, the first at index {invalid[0]}. Replace or remove the audio."
+        )
     return np.ascontiguousarray(waveform, "<f4")
 
 
-def _checked_roi(values: Sequence[int] | None, filename: str = "") -> tuple[int, ...] | None:
-    """The roi as whole numbers; None without one."""
+def _checked_roi(values: Sequence[int] | None, source: str = "") -> tuple[int, ...] | None:
+    """Returns the region of interest as integers, or None without one."""
     if values is None or len(values) == 0:
         return None
     roi = tuple(int(value) for value in values)
     if len(roi) != 4 or min(roi) < 0 or 0 in roi[2:]:
         raise UserError(
-            f"{ROI[0]}{' of ' + filename if filename else ''} is {list(roi)}; expected top, left, "
-            "height and width in pixels, within the image and not empty."
+            f"{ROI[0]}{f' of {source}' if source else ''} is {list(roi)}; expected top, left, "
+            "height and width in pixels, inside the frame and not empty."
         )
     return roi
 
 
 def _put_images(lists, key: str, images: Sequence[bytes], magic: tuple[bytes, ...], filename: str):
-    for number, image in enumerate(images):
+    for index, image in enumerate(images):
         if not image.startswith(magic):
-            kinds = " or ".join({_JPEG: "JPEG", _PNG: "PNG"}[m] for m in magic)
+            formats = " or ".join({_JPEG: "JPEG", _PNG: "PNG"}[m] for m in magic)
             raise UserError(
-                f"{key}: image {number}{' of ' + filename if filename else ''} is not {kinds} "
-                f"(it begins with {image[:4]!r})."
+                f"{key}: image {index}{f' of {filename}' if filename else ''} is not {formats} "
+                f"(its first bytes are {image[:4]!r})."
             )
         lists[key].feature.add().bytes_list.value.append(image)
 
@@ -283,14 +297,14 @@ def _put_bytes(context, key: str, values: Sequence[bytes]) -> None:
         context[key].bytes_list.value.extend(values)
 
 
-def _get(proto: tf.train.SequenceExample, keys: Sequence[str], kind: str) -> list:
-    """The values under the first of `keys` that has any, wherever they are."""
+def _get(proto: tf.train.SequenceExample, keys: Sequence[str], list_type: str) -> list:
+    """Returns the values of the first of `keys` that has any, in feature lists or the context."""
     for key in keys:
         if key in proto.feature_lists.feature_list:
             features = proto.feature_lists.feature_list[key].feature
-            values = [value for feature in features for value in getattr(feature, kind).value]
+            values = [value for feature in features for value in getattr(feature, list_type).value]
         elif key in proto.context.feature:
-            values = list(getattr(proto.context.feature[key], kind).value)
+            values = list(getattr(proto.context.feature[key], list_type).value)
         else:
             continue
         if values:
@@ -309,9 +323,9 @@ def _get_waveform(proto: tf.train.SequenceExample) -> np.ndarray | None:
     return None
 
 
-# Packed floats travel as bytes: element by element, protobuf needs 0.5 ms for a second of sound.
-# On the wire a FloatList is the tag 0x0a, the number of bytes as a varint, the little-endian
-# floats.
+# Packed floats are copied as bytes: element by element, protobuf needs 0.5 ms per second of audio.
+# On the wire, a FloatList is the tag 0x0a, the number of bytes as a varint, and the floats in
+# little-endian order.
 
 
 def _float_list(values: np.ndarray) -> tf.train.FloatList:
@@ -327,5 +341,5 @@ def _float_list(values: np.ndarray) -> tf.train.FloatList:
 
 def _floats(values: tf.train.FloatList) -> np.ndarray:
     count = len(values.value)
-    data = values.SerializeToString()  # always packed, however it was stored
+    data = values.SerializeToString()  # always packed, even if the input was not
     return np.frombuffer(data, "<f4", count, len(data) - 4 * count).astype(np.float32)

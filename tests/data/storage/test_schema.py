@@ -132,7 +132,7 @@ def test_depth_and_flow_round_trip():
     [
         (np.zeros((4, 2), np.float32), ("float32", "[4, 2]", "mono")),
         (np.zeros(4, np.int16), ("int16", "[4]")),
-        (np.array([0.0, np.nan]), ("NaN",)),
+        (np.array([0.0, 0.5, np.nan, 1, np.inf]), ("NaN", "has 2 ", "5 samples", "index 2")),
     ],
 )
 def test_encode_rejects_invalid_waveforms(waveform, facts):
@@ -180,6 +180,8 @@ def test_decode_rejects_bytes_that_are_not_a_record():
     facts = (50, "tf.train.SequenceExample", "tf.train.Example", "mmjax validate")
     with raises(UserError, *facts):
         schema.decode(b"\xff" * 50)
+    with raises(UserError, *facts, "train-00000-of-00002, record 7"):
+        schema.decode(b"\xff" * 50, where="train-00000-of-00002, record 7")
 
 
 @pytest.mark.parametrize("amplitude", [1.0, 0.3, 0.01])
@@ -192,6 +194,8 @@ def test_int32_waveform_is_detected_and_repaired(amplitude, bits):
     record = dmvr_record(np.frombuffer(pcm.tobytes(), np.float32))
     with raises(UserError, "a/b.mp4", "32-bit", '"waveform_format": "int32"', "dataset.json"):
         schema.decode(record)
+    with raises(UserError, "train-00000-of-00002, record 7", "a/b.mp4", "32-bit"):
+        schema.decode(record, where="train-00000-of-00002, record 7")
     repaired = schema.decode(record, waveform_format="int32").waveform
     # Python's floats quiet signaling NaNs, which flips one bit worth 2^-9 of full scale.
     np.testing.assert_allclose(repaired, audio, atol=2**-9 + 2 / steps)

@@ -1,9 +1,9 @@
-"""Evaluation inside a training, and the evaluation job beside one; the evaluators are the same.
+"""Evaluation during training, and in a separate evaluation job with the same evaluators.
 
-The job watches a run directory. It takes a snapshot of a checkpoint before it reads it, since the
-trainer may delete it meanwhile; restores only what evaluation needs, on the devices it has; and
-ends when the trainer has left its `train_complete` and the last checkpoint is judged. What is done
-stands in `evaluated.jsonl`, so the job can be stopped and started at will.
+The job watches a run directory. It copies each new checkpoint before reading it, because the
+trainer may delete it, and restores only what evaluation needs, on the devices of its machine. It
+ends after evaluating the last checkpoint of a completed run. Completed evaluations are recorded in
+`evaluated.jsonl`, so the job can be stopped and restarted at any time.
 """
 
 from __future__ import annotations
@@ -35,18 +35,26 @@ from mmjax.monitor import writers
 from mmjax.tasks import make_task
 
 FINISHED = "evaluated.jsonl"
-FAILED = "failed"  # the metric `<evaluator>/failed` stands for an evaluator that raised
+FAILED = "failed"  # the metric `<evaluator>/failed` marks an evaluator that raised
 _SNAPSHOT = "evaluation_snapshot"
 _POLL_SECONDS = 5.0
-_REPEAT_SECONDS = 600.0  # the same waiting message is not said more often
+_REPEAT_SECONDS = 600.0  # minimum interval between equal log messages
 
 
 def run_all(
     evaluators: Sequence[Evaluator], state: Mapping[str, Any], step: int
 ) -> dict[str, float]:
-    """The metrics of evaluators on one state, features shared.
+    """Runs evaluators on one state; they share features.
 
-    One that raises is logged with its traceback and gives `{name/failed: 1}`; the others go on.
+    An evaluator that raises is logged and reported as `{name/failed: 1}`; the others still run.
+
+    Args:
+      evaluators: The evaluators.
+      state: The train state, with `params` (or `ema`) and `extra`.
+      step: Number of completed updates.
+
+    Returns:
+      {name/metric: value}.
     """
     results: dict[str, float] = {}
     for evaluator in evaluators:
@@ -55,7 +63,7 @@ def run_all(
         except UserError as error:
             logging.error("Evaluator %s failed at step %d: %s", evaluator.name, step, error)
             results[f"{evaluator.name}/{FAILED}"] = 1.0
-        except Exception:  # noqa: BLE001 - whatever it is, the training goes on
+        except Exception:  # noqa: BLE001 - no failure may stop training
             logging.exception("Evaluator %s failed at step %d.", evaluator.name, step)
             results[f"{evaluator.name}/{FAILED}"] = 1.0
     for evaluator in evaluators:
@@ -64,26 +72,33 @@ def run_all(
 
 
 def failures(results: Mapping[str, float]) -> list[str]:
-    """The evaluators that failed, by the metrics of `run_all`."""
+    """Returns the names of the evaluators that failed, from the result of `run_all`."""
     return [name.removesuffix(f"/{FAILED}") for name in results if name.endswith(f"/{FAILED}")]
 
 
 def run_due(
     evaluators: Sequence[Evaluator], state: Mapping[str, Any], step: int, *, final: bool
 ) -> dict[str, float]:
-    """`run_all` of those that are due after `step` updates; {} if none is.
+    """Runs the evaluators that are due; see `run_all`.
 
     Args:
-      evaluators: those of this place.
-      state: the train state, with `params` (or `ema`) and `extra`.
-      step: updates done.
-      final: whether it is the last step.
+      evaluators: The evaluators of this process.
+      state: The train state, with `params` (or `ema`) and `extra`.
+      step: Number of completed updates.
+      final: Whether it is the last step.
+
+    Returns:
+      {name/metric: value}; {} if no evaluator is due.
     """
     return run_all([e for e in evaluators if e.schedule.due(step, final=final)], state, step)
 
 
 class Finished:
-    """Which (step, evaluator) pairs are done, in a file of JSON lines that survives the job."""
+    """The completed (step, evaluator) pairs, stored in a file of JSON lines.
+
+    Args:
+      path: The file; created by the first `add`.
+    """
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -92,7 +107,7 @@ class Finished:
             for line in path.read_text().splitlines():
                 try:
                     record = json.loads(line)
-                except json.JSONDecodeError:  # half a line of a job that was killed
+                except json.JSONDecodeError:  # incomplete line of a killed job
                     continue
                 self._pairs.add((record["step"], record["evaluator"]))
 
@@ -100,10 +115,11 @@ class Finished:
         return pair in self._pairs
 
     def last_before(self, step: int, evaluator: str) -> int:
-        """The newest step before `step` at which the evaluator was done; 0 if there is none."""
+        """Returns the newest step before `step` at which the evaluator ran, or 0."""
         return max((s for s, name in self._pairs if name == evaluator and s < step), default=0)
 
     def add(self, step: int, evaluator: str) -> None:
+        """Records a completed evaluation."""
         self._pairs.add((step, evaluator))
         with open(self._path, "a") as file:
             file.write(
@@ -112,7 +128,7 @@ class Finished:
 
 
 class _Run(Protocol):
-    """What `watch` asks of a run directory; see `mmjax.checkpoints.run_dir.RunDir`."""
+    """The part of `mmjax.checkpoints.run_dir.RunDir` that `watch` uses."""
 
     path: pathlib.Path
 
@@ -130,25 +146,28 @@ def watch(
     list_steps: Callable[[], list[int]],
     pause: Callable[[], bool],
 ) -> int:
-    """Evaluates the checkpoints of a run as they come, oldest first, until the run is complete.
+    """Evaluates new checkpoints of a run, oldest first, until the run is complete.
 
-    An evaluator with `every=N` runs at each checkpoint with which a multiple of N has passed since
-    its last one, and at the last checkpoint. One that fails is not tried again by this job, but by
-    the next one that is started.
+    An evaluator with `every=N` runs at the first checkpoint at or after each multiple of N, and at
+    the last checkpoint. A failed evaluation is not repeated by this job, only by a restarted one.
 
     Args:
-      run: the run directory.
-      evaluators: what to run.
-      restore: state of a step; None if the checkpoint vanished; raises if it cannot be read.
-      write: takes the metrics of a step.
-      list_steps: the steps that have a checkpoint now.
-      pause: waits a while; True if the job is to stop.
+      run: The run directory.
+      evaluators: The evaluators to run.
+      restore: Returns the state of a step, or None if its checkpoint was deleted; raises if it
+        cannot be read.
+      write: Receives the step and its metrics.
+      list_steps: Returns the steps of the existing checkpoints.
+      pause: Waits; returns whether to stop the job.
 
     Returns:
-      How many evaluations failed.
+      Number of failed evaluations.
+
+    Raises:
+      UserError: The run is complete, but its last checkpoint does not exist.
     """
     finished, failed = Finished(run.path / FINISHED), set()
-    said = _Repeated()
+    log = _RepeatedMessage()
 
     def due(step: int, complete: int | None) -> list[Evaluator]:
         return [
@@ -162,7 +181,7 @@ def watch(
         ]
 
     while True:
-        complete = run.complete_step()  # before the steps: after it, no step is added
+        complete = run.complete_step()  # read first: no checkpoint is added after it is set
         steps = list_steps()
         step = next((s for s in steps if due(s, complete)), None)
         if step is not None:
@@ -172,14 +191,14 @@ def watch(
             except UserError:
                 raise
             except Exception:  # noqa: BLE001 - Orbax has no common type for damage
-                logging.exception("The checkpoint of step %d cannot be read.", step)
+                logging.exception("Cannot read the checkpoint of step %d.", step)
                 failed |= {(step, e.name) for e in chosen}
                 continue
             if state is None:
                 logging.warning(
                     "The checkpoint of step %d was deleted before it could be evaluated. If this "
-                    "happens often, let the trainer keep more (--config.checkpoint.keep) or save "
-                    "less often.",
+                    "happens often, increase --config.checkpoint.keep or "
+                    "--config.checkpoint.every of the trainer.",
                     step,
                 )
                 if pause():
@@ -197,48 +216,47 @@ def watch(
         if complete is not None:
             if complete not in steps:
                 raise UserError(
-                    f"{run.path} was completed at step {complete}, but that checkpoint is not "
-                    f"there (there are: {steps or 'none'}). Evaluate one of those with "
+                    f"{run.path} was completed at step {complete}, but that checkpoint does not "
+                    f"exist (existing steps: {steps or 'none'}). Evaluate an existing one with "
                     "--override_checkpoint."
                 )
-            logging.info("The run is complete at step %d and evaluated.", complete)
+            logging.info("The run is complete at step %d, and all evaluations are done.", complete)
             return len(failed)
-        said.say(_waiting(run, steps))
+        log.info(_waiting(run, steps))
         if pause():
             return len(failed)
 
 
 def _waiting(run: _Run, steps: Sequence[int]) -> str:
-    newest = (
-        f"The newest checkpoint, of step {steps[-1]}, is done" if steps else "No checkpoint yet"
-    )
+    newest = f"Evaluated the newest checkpoint, step {steps[-1]}," if steps else "No checkpoint yet"
     if run.has_trainer():
-        return f"{newest} in {run.path}; its trainer is running. Waiting for the next one."
+        return f"{newest} in {run.path}. Its trainer is running; waiting for the next checkpoint."
     if steps:
         return (
-            f"{newest} in {run.path}, but the run is not complete and no trainer is at work on "
-            "this machine: it crashed, was stopped, or runs elsewhere. Waiting; the command that "
-            "started it resumes it. Stop this job with Ctrl-C."
+            f"{newest} in {run.path}. The run is not complete, and no trainer runs on this "
+            "machine: it crashed, was stopped, or runs elsewhere. Waiting. To resume training, run "
+            "its command again; to stop this job, press Ctrl-C."
         )
     return (
-        f"{newest} in {run.path}, and no trainer is at work on this machine. Waiting; if "
-        "--model_dir is right, start the trainer. Stop this job with Ctrl-C."
+        f"{newest} in {run.path}, and no trainer runs on this machine. Waiting. Check --model_dir "
+        "or start the trainer; to stop this job, press Ctrl-C."
     )
 
 
-class _Repeated:
-    """Says a message when it is new, or when it was last said long ago."""
+class _RepeatedMessage:
+    """Logs a message when it differs from the last one, or again after some time."""
 
     def __init__(self) -> None:
         self._message, self._when = "", 0.0
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         if message != self._message or time.monotonic() - self._when > _REPEAT_SECONDS:
             logging.info("%s", message)
             self._message, self._when = message, time.monotonic()
 
 
-# ---------------------------------------------------------------------------------------- the job
+# --------------------------------------------------------------------------------------------------
+# The evaluation job.
 
 
 def run_job(
@@ -249,30 +267,30 @@ def run_job(
     override_checkpoint: str | None = None,
     evals: Any = None,
 ) -> int:
-    """`--mode=eval`: the evaluation job of a run, or the evaluation of one checkpoint.
+    """Runs `--mode=eval`: the evaluation job of a run, or the evaluation of one checkpoint.
 
-    The job runs the evaluators with `where='eval'`; if there is none, all of them. A single
-    checkpoint is given to all evaluators, whatever their schedule, and its results go to its own
-    run directory.
+    The job runs the evaluators with `where='eval'`, or all of them if none has it. With
+    `override_checkpoint`, all evaluators run once on that checkpoint, and the results are written
+    to its run directory.
 
     Args:
-      cfg: a config; None takes the one the run was started with.
-      model_dir: the run directory.
-      overrides: `--config.key=value` arguments for that config.
-      override_checkpoint: `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`: evaluate
-        this one, then return.
-      evals: a section that takes the place of the config's `evals`.
+      cfg: A config; None uses the one that the run was started with.
+      model_dir: The run directory.
+      overrides: `--config.key=value` arguments for the config.
+      override_checkpoint: The only checkpoint to evaluate: `<run>` (its newest one) or
+        `<run>/checkpoints/<step>`.
+      evals: A section that replaces `evals` of the config.
 
     Returns:
       The exit status: 0, or 1 if an evaluation failed.
 
     Raises:
-      UserError: anything the user can put right.
+      UserError: A problem that the user can fix.
     """
     if jax.process_count() > 1:
         raise UserError(
-            "The evaluation job is one process; it uses all devices of its machine. Start it once, "
-            "outside the multi-process launcher."
+            f"--mode=eval runs in one process with all devices of its machine; got "
+            f"{jax.process_count()} processes. Start it once, outside the multi-process launcher."
         )
     with distributed.StopSignal() as stop:
         pause = _pause(stop)
@@ -286,10 +304,10 @@ def run_job(
         cfg = run.read_config() if cfg is None else cfg
         if evals is not None:
             cfg.evals = evals
-            cfg.checkpoint.best = ""  # by an evaluator of the training, which this is not about
+            cfg.checkpoint.best = ""  # names a training evaluator
         config.apply(cfg, overrides)
         cfg = config.resolve(cfg)
-        evaluators, restore = _prepare(cfg, run, any_place=bool(override_checkpoint))
+        evaluators, restore = _prepare(cfg, run, all_evaluators=bool(override_checkpoint))
         write = _writer(run, tensorboard=cfg.tensorboard)
         if override_checkpoint:
             return _evaluate_one(evaluators, restore, write, step, run_dir)
@@ -309,7 +327,7 @@ def run_job(
             pause=pause,
         )
         if failures:
-            logging.error("%d evaluations failed, see above.", failures)
+            logging.error("%d evaluations failed. See the messages above.", failures)
         return int(failures > 0)
 
 
@@ -320,7 +338,7 @@ def _evaluate_one(
     step: int,
     run_dir: pathlib.Path,
 ) -> int:
-    """Exit status of evaluating one checkpoint."""
+    """Evaluates one checkpoint and returns the exit status."""
     try:
         state = restore(step)
     except UserError:
@@ -328,23 +346,28 @@ def _evaluate_one(
     except Exception as error:  # noqa: BLE001 - Orbax has no common type for damage
         why = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise UserError(
-            f"The checkpoint of step {step} in {run_dir} is damaged: {why}. Evaluate another: "
+            f"The checkpoint of step {step} in {run_dir} is damaged: {why}. Existing steps: "
             f"{list_steps(run_dir)}."
         ) from error
     if state is None:
-        raise UserError(f"The checkpoint of step {step} in {run_dir} was just deleted.")
+        raise UserError(
+            f"The checkpoint of step {step} in {run_dir} was deleted while it was read. Existing "
+            f"steps: {list_steps(run_dir)}."
+        )
     results = run_all(evaluators, state, step)
     write(step, results)
     return int(bool(failures(results)))
 
 
 def _pause(stop: distributed.StopSignal) -> Callable[[], bool]:
+    """Returns the `pause` of `watch`: polls for a few seconds, or until a stop signal."""
+
     def pause() -> bool:
         end = time.monotonic() + _POLL_SECONDS
         while not stop.received and time.monotonic() < end:
             time.sleep(0.2)
         if stop.received:
-            logging.info("Stopped by %s; the same command goes on from here.", stop.received)
+            logging.info("Stopped by %s. Run the same command to continue.", stop.received)
         return bool(stop.received)
 
     return pause
@@ -353,35 +376,35 @@ def _pause(stop: distributed.StopSignal) -> Callable[[], bool]:
 def _wait_for_run(
     model_dir: str, pause: Callable[[], bool], *, needs_config: bool
 ) -> RunDir | None:
-    """The run directory once it is there; None if the job is to stop."""
-    said = _Repeated()
+    """Waits for a run directory; returns None if the job is to stop."""
+    log = _RepeatedMessage()
     while True:
         path = pathlib.Path(model_dir)
         if path.is_dir() and not (needs_config and not (path / "config.json").is_file()):
             return RunDir(model_dir, create=False)
-        missing = "is not a run directory yet" if path.is_dir() else "does not exist yet"
-        said.say(
-            f"{path.absolute()} {missing}. Waiting for a trainer to start there; check "
-            "--model_dir. Stop this job with Ctrl-C."
+        state = "is not a run directory yet" if path.is_dir() else "does not exist yet"
+        log.info(
+            f"{path.absolute()} {state}. Waiting for its trainer to start. Check --model_dir; to "
+            "stop this job, press Ctrl-C."
         )
         if pause():
             return None
 
 
 def _mesh(cfg: Any) -> jax.sharding.Mesh:
-    """The config's mesh if it fits this machine, else all devices along its main axis."""
+    """Returns the mesh of the config if it fits this machine, else one with all devices."""
     sizes = config.keywords(sharding.make_mesh, cfg.mesh, "mesh", provided=["devices"])
     try:
         return sharding.make_mesh(**sizes)
     except UserError:
-        split = "fsdp" if cfg.sharding.startswith("fsdp") else "data"
-        return sharding.make_mesh(**{"data": 1, split: -1})
+        axis = "fsdp" if cfg.sharding.startswith("fsdp") else "data"
+        return sharding.make_mesh(**{"data": 1, axis: -1})
 
 
 def _prepare(
-    cfg: Any, run: RunDir, *, any_place: bool
+    cfg: Any, run: RunDir, *, all_evaluators: bool
 ) -> tuple[list[Evaluator], Callable[[int], dict | None]]:
-    """Evaluators of a config, and a function from a step to what they need of its state."""
+    """Returns the evaluators of a config, and a function from a step to the state they need."""
     mesh = _mesh(cfg)
     data_cfg = cfg.data
     task = make_task(cfg, _data_spec(cfg))
@@ -394,9 +417,9 @@ def _prepare(
         task_cfg=vars(cfg),
     )
     if not evaluators:
-        raise UserError("config.evals is empty: there is nothing to evaluate.")
+        raise UserError("config.evals is empty. Add an evaluator in the recipe, or pass --evals.")
     chosen = [e for e in evaluators if e.schedule.where == "eval"]
-    if any_place or not chosen:
+    if all_evaluators or not chosen:
         chosen = evaluators
     logging.info("Evaluators: %s.", ", ".join(e.name for e in chosen))
     params, extra = jax.eval_shape(task.init, jax.random.key(0))
@@ -404,10 +427,10 @@ def _prepare(
 
 
 def _data_spec(cfg: Any) -> DataSpec:
-    """What the task needs to know of its data: from the config if that says it, else from them.
+    """Returns the data spec from the config alone if possible, else from the training data.
 
-    A config without labels that names its vocabulary and the rate of its sound says it all. Then
-    the training data need not be here, as those of a converted checkpoint seldom are.
+    The config suffices if it has no labels and sets the vocabulary and the sample rate. Then the
+    training data need not exist on this machine, for example for a converted checkpoint.
     """
     from mmjax.data.pipeline import config as data_config  # these import TensorFlow
     from mmjax.data.pipeline import dmvr, loader
@@ -415,8 +438,8 @@ def _data_spec(cfg: Any) -> DataSpec:
     section = data_config.for_evaluation(cfg.data)
     data = data_config.parse_config(section)
     cfg = dataclasses.replace(cfg, data=section)
-    unsaid = (data.text and not data.text.vocab) or (data.audio and not data.audio.sample_rate)
-    if unsaid or data.label or any(map(dmvr.is_stream, data.specs)):
+    incomplete = (data.text and not data.text.vocab) or (data.audio and not data.audio.sample_rate)
+    if incomplete or data.label or any(map(dmvr.is_stream, data.specs)):
         train_data = loader.make_train_data(section, batch_size=cfg.batch_size, seed=cfg.seed)
         return DataSpec.of(train_data)
     return dataclasses.replace(
@@ -429,7 +452,7 @@ def _data_spec(cfg: Any) -> DataSpec:
 def _restore(
     run: RunDir, step: int, params: dict, extra: dict, cfg: Any, mesh: jax.sharding.Mesh
 ) -> dict | None:
-    """Parameters, their average if the checkpoint has one, and `extra`; None if it vanished."""
+    """Returns `params`, `ema` if the checkpoint has it, and `extra`; None if it was deleted."""
     target = run.path / _SNAPSHOT
     if not os.access(run.path, os.W_OK):
         target = pathlib.Path(tempfile.mkdtemp(prefix="mmjax-snapshot-"))
@@ -437,20 +460,20 @@ def _restore(
         if not snapshot(run.path, step, target):
             return None
         with contextlib.closing(Checkpoints(target, read_only=True)) as saved:
-            there = saved.shapes(step)
+            shapes = saved.shapes(step)
             abstract = {"params": params, "extra": extra}
-            averaged = {path for path in there if path.startswith("ema/")}
+            averaged = {path for path in shapes if path.startswith("ema/")}
             if averaged:  # frozen parameters have no average
                 abstract["ema"] = tree.map_named(
                     lambda path, leaf: leaf if f"ema/{path}" in averaged else None, params
                 )
-            where = sharding.state_shardings(
+            shardings = sharding.state_shardings(
                 abstract, mesh, preset=cfg.sharding, rules=cfg.sharding_rules
             )
             abstract = jax.tree.map(
                 lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
                 abstract,
-                where,
+                shardings,
             )
             return saved.restore(step, abstract)[0]
     finally:
@@ -458,10 +481,10 @@ def _restore(
 
 
 def _writer(run: RunDir, *, tensorboard: bool) -> Callable[[int, Mapping[str, float]], None]:
-    """Prints results and adds them to the run's `metrics.jsonl` and TensorBoard."""
+    """Returns a function that prints results and writes them to the run directory."""
     writable = os.access(run.path, os.W_OK)
     if not writable:
-        logging.warning("%s cannot be written to: results are only printed.", run.path)
+        logging.warning("%s is not writable. Results are only printed.", run.path)
 
     def write(step: int, results: Mapping[str, float]) -> None:
         if writable and results:

@@ -21,7 +21,7 @@ SMOKE = "--config=demo:smoke"
 @pytest.mark.parametrize(
     "arguments, facts",
     [
-        (["--taks=pretrain"], ("'taks'", ": task")),
+        (["--taks=pretrain"], ("'taks'", "task")),
         (["--task=pretran"], ("--task=pretran", "<finetune|guided|pretrain|touch>")),
         (["--config=dmeo"], ("--task=pretrain", "'dmeo'", "'demo'")),
         (["--config=demo.py"], ("demo.py",)),

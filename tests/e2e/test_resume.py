@@ -70,6 +70,6 @@ def test_a_run_of_another_architecture_is_rejected_and_unchanged(uninterrupted, 
     arguments = (*RECIPE, f"--model_dir={uninterrupted}", f"--config.total_steps={STEPS + 2}")
     done = command(tmp_path, *arguments, "--config.model.head.fine=64").check(2)
     assert_mentions(done.log, f"step {STEPS}", uninterrupted, "--model_dir", "--config.init_from")
-    done.check_log("params/head/video_fine/kernel", "64")
+    done.check_log("ema/head/video_fine/kernel", "64", "128")
     assert (uninterrupted / "config.json").read_text() == config
     assert list_steps(uninterrupted)[-1] == STEPS and (uninterrupted / "train_complete").exists()

@@ -1,9 +1,9 @@
-"""TFRecord shards with an index: written atomically, read at random, checked by CRC.
+"""TFRecord shards with an index: atomic writes, random access, CRC checks.
 
 A record on disk is `uint64 length, uint32 masked CRC32C of the length, payload, uint32 masked
 CRC32C of the payload`, little endian. The index of a shard (`<shard>.idx`) holds the offset and
-length of each payload, so that one `pread` fetches any record. It can always be built again from
-the headers alone, without reading the payloads.
+length of each payload, so one `pread` fetches any record. It can always be rebuilt from the record
+headers, without reading payloads.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 import google_crc32c
 import numpy as np
 
+from mmjax import files
 from mmjax.errors import UserError
 
 HEADER, FOOTER = 12, 4  # bytes before and after each payload
@@ -24,26 +25,39 @@ _INDEX_HEADER = struct.Struct("<8sQQ")  # magic, bytes in the shard, number of r
 
 
 class CorruptRecord(UserError):
-    """A record that cannot be read: number `record` (-1: not known) of the shard `path`."""
+    """A record that cannot be read.
+
+    Attributes:
+      path: The shard.
+      record: Index of the record in the shard; -1 if unknown.
+    """
 
     def __init__(self, path: str, record: int, problem: str):
-        which = f"record {record}: " if record >= 0 else ""
-        super().__init__(f"{path}: {which}{problem}")
+        record_name = f"record {record}: " if record >= 0 else ""
+        super().__init__(f"{path}: {record_name}{problem}")
         self.path, self.record = path, record
 
 
 class ShardWriter:
     """Writes one shard and its index. Neither has its final name before it is complete.
 
-    Use as a context manager; an exception inside leaves no file behind.
+    Use it as a context manager; an exception inside leaves no file.
+
+    Args:
+      path: The shard. Its directory is created.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-        self._temporary = f"{self.path}.tmp-{os.getpid()}"
-        self._file = open(self._temporary, "wb")
-        self._offset, self._rows = 0, []
+        self._partial = files.partial_path(self.path)
+        self._file = open(self._partial, "wb")
+        self._offset = 0
+        self._locations: list[tuple[int, int]] = []  # offset and length of each payload
+
+    def __len__(self) -> int:
+        """Returns the number of records written."""
+        return len(self._locations)
 
     def write(self, payload: bytes) -> None:
         """Appends one record."""
@@ -51,7 +65,7 @@ class ShardWriter:
         self._file.write(header + struct.pack("<I", masked_crc(header)))
         self._file.write(payload)
         self._file.write(struct.pack("<I", masked_crc(payload)))
-        self._rows.append((self._offset + HEADER, len(payload)))
+        self._locations.append((self._offset + HEADER, len(payload)))
         self._offset += HEADER + len(payload) + FOOTER
 
     def close(self) -> None:
@@ -59,121 +73,129 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        # In this order no index ever describes another shard than the one beside it.
-        if os.path.exists(index_path(self.path)):
-            os.remove(index_path(self.path))
-        os.replace(self._temporary, self.path)
-        _write_index(self.path, np.array(self._rows, np.int64).reshape(-1, 2), self._offset)
+        # The old index is removed first, so an index never describes another version of the shard.
+        files.remove(index_path(self.path))
+        os.replace(self._partial, self.path)
+        _write_index(self.path, np.array(self._locations, np.int64).reshape(-1, 2), self._offset)
 
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
-        if kind is None:
+    def __exit__(self, error_type, error, traceback) -> None:
+        if error_type is None:
             self.close()
         else:
             self._file.close()
-            os.remove(self._temporary)
+            files.remove(self._partial)
 
 
 def write_shard(path: str | os.PathLike, payloads: Iterable[bytes]) -> int:
-    """Writes a shard and its index; returns the number of records."""
+    """Writes a shard and its index, and returns the number of records."""
     with ShardWriter(path) as writer:
         for payload in payloads:
             writer.write(payload)
-        return len(writer._rows)
+        return len(writer)
 
 
 def index_path(shard: str | os.PathLike) -> str:
-    """The name of the index of a shard."""
+    """Returns the path of a shard's index."""
     return f"{os.fspath(shard)}.idx"
 
 
 def build_index(shard: str | os.PathLike, *, save: bool = False) -> np.ndarray:
-    """int64 [N, 2]: offset and length of each payload, from the headers of a shard.
+    """Returns the offset and length of each payload, int64 [N, 2], from the headers of a shard.
 
     Args:
-      shard: a TFRecord file without compression.
-      save: also write the index beside the shard.
+      shard: An uncompressed TFRecord file.
+      save: Whether to also write the index file.
 
     Raises:
-      CorruptRecord: a header with a wrong CRC, or a shard that ends inside a record.
+      CorruptRecord: A header has a wrong CRC, or the shard ends inside a record.
     """
     shard = os.fspath(shard)
-    rows, problem = _scan(shard)
+    locations, problem = _scan(shard)
     if problem:
         raise problem
     if save:
-        _write_index(shard, rows, os.path.getsize(shard))
-    return rows
+        _write_index(shard, locations, os.path.getsize(shard))
+    return locations
 
 
 def read_index(shard: str | os.PathLike) -> np.ndarray:
-    """int64 [N, 2]: offset and length of each payload, from the index or else from the shard.
+    """Returns the offset and length of each payload, int64 [N, 2].
 
-    An index with an earlier date than its shard is compared with the shard's headers, and is
-    accepted if it
-    agrees: copying a dataset may change the order of the dates.
+    They are read from the index file, or from the shard if there is no index. An index older than
+    its shard is compared with the headers of the shard and accepted if it agrees, because copying a
+    dataset may change the order of modification times.
+
+    Args:
+      shard: An uncompressed TFRecord file.
 
     Raises:
-      UserError: an index that is damaged, or does not belong to the shard as it is now.
-      CorruptRecord: see `build_index`.
+      UserError: The index is damaged or does not describe the shard.
+      CorruptRecord: As `build_index`.
     """
     shard = os.fspath(shard)
     path = index_path(shard)
     if not os.path.exists(path):
         return build_index(shard)
-    advice = f"Build it again with `mmjax index {os.path.dirname(shard) or '.'}`, or remove it."
+    advice = f"Rebuild it with `mmjax index {os.path.dirname(shard) or '.'}`, or remove it."
     with open(path, "rb") as file:
         data = file.read()
     if len(data) < _INDEX_HEADER.size or data[:8] != _INDEX_MAGIC:
         raise UserError(f"{path} is not an index written by mmjax. {advice}")
-    _, shard_bytes, count = _INDEX_HEADER.unpack_from(data)
+    _, indexed_size, count = _INDEX_HEADER.unpack_from(data)
     if len(data) != _INDEX_HEADER.size + 16 * count:
-        raise UserError(f"{path} is damaged: {len(data)} bytes for {count} records. {advice}")
-    rows = np.frombuffer(data, "<i8", 2 * count, _INDEX_HEADER.size).reshape(-1, 2)
-    rows = rows.astype(np.int64)
+        raise UserError(
+            f"{path} is damaged: it has {len(data)} bytes; expected "
+            f"{_INDEX_HEADER.size + 16 * count} for {count} records. {advice}"
+        )
+    locations = np.frombuffer(data, "<i8", 2 * count, _INDEX_HEADER.size).reshape(-1, 2)
+    locations = locations.astype(np.int64)
     size = os.path.getsize(shard)
-    if size != shard_bytes:
-        if _scan(shard)[1]:  # a truncated shard is the more useful thing to know
+    if size != indexed_size:
+        if _scan(shard)[1]:  # a truncated shard is the more useful error
             build_index(shard)
         raise UserError(
-            f"{path} is out of date: it describes {shard_bytes} bytes, the shard has {size}. "
-            f"{advice}"
+            f"{path} is out of date: it describes a shard of {indexed_size} bytes, but the shard "
+            f"has {size}. {advice}"
         )
     if os.stat(path).st_mtime_ns < os.stat(shard).st_mtime_ns:
-        if not np.array_equal(rows, build_index(shard)):
+        if not np.array_equal(locations, build_index(shard)):
             raise UserError(f"{path} is older than its shard and does not describe it. {advice}")
-    return rows
+    return locations
 
 
 def read_record(
     shard: str | os.PathLike, offset: int, length: int, *, check_crc: bool = True, record: int = -1
 ) -> bytes:
-    """One payload.
+    """Returns one payload.
 
     Args:
-      shard: the file.
-      offset: of the payload in the file, from the index.
-      length: of the payload in bytes, from the index.
-      check_crc: verify the payload (well below a millisecond per megabyte).
-      record: the record's number in the shard, for messages.
+      shard: A TFRecord file.
+      offset: Offset of the payload in the file, from the index.
+      length: Length of the payload in bytes, from the index.
+      check_crc: Whether to verify the payload (well below a millisecond per megabyte).
+      record: Index of the record in the shard, for error messages.
 
     Raises:
-      CorruptRecord: the file ends too early, or the CRC is wrong.
+      CorruptRecord: The file ends inside the record, or the CRC is wrong.
     """
     with borrowed_record(shard, offset, length, check_crc=check_crc, record=record) as payload:
         return bytes(payload)
 
 
-_buffers: list[np.ndarray] = []  # fresh memory would cost more than reading from a cached file
+_buffers: list[np.ndarray] = []  # allocating memory would cost more than reading a cached file
 
 
 @contextlib.contextmanager
 def borrowed_record(
     shard: str | os.PathLike, offset: int, length: int, *, check_crc: bool = True, record: int = -1
 ) -> Iterator[memoryview]:
-    """As `read_record`, without a copy: within the context, in memory that is then used again."""
+    """Yields one payload without copying it; see `read_record`.
+
+    The memory is reused after the context ends.
+    """
     size = length + FOOTER
     try:
         buffer = _buffers.pop()
@@ -181,16 +203,15 @@ def borrowed_record(
         buffer = np.empty(0, np.uint8)
     if len(buffer) < size:
         buffer = np.empty(size + size // 4, np.uint8)
+    path = os.fspath(shard)
     try:
         descriptor = os.open(shard, os.O_RDONLY)
         try:
-            found = os.preadv(descriptor, [buffer[:size]], offset)
+            if os.preadv(descriptor, [buffer[:size]], offset) != size:
+                file_size = os.fstat(descriptor).st_size
+                raise CorruptRecord(path, record, _truncated(offset + size, file_size))
         finally:
             os.close(descriptor)
-        path = os.fspath(shard)
-        if found != size:
-            problem = f"the file ends {size - found} bytes too early (truncated)."
-            raise CorruptRecord(path, record, problem)
         payload = buffer[:length]
         if check_crc:
             (crc,) = struct.unpack_from("<I", buffer, length)
@@ -202,39 +223,39 @@ def borrowed_record(
 
 
 def iterate(shard: str | os.PathLike, *, check_crc: bool = True) -> Iterator[bytes]:
-    """All payloads of a shard in order; errors as in `read_record` and `build_index`."""
+    """Yields all payloads of a shard in order; raises as `read_record` and `build_index`."""
     for record, (offset, length) in enumerate(build_index(shard)):
         yield read_record(shard, int(offset), int(length), check_crc=check_crc, record=record)
 
 
 def verify(shard: str | os.PathLike) -> list[CorruptRecord]:
-    """Every problem of a shard: all CRCs, and a truncated tail. An empty list is a sound shard."""
+    """Returns every problem of a shard: wrong CRCs and truncation. An intact shard has none."""
     shard = os.fspath(shard)
-    rows, tail = _scan(shard)
+    locations, end_problem = _scan(shard)
     problems = []
-    for record, (offset, length) in enumerate(rows):
+    for record, (offset, length) in enumerate(locations):
         try:
             read_record(shard, int(offset), int(length), record=record)
         except CorruptRecord as problem:
             problems.append(problem)
-    return problems + ([tail] if tail else [])
+    return problems + ([end_problem] if end_problem else [])
 
 
 def masked_crc(data: bytes | np.ndarray) -> int:
-    """TFRecord's checksum: CRC32C rotated right by 15 bits, plus 0xa282ead8."""
+    """Returns TFRecord's checksum: CRC32C rotated right by 15 bits, plus 0xa282ead8."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _scan(shard: str) -> tuple[np.ndarray, CorruptRecord | None]:
-    """(offset and length of the records up to the first bad header, what is wrong there)."""
-    rows, offset, problem = [], 0, None
+    """Returns the locations of all records before the first bad header, and its problem."""
+    locations, offset, problem = [], 0, None
     with open(shard, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         while offset < size:
             header = os.pread(file.fileno(), HEADER, offset)
             if len(header) < HEADER:
-                problem = f"the file ends inside the header at byte {offset} (truncated)."
+                problem = _truncated(offset + HEADER, size, part="header")
                 break
             length, crc = struct.unpack("<QI", header)
             if crc != masked_crc(header[:8]):
@@ -242,25 +263,30 @@ def _scan(shard: str) -> tuple[np.ndarray, CorruptRecord | None]:
                 break
             end = offset + HEADER + length + FOOTER
             if end > size:
-                problem = f"the file ends {end - size} bytes too early (truncated)."
+                problem = _truncated(end, size)
                 break
-            rows.append((offset + HEADER, length))
+            locations.append((offset + HEADER, length))
             offset = end
-    error = CorruptRecord(shard, len(rows), problem) if problem else None
-    return np.array(rows, np.int64).reshape(-1, 2), error
+    error = CorruptRecord(shard, len(locations), problem) if problem else None
+    return np.array(locations, np.int64).reshape(-1, 2), error
+
+
+def _truncated(end: int, size: int, *, part: str = "record") -> str:
+    return (
+        f"the file is truncated: the {part} ends at byte {end}, but the file has only {size} "
+        "bytes. Copy or build it again."
+    )
 
 
 def _bad_crc(part: str, offset: int) -> str:
     hint = " (is the shard compressed, or not a TFRecord file?)" if not offset else ""
     return (
-        f"the CRC of the {part} at byte {offset} is wrong: the file is damaged{hint}. Copy or "
+        f"the CRC of the {part} at byte {offset} is wrong, so the file is damaged{hint}. Copy or "
         "build it again, or skip such records with `--config.data.corrupt=skip`."
     )
 
 
-def _write_index(shard: str, rows: np.ndarray, shard_bytes: int) -> None:
-    temporary = f"{index_path(shard)}.tmp-{os.getpid()}"
-    with open(temporary, "wb") as file:
-        file.write(_INDEX_HEADER.pack(_INDEX_MAGIC, shard_bytes, len(rows)))
-        file.write(rows.astype("<i8").tobytes())
-    os.replace(temporary, index_path(shard))
+def _write_index(shard: str, locations: np.ndarray, shard_size: int) -> None:
+    with files.atomic_open(index_path(shard), "wb") as file:
+        file.write(_INDEX_HEADER.pack(_INDEX_MAGIC, shard_size, len(locations)))
+        file.write(locations.astype("<i8").tobytes())

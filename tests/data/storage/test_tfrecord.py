@@ -85,7 +85,7 @@ def test_any_truncation_is_detected(keep, tmp_path_factory):
             tfrecord.read_index(path)
         return
     whole = sum(end <= keep for end in ends) - 1
-    with raises(tfrecord.CorruptRecord, path, f"record {whole}", "truncated"):
+    with raises(tfrecord.CorruptRecord, path, f"record {whole}", "truncated", f"{keep} bytes"):
         tfrecord.read_index(path)
     os.remove(tfrecord.index_path(path))
     with raises(tfrecord.CorruptRecord, path, f"record {whole}", "truncated"):
@@ -101,7 +101,8 @@ def test_read_record_error_names_shard_and_record(shard):
     assert (info.value.path, info.value.record) == (shard, 2)
     assert len(tfrecord.read_record(shard, offset, length, check_crc=False)) == length
     os.truncate(shard, offset + 5)
-    with raises(tfrecord.CorruptRecord, shard, "record 2", "truncated"):
+    sizes = (offset + 5, offset + length + tfrecord.FOOTER)
+    with raises(tfrecord.CorruptRecord, shard, "record 2", "truncated", *sizes):
         tfrecord.read_record(shard, offset, length, record=2)
 
 

@@ -1,4 +1,4 @@
-"""How an evaluator's data differ from those of training: its `views` of the data config."""
+"""Changes of the data config for evaluation: the option `views` of evaluators."""
 
 from __future__ import annotations
 
@@ -9,60 +9,68 @@ from typing import Any
 from mmjax.errors import UserError, unknown
 from mmjax.modalities import INPUTS
 
-_POLICY = ("corrupt", "max_corrupt")  # keys of config.data that are no sections
+_POLICY_KEYS = ("corrupt", "max_corrupt")  # values of config.data that `views` may replace
 
 
-def merge(data_cfg: Mapping[str, Any], views: Mapping[str, Any]) -> dict[str, Any]:
-    """The data config with what `views` replaces; sections within sections keep their other keys.
+def merge(
+    data_cfg: Mapping[str, Any], views: Mapping[str, Any], *, key: str = "views"
+) -> dict[str, Any]:
+    """Returns the data config with the changes of `views`; nested sections keep their other keys.
 
     Args:
-      data_cfg: the `data` section of the config, as plain dicts.
-      views: {section: {key: value}}, e.g. `dict(text=dict(keywords=dict(seed=3)), video=None)`;
-        None leaves a section out, if it is there. `corrupt` and `max_corrupt` may be given too.
+      data_cfg: The `data` section of the config as plain dicts.
+      views: {section: {key: value}}, for example
+        `dict(text=dict(keywords=dict(seed=3)), video=None)`. None disables a modality; it need not
+        be enabled. `corrupt` and `max_corrupt` may be set, too.
+      key: Full config key of `views`, for error messages.
 
     Raises:
-      UserError: a section that the data config does not have, or leaves out itself.
+      UserError: A section that the data config does not have, or that it disables.
     """
     cfg = dict(data_cfg)
     for section, changes in views.items():
-        if section in _POLICY:
+        if section in _POLICY_KEYS:
             cfg[section] = changes
             continue
         if section not in cfg:
             if changes is None and section in INPUTS:
                 continue
-            raise unknown("section of config.data in views", section, cfg)
+            raise unknown(f"section of config.data in {key}:", section, cfg)
         if changes is not None and cfg[section] is None:
-            raise UserError(f"views.{section} is given but config.data.{section} is None.")
-        cfg[section] = _replaced(cfg[section], changes)
+            raise UserError(
+                f"{key}.{section} changes config.data.{section}, which is None. Enable it in "
+                f"config.data, or remove {section!r} from {key}."
+            )
+        cfg[section] = _merge_values(cfg[section], changes)
     return cfg
 
 
 def leave_out(data_cfg: Mapping[str, Any], *kept: str) -> dict[str, None]:
-    """The `views` that leave out all modalities of the data but `kept`."""
+    """Returns the `views` that disable all modalities of the data except `kept`."""
     return {m: None for m in INPUTS if data_cfg.get(m) is not None and m not in kept}
 
 
-def to_json(data_cfg: Mapping[str, Any], views: Mapping[str, Any]) -> str:
-    """The sections that `views` change, complete, as JSON that is equal for equal changes."""
-    changed = {k: v for k, v in merge(data_cfg, views).items() if v != data_cfg.get(k)}
+def to_json(data_cfg: Mapping[str, Any], views: Mapping[str, Any], *, key: str = "views") -> str:
+    """Returns the complete sections that `views` changes as JSON, equal for equal changes."""
+    merged = merge(data_cfg, views, key=key)
+    changed = {k: v for k, v in merged.items() if v != data_cfg.get(k)}
     return json.dumps(changed, sort_keys=True)
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """The sections that `to_json` wrote. JSON has no tuples; the data config has no lists."""
-    return _tuples(json.loads(text))
+    """Returns the sections from `to_json`. Lists become tuples: the data config has no lists."""
+    return _as_tuples(json.loads(text))
 
 
-def _replaced(value: Any, changes: Any) -> Any:
+def _merge_values(value: Any, changes: Any) -> Any:
     if not (isinstance(value, Mapping) and isinstance(changes, Mapping)):
         return changes
-    return {**value, **{key: _replaced(value.get(key), new) for key, new in changes.items()}}
+    return {**value, **{key: _merge_values(value.get(key), new) for key, new in changes.items()}}
 
 
-def _tuples(value: Any) -> Any:
+def _as_tuples(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
+        return tuple(_as_tuples(item) for item in value)
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
+        return {key: _as_tuples(item) for key, item in value.items()}
     return value

@@ -20,6 +20,70 @@ from mmjax.errors import UserError
 from mmjax.modalities import INPUTS
 
 
+def embed_dataset(
+    modalities: Sequence[str],
+    *,
+    out: str,
+    recipe: str = "tvl",
+    run: str = "",
+    weights: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    variants: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> str:
+    """Writes features for a recipe of --task=touch, or for a run, as `mmjax embed` does.
+
+    Args:
+      modalities: Modalities to compute features of.
+      out: Directory of features to write.
+      recipe: Name or .py file of a recipe; ignored with `run`.
+      run: A run whose recipe, and by default whose weights, to use.
+      weights: Sources of the weights, as in `config.init_from`.
+      overrides: `--config.key=value` arguments.
+      variants, batch_size, progress: See `embed`.
+
+    Returns:
+      A description of the result, with what to run next, for the user.
+
+    Raises:
+      UserError: Neither `weights` nor `run` is given, or `embed` fails.
+    """
+    from mmjax import config
+    from mmjax.checkpoints import find
+    from mmjax.checkpoints.run_dir import RunDir
+    from mmjax.neighbors import search_dataset
+
+    if not (weights or run):
+        raise UserError(
+            "Pass --weights SOURCE, or --run RUN to use the recipe and weights of a run."
+        )
+    if run:
+        cfg = RunDir(find.find(run)[0], create=False).read_config()
+        config.apply(cfg, overrides)
+    else:
+        cfg = config.load("touch", recipe, overrides)
+    embed(
+        cfg,
+        modalities,
+        weights=weights or [run],
+        out=out,
+        variants=variants,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    if cfg.task == "touch":
+        lines = [f"  --config.data.{modality}.features={out}" for modality in modalities]
+        return "\n".join([f"{out}: to train with these features, add", *lines])
+    lines = []
+    for modality in modalities:
+        command = search_dataset.command(
+            out, data=cfg.data.train, split=cfg.data.get("split", "train"), modality=modality
+        )
+        lines += [f"{out}: features of {modality}.", f"Next: {command}"]
+    return "\n".join(lines)
+
+
 def embed(
     cfg: Any,
     modalities: Sequence[str],
@@ -30,7 +94,7 @@ def embed(
     batch_size: int = 64,
     progress: bool = True,
 ) -> None:
-    """Writes the features of the training split of a recipe, as `mmjax.data.pipeline.precomputed_features` reads them.
+    """Writes the features of the training split of a recipe.
 
     Args:
       cfg: a recipe with one source of data, of the touch or the guided task.

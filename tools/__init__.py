@@ -1,1 +1,1 @@
-"""Commands: one file per `mmjax NAME`, importable as `mmjax.tools`."""
+"""The commands of `mmjax`, one file each; importable as `mmjax.tools`."""

@@ -2,15 +2,76 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from mmjax.errors import UserError
+from mmjax.files import atomic_open
 from mmjax.formats import published_checkpoints, tf_checkpoint, torch_reader, word_vectors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """The result of a conversion or an inspection.
+
+    Attributes:
+      message: A description for the user.
+      has_problems: Whether an inspection found problems that would stop the conversion.
+    """
+
+    message: str
+    has_problems: bool = False
+
+
+def convert(
+    sources: Sequence[str],
+    *,
+    out: str | None = None,
+    to: str | None = None,
+    inspect: bool = False,
+    as_json: bool = False,
+    head_dim: int | None = None,
+    quick_gelu: bool = False,
+    allow: Sequence[str] = (),
+    vocab: str | None = None,
+) -> Result:
+    """Converts, exports or describes, depending on the sources and on `to`.
+
+    Args:
+      sources: Published files, or with `to` one run directory.
+      out: The path to write; may be omitted with `inspect`.
+      to: Format to export a run to; see `mmjax.convert.export.export`.
+      inspect: Whether to only describe the sources.
+      as_json: Whether the description is JSON.
+      head_dim, quick_gelu, allow, vocab: See `convert_checkpoint`.
+
+    Raises:
+      UserError: The arguments do not fit together, or the sources cannot be converted.
+    """
+    if not out and not inspect:
+        raise UserError("Pass --out PATH to convert, or --inspect to describe the sources.")
+    if to:
+        if inspect or len(sources) > 1:
+            raise UserError(f"--to {to} takes exactly one run directory and --out.")
+        from mmjax.convert import export  # imports jax
+
+        return Result(message="\n".join(export.export(sources[0], to=to, out=out)))
+    if len(sources) == 1 and word_vectors.is_word_vectors(sources[0]):
+        return convert_word_vectors(sources[0], out=out, inspect=inspect, vocab=vocab)
+    return convert_checkpoint(
+        sources,
+        out=out,
+        inspect=inspect,
+        as_json=as_json,
+        head_dim=head_dim,
+        quick_gelu=quick_gelu,
+        allow=allow,
+        vocab=vocab,
+    )
 
 
 def convert_checkpoint(
@@ -23,7 +84,7 @@ def convert_checkpoint(
     quick_gelu: bool = False,
     allow: Sequence[str] = (),
     vocab: str | None = None,
-) -> int:
+) -> Result:
     """Converts published weights to a run directory, or describes them.
 
     Args:
@@ -35,9 +96,6 @@ def convert_checkpoint(
       head_dim, quick_gelu, vocab: see the plans, `vatt_plan.plan`, `tvl_plan.plan` and
         `guided_plan.plan`.
       allow: see `run.convert`.
-
-    Returns:
-      The exit status: 0, or 1 if `inspect` finds problems.
 
     Raises:
       UserError: anything the user can put right.
@@ -62,22 +120,24 @@ def convert_checkpoint(
         plan = vatt_plan.plan(prefix, head_dim=head_dim, vocab=vocab)
     if inspect:
         if as_json:
-            print(json.dumps({**run.summary(plan), "keys": run.rows(plan)}, indent=1))
+            message = json.dumps({**run.summary(plan), "keys": run.rows(plan)}, indent=1)
         else:
-            print(run.report(plan, arrays=False))
-        return int(bool(plan.problems))
+            message = run.report(plan, arrays=False)
+        return Result(message=message, has_problems=bool(plan.problems))
     run.convert(plan, out, allow=allow)
-    facts = run.summary(plan)
-    print(
-        f"{out}: {run.name_of(facts['model'])}, step {facts['step']}, {facts['parameters']:,} "
-        f"parameters in {facts['arrays']} arrays. Every name is in {run.REPORT}.\n"
-        f"Start from it with --override_checkpoint={out}"
-    )
-    for note in plan.notes:
-        print(note)
+    summary = run.summary(plan)
+    lines = [
+        f"{out}: {run.name_of(summary['model'])}, step {summary['step']}, "
+        f"{summary['parameters']:,} parameters in {summary['arrays']} arrays. {run.REPORT} lists "
+        "every name.",
+        f"To start from it: --override_checkpoint={out}",
+        *plan.notes,
+    ]
     if plan.fresh:
-        print(f"{len(plan.fresh)} arrays are fresh: {', '.join(plan.fresh[:8])}")
-    return 0
+        lines.append(
+            f"{len(plan.fresh)} arrays are randomly initialized: {', '.join(plan.fresh[:8])}"
+        )
+    return Result(message="\n".join(lines))
 
 
 def _tensorflow(sources: Sequence[str]) -> str:
@@ -99,48 +159,35 @@ def _tensorflow(sources: Sequence[str]) -> str:
     return prefix
 
 
-def export(source: str, *, to: str, out: str) -> int:
-    """Writes parameters of a run under PyTorch's names; see `mmjax.convert.export.export`."""
-    from mmjax.convert import export as exporting  # imports jax
-
-    for line in exporting.export(source, to=to, out=out):
-        print(line)
-    return 0
-
-
 def convert_word_vectors(
     source: str, *, out: str | None, inspect: bool = False, vocab: str | None = None
-) -> int:
-    """Converts a pickle of word embeddings to a plain .npz, or describes it.
+) -> Result:
+    """Converts a pickle of word embeddings to an .npz file, or describes it.
 
     Raises:
-      UserError: the file is not such a table, or `vocab` has another number of words.
+      UserError: The file is not a table of word embeddings, or `vocab` has another number of words.
     """
     table = word_vectors.load(source)
-    print(f"{source}: {len(table)} words, {table.shape[1]} features.")
+    description = f"{source}: {len(table)} words, {table.shape[1]} features."
     if vocab is not None:
         if not pathlib.Path(vocab).is_file():
-            raise UserError(f"--vocab {vocab}: there is no such file.")
+            raise UserError(f"--vocab {vocab}: no such file.")
         lines = pathlib.Path(vocab).read_text(encoding="utf-8").splitlines()
         count = sum(1 for line in lines if line.strip())
         if count != len(table):
-            raise UserError(f"--vocab {vocab} has {count} words, {source} {len(table)}.")
+            raise UserError(
+                f"--vocab {vocab} has {count} words, but {source} has {len(table)} embeddings."
+            )
     if inspect:
-        return 0
+        return Result(message=description)
     path = pathlib.Path(out)
     if path.suffix != ".npz":
-        raise UserError(f"--out {out}: a table of words becomes a file that ends with .npz.")
+        raise UserError(f"--out {out}: expected a name that ends in .npz for word embeddings.")
     if path.exists():
-        raise UserError(f"--out {out} is there already. Give another, or delete it.")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        raise UserError(f"--out {out} already exists. Choose another name, or delete it.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with atomic_open(path, "wb") as file:
             np.savez(file, **{word_vectors.KEY: table})
-        partial.rename(path)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    print(f"{out}: start from it with --config.init_from={out}")
-    return 0
+    return Result(message=f"{description}\n{out}: to start from it, --config.init_from={out}")

@@ -8,7 +8,6 @@ Alignment, arXiv 2402.13232).
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -90,48 +89,28 @@ def report(
     return found
 
 
-def add(commands) -> None:
-    """Adds the command `thresholds` to the parser of `mmjax`."""
-    p = commands.add_parser(
-        "thresholds",
-        help="thresholds of semantic_retrieval from synonyms",
-        description="Encodes words and their synonyms with the text tower of a run and prints, as "
-        "JSON, percentiles of their cosines: from which on captions mean the same to this model. "
-        "minus_published compares them with TVL's, which tells which --prompt and --pairs those "
-        "were made with.",
-    )
-    p.add_argument("model_dir", metavar="RUN", help="run directory whose model has text")
-    p.add_argument(
-        "--synonyms",
-        default="tactile",
-        metavar="FILE",
-        help='{"word": ["synonym", …], …} as JSON (default: the table of mmjax for touch)',
-    )
-    p.add_argument("--prompt", default="", help="text in front of each word (none)")
-    p.add_argument(
-        "--pairs",
-        choices=tuple(_PAIRS),
-        default="key",
-        help="a word and its synonyms, or all of them with each other (key)",
-    )
-    p.add_argument(
-        "--percentiles",
-        type=float,
-        nargs="+",
-        default=list(PERCENTILES),
-        metavar="P",
-        help="of the cosines (0 25 50 75)",
-    )
-    p.set_defaults(run=_run)
+def thresholds_of_run(
+    model_dir: str,
+    *,
+    synonyms: str = "tactile",
+    prompt: str = "",
+    pairs: str = "key",
+    percentiles: Sequence[float] = PERCENTILES,
+) -> dict[str, Any]:
+    """Returns the report of `report` for the text tower of a run.
 
-
-def _run(args) -> int:
+    Args:
+      model_dir: The run directory.
+      synonyms: A JSON file, or the name of a built-in table; see
+        `mmjax.data.text.synonyms.load_synonyms`.
+      prompt, pairs: See `similarities`.
+      percentiles: See `report`.
+    """
     import mmjax
     from mmjax.data.text.synonyms import load_synonyms
 
-    synonyms = load_synonyms(args.synonyms)
-    # Whatever the training computed in: percentiles are given to more digits than bfloat16 has.
-    model = mmjax.load(args.model_dir, overrides=["--config.model.dtype=float32"])
-    cosines = similarities(synonyms, model.embed_text, prompt=args.prompt, pairs=args.pairs)
-    print(json.dumps(report(cosines, args.percentiles), indent=1, ensure_ascii=False))
-    return 0
+    table = load_synonyms(synonyms)
+    # Percentiles are printed with more digits than bfloat16 has, so compute in float32.
+    model = mmjax.load(model_dir, overrides=["--config.model.dtype=float32"])
+    cosines = similarities(table, model.embed_text, prompt=prompt, pairs=pairs)
+    return report(cosines, percentiles)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -16,74 +17,70 @@ from tqdm import tqdm
 from mmjax.errors import UserError
 
 if TYPE_CHECKING:  # which import TensorFlow and JAX
-    from mmjax.data.sources.registry import Source
+    from mmjax.data.sources.base import Source
     from mmjax.neighbors import Found
 
 _WORK = "search.npz"
 _QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 
 
-def add(commands) -> None:
-    """Adds the command `neighbors`."""
-    p = commands.add_parser(
-        "neighbors",
-        help="find the nearest neighbors of records by their features",
-        description="Writes the k nearest neighbors of each row of features, by cosine, without "
-        "itself, as the folder that data.pairs.path takes. The search is exact, and features need "
-        "not fit into memory. Run again after an interruption, it goes on where it stopped.",
-    )
-    p.add_argument(
-        "features",
-        metavar="FEATURES",
-        help="a folder of `mmjax sentences` or `mmjax embed`, or a .npy file of floats [N, D]",
-    )
-    p.add_argument("--out", metavar="PAIRS", help="the folder of pairs")
-    p.add_argument("--modality", help="text, image, … (default: the only one there is)")
-    p.add_argument("--split", default="train", help="which one (train)")
-    p.add_argument("--data", metavar="DATASET", help="the dataset that the features are of")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a search, called like the flags of `mmjax neighbors`.
 
-    which = p.add_argument_group("which neighbors")
-    which.add_argument("--k", type=int, default=1, help="neighbors of each record (1)")
-    which.add_argument(
-        "--min-similarity", type=float, default=-1.0, metavar="S", help="leave out pairs below (-1)"
-    )
-    which.add_argument(
-        "--exclude-duplicates",
-        nargs="?",
-        choices=("captions", "features"),
-        const=True,
-        help="never pair records with the same caption, but for case and white space (needs "
-        "--data), or with the same features (default: captions for text, else features)",
-    )
-    which.add_argument(
-        "--mutual", action="store_true", help="keep pairs where each is among the k of the other"
-    )
-    which.add_argument(
-        "--scope",
-        help="only among records of one group: label; subreddit, year or subreddit-year of folders "
-        "<subreddit>_<year>_<number>; or TABLE.csv:COLUMN (.tsv, .jsonl, .ndjson, .parquet), "
-        "joined by the column path, filename, file or image. Needs --data",
-    )
-    which.add_argument("--groups", metavar="FILE.npy", help="the groups as integers [N]")
+    Attributes:
+      features: A directory of precomputed features, or a .npy file of floats [N, D].
+      out: Directory of pairs to write, as `data.pairs.path` reads it; '' with `plan`.
+      plan: Whether only the plan is needed.
+      modality: Modality of the features; '' if the directory has only one.
+      split: Split of the dataset.
+      data: The dataset of the features; None if nothing needs it.
+      k: Number of neighbors per record.
+      min_similarity: Pairs of a lower cosine similarity are dropped.
+      exclude_duplicates: Records never paired: with the same 'captions', or the same 'features';
+        True chooses 'captions' for text and 'features' otherwise; None pairs all.
+      mutual: Whether to keep only pairs in which each record is among the k nearest of the other.
+      scope: Restricts neighbors to records of one group; see `mmjax.data.pairs.scopes`.
+      groups: Alternatively, a .npy file with the group of each record, integers [N].
+      dtype: Type of the first pass: 'auto', 'float32' or 'bfloat16'. The result is the same.
+      memory: GiB for features on each device; None uses what is available.
+      block: Number of rows of a matrix product; None chooses by device.
+      show: Number of records in the report whose neighbors are printed.
+      figure: A PNG file for a drawing of records and their neighbors; '' draws none.
+      progress: Whether to show progress bars.
+    """
 
-    how = p.add_argument_group("how to search")
-    how.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16"),
-        help="of the first pass; the result is the same (auto: float32 on CPUs, else bfloat16)",
-    )
-    how.add_argument(
-        "--memory", type=float, metavar="GIB", help="for features on each device (as it has)"
-    )
-    how.add_argument("--block", type=int, metavar="N", help="rows of a product (1024 or 8192)")
-    how.add_argument("--plan", action="store_true", help="only say what it would take")
-    how.add_argument("--quiet", action="store_true", help="no progress bar")
+    features: str
+    out: str = ""
+    plan: bool = False
+    modality: str = ""
+    split: str = "train"
+    data: str | None = None
+    k: int = 1
+    min_similarity: float = -1.0
+    exclude_duplicates: bool | Literal["captions", "features"] | None = None
+    mutual: bool = False
+    scope: str | None = None
+    groups: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    memory: float | None = None
+    block: int | None = None
+    show: int = 0
+    figure: str = ""
+    progress: bool = True
 
-    look = p.add_argument_group("to look at")
-    look.add_argument("--show", type=int, default=0, metavar="N", help="print N examples")
-    look.add_argument("--figure", metavar="PNG", help="draw 8 examples, or as many as --show says")
-    p.set_defaults(run=_run)
+    def __post_init__(self):
+        if not self.out and not self.plan:
+            raise UserError("Pass --out DIR to write pairs, or --plan.")
+        for name in ("k", "block"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1; got {value}.")
+        if not -1 <= self.min_similarity <= 1:
+            raise UserError(
+                f"--min-similarity must be a cosine, from -1 to 1; got {self.min_similarity}."
+            )
+        if self.memory is not None and self.memory <= 0:
+            raise UserError(f"--memory must be positive; got {self.memory}.")
 
 
 def command(features: str, *, data: str, split: str, modality: str = "") -> str:
@@ -102,105 +99,179 @@ def command(features: str, *, data: str, split: str, modality: str = "") -> str:
     return shlex.join(words)
 
 
-def _run(args) -> int:
-    from mmjax import neighbors
-    from mmjax.data.pairs import positives
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """Neighbors that a search has written.
 
-    if not args.out and not args.plan:
-        raise UserError("Give --out PAIRS, or --plan.")
-    for option in ("k", "block"):
-        if (value := getattr(args, option)) is not None and value < 1:
-            raise UserError(f"--{option} {value} must be at least 1.")
-    if not -1 <= args.min_similarity <= 1:
-        raise UserError(f"--min-similarity {args.min_similarity} is a cosine, between -1 and 1.")
-    if args.memory is not None and args.memory <= 0:
-        raise UserError(f"--memory {args.memory} must be above 0.")
-    features, modality, name = _features(args)
-    count = len(features)
-    if args.k >= max(count, 2):
-        raise UserError(f"--k {args.k}: of {count} records each has {count - 1} others at most.")
-    kind = args.exclude_duplicates
-    if kind is True:
-        kind = "captions" if modality == "text" else "features"
-    source = _source(args, kind, name, count)
-    captions, filenames = _contexts(args, source)
-    groups = _groups(args, source, filenames, count)
-    texts = [" ".join((*own, "")[0].split()).casefold() for own in captions]
-    same = None
-    if kind == "captions":
-        numbers: dict[str, int] = {}
-        same = np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
-    settings = neighbors.choose_settings(
-        args.dtype, block=args.block, device_bytes=args.memory and args.memory * 2**30
-    )
-    if count:
+    Attributes:
+      found: The neighbors and their similarities.
+      report: A description for the user.
+    """
+
+    found: Found
+    report: str
+
+
+class Search:
+    """A nearest-neighbor search among the features of a dataset."""
+
+    def __init__(self, options: Options):
+        """Opens the features, and the dataset if the options need it.
+
+        Raises:
+          UserError: The options do not fit together, or to the features and the dataset.
+        """
+        from mmjax import neighbors
+
+        self.options = options
+        self._features, self._modality, self._name = _features(options)
+        count = len(self._features)
+        if options.k >= max(count, 2):
+            raise UserError(
+                f"--k must be at most {max(count - 1, 1)} for {count} records; got {options.k}."
+            )
+        self._kind = options.exclude_duplicates
+        if self._kind is True:
+            self._kind = "captions" if self._modality == "text" else "features"
+        self._source = _source(options, self._kind, self._name, count)
+        self._captions, filenames = _contexts(options, self._source)
+        self._groups = _groups(options, self._source, filenames, count)
+        self._settings = neighbors.choose_settings(
+            options.dtype,
+            block=options.block,
+            device_bytes=options.memory and options.memory * 2**30,
+        )
+
+    def plan(self) -> str:
+        """Returns a description of the time and memory that `run` needs; '' without records."""
+        if not len(self._features):
+            return ""
         with _logging():
-            _print_plan(features, args.k, settings, groups)
-    if args.plan:
-        return 0
-    out = os.path.expanduser(args.out)
-    os.makedirs(out, exist_ok=True)
-    work = os.path.join(out, _WORK)
-    with _logging():
-        with _bar("read", count, " rows", args.quiet) as progress:
-            prepared = neighbors.prepare(
-                features, groups=groups, same=same, equal=kind is None, progress=progress
+            return _plan(self._features, self.options.k, self._settings, self._groups)
+
+    def run(self) -> Result:
+        """Finds the neighbors and writes them; an interrupted search continues where it stopped."""
+        from mmjax import neighbors
+        from mmjax.data.pairs import positives
+
+        options, features, source = self.options, self._features, self._source
+        texts = [" ".join((*own, "")[0].split()).casefold() for own in self._captions]
+        same = None
+        if self._kind == "captions":
+            numbers: dict[str, int] = {}
+            same = np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
+        directory = os.path.expanduser(options.out)
+        os.makedirs(directory, exist_ok=True)
+        work = os.path.join(directory, _WORK)
+        with _logging():
+            with _bar("read", len(features), " rows", options.progress) as progress:
+                prepared = neighbors.prepare(
+                    features,
+                    groups=self._groups,
+                    same=same,
+                    equal=self._kind is None,
+                    progress=progress,
+                )
+            scores = self._settings.block**2
+            total = neighbors.products(prepared.rows, self._settings) * scores
+            with _bar("search", total, " scores", options.progress) as progress:
+                found = neighbors.nearest(
+                    prepared,
+                    k=options.k,
+                    settings=self._settings,
+                    work=work,
+                    progress=lambda products: progress(products * scores),
+                )
+        both = neighbors.mutual(found)
+        keep = (found.neighbors >= 0) & (found.similarity >= options.min_similarity)
+        below = int(((found.neighbors >= 0) & ~keep).sum())
+        if options.mutual:
+            keep &= both
+        _keep(found, keep, both)
+        positives.write_pairs(
+            options.out,
+            found.neighbors,
+            found.similarity,
+            dataset=source.info.name if source else self._name,
+            split=options.split,
+            made={
+                "of": os.path.abspath(os.path.expanduser(options.features)),
+                "modality": self._modality,
+                "k": options.k,
+                "min_similarity": options.min_similarity,
+                "exclude_duplicates": self._kind,
+                "mutual": options.mutual,
+                "scope": options.scope or options.groups,
+                "features": prepared.content,
+            }
+            | found.counts,
+        )
+        if os.path.exists(work):
+            os.remove(work)
+        lines = [*_summary(options.out, found, both, texts, below), *self._examples(found)]
+        if options.figure:
+            lines += self._draw(found)
+        if source:
+            command = ["python", "-m", "mmjax.main", "--task=guided", "--config=pairs"]
+            command += [f"--config.data.train={options.data}"]
+            command += [f"--config.data.pairs.path={options.out}"]
+            lines.append(f"Next: {shlex.join(command)}")
+        return Result(found=found, report="\n".join(lines))
+
+    def _examples(self, found: Found) -> Iterator[str]:
+        """Yields captions of records and their neighbors."""
+        for record in _sample(found, self.options.show):
+            (head, text), *others = self._labels(found, record)
+            yield from ("", f"{head}: {text}", *(f"  {h}: {t}" for h, t in others))
+
+    def _draw(self, found: Found) -> Iterator[str]:
+        """Draws records and their neighbors, and yields a line that names the file."""
+        from mmjax.neighbors import figure
+
+        rows = []
+        for record in _sample(found, self.options.show or 8):
+            names = [record, *(int(n) for n in found.neighbors[record] if n >= 0)][:6]
+            labels = self._labels(found, record)[:6]
+            rows.append(
+                [
+                    (_image(self._source, number), head, text)
+                    for number, (head, text) in zip(names, labels, strict=True)
+                ]
             )
-        scores = settings.block**2
-        total = neighbors.products(prepared.rows, settings) * scores
-        with _bar("search", total, " scores", args.quiet) as progress:
-            found = neighbors.nearest(
-                prepared,
-                k=args.k,
-                settings=settings,
-                work=work,
-                progress=lambda products: progress(products * scores),
-            )
-    both = neighbors.mutual(found)
-    keep = (found.neighbors >= 0) & (found.similarity >= args.min_similarity)
-    below = int(((found.neighbors >= 0) & ~keep).sum())
-    if args.mutual:
-        keep &= both
-    _keep(found, keep, both)
-    positives.write_pairs(
-        args.out,
-        found.neighbors,
-        found.similarity,
-        dataset=source.info.name if source else name,
-        split=args.split,
-        made={
-            "of": os.path.abspath(os.path.expanduser(args.features)),
-            "modality": modality,
-            "k": args.k,
-            "min_similarity": args.min_similarity,
-            "exclude_duplicates": kind,
-            "mutual": args.mutual,
-            "scope": args.scope or args.groups,
-            "features": prepared.content,
-        }
-        | found.counts,
-    )
-    if os.path.exists(work):
-        os.remove(work)
-    print("\n".join(_summary(args.out, found, both, texts, below)))
-    if args.show or args.figure:
-        _look(args, found, source, captions)
-    if source:
-        train = ["python", "-m", "mmjax.main", "--task=guided", "--config=pairs"]
-        train += [f"--config.data.train={args.data}", f"--config.data.pairs.path={args.out}"]
-        print(f"Next: {shlex.join(train)}")
-    return 0
+        if not rows:
+            return
+        path = self.options.figure
+        try:
+            figure.draw(rows, path, title=f"{self._source.name}: records and their neighbors")
+        except (OSError, ValueError) as error:
+            raise UserError(f"--figure {path} cannot be written: {error}.") from error
+        yield f"{path}: {len(rows)} records and their nearest neighbors."
+
+    def _labels(self, found: Found, record: int) -> list[tuple[str, str]]:
+        """Returns (similarity and index, caption) of a record and its neighbors."""
+        names = [record, *(int(n) for n in found.neighbors[record] if n >= 0)]
+        heads = [f"record {record}"]
+        similarities = found.similarity[record][: len(names) - 1]
+        heads += [f"{s:.3f}  record {n}" for n, s in zip(names[1:], similarities, strict=True)]
+        texts = [(*self._captions[number], "(no caption)")[0] for number in names]
+        return list(zip(heads, texts, strict=True))
 
 
-def _features(args) -> tuple[np.ndarray, str, str]:
+def _sample(found: Found, count: int) -> list[int]:
+    """Returns `count` random records that have a neighbor, in order."""
+    records = np.flatnonzero(found.neighbors[:, 0] >= 0)
+    return sorted(np.random.default_rng(0).permutation(records)[:count].tolist())
+
+
+def _features(options) -> tuple[np.ndarray, str, str]:
     """(features, modality, name of the dataset)."""
     from mmjax.data.pipeline import precomputed_features
 
-    directory = os.path.expanduser(args.features)
+    directory = os.path.expanduser(options.features)
     if directory.endswith(".npy"):
         path, modality, name = (
             directory,
-            args.modality or "",
+            options.modality or "",
             os.path.basename(directory)[: -len(".npy")],
         )
         content = None
@@ -208,12 +279,12 @@ def _features(args) -> tuple[np.ndarray, str, str]:
         content = precomputed_features.read_description(directory)
         if content is None:
             raise UserError(
-                f"{args.features} is no folder of features: it has no {precomputed_features.FILE}. `mmjax "
+                f"{options.features} is no folder of features: it has no {precomputed_features.FILE}. `mmjax "
                 "sentences` and `mmjax embed` write such; or name a .npy file."
             )
-        modality = args.modality or _only_modality(os.path.join(directory, args.split))
+        modality = options.modality or _only_modality(os.path.join(directory, options.split))
         path, name = (
-            precomputed_features.features_path(directory, args.split, modality),
+            precomputed_features.features_path(directory, options.split, modality),
             content["dataset"],
         )
     if content and not os.path.exists(path):
@@ -229,10 +300,10 @@ def _features(args) -> tuple[np.ndarray, str, str]:
             "Features with several rows for each (`mmjax sentences --captions all`, `mmjax embed "
             "--variants`) are for training: make them with one."
         )
-    if content and content["num_examples"].get(args.split) != len(features):
+    if content and content["num_examples"].get(options.split) != len(features):
         raise UserError(
             f"{path} has {len(features)} rows, but {precomputed_features.FILE} says "
-            f"{content['num_examples'].get(args.split, 0)}: compute the features again."
+            f"{content['num_examples'].get(options.split, 0)}: compute the features again."
         )
     return features, modality, name
 
@@ -252,13 +323,13 @@ def _only_modality(directory: str) -> str:
     return found[0]
 
 
-def _source(args, kind: str | None, name: str, count: int) -> Source | None:
+def _source(options, kind: str | None, name: str, count: int) -> Source | None:
     """The dataset, if it is given."""
-    if not args.data:
+    if not options.data:
         needs = {
-            "--scope": args.scope,
-            "--show": args.show,
-            "--figure": args.figure,
+            "--scope": options.scope,
+            "--show": options.show,
+            "--figure": options.figure,
             "--exclude-duplicates captions": kind == "captions",
         }
         if lacking := [option for option, value in needs.items() if value]:
@@ -266,54 +337,59 @@ def _source(args, kind: str | None, name: str, count: int) -> Source | None:
         return None
     from mmjax.data.sources import registry as sources
 
-    source = sources.open_source(args.data, split=args.split)
-    of_file = args.features.endswith(".npy")
+    source = sources.open_source(options.data, split=options.split)
+    of_file = options.features.endswith(".npy")
     if source.num_examples != count or (source.info.name != name and not of_file):
         raise UserError(
-            f"--data {args.data} has {source.num_examples} records of {source.info.name}/"
-            f"{args.split}, but the features are {count} of {name}/{args.split}."
+            f"--data {options.data} has {source.num_examples} records of {source.info.name}/"
+            f"{options.split}, but the features are {count} of {name}/{options.split}."
         )
     return source
 
 
-def _contexts(args, source: Source | None) -> tuple[Sequence[Sequence[str]], Sequence[str]]:
+def _contexts(options, source: Source | None) -> tuple[Sequence[Sequence[str]], Sequence[str]]:
     """(captions, file names) of all records; nothing without a dataset."""
     if source is None:
         return [], []
     from mmjax.data.sources import captions
 
-    found = captions.read_contexts(source, range(source.num_examples))
+    found = captions.read_captions_and_filenames(source, range(source.num_examples))
     texts, filenames = [], []
     for own, name in tqdm(
-        found, "captions", source.num_examples, unit=" records", disable=args.quiet
+        found, "captions", source.num_examples, unit=" records", disable=not options.progress
     ):
         texts.append(own)
         filenames.append(name)
     return texts, filenames
 
 
-def _groups(args, source: Source | None, filenames: Sequence[str], count: int) -> np.ndarray | None:
+def _groups(
+    options, source: Source | None, filenames: Sequence[str], count: int
+) -> np.ndarray | None:
     from mmjax.data.pairs import scopes
 
-    if args.scope and args.groups:
+    if options.scope and options.groups:
         raise UserError("--scope and --groups both say who may be whose neighbor: give one.")
-    if args.scope:
-        return scopes.groups_of(args.scope, source, filenames)
-    if not args.groups:
+    if options.scope:
+        return scopes.groups_of(options.scope, source, filenames)
+    if not options.groups:
         return None
     try:
-        groups = np.lib.format.open_memmap(os.path.expanduser(args.groups), mode="r")
+        groups = np.lib.format.open_memmap(os.path.expanduser(options.groups), mode="r")
     except (OSError, ValueError) as error:
-        raise UserError(f"--groups {args.groups} cannot be read as an array: {error}.") from error
+        raise UserError(
+            f"--groups {options.groups} cannot be read as an array: {error}."
+        ) from error
     if groups.shape != (count,) or not np.issubdtype(groups.dtype, np.integer):
         raise UserError(
-            f"--groups {args.groups} is {groups.dtype} {list(groups.shape)}; expected integers "
+            f"--groups {options.groups} is {groups.dtype} {list(groups.shape)}; expected integers "
             f"[{count}], one for each row of the features."
         )
     return groups
 
 
-def _print_plan(features: np.ndarray, k: int, settings: Any, groups: np.ndarray | None) -> None:
+def _plan(features: np.ndarray, k: int, settings: Any, groups: np.ndarray | None) -> str:
+    """Returns a description of the time and memory of a search."""
     from mmjax import neighbors
     from mmjax.monitor import report
 
@@ -330,7 +406,7 @@ def _print_plan(features: np.ndarray, k: int, settings: Any, groups: np.ndarray 
         f"{report.format_bytes(found['host_bytes'])} on the host; unit vectors are {where}; "
         f"passes over the features: {found['passes']}",
     ]
-    print("\n".join(lines), flush=True)
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager
@@ -346,9 +422,9 @@ def _logging() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int, unit: str, quiet: bool) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, total: int, unit: str, show: bool) -> Iterator[Callable[[int], None]]:
     with tqdm(
-        desc=what, total=total, unit=unit, unit_scale=True, disable=quiet, file=sys.stderr
+        desc=what, total=total, unit=unit, unit_scale=True, disable=not show, file=sys.stderr
     ) as bar:
         yield bar.update
 
@@ -391,36 +467,6 @@ def _summary(
         others = found.neighbors[rows, places]
         equal = sum(texts[row] == texts[other] for row, other in zip(rows, others, strict=True))
         yield f"same caption: {equal} pairs ({equal / len(rows):.0%})"
-
-
-def _look(args, found: Found, source: Source, captions: Sequence[Sequence[str]]) -> None:
-    """Prints and draws some records beside their neighbors."""
-    from mmjax.neighbors import figure
-
-    having = np.flatnonzero(found.neighbors[:, 0] >= 0)
-    if not len(having):
-        return
-    chosen = np.random.default_rng(0).permutation(having)[: args.show or 8]
-    rows = []
-    for record in map(int, np.sort(chosen)):
-        names = [record, *(int(n) for n in found.neighbors[record] if n >= 0)]
-        cosines = found.similarity[record][: len(names) - 1]
-        heads = [f"record {record}"]
-        heads += [f"{s:.3f}  record {n}" for n, s in zip(names[1:], cosines, strict=True)]
-        texts = [(*captions[number], "(no caption)")[0] for number in names]
-        rows.append(list(zip(names, heads, texts, strict=True)))
-        if args.show:
-            print("\n".join(["", f"{heads[0]}: {texts[0]}"]))
-            print("\n".join(f"  {h}: {t}" for h, t in zip(heads[1:], texts[1:], strict=True)))
-    if not args.figure:
-        return
-    drawn = [[(_image(source, number), h, t) for number, h, t in row[:6]] for row in rows]
-    title = f"{source.name}: records and their nearest neighbors"
-    try:
-        figure.draw(drawn, args.figure, title=title)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{args.figure} cannot be written: {error}.") from error
-    print(f"{args.figure}: {len(rows)} records and their neighbors")
 
 
 def _image(source: Source, record: int) -> np.ndarray | None:

@@ -23,7 +23,7 @@ from mmjax.errors import UserError, choose
 from mmjax.neighbors import search_dataset
 
 if TYPE_CHECKING:  # which imports TensorFlow
-    from mmjax.data.sources.registry import Source
+    from mmjax.data.sources.base import Source
     from mmjax.sentence_encoders.backends import Encoder
 
 CHUNK = 8192  # records between two notes of how far it is
@@ -32,79 +32,64 @@ CAPTIONS = {
     "mean": "the mean of all captions",
     "all": "each caption on its own, one of which training draws at each visit",
 }
-_OPTIONS = ("batch_size", "max_length", "dtype", "width", "vocab")
 
 
-def add(commands) -> None:
-    """Adds the command."""
-    p = commands.add_parser(
-        "sentences",
-        help="embed the captions of a dataset",
-        description="Writes an embedding of the captions of each record, FEATURES/SPLIT/text.npy, "
-        "which `mmjax neighbors` and data.text.features take. Run again after an interruption, it "
-        "goes on where it stopped.",
-    )
-    p.add_argument("dataset", metavar="DATASET", help="a dataset folder, or world:NAME")
-    p.add_argument("--out", required=True, metavar="FEATURES", help="the folder of features")
-    p.add_argument(
-        "--encoder",
-        required=True,
-        metavar="E",
-        help="a folder with config.json and model.safetensors (all-MiniLM-L6-v2 and others of "
-        "BERT's kind, run in JAX); st:NAME: of the package sentence-transformers; words: bag of "
-        "words, tf-idf; vectors:FILE: mean of word vectors (fastText's .vec, or an .npz with "
-        "--vocab); npy:FILE: rows that you have",
-    )
-    p.add_argument("--split", default="train", help="which one (train)")
-    p.add_argument(
-        "--captions",
-        choices=CAPTIONS,
-        help="; ".join(f"{name}: {text}" for name, text in CAPTIONS.items()) + " (first)",
-    )
-    p.add_argument("--batch-size", type=int, metavar="N", help="texts at a time, over all devices")
-    p.add_argument("--max-length", type=int, metavar="N", help="pieces of a text (as the model's)")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="of a folder's encoder")
-    p.add_argument("--width", type=int, metavar="D", help="of words (1024)")
-    p.add_argument("--vocab", metavar="FILE", help="of vectors: the words of a table's rows")
-    p.add_argument(
-        "--ids",
-        metavar="FILE",
-        help="of npy: the file name of each row, one per line (default: rows are in the order of "
-        "the records)",
-    )
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
-    p.set_defaults(run=_sentences)
+def embed_captions(
+    dataset: str,
+    out: str,
+    *,
+    encoder: str,
+    split: str = "train",
+    captions: str | None = None,
+    ids: str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> str:
+    """Writes the embeddings of the captions of a split, or takes precomputed ones.
 
+    Args:
+      dataset: The dataset.
+      out: Directory of features to write.
+      encoder: A sentence encoder; see `mmjax.sentence_encoders.backends.make_encoder`.
+        'npy:FILE' takes the vectors of a file.
+      split: Split of the dataset.
+      captions: A key of `CAPTIONS` (default: 'first').
+      ids: With 'npy:FILE': a file with the file name of each vector, one per line.
+      progress: Whether to show a progress bar.
+      **options: Options of the encoder; None for its default.
 
-def _sentences(args) -> int:
+    Returns:
+      A description of the result for the user.
+
+    Raises:
+      UserError: The arguments do not fit together, or the captions cannot be embedded.
+    """
     from mmjax.data.sources import registry as sources
 
-    source = sources.open_source(args.dataset, split=args.split)
-    options = {name: getattr(args, name) for name in _OPTIONS}
-    kind, _, file = args.encoder.partition(":")
-    job = Job(source=source, split=args.split, out=args.out, progress=not args.quiet)
-    if kind == "npy":
-        unused = [name for name in (*_OPTIONS, "captions") if getattr(args, name) is not None]
-        if unused:
-            raise UserError(f"--{unused[0].replace('_', '-')} is not for rows that are there.")
-        result = job.take(file, ids=args.ids)
+    source = sources.open_source(dataset, split=split)
+    job = Job(source=source, split=split, out=out, progress=progress)
+    name, _, file = encoder.partition(":")
+    if name == "npy":
+        for option, value in {**options, "captions": captions}.items():
+            if value is not None:
+                flag = f"--{option.replace('_', '-')}"
+                raise UserError(f"{flag} is not an option of --encoder npy:FILE. Remove it.")
+        result = job.take(file, ids=ids)
     else:
         from mmjax.sentence_encoders import backends
 
-        if args.ids:
-            raise UserError("--ids says what the rows of --encoder npy:FILE are of.")
-        encoder = backends.make_encoder(args.encoder, **options)
-        result = job.embed(encoder, args.encoder, captions=args.captions or "first")
-    print(f"{result.path}: float32 {result.shape} of {source.name} by {args.encoder}.")
-    for notice in result.notices:
-        print(notice)
-    train = f"train on them: --config.data.text.features={args.out}"
-    if len(result.shape) == 3:  # several for each record, which have no nearest one
-        print(f"Next: {train}")
-        return 0
-    following = search_dataset.command(args.out, data=args.dataset, split=args.split)
-    print(f"Next: {following}, or {train}")
-    return 0
+        if ids:
+            raise UserError(f"--ids is an option of --encoder npy:FILE, not {encoder}. Remove it.")
+        made = backends.make_encoder(encoder, **options)
+        result = job.embed(made, encoder, captions=captions or "first")
+    lines = [
+        f"{result.path}: float32 {result.shape} of {source.name} by {encoder}.",
+        *result.notices,
+    ]
+    following = [f"--config.data.text.features={out} to train on them"]
+    if len(result.shape) == 2:  # one vector per record has nearest neighbors
+        following.insert(0, search_dataset.command(out, data=dataset, split=split))
+    return "\n".join([*lines, f"Next: {', or '.join(following)}"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,7 +249,10 @@ class Job:
             twice = next(name for row, name in enumerate(names) if row_of[name] != row)
             raise UserError(f"{ids}: {twice!r} comes twice.")
         records = [
-            name for _, name in captions.read_contexts(self.source, range(self.source.num_examples))
+            name
+            for _, name in captions.read_captions_and_filenames(
+                self.source, range(self.source.num_examples)
+            )
         ]
         places = np.array([row_of.get(name, -1) for name in records], np.int64)
         if (places < 0).all():

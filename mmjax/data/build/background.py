@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mmjax.data.storage import directories, image_files
 from mmjax.errors import UserError
+from mmjax.files import atomic_open
 
 _BLOCK = 1 << 28  # bytes of the counts that are held at a time
 
@@ -20,45 +21,48 @@ _BLOCK = 1 << 28  # bytes of the counts that are held at a time
 Source = Callable[[], Iterator[tuple[str, np.ndarray]]]
 
 
-def add(commands) -> None:
-    """Adds the command."""
-    p = commands.add_parser(
-        "background",
-        help="make the image of a touch sensor untouched",
-        description="Writes the median of touch images, pixel by pixel: what they have in common "
-        "is the sensor untouched. Give images without contact, or very many with contact.",
-    )
-    p.add_argument("paths", nargs="*", metavar="PATH", help="images, or folders of them")
-    p.add_argument("--dataset", metavar="FOLDER", help="the touch images of a dataset instead")
-    p.add_argument("--split", default="train", help="of --dataset (train)")
-    p.add_argument("--label", metavar="NAME", help="of --dataset: only this class, name or number")
-    p.add_argument("--caption", metavar="TEXT", help="of --dataset: only with this caption")
-    p.add_argument("--mean", action="store_true", help="the mean instead of the median")
-    p.add_argument("--out", required=True, metavar="FILE", help="the PNG")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
-    p.set_defaults(run=_background)
+def write_background(
+    out: str,
+    *,
+    paths: Sequence[str] = (),
+    dataset: str | None = None,
+    split: str = "train",
+    label: str | None = None,
+    caption: str | None = None,
+    mean: bool = False,
+    progress: bool = True,
+) -> tuple[tuple[int, int], int]:
+    """Writes the background of touch images as a PNG.
 
+    Args:
+      out: The PNG file.
+      paths: Image files, or directories of images.
+      dataset: A dataset whose touch images to use instead of `paths`.
+      split, label, caption: Which records of the dataset to use; see `dataset_source`.
+      mean: Whether to compute the mean instead of the median.
+      progress: Whether to show a progress bar.
 
-def _background(args) -> int:
-    if bool(args.paths) == bool(args.dataset):
-        raise UserError("Give images or folders of them, or --dataset FOLDER.")
-    if not args.out.lower().endswith(".png"):
-        raise UserError(f"--out {args.out}: a background is a .png, which loses nothing.")
-    if args.paths:
-        files = [file for file in find_images(args.paths) if not _same(file, args.out)]
+    Returns:
+      `((height, width), number of images)`.
+
+    Raises:
+      UserError: The arguments do not name images of one size, or `out` is not a .png file.
+    """
+    if bool(paths) == bool(dataset):
+        raise UserError("Give images or directories of images, or --dataset DIR, but not both.")
+    if not out.lower().endswith(".png"):
+        raise UserError(f"--out must end in .png, which is lossless; got {out}.")
+    if paths:
+        files = [file for file in find_images(paths) if not _same(file, out)]
         source, number = files_source(files), len(files)
     else:
-        source, number = dataset_source(
-            args.dataset, split=args.split, label=args.label, caption=args.caption
-        )
-    image, count = background(source, mean=args.mean, number=number, progress=not args.quiet)
-    if directory := os.path.dirname(args.out):
-        os.makedirs(directory, exist_ok=True)
-    Image.fromarray(image).save(args.out)
-    height, width = image.shape[:2]
-    kind = "mean" if args.mean else "median"
-    print(f"{args.out}: {width}×{height}, the {kind} of {count} images.")
-    return 0
+        source, number = dataset_source(dataset, split=split, label=label, caption=caption)
+    image, count = background(source, mean=mean, number=number, progress=progress)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    with atomic_open(out, "wb") as file:
+        file.write(buffer.getvalue())
+    return image.shape[:2], count
 
 
 def _same(file: str, out: str) -> bool:

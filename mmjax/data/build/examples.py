@@ -44,7 +44,7 @@ class Options:
     vocab_size: int = 65_536
 
     def __post_init__(self):
-        for name in ("fps", "size", "sample_rate", "folder_fps", "clip_seconds", "clips_per_shard"):
+        for name in ("fps", "size", "sample_rate", "frame_dir_fps", "clip_seconds", "clips_per_shard"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {value}.")

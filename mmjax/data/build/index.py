@@ -73,3 +73,22 @@ def vocabulary(
     if os.path.exists(os.path.join(path, dataset.FILE)):
         dataclasses.replace(directory.info, vocabulary="vocab.txt").save(path)
     return words
+
+
+def keyword_texts(keywords: bool, *, synonyms: str = "", prompt: str = "") -> list[str]:
+    """Returns the texts that the keyword augmentation of captions inserts.
+
+    Args:
+      keywords: Whether the augmentation is used; if not, the result is empty.
+      synonyms, prompt: Its options, as in `mmjax.data.pipeline.keywords.Keywords`.
+
+    Raises:
+      UserError: Options without `keywords`.
+    """
+    from mmjax.data.pipeline import keywords as keywords_lib
+
+    if not keywords:
+        if synonyms or prompt:
+            raise UserError("--synonyms and --prompt are options of --keywords. Add --keywords.")
+        return []
+    return keywords_lib.inserted(keywords_lib.Keywords(synonyms=synonyms, prompt=prompt))

@@ -19,7 +19,7 @@ from mmjax.errors import UserError
 
 _COLUMN = re.compile(r"^(path|start|end|split|captions?|labels?|touch|background|crop)[ _]?\d*$")
 _SEVERAL = ("caption", "label", "touch")  # columns whose cells may hold several values
-SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
+SPLIT_DIRECTORIES = ("train", "val", "valid", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def read_image_directory(directory: str, *, split: str = "train") -> list[Clip]:
     if not found:
         raise UserError(f"There are no images in {directory}.")
     tops = {parts[0] if parts else "" for parts, _ in found}
-    by_split = tops <= set(SPLIT_FOLDERS)
+    by_split = tops <= set(SPLIT_DIRECTORIES)
     clips = []
     for number, (parts, file) in enumerate(found, 1):
         classes = parts[1:] if by_split else parts
@@ -192,15 +192,17 @@ def split_by_file(clips: Sequence[Clip], fractions: Sequence[tuple[str, float]])
     return [dataclasses.replace(clip, split=split_of(clip.file)) for clip in clips]
 
 
-def parse_fractions(text: str) -> list[tuple[str, float]]:
-    """'train:0.8,test:0.2' as [('train', 0.8), ('test', 0.2)].
+def parse_fractions(text: str | None) -> tuple[tuple[str, float], ...]:
+    """Returns 'train:0.8,test:0.2' as (('train', 0.8), ('test', 0.2)), and None or '' as ().
 
     Raises:
-      UserError: another form, or fractions that do not add up to 1.
+      UserError: The text has a different form, or the fractions do not add up to 1.
     """
+    if not text:
+        return ()
     try:
         pairs = [part.split(":") for part in text.split(",")]
-        fractions = [(check_split(name.strip()), float(value)) for name, value in pairs]
+        fractions = tuple((check_split(name.strip()), float(value)) for name, value in pairs)
     except ValueError as error:
         raise UserError(f"{text!r} is not a list of fractions like train:0.8,test:0.2.") from error
     total = sum(value for _, value in fractions)
@@ -280,7 +282,7 @@ def _rows(path: str) -> Iterable[tuple[int, list[tuple[str, object]]]]:
         yield number, cells
 
 
-def free_column(name: str) -> str:
+def unreserved_column(name: str) -> str:
     """The name if a column of that name is ignored here, or another one of which that is true."""
     return f"kept_{name}" if _COLUMN.match(name) or _like(name) else name
 

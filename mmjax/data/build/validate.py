@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mmjax.cpus import available_cpus
 from mmjax.data.storage import dataset, schema, tfrecord
 from mmjax.errors import UserError
 
@@ -84,7 +85,7 @@ def validate(
     *,
     splits: Sequence[str] = (),
     max_records: int | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     progress: bool = True,
 ) -> Result:
     """Checks a dataset.
@@ -94,7 +95,7 @@ def validate(
       splits: which ones; empty = all.
       max_records: look at this many records of each split, or of each combination of splits that
         the shards name, evenly spread; None = at all.
-      workers: threads.
+      workers: Number of threads (default: one per core).
       progress: show a bar.
 
     Raises:
@@ -115,7 +116,9 @@ def validate(
     with tqdm(
         total=sum(len(rows) for *_, rows in work), desc="records", disable=not progress
     ) as bar:
-        for (split, shard, _), (found, digests) in _map(path, directory.info, work, workers):
+        for (split, shard, _), (found, digests) in _map(
+            path, directory.info, work, workers or available_cpus()
+        ):
             result.records += len(digests)
             for finding in found:
                 result.add(finding)

@@ -1,8 +1,8 @@
 """Lists of pairs as LGSSL publishes them, and folders of pairs: `mmjax pairs`.
 
-A list is JSON, `[[[directory, id], [directory, id], similarity], …]` with an optional ratio at the end of
-an entry: for an image folder/id.jpg, the image whose caption is nearest (El Banani et al. 2023,
-Learning Visual Representations via Language-Guided Sampling, arXiv 2302.12248).
+A list is JSON, `[[[directory, id], [directory, id], similarity], …]` with an optional ratio at the
+end of an entry. It pairs the image directory/id.jpg with the image of the most similar caption (El
+Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling, arXiv 2302.12248).
 """
 
 from __future__ import annotations
@@ -18,54 +18,55 @@ from mmjax.data.pairs.scopes import directory_of
 from mmjax.errors import UserError
 
 
-def add(commands) -> None:
-    """Adds the command `pairs`."""
-    p = commands.add_parser(
-        "pairs",
-        help="turn a list of pairs of LGSSL's kind into a folder of pairs, or back",
-        description="Reads LIST.json, [[[folder, id], [folder, id], similarity], …], finds the "
-        "records folder/id.* of a dataset, and writes the folder that data.pairs.path takes. Given "
-        "such a folder, it writes the list.",
-    )
-    p.add_argument("source", metavar="LIST.json|PAIRS", help="what to read")
-    p.add_argument("--data", required=True, metavar="DATASET", help="whose records they are")
-    p.add_argument("--out", required=True, metavar="PAIRS|LIST.json", help="what to write")
-    p.add_argument("--split", default="train", help="of the dataset (train)")
-    p.add_argument(
-        "--min-similarity", type=float, default=-1.0, metavar="S", help="leave out pairs below (-1)"
-    )
-    p.add_argument(
-        "--min-ratio", type=float, metavar="R", help="leave out pairs whose ratio is below (none)"
-    )
-    p.set_defaults(run=_run)
+def convert(
+    path: str,
+    out: str,
+    *,
+    data: str,
+    split: str = "train",
+    min_similarity: float = -1.0,
+    min_ratio: float | None = None,
+) -> str:
+    """Converts a list to a directory of pairs, or a directory of pairs to a list.
 
+    Args:
+      path: A list (.json), or a directory of pairs.
+      out: The directory of pairs or list to write.
+      data: The dataset of the records.
+      split: Its split.
+      min_similarity: Pairs of a lower similarity are dropped.
+      min_ratio: Pairs of a list with a lower ratio are dropped; None keeps all.
 
-def _run(args) -> int:
+    Returns:
+      A description of the result for the user.
+
+    Raises:
+      UserError: The source or the dataset cannot be read, or they share no record.
+    """
     from mmjax.data.pairs import positives
     from mmjax.data.sources import captions
     from mmjax.data.sources import registry as sources
 
-    source = sources.open_source(args.data, split=args.split)
+    source = sources.open_source(data, split=split)
     numbers = range(source.num_examples)
-    names = [record_name(file) for _, file in captions.read_contexts(source, numbers)]
-    if os.path.isdir(args.source):
-        if args.min_ratio is not None:
+    names = [record_name(file) for _, file in captions.read_captions_and_filenames(source, numbers)]
+    if os.path.isdir(path):
+        if min_ratio is not None:
             raise UserError("--min-ratio is for lists: folders of pairs have no ratios.")
-        found = positives.open_pairs(args.source, source=source, split=args.split)
-        entries = to_list(found.neighbors, found.similarity, names, least=args.min_similarity)
+        found = positives.open_pairs(path, source=source, split=split)
+        entries = to_list(found.neighbors, found.similarity, names, least=min_similarity)
         try:
-            with open(args.out, "w", encoding="utf-8") as file:
+            with open(out, "w", encoding="utf-8") as file:
                 json.dump(entries, file, ensure_ascii=False)
         except OSError as error:
-            raise UserError(f"{args.out} cannot be written: {error}.") from error
-        print(f"{args.out}: {len(entries)} pairs of {source.num_examples} records.")
-        return 0
+            raise UserError(f"{out} cannot be written: {error}.") from error
+        return f"{out}: {len(entries)} pairs of {source.num_examples} records."
     neighbors, similarity, counts = from_list(
-        read_list(args.source),
+        read_list(path),
         names,
-        least=args.min_similarity,
-        least_ratio=args.min_ratio,
-        where=args.source,
+        least=min_similarity,
+        least_ratio=min_ratio,
+        where=path,
     )
     paired = int((neighbors[:, 0] >= 0).sum())
     told = (
@@ -75,19 +76,18 @@ def _run(args) -> int:
     )
     if not paired:
         raise UserError(
-            f"{args.source} fits no record of {source.name}, so nothing is written: {told} Entries "
+            f"{path} fits no record of {source.name}, so nothing is written: {told} Entries "
             f"name folder/id of a file; the dataset's first is {'/'.join(names[0])}."
         )
     positives.write_pairs(
-        args.out,
+        out,
         neighbors,
         similarity,
         dataset=source.info.name,
-        split=args.split,
-        made={"of": os.path.basename(args.source), "min_similarity": args.min_similarity} | counts,
+        split=split,
+        made={"of": os.path.basename(path), "min_similarity": min_similarity} | counts,
     )
-    print(f"{args.out}: {told}")
-    return 0
+    return f"{out}: {told}"
 
 
 def record_name(filename: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
-"""A dataset is a folder: shards, their indexes, and `dataset.json` that says what is in them.
+"""Dataset folders: shards, their indexes, and `dataset.json` with a description of the content.
 
-Folders without `dataset.json`, as DMVR and TFDS write them, work too: splits come from the names of
-the shards, and what the records hold from the first one.
+Folders without `dataset.json`, as DMVR and TFDS write them, can be read too. Their splits follow
+from the names of the shards, and their modalities from the first record.
 """
 
 from __future__ import annotations
@@ -11,25 +11,33 @@ import json
 import logging
 import os
 import re
+import reprlib
 import string
+import typing
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from mmjax import files
 from mmjax.data.storage import lazy_frames, schema, tfrecord
-from mmjax.errors import UserError, unknown
+from mmjax.errors import UserError, check_choice
 
 FILE = "dataset.json"
+FORMAT = 1  # version of dataset.json that this version writes, and the latest one that it reads
 _SHARD = re.compile(r"^(?P<name>.+)-(?P<shard>\d+)-of-(?P<shards>\d+)(?P<suffix>\.tfrecords?)?$")
-_FORMAT = 1
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(kw_only=True)
 class SplitInfo:
-    """What `dataset.json` says of a split; `shards` are file names relative to the folder."""
+    """The entry of a split in `dataset.json`.
+
+    Attributes:
+      num_examples: Number of records in all shards.
+      shards: File names relative to the dataset folder, in order.
+    """
 
     num_examples: int
     shards: list[str]
@@ -37,27 +45,27 @@ class SplitInfo:
 
 @dataclasses.dataclass(kw_only=True)
 class DatasetInfo:
-    """What a dataset holds. Zero, empty or None means not known, or not present.
+    """Description of a dataset. Zero, empty or None means unknown or not present.
 
     Attributes:
-      name: how people call it.
-      description: a sentence.
-      splits: by name as in the names of the shards: 'train1+test2' holds the records that are both
-        in the split train1 and in the split test2, so that a record lies on disk once however
-        many splits it is in.
-      modalities: which of `schema.MODALITIES` the examples have.
-      num_classes: labels are in [0, num_classes).
-      class_names: by class number.
-      multi_label: examples may have several labels.
-      num_frames: frames of an example, if all have the same number.
-      frame_size: (height, width) of the stored frames, if all have the same.
-      fps: frames per second of the stored frames.
-      num_samples: samples of a waveform, if all have the same number.
-      sample_rate: samples per second of the waveforms.
-      waveform_format: 'float32', or 'int32' for shards to be repaired (`schema.is_int32_waveform`).
-      vocabulary: a file of words in the folder, one per line, or ''.
-      statistics: anything measured when the dataset was built.
-      source: what it was built from: command, configuration, licence.
+      name: Name of the dataset.
+      description: One sentence.
+      splits: Splits by the names that their shards have. 'train1+test2' contains the records that
+        are in both splits train1 and test2, so a record is stored once even if it is in several
+        splits.
+      modalities: The modalities that the examples have, from `mmjax.modalities.STORED`.
+      num_classes: Labels are in [0, num_classes).
+      class_names: Names by class index.
+      multi_label: Whether examples may have several labels.
+      num_frames: Frames per example, if all examples have the same number.
+      frame_size: (height, width) of the stored frames, if all have the same size.
+      fps: Frames per second of the stored frames.
+      num_samples: Samples per waveform, if all have the same number.
+      sample_rate: Samples per second of the waveforms.
+      waveform_format: 'float32', or 'int32' for shards to repair; see `schema.is_int32_waveform`.
+      vocabulary: File in the folder with one token per line, or ''.
+      statistics: Measurements made when the dataset was built.
+      source: What the dataset was built from: command, config, license.
     """
 
     name: str
@@ -77,57 +85,111 @@ class DatasetInfo:
     statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def stored(self, split: str) -> list[str]:
-        """The names in `splits` whose records make up a split, by alphabet; [] if there is none."""
+    def stored_splits(self, split: str) -> list[str]:
+        """Returns the sorted names in `splits` whose records make up a split; [] if none do."""
         return sorted(name for name in self.splits if split in (name, *split_members(name)))
 
     def split_sizes(self) -> dict[str, int]:
-        """{split: number of examples}; 'train1+test2' counts in both; train2 comes before test1."""
+        """Returns {split: number of examples}.
+
+        Records of 'train1+test2' count in both splits. Numbered splits are sorted, and types of
+        splits keep the order in which they first occur, so train2 comes before test1.
+        """
         sizes: dict[str, int] = {}
         for name, split in self.splits.items():
             for member in split_members(name):
                 sizes[member] = sizes.get(member, 0) + split.num_examples
-        kinds = list(dict.fromkeys(name.rstrip(string.digits) for name in sizes))
-        order = sorted(sizes, key=lambda name: (kinds.index(name.rstrip(string.digits)), name))
+        prefixes = list(dict.fromkeys(name.rstrip(string.digits) for name in sizes))
+        order = sorted(sizes, key=lambda name: (prefixes.index(name.rstrip(string.digits)), name))
         return {name: sizes[name] for name in order}
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes `dataset.json`, atomically."""
-        path = os.path.join(directory, FILE)
-        temporary = f"{path}.tmp-{os.getpid()}"
-        with open(temporary, "w") as file:
-            json.dump({"format": _FORMAT} | dataclasses.asdict(self), file, indent=1)
-            file.write("\n")
-        os.replace(temporary, path)
+        """Writes `dataset.json` atomically."""
+        content = {"format": FORMAT} | dataclasses.asdict(self)
+        files.write_json(os.path.join(directory, FILE), content, indent=1)
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> DatasetInfo:
-        """Reads `dataset.json`; UserError if it is not what `save` writes."""
+        """Reads `dataset.json`.
+
+        Raises:
+          UserError: The file is damaged, has an unknown key or a value of the wrong type, or was
+            written by a newer version of mmjax.
+        """
         path = os.path.join(directory, FILE)
+        advice = f"Write it again with `mmjax index {os.fspath(directory)}`."
         try:
-            with open(path) as file:
-                fields = json.load(file)
-            if fields.pop("format") != _FORMAT:
-                raise UserError(f"{path} was written by another version of mmjax.")
-            known = {field.name for field in dataclasses.fields(cls)}
-            for key in fields.keys() - known:
-                raise unknown(f"key in {path}", key, known)
-            fields["splits"] = {k: SplitInfo(**v) for k, v in fields.get("splits", {}).items()}
-            fields["modalities"] = tuple(fields.get("modalities", ()))
-            if fields.get("frame_size"):
-                fields["frame_size"] = tuple(fields["frame_size"])
-            info = cls(**fields)
-        except UserError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: it is not JSON ({error}). {advice}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is damaged: it is not a JSON object. {advice}")
+        version = content.pop("format", None)
+        if type(version) is not int or version < 1:
             raise UserError(
-                f"{path} is damaged ({type(error).__name__}: {error}). Write it again "
-                f"with `mmjax index {os.fspath(directory)}`, or remove it: the dataset is then "
-                "read by its shards' names."
-            ) from error
-        if info.waveform_format not in ("float32", "int32"):
-            raise unknown(f"waveform_format in {path}", info.waveform_format, ("float32", "int32"))
+                f'{path}: the format version, "format", is {version!r}; expected an integer from '
+                f"1 to {FORMAT}. {advice}"
+            )
+        if version > FORMAT:
+            raise UserError(
+                f"{path} has format version {version}, but this version of mmjax reads versions up "
+                f"to {FORMAT}. Install a newer version of mmjax, or build the dataset again."
+            )
+        info = _parse(cls, content, path, advice)
+        check_choice(f"waveform_format in {path}:", info.waveform_format, ("float32", "int32"))
         return info
+
+
+def _parse(cls: Any, content: dict[str, Any], where: str, advice: str) -> Any:
+    """Returns a JSON object as an instance of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    for key in content:
+        check_choice(f"key in {where}:", key, hints)
+    for field in dataclasses.fields(cls):
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and field.name not in content:
+            raise UserError(f"{where}: the key {field.name!r} is missing. {advice}")
+    return cls(
+        **{
+            key: _convert(hints[key], value, f"{where}: {key}", advice)
+            for key, value in content.items()
+        }
+    )
+
+
+_JSON_NAMES = {
+    **{str: "a string", bool: "true or false", int: "an integer", float: "a number"},
+    **{list: "an array", tuple: "an array", dict: "an object", SplitInfo: "an object"},
+}
+
+
+def _convert(hint: Any, value: Any, where: str, advice: str) -> Any:
+    """Returns a JSON value as the type that a field of a dataclass is annotated with."""
+    arguments = typing.get_args(hint)
+    if type(None) in arguments:
+        return None if value is None else _convert(arguments[0], value, where, advice)
+    target = typing.get_origin(hint) or hint
+    if target is Any:
+        return value
+    json_type = {tuple: list, SplitInfo: dict, float: (int, float)}.get(target, target)
+    valid = isinstance(value, json_type) and (target is bool or not isinstance(value, bool))
+    if valid and target is tuple and Ellipsis not in arguments:
+        valid = len(value) == len(arguments)
+    if not valid:
+        raise UserError(
+            f"{where} must be {_JSON_NAMES[target]}; got {reprlib.repr(value)}. {advice}"
+        )
+    if target is SplitInfo:
+        return _parse(target, value, where, advice)
+    if target is dict:
+        hint = arguments[1]
+        return {key: _convert(hint, item, f"{where}.{key}", advice) for key, item in value.items()}
+    if target in (list, tuple):
+        hint = arguments[0]
+        items = (_convert(hint, item, f"{where}[{n}]", advice) for n, item in enumerate(value))
+        return target(items)
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +197,11 @@ class Split:
     """The records of a split.
 
     Attributes:
-      name: of the split.
-      files: the shards, absolute or relative as the folder was given.
-      index: int64 [N, 3]: file number, offset and length of each payload.
-      first: int64 [len(files)]: the number in the split of each file's first record.
+      name: Name of the split.
+      files: The shards, relative to the working directory if the dataset's path is.
+      index: int64 [N, 3]: for each record, the index of its file, and the offset and length of its
+        payload.
+      first: int64 [len(files)]: Index of each file's first record in the split.
     """
 
     name: str
@@ -149,32 +212,37 @@ class Split:
     def __len__(self) -> int:
         return len(self.index)
 
+    def where(self, record: int) -> str:
+        """Returns the location of a record for messages: the shard and the index in it."""
+        file = int(self.index[record, 0])
+        return f"{self.files[file]}, record {record - int(self.first[file])}"
+
     def read(self, record: int, *, check_crc: bool = True) -> bytes:
-        """The payload of a record; errors as in `records.read_record`. Thread safe."""
+        """Returns the payload of a record; raises as `tfrecord.read_record`. Thread-safe."""
         with self._borrowed(record, check_crc) as payload:
             return bytes(payload)
 
     def read_without(self, key: str, record: int, *, check_crc: bool = True) -> bytes:
-        """As `read`, with references in place of the values of the feature list `key`."""
+        """Returns a payload with the values of the feature list `key` replaced by references."""
         file, offset, _ = (int(value) for value in self.index[record])
         with self._borrowed(record, check_crc) as payload:
             return lazy_frames.shorten(payload, key, file=file, offset=offset)
 
     def resolve(self, values: Sequence[bytes]) -> list[bytes]:
-        """What references of `read_without` refer to; other values as they are. Thread safe."""
-        found, opened = [], {}
+        """Returns values with references of `read_without` replaced by their bytes. Thread-safe."""
+        result, descriptors = [], {}
         try:
             for value in values:
                 if reference := lazy_frames.parse(value):
                     file, offset, length = reference
-                    if file not in opened:
-                        opened[file] = os.open(self.files[file], os.O_RDONLY)
-                    value = os.pread(opened[file], length, offset)
-                found.append(value)
+                    if file not in descriptors:
+                        descriptors[file] = os.open(self.files[file], os.O_RDONLY)
+                    value = os.pread(descriptors[file], length, offset)
+                result.append(value)
         finally:
-            for descriptor in opened.values():
+            for descriptor in descriptors.values():
                 os.close(descriptor)
-        return found
+        return result
 
     def _borrowed(self, record: int, check_crc: bool):
         file, offset, length = (int(value) for value in self.index[record])
@@ -191,185 +259,200 @@ class DatasetDir:
     """A dataset on disk.
 
     Args:
-      path: the folder.
+      path: The dataset folder; '~' is expanded.
 
     Attributes:
-      path: as given.
-      info: what the dataset holds.
+      path: The dataset folder.
+      info: Description of the content.
 
     Raises:
-      UserError: a folder that does not exist or has no shards, or a bad `dataset.json`.
+      UserError: The folder does not exist or has no shards, or `dataset.json` is invalid.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.path.expanduser(os.fspath(path))
         if not os.path.isdir(self.path):
             raise UserError(
-                f"There is no dataset at {self.path}: not a folder. Build one with `mmjax "
-                "build`, or use the built-in `world`."
+                f"Dataset folder {self.path} does not exist or is not a directory. Build a dataset "
+                "with `mmjax build`, or use the built-in `world`."
             )
         self._splits: dict[str, Split] = {}
-        if os.path.exists(os.path.join(self.path, FILE)):
-            self._shards = None
-            self.info = DatasetInfo.load(self.path)
-            if not self.info.splits:
-                raise UserError(f"{os.path.join(self.path, FILE)} lists no splits.")
-        else:
-            self._shards = find_shards(self.path)
-            self.info = self._infer()
+        json_path = os.path.join(self.path, FILE)
+        self._has_json = os.path.exists(json_path)
+        self.info = DatasetInfo.load(self.path) if self._has_json else self._infer()
+        if not self.info.splits:
+            raise UserError(
+                f"{json_path} lists no splits. Write it again with `mmjax index {self.path}`, "
+                "which lists the shards in the folder."
+            )
 
     def split(self, name: str) -> Split:
-        """The records of a split.
+        """Returns the records of a split.
 
         Args:
-          name: a split: the shards of that name and, in alphabetical order, of all names that
-            mention it between '+'. Also DMVR's `name@N`, which demands N shards.
+          name: A split: the shards of that name and, in alphabetical order, of all names that
+            contain it between '+'. DMVR's `name@N` additionally requires exactly N shards.
 
         Raises:
-          UserError: no such split (the message lists what there is), a missing or surplus
-            shard, an empty split, or another number of examples than `dataset.json` says. Errors of
-            indexes: `records.read_index`.
+          UserError: The split does not exist or is empty, a shard is missing, the number of shards
+            is not N, or `dataset.json` gives another number of examples. Errors of indexes are
+            those of `tfrecord.read_index`.
         """
         if name not in self._splits:
-            self._splits[name] = self._load(name)
+            base, _, num_shards = name.partition("@")
+            if not self.info.stored_splits(base) or (num_shards and not num_shards.isdigit()):
+                splits = ", ".join(
+                    f"{split} ({len(self._files(split))} shards)"
+                    for split in self.info.split_sizes()
+                )
+                raise UserError(f"{self.path} has no split {name!r}. Its splits: {splits}.")
+            files = self._files(base)
+            if num_shards and len(files) != int(num_shards):
+                raise UserError(
+                    f"{self.path}: the split {name!r} requires {num_shards} shards, but {base} has "
+                    f"{len(files)}."
+                )
+            self._splits[name] = self._open(base, files)
         return self._splits[name]
 
-    def _load(self, name: str) -> Split:
-        base, _, wanted = name.partition("@")
-        stored = self.info.stored(base)
-        if not stored or (wanted and not wanted.isdigit()):
-            names = self.info.split_sizes()
-            there_is = ", ".join(f"{s} ({len(self._files(s))} shards)" for s in names)
-            raise UserError(
-                f"{self.path} has no shards for the split {name!r}. It has: {there_is}."
-            )
-        files = self._files(base)
-        if wanted and len(files) != int(wanted):
-            raise UserError(
-                f"{self.path}: {name!r} asks for {wanted} shards; there are {len(files)}."
-            )
+    def _open(self, split: str, files: list[str]) -> Split:
         missing = [file for file in files if not os.path.exists(file)]
         if missing:
             raise UserError(
-                f"{self.path}: {len(missing)} of {len(files)} shards of {base!r} are missing, "
-                f"first {os.path.basename(missing[0])}. Copy the dataset again, or build it again."
+                f"{self.path}: {len(missing)} of {len(files)} shards of {split!r} are missing. The "
+                f"first is {os.path.basename(missing[0])}. Copy or build the dataset again."
             )
         indexes = [tfrecord.read_index(file) for file in files]
         counts = np.array([len(index) for index in indexes], np.int64)
-        rows = np.concatenate(indexes)
-        if not len(rows):
+        locations = np.concatenate(indexes)
+        if not len(locations):
             raise UserError(
-                f"{self.path}: the split {base!r} is empty: its {len(files)} shards hold no record."
+                f"{self.path}: the split {split!r} is empty: its {len(files)} shards contain no "
+                "records. Build the dataset again."
             )
-        promised = sum(self.info.splits[name].num_examples for name in stored)
-        if self._shards is None and len(rows) != promised:
+        expected = sum(
+            self.info.splits[name].num_examples for name in self.info.stored_splits(split)
+        )
+        if self._has_json and len(locations) != expected:
             raise UserError(
-                f"{self.path}: {FILE} promises {promised} examples in {base!r}, the shards hold "
-                f"{len(rows)}. If the shards are right, run `mmjax index {self.path}`."
+                f"{self.path}: {FILE} lists {expected} examples in {split!r}, but the shards "
+                f"contain {len(locations)}. If the shards are right, run `mmjax index {self.path}`."
             )
-        numbers = np.repeat(np.arange(len(files), dtype=np.int64), counts)
+        file_numbers = np.repeat(np.arange(len(files), dtype=np.int64), counts)
         return Split(
-            name=base,
+            name=split,
             files=files,
-            index=np.concatenate([numbers[:, None], rows], axis=1),
+            index=np.concatenate([file_numbers[:, None], locations], axis=1),
             first=np.cumsum(counts) - counts,
         )
 
     def _files(self, split: str) -> list[str]:
-        names = self.info.stored(split)
+        names = self.info.stored_splits(split)
         return [os.path.join(self.path, s) for name in names for s in self.info.splits[name].shards]
 
     def _infer(self) -> DatasetInfo:
-        """Info from the shards alone; the first record there is speaks for all."""
-        info = DatasetInfo(name=os.path.basename(os.path.normpath(self.path)))
-        info.splits = {
-            split: SplitInfo(num_examples=0, shards=shards)
-            for split, shards in self._shards.items()
-        }
-        for split in info.splits:
-            info.splits[split].num_examples = sum(
-                len(tfrecord.read_index(os.path.join(self.path, shard)))
-                for shard in self._shards[split]
+        """Returns a description derived from the shards and the first record."""
+        self.info = info = DatasetInfo(name=os.path.basename(os.path.normpath(self.path)))
+        for split, shards in find_shards(self.path).items():
+            counts = [len(tfrecord.read_index(os.path.join(self.path, name))) for name in shards]
+            info.splits[split] = SplitInfo(num_examples=sum(counts), shards=shards)
+        first = next((name for name, split in info.splits.items() if split.num_examples), None)
+        if first is None:
+            splits = ", ".join(
+                f"{name!r} ({len(split.shards)} shards)" for name, split in info.splits.items()
             )
-        full = next((s for s, split in info.splits.items() if split.num_examples), None)
-        if full is None:
-            raise UserError(f"The dataset at {self.path} is empty: its shards hold no record.")
-        self.info = info
-        payload = self.split(full).read(0)
-        first = schema.decode(payload, waveform_format="unchecked")
-        if first.waveform is not None and schema.is_int32_waveform(first.waveform):
-            log.warning("%s: %s Repairing it on reading.", self.path, schema.INT32_DEFECT)
+            raise UserError(
+                f"The dataset at {self.path} is empty: the shards of {splits} contain no records. "
+                "Copy or build the dataset again."
+            )
+        records = self.split(first)
+        example = schema.decode(
+            records.read(0), waveform_format="unchecked", where=records.where(0)
+        )
+        if example.waveform is not None and schema.is_int32_waveform(example.waveform):
+            log.warning("%s: %s They are repaired while reading.", self.path, schema.INT32_DEFECT)
             info.waveform_format = "int32"
-        info.modalities = first.modalities
-        info.fps, info.sample_rate = first.frame_rate, first.sample_rate
+        info.modalities = example.modalities
+        info.fps, info.sample_rate = example.frame_rate, example.sample_rate
         return info
 
 
 def find_shards(directory: str | os.PathLike) -> dict[str, list[str]]:
-    """{split: shard names relative to the folder, in order}, from names alone.
+    """Returns {split: shard names relative to the directory, in order}, based only on names.
 
-    `train-00000-of-00010`, with or without `.tfrecord`, belongs to `train`; any name in a
-    subfolder, such as `train/clips-00000-of-00010`, to the subfolder's split if that holds one set
-    of shards, else to `train/clips`; TFDS's `name-train.tfrecord-00000-of-00010` to `name-train`.
+    * `train-00000-of-00010`, with or without `.tfrecord`, belongs to `train`.
+    * `train/clips-00000-of-00010` belongs to `train` if that is the subdirectory's only set of
+      shards, and otherwise to `train/clips`.
+    * TFDS's `name-train.tfrecord-00000-of-00010` belongs to `name-train`.
 
     Raises:
-      UserError: no shards at all, or a split that lacks some or mixes two numbers of shards.
+      UserError: There are no shards, or a split lacks shards or has shards of several builds.
     """
     directory = os.fspath(directory)
-    found: dict[tuple[str, str], dict[int, list[tuple[int, str]]]] = {}
-    subfolders = [entry.name for entry in os.scandir(directory) if entry.is_dir()]
-    for sub in ["", *sorted(subfolders)]:
+    # {(subdirectory, name): {number of shards: [(shard index, path)]}}
+    sets: dict[tuple[str, str], dict[int, list[tuple[int, str]]]] = {}
+    subdirectories = [entry.name for entry in os.scandir(directory) if entry.is_dir()]
+    for sub in ["", *sorted(subdirectories)]:
         for file in sorted(os.listdir(os.path.join(directory, sub))):
             if match := _SHARD.match(file):
                 name = re.sub(r"\.tfrecords?$", "", match["name"])
-                sets = found.setdefault((sub, name), {})
-                sets.setdefault(int(match["shards"]), []).append(
+                by_count = sets.setdefault((sub, name), {})
+                by_count.setdefault(int(match["shards"]), []).append(
                     (int(match["shard"]), os.path.join(sub, file))
                 )
-    if not found:
+    if not sets:
         names = sorted(os.listdir(directory))[:8]
         raise UserError(
-            f"The dataset at {directory} is empty: no file is named like "
-            f"train-00000-of-00010.tfrecord. It holds: {', '.join(names) or 'nothing'}. Folders of "
-            "labeled images are named images:FOLDER, tables csv:FILE, arrays npz:FILE."
+            f"The dataset at {directory} is empty: no file has a name like "
+            f"train-00000-of-00010.tfrecord. Files: {', '.join(names) or 'none'}. Use images:DIR "
+            "for directories of labeled images, csv:FILE for tables, and npz:FILE for arrays."
         )
     result = {}
-    for (sub, name), sets in found.items():
-        alone = sum(other == sub for other, _ in found) == 1
-        split = (sub if alone else f"{sub}/{name}") if sub else name
-        if len(sets) > 1:
-            counts = " and ".join(f"{len(shards)} of {n}" for n, shards in sorted(sets.items()))
-            raise UserError(
-                f"{directory}: the shards of {split!r} come from several builds ({counts}). "
-                "Remove the old ones."
-            )
-        ((count, shards),) = sets.items()
-        missing = sorted(set(range(count)) - {number for number, _ in shards})
-        if missing:
-            some = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
-            raise UserError(
-                f"{directory}: of the {count} shards of {split!r} these are missing: {some}."
-            )
-        result[split] = [file for _, file in sorted(shards)]
+    for (sub, name), by_count in sets.items():
+        is_only_set = sum(other == sub for other, _ in sets) == 1
+        split = (sub if is_only_set else f"{sub}/{name}") if sub else name
+        result[split] = _complete_set(by_count, f"{directory}: the shards of {split!r}")
     return result
 
 
+def _complete_set(by_count: dict[int, list[tuple[int, str]]], what: str) -> list[str]:
+    """Returns the files of a set of shards in order.
+
+    Args:
+      by_count: {number of shards according to the file names: [(shard index, path)]}.
+      what: Name of the set for error messages.
+    """
+    if len(by_count) > 1:
+        builds = " and ".join(f"{len(shards)} of {n}" for n, shards in sorted(by_count.items()))
+        raise UserError(f"{what} come from several builds ({builds}). Remove the old ones.")
+    ((count, shards),) = by_count.items()
+    missing = sorted(set(range(count)) - {index for index, _ in shards})
+    if missing:
+        some = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
+        raise UserError(
+            f"{what} are incomplete: {len(missing)} of {count} are missing (index {some}). Copy or "
+            "build the dataset again."
+        )
+    return [file for _, file in sorted(shards)]
+
+
 def split_members(name: str) -> list[str]:
-    """The splits that shards of this name belong to: 'train1+test2' to train1 and test2."""
+    """Returns the splits that shards of this name belong to: 'a+b' belongs to 'a' and 'b'."""
     directory, slash, names = name.rpartition("/")
     return [f"{directory}{slash}{member}" for member in names.split("+")]
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:
-    """The file name of a shard as this library writes it."""
+    """Returns the file name under which this library writes a shard."""
     return f"{split}-{shard:05d}-of-{num_shards:05d}.tfrecord"
 
 
 def describe(info: DatasetInfo) -> str:
-    """One line for logs."""
+    """Returns a one-line summary for logs."""
     sizes = info.split_sizes()
     splits = ", ".join(f"{name} {count}" for name, count in sizes.items())
     total = sum(split.num_examples for split in info.splits.values())
     if total < sum(sizes.values()):
-        splits += f" ({total} in all)"
-    return f"{info.name}: {splits} examples of {', '.join(info.modalities) or 'nothing known'}"
+        splits += f" ({total} in total)"
+    modalities = ", ".join(info.modalities) or "unknown"
+    return f"{info.name}: {splits} examples; modalities: {modalities}"

@@ -124,8 +124,7 @@ def test_error_for_shards_without_records(tmp_path, with_json):
     complete(tmp_path, [0, 0])
     if not with_json:
         (tmp_path / dataset.FILE).unlink()
-    facts = ["'train'", "2 shards"] if with_json else []
-    with raises(UserError, tmp_path, "empty", *facts):
+    with raises(UserError, tmp_path, "empty", "'train'", "2 shards"):
         dataset.DatasetDir(tmp_path).split("train")
 
 
@@ -179,14 +178,24 @@ def test_error_reports_the_shard_and_index_of_a_corrupt_record(tmp_path):
 @pytest.mark.parametrize(
     "change, facts",
     [
-        (lambda d: "{", ("JSONDecodeError", "mmjax index")),
-        (lambda d: json.dumps(d | {"format": 99}), ("version",)),
+        (lambda d: "{", ("line 1 column 2", "mmjax index")),
+        (lambda d: "[]", ("JSON object", "mmjax index")),
+        (lambda d: json.dumps(d | {"format": 99}), ("99", dataset.FORMAT, "newer version")),
+        (lambda d: json.dumps(d | {"format": "x"}), ('"format"', "'x'", "mmjax index")),
         (lambda d: json.dumps(d | {"class_name": []}), ("'class_name'", "class_names")),
         (
             lambda d: json.dumps(d | {"splits": {"train": {"shards": []}}}),
-            ("num_examples", "mmjax index"),
+            ("splits.train", "num_examples", "mmjax index"),
         ),
-        (lambda d: json.dumps(d | {"splits": {}}), ("splits",)),
+        (
+            lambda d: json.dumps(d | {"splits": {"train": {"num_examples": 1, "shards": [7]}}}),
+            ("splits.train: shards[0]", "string", "7", "mmjax index"),
+        ),
+        (lambda d: json.dumps(d | {"splits": [1]}), ("splits", "object", "[1]", "mmjax index")),
+        (lambda d: json.dumps(d | {"fps": "10"}), ("fps", "number", "'10'", "mmjax index")),
+        (lambda d: json.dumps(d | {"num_classes": True}), ("num_classes", "integer", "True")),
+        (lambda d: json.dumps(d | {"frame_size": [3]}), ("frame_size", "array", "[3]")),
+        (lambda d: json.dumps(d | {"splits": {}}), ("splits", "mmjax index")),
         (
             lambda d: json.dumps(d | {"waveform_format": "int16"}),
             ("waveform_format", "'int16'", "float32, int32"),
@@ -198,4 +207,17 @@ def test_error_for_an_invalid_dataset_json(tmp_path, change, facts):
     path = tmp_path / dataset.FILE
     path.write_text(change(json.loads(path.read_text())))
     with raises(UserError, path, *facts):
+        dataset.DatasetDir(tmp_path)
+
+
+def test_the_format_version_is_written_and_null_values_are_read(tmp_path):
+    complete(tmp_path, [1], frame_size=None, fps=10)
+    content = json.loads((tmp_path / dataset.FILE).read_text())
+    assert content["format"] == dataset.FORMAT and content["frame_size"] is None
+    assert dataset.DatasetInfo.load(tmp_path).fps == 10.0
+
+
+def test_error_reports_the_location_of_a_first_record_that_cannot_be_parsed(tmp_path):
+    tfrecord.write_shard(tmp_path / "train-00000-of-00001", [b"\xff" * 50])
+    with raises(UserError, tmp_path / "train-00000-of-00001", "record 0", 50):
         dataset.DatasetDir(tmp_path)

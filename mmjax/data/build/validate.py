@@ -103,12 +103,12 @@ def validate(
     """
     directory = dataset.DatasetDir(path)
     for split in splits:
-        if not directory.info.stored(split):
+        if not directory.info.stored_splits(split):
             raise UserError(
                 f"{path} has no split {split!r}. It has: {', '.join(directory.info.split_sizes())}."
             )
     result, work = Result(), []
-    chosen = {name: None for split in splits for name in directory.info.stored(split)}
+    chosen = {name: None for split in splits for name in directory.info.stored_splits(split)}
     for split in chosen or directory.info.splits:
         work += list(_chunks(directory, split, max_records, result))
     together = _together(directory.info)

@@ -1,4 +1,4 @@
-"""Finds official annotation files by name and reads them; errors name file and line."""
+"""Finds official annotation files by name and parses them. Errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from typing import Any
 from mmjax.data.storage import directories
 from mmjax.errors import UserError
 
-_DEPTH = 3  # folders below a given one that are searched
-_BUFFER = 1 << 20  # characters of a large JSON file read at a time
-_LONGEST = 1 << 28  # a value that is not complete after so many never will be
+_MAX_DEPTH = 3  # levels of subdirectories that are searched
+_BUFFER = 1 << 20  # characters of a large JSON file that are read at a time
+_MAX_VALUE = 1 << 28  # a JSON value longer than this is considered malformed
 _GAP, _COLON = re.compile(r"[\s,]*"), re.compile(r"\s*:\s*")
 
 
 class Annotations:
-    """The official files of a dataset.
+    """The official annotation files of a dataset.
 
     Args:
-      paths: files, or folders that hold them, three levels deep.
+      paths: Files, or directories that contain them, at most three levels deep.
+
+    Attributes:
+      paths: The same, with '~' expanded.
 
     Raises:
-      UserError: a path that does not exist.
+      UserError: A path does not exist.
     """
 
     def __init__(self, paths: Sequence[str]):
@@ -35,61 +38,81 @@ class Annotations:
         self._files: list[str] = []
         for path in self.paths:
             if not os.path.exists(path):
-                raise UserError(f"There is no annotation file or folder {path}.")
-            self._files += [path] if os.path.isfile(path) else sorted(_below(path))
+                raise UserError(f"--annotations {path}: no such file or directory.")
+            self._files += [path] if os.path.isfile(path) else sorted(_list_files(path))
 
-    def all(self, *patterns: str) -> list[str]:
-        """The files whose names match one of the patterns, which may have * and ?."""
+    def find_all(self, *patterns: str) -> list[str]:
+        """Returns the files whose base names match one of the patterns (with * and ?)."""
         return [
             file
             for file in self._files
             if any(fnmatch.fnmatchcase(os.path.basename(file), pattern) for pattern in patterns)
         ]
 
-    def some(self, *patterns: str) -> list[str]:
-        """As `all`; UserError if there is none."""
-        if not (found := self.all(*patterns)):
+    def require_any(self, *patterns: str) -> list[str]:
+        """Returns the same as `find_all`; raises UserError if no file matches."""
+        matches = self.find_all(*patterns)
+        if not matches:
             names = sorted({os.path.basename(file) for file in self._files})
-            there_is = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+            shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
             raise UserError(
-                f"There is no {' or '.join(patterns)} in {', '.join(self.paths)}; found: "
-                f"{there_is or 'no file'}."
+                f"--annotations {' '.join(self.paths)}: no file {' or '.join(patterns)}. "
+                f"Found: {shown or 'no files'}."
             )
-        return found
+        return matches
 
-    def optional(self, *patterns: str) -> str | None:
-        """The one file that matches, or None; UserError if there are several."""
-        found = self.all(*patterns)
-        if len(found) > 1:
+    def find_one(self, *patterns: str) -> str | None:
+        """Returns the only file that matches, or None; raises UserError if several match."""
+        matches = self.find_all(*patterns)
+        if len(matches) > 1:
             raise UserError(
-                f"{len(found)} annotation files match {' or '.join(patterns)}: "
-                f"{', '.join(found[:3])}. Give the right one to --annotations."
+                f"--annotations: {len(matches)} files match {' or '.join(patterns)}: "
+                f"{', '.join(matches)}. Pass only one of them."
             )
-        return found[0] if found else None
+        return matches[0] if matches else None
 
-    def one(self, *patterns: str) -> str:
-        """The one file that matches; UserError if there is none, or several."""
-        self.some(*patterns)
-        return self.optional(*patterns)
+    def require_one(self, *patterns: str) -> str:
+        """Returns the only file that matches; raises UserError if none or several match."""
+        self.require_any(*patterns)
+        return self.find_one(*patterns)
 
 
-def lines(path: str) -> Iterator[tuple[int, str]]:
-    """(line number, text) of the lines that are not blank, stripped."""
+def location(path: str, line: int) -> str:
+    """Returns 'FILE, line N', the form in which messages refer to a line."""
+    return f"{path}, line {line}"
+
+
+def line_error(path: str, line: int, problem: str) -> UserError:
+    """Returns the error for a malformed line of an annotation file."""
+    return UserError(f"{location(path, line)}: {problem}.")
+
+
+def read_lines(path: str) -> Iterator[tuple[int, str]]:
+    """Yields `(line number, stripped text)` of the lines that are not blank.
+
+    Raises:
+      UserError: The file is not UTF-8.
+    """
     with open(path, encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.strip()
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not text in UTF-8: {error}.") from error
+            raise UserError(f"{path} is not UTF-8 text: {error}.") from error
 
 
-def cells(path: str, *, comment: str = "") -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of a CSV without header, cells stripped; blank lines are left out.
+def read_cells(path: str, *, comment: str = "") -> Iterator[tuple[int, list[str]]]:
+    """Yields `(line number, stripped cells)` of a CSV file without a header.
+
+    Blank lines are skipped.
 
     Args:
-      path: the file.
-      comment: lines that begin with it are left out.
+      path: The file.
+      comment: Lines that start with this prefix are skipped; '' skips none.
+
+    Raises:
+      UserError: The file is not a CSV file in UTF-8.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, skipinitialspace=True)
@@ -99,111 +122,122 @@ def cells(path: str, *, comment: str = "") -> Iterator[tuple[int, list[str]]]:
                 if any(row) and not (comment and row[0].startswith(comment)):
                     yield reader.line_num, row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise malformed(path, reader.line_num, str(error)) from error
+            raise line_error(path, reader.line_num, str(error)) from error
 
 
-def rows(path: str, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of a CSV whose first line names the columns.
+def read_table(path: str, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields `(line number, {column: cell})` of a CSV file with a header.
+
+    Args:
+      path: The file.
+      *columns: Required columns.
 
     Raises:
-      UserError: one of `columns` is missing, or a line has another number of cells.
+      UserError: A required column is missing, or a line has too few or too many cells.
     """
-    found = cells(path)
-    header = next(found, (1, []))[1]
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise malformed(
-            path, 1, f"no column {missing[0]!r}; there is {', '.join(header) or 'nothing'}"
-        )
-    for number, row in found:
+    rows = read_cells(path)
+    header = next(rows, (1, []))[1]
+    for column in columns:
+        if column not in header:
+            found = ", ".join(header) or "none"
+            raise line_error(path, 1, f"the column {column!r} is missing. Columns found: {found}")
+    for number, row in rows:
         if len(row) != len(header):
-            raise malformed(path, number, f"{len(row)} cells for {len(header)} columns")
+            raise line_error(path, number, f"expected {len(header)} cells; got {len(row)} cells")
         yield number, dict(zip(header, row, strict=True))
 
 
-def malformed(path: str, line: int, problem: str) -> UserError:
-    """The error for a line that is not what the format says."""
-    return UserError(f"{path}, line {line}: {problem}")
-
-
-def seconds(text: str, path: str, line: int) -> float:
-    """A time; UserError if it is none."""
+def parse_seconds(text: str, path: str, line: int) -> float:
+    """Returns a time in seconds; raises UserError if it is not a finite number >= 0."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < math.inf:
-        raise malformed(path, line, f"{text!r} is not a time in seconds")
+        raise line_error(path, line, f"expected a time in seconds; got {text!r}")
     return value
 
 
-def interval(start: str, end: str, path: str, line: int) -> tuple[float, float]:
-    """Start and end of a clip; UserError if these are no times, or in the wrong order."""
-    first, last = seconds(start, path, line), seconds(end, path, line)
+def parse_interval(start: str, end: str, path: str, line: int) -> tuple[float, float]:
+    """Returns start and end in seconds; raises UserError if they are malformed or reversed."""
+    first, last = parse_seconds(start, path, line), parse_seconds(end, path, line)
     if last <= first:
-        raise malformed(path, line, f"the clip ends at {end} s, not after its start at {start} s")
+        raise line_error(path, line, f"the end {end} s is not after the start {start} s")
     return first, last
 
 
 def read_json(path: str, key: str) -> Any:
-    """`contents[key]` of a JSON file that is an object; UserError if it is not, or has no key."""
+    """Returns the value of a key of a JSON file that contains one object.
+
+    Raises:
+      UserError: The file is not JSON, or has no such key.
+    """
     with open(path, encoding="utf-8-sig") as file:
         try:
             contents = json.load(file)
         except ValueError as error:
             line = getattr(error, "lineno", 1)
-            raise malformed(path, line, f"not JSON ({error})") from error
+            raise line_error(path, line, f"invalid JSON ({error})") from error
     if not isinstance(contents, dict) or key not in contents:
-        raise malformed(path, 1, f"no object with the key {key!r}")
+        raise line_error(path, 1, f"expected a JSON object with the key {key!r}")
     return contents[key]
 
 
-def fields(entry: Any, path: str, *keys: str) -> list[Any]:
-    """The values of an object in a JSON file; UserError if it lacks one."""
+def get_fields(entry: Any, path: str, *keys: str) -> list[Any]:
+    """Returns the values of the keys of a JSON object; raises UserError if one is missing.
+
+    Args:
+      entry: The object.
+      path: The file that contains it, for the message.
+      *keys: Required keys.
+    """
     for key in keys:
         if not isinstance(entry, dict) or key not in entry:
-            raise UserError(f"{path}: {json.dumps(entry)[:80]} has no {key!r}.")
+            raise UserError(f"{path}: the key {key!r} is missing in {json.dumps(entry)[:80]}.")
     return [entry[key] for key in keys]
 
 
-def json_items(path: str) -> Iterator[tuple[str, Any]]:
-    """(key, value) of a JSON file that is one object of objects, without reading it as a whole.
+def iterate_json(path: str) -> Iterator[tuple[str, Any]]:
+    """Yields `(key, value)` of a JSON file with one object, without loading all of it.
+
+    The values must be objects or arrays.
 
     Raises:
-      UserError: names the last good key.
+      UserError: The JSON is malformed or truncated; the message names the last valid key.
     """
     decode = json.JSONDecoder().raw_decode
-    last = "at its beginning"
+    last = "at its start"
     with open(path, encoding="utf-8-sig") as file:
         text, size = file.read(_BUFFER).lstrip(), _BUFFER
         if not text.startswith("{"):
-            raise malformed(path, 1, "no JSON object")
-        at = 1
+            raise line_error(path, 1, "expected a JSON object")
+        position = 1
         while True:
-            at = _GAP.match(text, at).end()
-            if text[at : at + 1] == "}":
+            position = _GAP.match(text, position).end()
+            if text[position : position + 1] == "}":
                 return
             try:
-                key, end = decode(text, at)
+                key, end = decode(text, position)
                 value, end = decode(text, _COLON.match(text, end).end())
-                # What ends where the text does may go on in the next piece.
+                # A value that ends with the buffer may continue beyond it.
                 complete = end < len(text)
-            except (ValueError, AttributeError):  # AttributeError: no colon yet
+            except (ValueError, AttributeError):  # AttributeError: the colon is not read yet
                 complete = False
             if complete:
                 yield key, value
-                at, last = end, f"after the key {key!r}"
+                position, last = end, f"after the key {key!r}"
                 size = _BUFFER
                 continue
-            more = file.read(size) if len(text) - at < _LONGEST else ""
+            more = file.read(size) if len(text) - position < _MAX_VALUE else ""
             if not more:
-                raise UserError(f"{path}: not JSON, or cut off, {last}.")
-            text, at = text[at:] + more, 0
-            size *= 2  # else a long value would be decoded again and again
+                raise UserError(f"{path}: malformed or truncated JSON {last}.")
+            text, position = text[position:] + more, 0
+            size *= 2  # a fixed size would decode a long value again and again
 
 
-def _below(directory: str) -> Iterator[str]:
-    for root, below, files in directories.walk(directory):
-        if os.path.relpath(root, directory).count(os.sep) >= _DEPTH - 1 and root != directory:
-            below.clear()
+def _list_files(directory: str) -> Iterator[str]:
+    for root, subdirectories, files in directories.walk(directory):
+        depth = os.path.relpath(root, directory).count(os.sep) + 1
+        if root != directory and depth >= _MAX_DEPTH:
+            subdirectories.clear()
         yield from (os.path.join(root, file) for file in files if not file.startswith("."))

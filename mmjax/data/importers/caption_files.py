@@ -1,8 +1,7 @@
-"""Reads captions of images: from files beside them, tables, and LGSSL's dictionaries."""
+"""Reads images with captions from directories, with one caption file next to each image."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
 import json
@@ -12,32 +11,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmjax.data.build import manifest
-from mmjax.data.storage import directories, image_files, tables
-from mmjax.errors import UserError
+from mmjax.data.storage import directories, image_files
 
-NO_PICTURE = "no image"
-_EMPTY, _NO_TEXT = "the caption is empty", "no file with a caption"
-_SECOND = "another image of the same name is taken"
-# Names of columns, in the order in which they are looked for.
-PATHS = ("path", "image_path", "image", "file_name", "filename", "filepath", "file_path", "file")
-PATHS += ("img_path", "img", "image_file", "relative_path", "key")
-CAPTIONS = ("caption", "text", "sentence", "title", "captions", "raw_caption", "description")
+# Groups of skipped images in the report.
+NO_IMAGE = "captions without an image"
+EMPTY_CAPTION = "images with an empty caption"
+_NO_CAPTION_FILE = "images without a caption file"
+_SAME_NAME = "images with the same name as another image"
+
+CAPTION_KEY = "caption"  # in .json files, by default
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
-    """An image and what is said about it.
+class CaptionedImage:
+    """An image and its captions.
 
     Attributes:
-      name: for messages.
-      path: relative to the folder of the media.
-      directory, instance: LGSSL's names.
-      captions: the best first.
-      split: its split.
-      where: the file and line of the caption.
-      more: other columns.
-      listed: the image was seen in its folder.
-      problem: why it is left out; '' = not at all, so far.
+      name: Name in messages.
+      path: Path relative to the media directory.
+      directory: LGSSL's directory, which groups images.
+      instance: LGSSL's instance, the name of the image within its directory.
+      captions: The best caption first.
+      split: Name of its split, or several joined by '+'.
+      location: File, or file and line, of the caption.
+      extra: Additional columns.
+      exists: Whether the image is known to exist.
+      problem: Group of skipped images that it belongs to; '' for a usable image.
     """
 
     name: str
@@ -46,105 +45,124 @@ class Entry:
     instance: str
     captions: tuple[str, ...] = ()
     split: str
-    where: str
-    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    listed: bool = False
+    location: str
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    exists: bool = False
     problem: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
-    """A folder with files: where it is, its path below the media, its directory and split."""
+class ImageDirectory:
+    """A directory with images.
 
-    place: str
+    Attributes:
+      full_path: Full path.
+      path: Path relative to the media directory; '' for the media directory itself.
+      directory: LGSSL's directory: the path without the name of the split.
+      split: Split of its images.
+    """
+
+    full_path: str
     path: str
     directory: str
     split: str
 
 
-def find_directories(root: str, split: str) -> Iterator[Folder]:
-    """The folders below the root that hold files, by name; the names of splits are no part of a
-    directory.
+def find_directories(root: str, split: str) -> Iterator[ImageDirectory]:
+    """Yields the directories with files below the media directory, in alphabetical order.
 
     Args:
-      root: of the media. If all its subfolders have names of splits, they are splits.
-      split: of everything else.
+      root: The media directory. If all its subdirectories are named like splits, they are splits.
+      split: Split of all other directories.
     """
-    tops = {entry.name for entry in os.scandir(root) if entry.is_dir()}
-    by_split = bool(tops) and tops <= set(manifest.SPLIT_FOLDERS)
-    for place, _, files in directories.walk(root):
-        path = "" if place == root else os.path.relpath(place, root)
-        # Tables and archives may lie beside the directories.
+    subdirectories = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    by_split = bool(subdirectories) and subdirectories <= set(manifest.SPLIT_DIRECTORIES)
+    for full_path, _, files in directories.walk(root):
+        path = "" if full_path == root else os.path.relpath(full_path, root)
+        # In the media directory itself, files other than images may be tables and archives.
         if any(map(image_files.is_image, files)) or (files and path):
             parts = path.split(os.sep) if path else []
-            own = by_split and bool(parts)
-            yield Folder(
-                place, path, "/".join(parts[own:]), manifest.check_split(parts[0]) if own else split
+            in_split = by_split and bool(parts)
+            yield ImageDirectory(
+                full_path,
+                path,
+                "/".join(parts[in_split:]),
+                manifest.check_split(parts[0]) if in_split else split,
             )
 
 
-def read_directory(directory: Folder, options: argparse.Namespace) -> list[Entry]:
-    """The entries of a folder by name, those with problems among them."""
-    images: dict[str, str] = {}
-    notes: dict[str, str] = {}
-    entries = []
+def read_directory(
+    directory: ImageDirectory, *, caption_key: str | None = None, keep: Sequence[str] = ()
+) -> list[CaptionedImage]:
+    """Returns the images of a directory in alphabetical order, including unusable ones.
 
-    def add(stem: str, file: str, note: str, **changes: Any) -> None:
-        name = os.path.join(directory.path, file)
-        entries.append(
-            Entry(
-                name=name,
-                path=name,
+    Args:
+      directory: The directory.
+      caption_key: Key of the caption in .json files; None for 'caption'.
+      keep: Other keys of .json files to keep as additional columns.
+    """
+    images: dict[str, str] = {}
+    caption_files: dict[str, str] = {}
+    result = []
+
+    def add(stem: str, file: str, caption_file: str, **fields: Any) -> None:
+        path = os.path.join(directory.path, file)
+        result.append(
+            CaptionedImage(
+                name=path,
+                path=path,
                 directory=directory.directory,
                 instance=stem,
                 split=directory.split,
-                where=os.path.join(directory.path, note),
-                listed=True,
-                **changes,
+                location=os.path.join(directory.path, caption_file),
+                exists=True,
+                **fields,
             )
         )
 
-    for file in sorted(os.listdir(directory.place)):
+    for file in sorted(os.listdir(directory.full_path)):
         stem, suffix = os.path.splitext(file)
         if file.startswith("."):
             continue
         if suffix in (".json", ".txt"):
-            notes.setdefault(stem, file)  # .json goes before .txt
+            caption_files.setdefault(stem, file)  # .json takes precedence over .txt
         elif image_files.is_image(file) and images.setdefault(stem, file) != file:
-            add(stem, file, file, problem=_SECOND)
-    for stem in sorted(images.keys() | notes.keys()):
-        image, note = images.get(stem), notes.get(stem)
+            add(stem, file, file, problem=_SAME_NAME)
+    for stem in sorted(images.keys() | caption_files.keys()):
+        image, caption_file = images.get(stem), caption_files.get(stem)
         if image is None:
-            add(stem, note, note, problem=NO_PICTURE)
-        elif note is None:
-            add(stem, image, image, problem=_NO_TEXT)
+            add(stem, caption_file, caption_file, problem=NO_IMAGE)
+        elif caption_file is None:
+            add(stem, image, image, problem=_NO_CAPTION_FILE)
         else:
-            add(stem, image, note, **_note(os.path.join(directory.place, note), options))
-    return entries
+            path = os.path.join(directory.full_path, caption_file)
+            add(stem, image, caption_file, **_read_caption_file(path, caption_key, keep))
+    return result
 
 
-def _note(path: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of an entry that the file beside an image fills."""
+def _read_caption_file(path: str, caption_key: str | None, keep: Sequence[str]) -> dict[str, Any]:
+    """Returns the fields of a `CaptionedImage` that its caption file defines."""
+    suffix = os.path.splitext(path)[1]
     try:
         with open(path, encoding="utf-8-sig") as file:
-            if path.endswith(".txt"):
-                return _with(tuple(line.strip() for line in file if line.strip()), {})
+            if suffix == ".txt":
+                captions = tuple(line.strip() for line in file if line.strip())
+                return {"captions": captions} if captions else {"problem": EMPTY_CAPTION}
             content = json.load(file)
     except (OSError, ValueError):
-        return {"problem": f"{os.path.splitext(path)[1]} cannot be read"}
-    key = options.caption_column or CAPTIONS[0]
+        return {"problem": f"images with an unreadable {suffix} file"}
+    key = caption_key or CAPTION_KEY
     if not isinstance(content, dict) or key not in content:
-        return {"problem": f"no {key!r} in .json"}
-    kept = {manifest.free_column(name): content.get(name) for name in options.keep or ()}
-    return _with(_texts(content[key]), _plain(kept))
+        return {"problem": f"images whose .json file has no key {key!r}"}
+    captions = normalize_captions(content[key])
+    if not captions:
+        return {"problem": EMPTY_CAPTION}
+    extra = {manifest.unreserved_column(name): content.get(name) for name in keep}
+    return {"captions": captions, "extra": table_values(extra)}
 
 
-def _with(captions: tuple[str, ...], more: Mapping[str, Any]) -> dict[str, Any]:
-    return {"captions": captions, "more": more} if captions else {"problem": _EMPTY}
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that a table can hold: text, numbers, dates as text."""
+def table_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that a table can hold: text, finite numbers, and dates as text."""
     kept = {}
     for name, value in values.items():
         if isinstance(value, datetime.date):
@@ -154,115 +172,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def normalize_captions(value: Any) -> tuple[str, ...]:
+    """Returns the captions of a string or list with single spaces, without empty ones."""
     values = value if isinstance(value, list | tuple) else [value]
-    texts = (" ".join(text.split()) for text in values if isinstance(text, str))
-    return tuple(text for text in texts if text)
-
-
-def read_file(options: argparse.Namespace) -> Iterator[Entry]:
-    """The entries of `--table`.
-
-    Raises:
-      UserError: a file that is missing, of another kind, or has no column for path or caption.
-    """
-    path = options.table
-    if not os.path.isfile(path):
-        raise UserError(f"There is no --table {path}.")
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix == ".json":
-        yield from _dictionary(path, options)
-        return
-    if suffix not in tables.SUFFIXES:
-        raise UserError(
-            f"--table {path}: its name ends in {', '.join(tables.SUFFIXES)}, or .json for LGSSL's "
-            "dictionary."
-        )
-    columns = None
-    for number, row in tables.rows(path):
-        columns = columns or _Columns(path, list(row), options)
-        yield columns.entry(number, row)
-
-
-class _Columns:
-    """Which columns of a table are which."""
-
-    def __init__(self, path: str, names: Sequence[str], options: argparse.Namespace):
-        self._file, self._split = path, options.split
-        self._path = _column(path, names, options.path_column, PATHS, "path")
-        others = [name for name in names if name != self._path]
-        self._caption = _column(path, others, options.caption_column, CAPTIONS, "caption")
-        self._by_split = "split" in names
-        kept = names if options.keep is None else options.keep
-        for name in options.keep or ():
-            if name not in names:
-                raise UserError(f"--keep {name}: {path} has {', '.join(names)}.")
-        read = {self._path, self._caption, "split"}
-        self._kept = {name: manifest.free_column(name) for name in kept if name not in read}
-
-    def entry(self, number: int, row: Mapping[str, Any]) -> Entry:
-        path, where = row.get(self._path), f"{os.path.basename(self._file)}:{number}"
-        if path is not None and not isinstance(path, str):
-            raise UserError(
-                f"{self._file}, line {number}: {self._path} is {type(path).__name__}, not the path "
-                "of an image. Give --path-column, and write images that are in the table to "
-                "files first."
-            )
-        split = str(row.get("split") or self._split) if self._by_split else self._split
-        captions = _texts(row.get(self._caption))
-        directory, file = os.path.split(path or "")
-        try:
-            split = manifest.check_splits(split)
-        except ValueError as error:
-            raise UserError(f"{self._file}, line {number}: {error}.") from error
-        return Entry(
-            name=path or where,
-            path=path or "",
-            directory=directory.replace(os.sep, "/"),
-            instance=os.path.splitext(file)[0],
-            captions=captions,
-            split=split,
-            where=where,
-            more=_plain({new: row.get(name) for name, new in self._kept.items()}),
-            problem="the path is empty" if not path else "" if captions else _EMPTY,
-        )
-
-
-def _column(
-    path: str, names: Sequence[str], given: str | None, usual: Sequence[str], kind: str
-) -> str:
-    if given:
-        if given not in names:
-            raise UserError(f"--{kind}-column {given}: {path} has {', '.join(names)}.")
-        return given
-    lower = {name.lower(): name for name in reversed(names)}
-    for name in usual:
-        if name in lower:
-            return lower[name]
-    raise UserError(
-        f"{path} has no column with the usual name of a {kind} ({', '.join(usual[:5])} …); it has "
-        f"{', '.join(names) or 'none'}. Say which one: --{kind}-column NAME."
-    )
-
-
-def _dictionary(path: str, options: argparse.Namespace) -> Iterator[Entry]:
-    from mmjax.data.importers.annotations import json_items
-
-    for directory, instances in json_items(path):
-        if not isinstance(instances, dict):
-            raise UserError(f"{path}: {directory!r} holds no object {{instance: [path, caption]}}.")
-        for instance, pair in instances.items():
-            where = f"{os.path.basename(path)}, {directory}/{instance}"
-            if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-                raise UserError(f"{where}: not [path, caption].")
-            captions = _texts(pair[1])
-            yield Entry(
-                name=pair[0],
-                path=pair[0],
-                directory=directory,
-                instance=instance,
-                captions=captions,
-                split=options.split,
-                where=where,
-                problem="" if captions else _EMPTY,
-            )
+    captions = (" ".join(text.split()) for text in values if isinstance(text, str))
+    return tuple(caption for caption in captions if caption)

@@ -1,4 +1,4 @@
-"""Finds media by name, whatever their suffix and subfolder."""
+"""Finds video and audio files by name, with any suffix and in any subdirectory."""
 
 from __future__ import annotations
 
@@ -9,81 +9,85 @@ from collections.abc import Sequence
 from mmjax.data.storage import directories
 from mmjax.errors import UserError
 
-VIDEO = (
+VIDEO_SUFFIXES = (
     *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv", ".m4v", ".mpg", ".mpeg", ".wmv"),
     *(".3gp", ".ogv"),
 )
-AUDIO = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac")
-PICTURES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac")
 
 
 class MediaDir:
-    """The films and sounds below a folder.
+    """An index of the video and audio files below a directory.
 
     Args:
-      root: the folder; it is listed once, when the first file is looked for.
-      loose: if there is no file of a name, take one whose name differs in case, or in characters
-        that are neither letters nor digits (which some unpackers replace).
+      root: The directory. It is listed at the first call of `find`.
+      fuzzy: Whether a name without a file of exactly that name matches a file whose name differs
+        only in case or in characters that are neither letters nor digits. Some unpackers replace
+        such characters.
 
     Attributes:
-      root: as given.
-      several: what `find` took where there was a choice, by name: [taken, others …].
+      root: The directory, with '~' expanded.
+      ambiguous: For each name with several equally suitable files: [the file used, the others …].
+
+    Raises:
+      UserError: The directory does not exist.
     """
 
-    def __init__(self, root: str, *, loose: bool = False):
-        self.root, self._loose = os.path.expanduser(root), loose
+    def __init__(self, root: str, *, fuzzy: bool = False):
+        self.root, self._fuzzy = os.path.expanduser(root), fuzzy
         if not os.path.isdir(self.root):
-            raise UserError(f"There is no media folder {root}.")
-        self.several: dict[str, list[str]] = {}
+            raise UserError(f"--media {root}: no such directory.")
+        self.ambiguous: dict[str, list[str]] = {}
         self._index: dict[str, list[str]] | None = None
-        self._by_plain: dict[str, list[str]] = {}
+        self._by_simplified: dict[str, list[str]] = {}
 
     def find(self, name: str, *, hints: Sequence[str] = ()) -> str | None:
-        """The path, relative to the root, of a file of this name; None if there is none.
+        """Returns the path of the file with this name, relative to the root, or None.
 
         Args:
-          name: without suffix.
-          hints: names of folders, such as the class or the split: of several files the one that
-            lies in most of them is taken, and a film rather than a sound.
+          name: File name without suffix.
+          hints: Directory names, such as the class or the split. Among several files, the one with
+            the most hints in its path is used, and video is preferred to audio.
         """
         if self._index is None:
             self._index = self._list()
-        paths = self._index.get(name) or self._by_plain.get(_plain(name), [])
+        paths = self._index.get(name) or self._by_simplified.get(_simplify(name), [])
         if len(paths) <= 1:
             return paths[0] if paths else None
-        wanted = {_plain(hint) for hint in hints}
+        expected = {_simplify(hint) for hint in hints}
 
         def rank(path: str) -> tuple[int, bool]:
-            directories = {_plain(directory) for directory in path.split(os.sep)[:-1]}
-            return -len(wanted & directories), path.lower().endswith(AUDIO)
+            parents = {_simplify(parent) for parent in path.split(os.sep)[:-1]}
+            return -len(expected & parents), path.lower().endswith(AUDIO_SUFFIXES)
 
         ranked = sorted(paths, key=lambda path: (rank(path), path))
         if rank(ranked[0]) == rank(ranked[1]):
-            self.several[name] = ranked
+            self.ambiguous[name] = ranked
         return ranked[0]
 
     def _list(self) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}
         for directory, _, files in directories.walk(self.root):
-            below = os.path.relpath(directory, self.root)
+            relative = os.path.relpath(directory, self.root)
             for file in files:
                 if (name := _stem(file)) is not None:
-                    path = file if below == "." else os.path.join(below, file)
+                    path = file if relative == "." else os.path.join(relative, file)
                     index.setdefault(name, []).append(path)
-        if self._loose:
+        if self._fuzzy:
             for name, paths in index.items():
-                self._by_plain.setdefault(_plain(name), []).extend(paths)
+                self._by_simplified.setdefault(_simplify(name), []).extend(paths)
         return index
 
 
 def _stem(file: str) -> str | None:
-    """The name without its suffix, or two of them (`x.mp4.webm`); None if it is not of media."""
+    """Returns a media file's name without its suffix or suffixes (`x.mp4.webm`), else None."""
+    suffixes = VIDEO_SUFFIXES + AUDIO_SUFFIXES
     name, suffix = os.path.splitext(file)
-    if suffix.lower() not in VIDEO + AUDIO or file.startswith("."):
+    if suffix.lower() not in suffixes or file.startswith("."):
         return None
     inner, suffix = os.path.splitext(name)
-    return inner if suffix.lower() in VIDEO + AUDIO else name
+    return inner if suffix.lower() in suffixes else name
 
 
-def _plain(name: str) -> str:
+def _simplify(name: str) -> str:
     return re.sub(r"[\W_]+", "_", name).lower()

@@ -1,4 +1,4 @@
-"""Finds recordings of TVL whose folders of touch and of vision are swapped."""
+"""Finds recordings of TVL whose touch and vision directories are swapped."""
 
 from __future__ import annotations
 
@@ -12,67 +12,70 @@ from mmjax.data.importers.tvl_files import Pair, Tree
 from mmjax.data.storage import image_files
 from mmjax.errors import UserError
 
-_LOOKS = 5  # pairs of a recording that are looked at
-_DIGIT = (240, 320)  # width and height of a DIGIT sensor's images
-_SIDE = 16  # pixels to which images are reduced before they are compared
-_CLEAR = 1.5  # by how much one of two figures must exceed the other to tell
+_NUM_PAIRS = 5  # pairs of a recording that are compared
+_DIGIT_SIZE = (240, 320)  # width and height of the images of a DIGIT sensor
+_SIDE = 16  # side in pixels to which images are reduced before they are compared
+_MIN_RATIO = 1.5  # between the scores of the two directories, for a clear result
 
 
 def find_swapped(pairs: Sequence[Pair], tree: Tree) -> tuple[list[str], list[str]]:
-    """(recordings whose folders are swapped, recordings that do not tell), by name.
+    """Returns the swapped recordings and the ambiguous ones, each in alphabetical order.
 
-    A DIGIT's images are 240 wide and 320 high, a camera's are not, or are at least not upright.
-    Where sizes do not tell, contents do: touch resembles the sensor untouched, and changes less
-    from image to image than what a moving camera sees.
+    Images of a DIGIT sensor are 240 pixels wide and 320 high. Camera images have other sizes, or
+    are at least not upright. If sizes do not decide, contents do: touch images resemble the
+    background, and vary less within a recording than the images of a moving camera.
 
     Args:
-      pairs: of any recordings; those whose images are missing tell nothing.
-      tree: what exists.
+      pairs: Pairs of any recordings. Pairs with missing images are ignored.
+      tree: The files of TVL.
     """
     recordings: dict[str, list[Pair]] = {}
     for pair in pairs:
         recordings.setdefault(pair.recording, []).append(pair)
-    swapped, unclear = [], []
-    for name, found in sorted(recordings.items()):
-        there = [pair for pair in found if tree.has(pair.vision) and tree.has(pair.touch)]
-        numbers = np.unique(np.linspace(0, len(there) - 1, _LOOKS).astype(int)) if there else ()
-        paths = [(tree.path(there[k].vision), tree.path(there[k].touch)) for k in numbers]
-        if not paths:
+    swapped, ambiguous = [], []
+    for name, members in sorted(recordings.items()):
+        existing = [pair for pair in members if tree.has(pair.vision) and tree.has(pair.touch)]
+        if not existing:
             continue
+        indices = np.unique(np.linspace(0, len(existing) - 1, _NUM_PAIRS).astype(int))
+        paths = [(tree.path(existing[k].vision), tree.path(existing[k].touch)) for k in indices]
+        background = tree.path(f"{members[0].subset}/digit_background.png")
         try:
-            told = sum(_by_size(*map(image_files.image_size, both)) for both in paths)
-            told = told or _by_contents(paths, tree.path(f"{found[0].subset}/digit_background.png"))
+            score = sum(_compare_sizes(*map(image_files.image_size, pair)) for pair in paths)
+            score = score or _compare_contents(paths, background)
         except UserError:
-            continue  # an image that cannot be read is reported when its row is
-        if told < 0:
+            continue  # unreadable images are reported with their examples
+        if score < 0:
             swapped.append(name)
-        elif told == 0:
-            unclear.append(name)
-    return swapped, unclear
+        elif score == 0:
+            ambiguous.append(name)
+    return swapped, ambiguous
 
 
-def _by_size(vision: tuple[int, int], touch: tuple[int, int]) -> int:
-    """1 if the sizes are those of the names, -1 if they are swapped, 0 if they do not tell."""
-    for is_touch in (lambda size: size == _DIGIT, lambda size: size[0] < size[1]):
+def _compare_sizes(vision: tuple[int, int], touch: tuple[int, int]) -> int:
+    """Returns 1 if sizes show that the names are correct, -1 if swapped, 0 if ambiguous."""
+    for is_touch in (lambda size: size == _DIGIT_SIZE, lambda size: size[0] < size[1]):
         if is_touch(vision) != is_touch(touch):
             return 1 if is_touch(touch) else -1
     return 0
 
 
-def _by_contents(paths: Sequence[tuple[str, str]], background: str) -> int:
-    """As `_by_size`, from what a few images show."""
-    vision, touch = (np.stack([_small(path) for path in side]) for side in zip(*paths, strict=True))
+def _compare_contents(paths: Sequence[tuple[str, str]], background: str) -> int:
+    """Returns the same as `_compare_sizes`, based on the contents of a few images."""
+    vision, touch = (
+        np.stack([_thumbnail(path) for path in side]) for side in zip(*paths, strict=True)
+    )
     if os.path.exists(background):
-        empty = _small(background)
-        figures = [np.abs(side - empty).mean() for side in (vision, touch)]
+        reference = _thumbnail(background)
+        scores = [np.abs(side - reference).mean() for side in (vision, touch)]
     else:
-        figures = [side.std(axis=0).mean() for side in (vision, touch)]
-    if max(figures) <= _CLEAR * min(figures):
+        scores = [side.std(axis=0).mean() for side in (vision, touch)]
+    if max(scores) <= _MIN_RATIO * min(scores):
         return 0
-    return 1 if figures[1] < figures[0] else -1
+    return 1 if scores[1] < scores[0] else -1
 
 
-def _small(path: str) -> np.ndarray:
-    """float32 [16, 16, 3] of an image."""
+def _thumbnail(path: str) -> np.ndarray:
+    """Returns an image as float32 [16, 16, 3]."""
     image = Image.fromarray(image_files.read_image(path))
     return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32)

@@ -45,7 +45,7 @@ def test_youcook2_table_and_errors(workspace, capsys):
     ]
     assert workspace.lines("missing.txt") == ["xHr8X2Wpmno"]
     assert not workspace.lines("classes.txt")
-    assert_line_mentions(capsys.readouterr().out, 1, "sentence")
+    assert_line_mentions(capsys.readouterr().out, "youcook2", 1, "empty sentence", "GLd3aX16zBg")
     assert workspace.run("youcook2", out="clips.csv") == 2
     facts = ("caption", "GLd3aX16zBg.mkv", "'|'", "clips.csv", ".jsonl")
     assert_mentions(capsys.readouterr().err, *facts)
@@ -89,7 +89,7 @@ def test_msrvtt_protocols_and_errors(workspace, capsys):
         "7010/video7010.mp4": ("test", ["a dog"]),
         "7020/video7020.mp4": ("test", ["x", "y"]),
     }
-    assert_line_mentions(capsys.readouterr().out, 1, "caption")
+    assert_line_mentions(capsys.readouterr().out, "msrvtt", 1, "caption", "video7030")
     assert workspace.run("msrvtt", "--protocol", "1k-a") == 2
     facts = ("MSRVTT_JSFUSION_test.csv", workspace.annotations, "test_videodatainfo.json")
     assert_mentions(capsys.readouterr().err, *facts)
@@ -145,8 +145,8 @@ def test_howto100m_table_options_and_errors(workspace, capsys):
     assert (rows[7]["start"], rows[7]["end"], rows[7]["caption"]) == ("0", "3.2", ["alone"])
     assert workspace.clips()[3].captions[1] == "step 2 | now"
     out = capsys.readouterr().out
-    assert_line_mentions(out, 3, "sentences")
-    assert_line_mentions(out, 1, "sentences", "HowTo100M_v1.csv")
+    assert_line_mentions(out, "howto100m", 3, "sentences", "word")
+    assert_line_mentions(out, "howto100m", 1, "sentences", "HowTo100M_v1.csv")
 
     options = ("--max-per-video", "2", "--neighbors", "0", "--clip-seconds", "8")
     rows = workspace.table("howto100m", *options)

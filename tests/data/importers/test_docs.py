@@ -17,7 +17,7 @@ from mmjax.tools import cli
 from tests.data import films
 from tests.data.importers import tvl_folder
 
-PAGES = Path(__file__).parents[2] / "docs" / "datasets"
+PAGES = Path(__file__).parents[3] / "docs" / "datasets"
 
 
 def write(path, text):

@@ -277,7 +277,7 @@ def test_printed_next_command_builds_the_dataset(workspace, capsys, monkeypatch)
     assert_mentions(last, "mmjax build ")
     command = shlex.split(last[last.index("mmjax build ") :])[1:]
     assert cli.main([*command, "--quiet", "--workers", "1"]) == 0
-    source = sources.open_source("data/table", split="train")
+    source = sources.open_source("datasets/table", split="train")
     assert captions.read_captions(source, range(5)) == [[f"caption {n}"] for n in range(5)]
 
 

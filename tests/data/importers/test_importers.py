@@ -38,9 +38,84 @@ def test_list_and_help_name_every_dataset_and_its_files(capsys):
         with pytest.raises(SystemExit) as exit_:
             cli.main(["import", name, "--help"])
         out = capsys.readouterr().out
-        assert exit_.value.code == 0 and importer.needs.split()[0] in out
+        assert exit_.value.code == 0 and importer.annotation_files.split()[0] in out
     assert cli.main(["import"]) == 2
     assert_mentions(capsys.readouterr().err, "mmjax import --list")
+
+
+EXTERNAL = """
+from mmjax.data.importers.base import AnnotatedExample, Importer, MediaName, Option
+
+
+def read(job):
+    for line, text in enumerate(open(job.annotations.require_one("birds.txt")), 1):
+        name, label = text.split()
+        if label == job.options.without:
+            job.skip("birds of an excluded class", example=name)
+            continue
+        location = f"birds.txt, line {line}"
+        yield AnnotatedExample(
+            media=(MediaName(name),), labels=[label], split="train", location=location
+        )
+
+
+BIRDS = Importer(
+    name="birds",
+    title="Birds",
+    annotation_files="birds.txt",
+    media_names="NAME",
+    read=read,
+    options=(Option(name="without", help="class to skip"),),
+    num_classes=2,
+)
+
+
+class Birds(Importer):
+    def __init__(self):
+        super().__init__(**vars(BIRDS))
+
+
+NOT_AN_IMPORTER = 3
+"""
+
+
+def test_importers_outside_the_package_are_found_by_reference(workspace, capsys, monkeypatch):
+    (workspace.root / "my_birds.py").write_text(EXTERNAL)
+    monkeypatch.syspath_prepend(workspace.root)
+    workspace.annotate("birds.txt", "a robin\nb wren\nc crow\n")
+    workspace.touch("x/a.mp4", "x/b.mp4", "x/c.mp4")
+    for name in ("my_birds:BIRDS", "my_birds:Birds"):
+        rows = workspace.table(name, "--without", "crow")
+        assert [(row["path"], row["label"]) for row in rows] == [
+            ("x/a.mp4", ["robin"]),
+            ("x/b.mp4", ["wren"]),
+        ]
+        out = capsys.readouterr().out
+        assert_line_mentions(out, "birds", "excluded", 1, "c")
+        assert_mentions(out, "--out datasets/birds")
+    with pytest.raises(SystemExit):
+        cli.main(["import", "my_birds:BIRDS", "--help"])
+    assert_mentions(
+        capsys.readouterr().out, "mmjax import my_birds:BIRDS", "--without", "birds.txt"
+    )
+    shutil.rmtree(workspace.media)
+    workspace.media.mkdir()
+    assert workspace.run("my_birds:BIRDS") == 2
+    assert_mentions(capsys.readouterr().err, "mmjax import my_birds:BIRDS --help")
+    for name, facts in (
+        ("my_birds:NOT_AN_IMPORTER", ("my_birds:NOT_AN_IMPORTER", "int", "Importer")),
+        ("my_birds:BIRD", ("my_birds", "'BIRD'", "'BIRDS'")),
+        ("no_such_module:X", ("no_such_module",)),
+        ("kinetics40", ("'kinetics40'", "'kinetics400'", "package.module:Name")),
+    ):
+        assert workspace.run(name) == 2
+        assert_mentions(capsys.readouterr().err, *facts)
+
+
+def test_unknown_importer_options_are_refused():
+    with raises(UserError, "protocl", "'protocol'"):
+        IMPORTERS["msrvtt"].resolve_options({"protocl": "full"})
+    assert vars(IMPORTERS["audioset"].resolve_options({})) == {"trimmed": False}
 
 
 def test_the_three_table_formats_give_the_same_clips(workspace):
@@ -103,7 +178,7 @@ def test_repeated_annotations_and_ambiguous_files_are_named(workspace, capsys):
     workspace.touch("other/a_000001_000011.mkv", "other/a_000001_000011.wav")
     assert len(workspace.table("kinetics400")) == 1
     out = capsys.readouterr().out
-    assert_line_mentions(out, 1, "val.csv:2", "train.csv:2")
+    assert_line_mentions(out, 1, "val.csv, line 2", "train.csv, line 2")
     assert_line_mentions(out, 1, "a_000001_000011.mp4", "other/a_000001_000011.mkv")
 
 
@@ -118,33 +193,33 @@ def test_media_are_found_by_name_hint_and_file_type(tmp_path):
     assert media.find("x", hints=("air drumming", "val")) == "val/air_drumming/x.mp4"
     assert media.find("y") == "y.mp4.webm" and media.find("z") == "z.mkv"
     assert media.find("n") is media.find(".hidden") is media.find("w_1_a_") is None
-    assert not media.several
+    assert not media.ambiguous
     assert media.find("x", hints=("yoga", "train")) == "train/air_drumming/x.mp4"
-    assert list(media.several) == ["x"]
-    assert MediaDir(str(tmp_path), loose=True).find("W_1_a_") == "w#1 (a).avi"
+    assert list(media.ambiguous) == ["x"]
+    assert MediaDir(str(tmp_path), fuzzy=True).find("W_1_a_") == "w#1 (a).avi"
     with raises(UserError, tmp_path / "nowhere"):
         MediaDir(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("buffer", [1, 2, 7, 1000])
-def test_json_items_are_read_with_a_small_buffer(tmp_path, monkeypatch, buffer):
+def test_large_json_files_are_read_with_a_small_buffer(tmp_path, monkeypatch, buffer):
     contents = {f'k"{k}': {"a": [k, -0.5], "é": "}," * k, "n": None} for k in range(9)}
     path = tmp_path / "c.json"
     monkeypatch.setattr(annotations, "_BUFFER", buffer)
     for indent in (None, 2):
         path.write_text(json.dumps(contents, indent=indent), encoding="utf-8")
-        assert dict(annotations.json_items(str(path))) == contents
+        assert dict(annotations.iterate_json(str(path))) == contents
     path.write_text("{}")
-    assert not list(annotations.json_items(str(path)))
+    assert not list(annotations.iterate_json(str(path)))
     path.write_text(json.dumps(contents)[:-30])
     with raises(UserError, path, "JSON", "'k\"7'"):
-        list(annotations.json_items(str(path)))
+        list(annotations.iterate_json(str(path)))
     path.write_text('{"a": {} "b" 3}')
     with raises(UserError, path, "JSON", "'a'"):
-        list(annotations.json_items(str(path)))
+        list(annotations.iterate_json(str(path)))
     path.write_text("[]")
     with raises(UserError, path, "JSON object"):
-        list(annotations.json_items(str(path)))
+        list(annotations.iterate_json(str(path)))
 
 
 def test_missing_ambiguous_and_undecodable_annotations_are_named(workspace, capsys):
@@ -161,7 +236,7 @@ def test_missing_ambiguous_and_undecodable_annotations_are_named(workspace, caps
     assert_mentions(capsys.readouterr().err, path, "UTF-8", "0xe9")
     media = ["--media", str(workspace.media), "--out", "t.csv"]
     assert cli.main(["import", "esc50", "--annotations", "nowhere", *media]) == 2
-    assert_mentions(capsys.readouterr().err, "nowhere")
+    assert_mentions(capsys.readouterr().err, "--annotations nowhere")
 
 
 def test_ucf101_from_official_files_to_batches(workspace):

@@ -57,7 +57,7 @@ def test_table_has_the_rows_of_both_subsets(both, capsys):
     rows = both.rows()
     out = capsys.readouterr().out
     assert_line_mentions(out, both.out, 90, "test 10, train 72, valid 8", 4, "classes.txt")
-    assert_line_mentions(out, 24, "clips")  # those of ssvtp have no background
+    assert_line_mentions(out, "tvl", 24, "background")  # ssvtp has no backgrounds
     assert sum("background" not in row for row in rows) == 24
     by_path = {row["path"]: row for row in rows}
     assert len(by_path) == len(rows) == 90
@@ -109,7 +109,7 @@ def test_validation_set_equals_the_published_one(count):
     train, valid = sklearn.model_selection.train_test_split(
         list(range(count)), train_size=0.9, random_state=42
     )
-    result = tvl.validation_rows(count)
+    result = tvl.validation_indices(count)
     assert result.tolist() == valid
     assert sorted(set(range(count)) - set(result.tolist())) == sorted(train)
 
@@ -158,7 +158,7 @@ def test_original_split_overlaps_as_published(both, capsys):
     assert len(train) == len(train_indices)
     assert {row["split"] for row in valid} == {"valid", "train+valid"}
     in_no_split = sum(k >= 60 or k not in expected for k in rest)
-    assert_line_mentions(capsys.readouterr().out, in_no_split, "split")
+    assert_line_mentions(capsys.readouterr().out, "tvl", in_no_split, "original split")
     # For ssvtp, and without the added images, the two splits are the same.
     original, clean = (
         {row["path"]: row for row in both.rows(*options)}
@@ -182,7 +182,7 @@ def test_missing_files_are_listed_and_rows_without_caption_are_kept(both, capsys
         "ssvtp/images_tac/image_5_tac.jpg",
     ]
     assert_line_mentions(out, 2, 23, "missing.txt", "ssvtp/images_rgb/image_3_rgb.jpg")
-    assert_line_mentions(out, 2, "caption")
+    assert_line_mentions(out, "tvl", 2, "caption")
     assert_line_mentions(out, "ssvtp/images_rgb/image_9_rgb.jpg")
     without_caption = [row for row in rows if "caption" not in row]
     assert sorted(row["path"].split("_")[-2] for row in without_caption) == ["7", "8"]
@@ -201,7 +201,7 @@ def test_training_rows_that_are_also_in_test_are_skipped(root, capsys):
     assert [r["split"] for r in rows if "image_21_" in r["path"]] == ["test"]
     assert len(rows) == 24
     # The repeated rows fall into train or valid; one line of the report counts each of the two.
-    counts = re.findall(r"^(\d+) .*\b(?:train|valid)\b.*split", capsys.readouterr().out, re.M)
+    counts = re.findall(r"^tvl: .*\b(?:train|valid)\b.*split: (\d+)", capsys.readouterr().out, re.M)
     assert sum(map(int, counts)) == 3
 
 
@@ -287,14 +287,14 @@ def test_ambiguous_recordings_are_reported(root, capsys):
         ),
         (None, ["--no-contact", "-1"], ("--no-contact", "-1", "0")),
         (None, ["--subsets", "hct", "--background", "x.png"], ("--background", "ssvtp", "hct")),
-        (None, ["--background", "x.png"], ("x.png",)),
+        (None, ["--background", "x.png"], ("--background", "x.png")),
         ("hct/data1/train.csv", [], ("hct/data1/train.csv", "line 2", " 2 ", "vision", "touch")),
         (
             "hct/data1/not_contact.json",
             ["--no-contact", "1"],
             ("hct/data1/not_contact.json", "vision", "tactile", "background", "1, 0, 0"),
         ),
-        ("ssvtp/train.csv", [], ("ssvtp/train.csv:2", "'a'", "images_rgb/image_N_rgb.jpg")),
+        ("ssvtp/train.csv", [], ("ssvtp/train.csv, line 2", "'a'", "images_rgb/image_N_rgb.jpg")),
     ],
 )
 def test_malformed_files_and_wrong_options_are_named(root, capsys, broken, options, facts):

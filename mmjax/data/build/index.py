@@ -64,7 +64,11 @@ def vocabulary(
     records_of_split = directory.split(split)
     captions = []
     for number in range(len(records_of_split)):
-        example = schema.decode(records_of_split.read(number), waveform_format="unchecked")
+        example = schema.decode(
+            records_of_split.read(number),
+            waveform_format="unchecked",
+            where=records_of_split.where(number),
+        )
         captions += example.captions
     if not captions:
         raise UserError(f"The split {split!r} of {path} has no captions.")

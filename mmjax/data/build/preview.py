@@ -42,7 +42,11 @@ def preview(
     records = directory.split(split)
 
     def read(record: int) -> schema.Example:
-        return schema.decode(records.read(record), waveform_format=directory.info.waveform_format)
+        return schema.decode(
+            records.read(record),
+            waveform_format=directory.info.waveform_format,
+            where=records.where(record),
+        )
 
     first = read(0)
     pictures = len(first.frames) <= 1 and first.waveform is None

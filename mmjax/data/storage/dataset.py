@@ -454,5 +454,4 @@ def describe(info: DatasetInfo) -> str:
     total = sum(split.num_examples for split in info.splits.values())
     if total < sum(sizes.values()):
         splits += f" ({total} in total)"
-    modalities = ", ".join(info.modalities) or "unknown"
-    return f"{info.name}: {splits} examples; modalities: {modalities}"
+    return f"{info.name}: {splits} examples of {', '.join(info.modalities) or 'unknown modalities'}"

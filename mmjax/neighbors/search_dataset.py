@@ -477,7 +477,9 @@ def _image(source: Source, record: int) -> np.ndarray | None:
 
     from mmjax.data.storage import schema
 
-    example = schema.decode(source.fetch(record), waveform_format="unchecked")
+    example = schema.decode(
+        source.fetch(record), waveform_format="unchecked", where=source.where(record)
+    )
     images = (*example.frames, *example.touch)
     if not images:
         return None

@@ -179,7 +179,9 @@ def dataset_source(
 
     def source() -> Iterator[tuple[str, np.ndarray]]:
         for record in range(len(records)):
-            example = schema.decode(records.read(record), waveform_format="unchecked")
+            example = schema.decode(
+                records.read(record), waveform_format="unchecked", where=records.where(record)
+            )
             classes = {*map(str, example.labels), *example.label_texts}
             if (label is None or label in classes) and (
                 caption is None or caption in example.captions

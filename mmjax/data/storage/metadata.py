@@ -1,4 +1,4 @@
-"""The JSON beside arrays that says what they are of."""
+"""JSON files that describe the arrays in the same directory, such as `pairs.json`."""
 
 from __future__ import annotations
 
@@ -7,33 +7,37 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mmjax import files
 from mmjax.errors import UserError
 
 
 def write(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Puts a description there, all at once."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-    os.replace(f"{path}.tmp", path)
+    """Writes a description atomically."""
+    files.write_json(path, dict(content))
 
 
 def read(
-    path: str | os.PathLike, what: str, checked: Callable[[Any], dict[str, Any]]
+    path: str | os.PathLike, what: str, check: Callable[[Any], dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """A description; None if nothing is there.
+    """Returns a description, or None if the file does not exist.
 
     Args:
-      path: of the file.
-      what: it describes, for messages.
-      checked: the content, or KeyError, TypeError or ValueError if it is another.
+      path: The JSON file.
+      what: What the file describes, for error messages, for example 'pairs'.
+      check: Function that returns the checked content. It raises KeyError, TypeError or ValueError
+        for invalid content.
 
     Raises:
-      UserError: the file is damaged or another one.
+      UserError: The file is damaged or describes something else.
     """
     if not os.path.exists(path):
         return None
     try:
         with open(path, encoding="utf-8") as file:
-            return checked(json.load(file))
+            return check(json.load(file))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not describe {what}: {error}.") from error
+        problem = f"the key {error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(
+            f"{path} is not a valid description of {what}: {problem}. Create the {what} again, or "
+            "use another directory."
+        ) from error

@@ -1,8 +1,8 @@
-"""Optimizers and learning-rate schedules from a config: optax, and Keras' rules where they differ.
+"""Optimizers and learning-rate schedules from a config: optax, and Keras rules where they differ.
 
-A config section names an optimizer, its own options (the keywords of one function in `OPTIMIZERS`),
-a schedule (the keywords of one function in `SCHEDULES`), and what applies to any optimizer:
-clipping, weight decay exclusions and learning-rate factors by parameter path.
+A config section names an optimizer and its options (the keywords of a function in `OPTIMIZERS`), a
+schedule (the keywords of a function in `SCHEDULES`), and options of every optimizer: clipping,
+weight decay exclusions and learning-rate factors by parameter path.
 
     dict(
         name="adamw", weight_decay=0.05, weight_decay_exclude=("bias$", "norm"),
@@ -11,13 +11,12 @@ clipping, weight decay exclusions and learning-rate factors by parameter path.
         clip_norm=0.75, clip_groups=(("^classifier/", 0.0),),
     )
 
-Every update is: clip → the optimizer's rule, with the learning rate of the step that is about to be
-taken → learning-rate factors. Leaves that are None (frozen elsewhere) have no slots.
+An update clips gradients, applies the rule of the optimizer with the learning rate of this step,
+and multiplies by the learning-rate factors. Leaves that are None (frozen parameters) have no slots.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from mmjax import config, tree
 from mmjax.errors import UserError, choose
 
 Schedule = Callable[[jax.Array | int], jax.Array]
-# Parameters → where weight decay applies, a tree of bools.
+# Parameters -> tree of bools: where weight decay applies.
 Mask = Callable[[Any], Any]
 
 _COMMON = ("name", "schedule", "lr_multipliers", "clip_norm", "clip_groups", "weight_decay_exclude")
@@ -39,32 +38,34 @@ _COMMON = ("name", "schedule", "lr_multipliers", "clip_norm", "clip_groups", "we
 def make_optimizer(
     cfg: Mapping[str, Any], params: Any, *, total_steps: int, batch_size: int, clip: bool = True
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """The optimizer of a config section, and its schedule `step -> learning rate` (before factors).
+    """Returns the optimizer of a config section and its schedule (step -> learning rate).
 
     Args:
-      cfg: `name`: a key of `OPTIMIZERS`, whose keywords are further keys of this section.
-        `schedule`: dict of `name`, a key of `SCHEDULES`, and its keywords. `weight_decay_exclude`:
-        patterns of parameter paths that do not decay. `lr_multipliers`: (pattern, factor) pairs; a
-        path's whole update, decay included, is multiplied by the factor of the first pattern that
-        matches it. `clip_norm`, `clip_groups`: see `make_clipping`.
-      params: tree of arrays or shapes, whose paths the patterns are about.
-      total_steps: of the run; where schedules end that do not say so.
-      batch_size: of the run, for what a schedule says by examples.
-      clip: False leaves clipping to the caller, who clips parts of a batch with `make_clipping`.
+      cfg: The section. `name`: A key of `OPTIMIZERS`, whose keywords are further keys of the
+        section. `schedule`: A dict of `name`, a key of `SCHEDULES`, and its keywords.
+        `weight_decay_exclude`: Patterns of parameter paths without weight decay. `lr_multipliers`:
+        (pattern, factor) pairs; the factor of the first pattern that matches a path multiplies its
+        complete update, including weight decay. `clip_norm`, `clip_groups`: See `make_clipping`.
+      params: Tree of arrays or shapes, for its paths.
+      total_steps: Number of updates, the default end of schedules.
+      batch_size: Global batch size, for schedules in units of examples.
+      clip: Whether to clip; False if the caller clips parts of a batch with `make_clipping`.
 
     Raises:
-      UserError: an unknown name or key, a missing one, a value out of range, or a pattern that
-        matches nothing.
+      UserError: An unknown or missing name or key, a value out of range, or a pattern that matches
+        no path.
     """
     name = cfg.get("name")
     if name is None:
-        raise UserError(f"The optimizer has no name. Valid: {', '.join(sorted(OPTIMIZERS))}.")
-    make = choose("optimizer", name, OPTIMIZERS)
+        raise UserError(
+            f"config.optimizer.name is missing. Valid: {', '.join(sorted(OPTIMIZERS))}."
+        )
+    make = choose("config.optimizer.name", name, OPTIMIZERS)
     own = {key: value for key, value in cfg.items() if key not in _COMMON}
     if "schedule" not in cfg:
         raise UserError(
-            "optimizer.schedule is missing: give for example dict(name='constant', base=1e-4). "
-            f"Names: {', '.join(sorted(SCHEDULES))}."
+            "config.optimizer.schedule is missing. Set it to, for example, dict(name='constant', "
+            f"base=1e-4). Valid names: {', '.join(sorted(SCHEDULES))}."
         )
     schedule = make_schedule(cfg["schedule"], total_steps=total_steps, batch_size=batch_size)
     paths = list(tree.flatten(params))
@@ -74,10 +75,10 @@ def make_optimizer(
     if exclude and not decays:
         decaying = ", ".join(n for n, f in OPTIMIZERS.items() if _takes(f, "weight_decay"))
         raise UserError(
-            f"optimizer.weight_decay_exclude: {name!r} has no weight decay. "
-            f"Remove the patterns, or use one of {decaying}."
+            f"config.optimizer.weight_decay_exclude: {name!r} has no weight decay. Remove the "
+            f"patterns, or use one of {decaying}."
         )
-    excluded = tree.first_match(exclude, paths, what="optimizer.weight_decay_exclude")
+    excluded = tree.first_match(exclude, paths, what="config.optimizer.weight_decay_exclude")
     keywords = config.keywords(
         make, own, "optimizer", provided=("schedule", "mask"), also=_COMMON, owner=name
     )
@@ -93,39 +94,44 @@ def make_optimizer(
 
 
 # --------------------------------------------------------------------------------------------------
-# Schedules. Each counts steps from 0: the first update is made with schedule(0).
+# Schedules. Steps count from 0: the first update uses schedule(0).
 
 
 def make_schedule(cfg: Mapping[str, Any], *, total_steps: int, batch_size: int) -> Schedule:
-    """The schedule of a config section: `name` and the keywords of that function in `SCHEDULES`.
+    """Returns the schedule of a config section.
 
-    Any schedule takes besides, for recipes that hold whatever the batch is:
-
-      warmup_examples: in place of warmup_steps.
-      per_examples: the rates are for batches of so many examples; another batch scales them in
-        proportion (the linear rule of Goyal et al. 2017, with TVL's 256). 0: rates as they are.
+    Args:
+      cfg: `name`, a key of `SCHEDULES`, and its keywords. Every schedule accepts two more, for
+        recipes that do not depend on the batch size. `warmup_examples` replaces `warmup_steps`.
+        `per_examples`: Learning rates are for this batch size and are scaled linearly to the actual
+        one (Goyal et al. 2017; 256 in TVL); 0 does not scale.
+      total_steps: Number of updates, the default end of the schedule.
+      batch_size: Global batch size.
 
     Raises:
-      UserError: an unknown name or key, a missing one, or a value out of range.
+      UserError: An unknown or missing name or key, or a value out of range.
     """
     cfg = dict(cfg)
     name = cfg.pop("name", None)
     if name is None:
-        raise UserError(f"optimizer.schedule has no name. Valid: {', '.join(sorted(SCHEDULES))}.")
-    make = choose("optimizer.schedule", name, SCHEDULES)
+        raise UserError(
+            f"config.optimizer.schedule.name is missing. Valid: {', '.join(sorted(SCHEDULES))}."
+        )
+    make = choose("config.optimizer.schedule.name", name, SCHEDULES)
     if _takes(make, "total_steps"):
         cfg.setdefault("total_steps", total_steps)
     if (examples := cfg.pop("warmup_examples", None)) is not None:
         if "warmup_steps" in cfg or not _takes(make, "warmup_steps"):
             raise UserError(
-                "optimizer.schedule.warmup_examples takes the place of warmup_steps: give one of "
-                f"them ({name!r} takes: {', '.join(inspect.signature(make).parameters)})."
+                "config.optimizer.schedule.warmup_examples replaces warmup_steps. Set one of them, "
+                f"in a schedule with warm-up. Keys of {name!r}: "
+                f"{', '.join(config.parameters(make))}."
             )
         cfg["warmup_steps"] = math.ceil(examples / batch_size)
     if per_examples := cfg.pop("per_examples", 0):
         if per_examples < 0:
             raise UserError(
-                f"optimizer.schedule.per_examples={per_examples} must be at least 0 (off)."
+                f"config.optimizer.schedule.per_examples must be at least 0; got {per_examples}."
             )
         factor = batch_size / per_examples
         for key in _RATES & cfg.keys():
@@ -178,23 +184,23 @@ def stepwise_cosine(
     warmup_from: float = 0.0,
     total_steps: int,
 ) -> Schedule:
-    """VATT's pretraining schedule: half-cosines from level to level.
+    """Half-cosines between levels, as in VATT pretraining.
 
-    Warm-up from `warmup_from` to levels[0] takes boundaries[0] steps. From boundaries[i] on the
-    rate falls from levels[i] to levels[i + 1] at boundaries[i + 1]; the last segment falls to 0 at
-    `total_steps`. A last boundary at `total_steps` leaves that segment out: the rate ends at the
-    last level (where VATT's published code gives NaN).
+    The rate increases from `warmup_from` to levels[0] in boundaries[0] steps. From step
+    boundaries[i] to boundaries[i + 1] it decreases from levels[i] to levels[i + 1], and in the last
+    segment to 0 at `total_steps`. If the last boundary is `total_steps`, there is no last segment,
+    and the rate ends at the last level (VATT's published code returns NaN there).
     """
     if not levels or len(levels) != len(boundaries):
         raise UserError(
-            f"stepwise_cosine needs as many boundaries as levels, not {len(boundaries)} and "
-            f"{len(levels)}."
+            "config.optimizer.schedule: stepwise_cosine needs as many boundaries as levels; got "
+            f"{len(boundaries)} boundaries and {len(levels)} levels."
         )
     ends = [*boundaries[1:], total_steps]
     if list(boundaries) != sorted(set(boundaries)) or boundaries[-1] > total_steps:
         raise UserError(
-            f"stepwise_cosine: boundaries {tuple(boundaries)} must rise and not exceed the "
-            f"{total_steps} steps of the schedule."
+            f"config.optimizer.schedule.boundaries={tuple(boundaries)} of stepwise_cosine must "
+            f"increase and not exceed the {total_steps} steps of the schedule."
         )
     segments = list(zip(boundaries, ends, levels, [*levels[1:], 0.0], strict=True))
     if len(segments) > 1 and boundaries[-1] == total_steps:
@@ -213,9 +219,9 @@ def stepwise_cosine(
 def rsqrt(
     *, base: float, warmup_steps: int = 0, warmup_from: float = 0.0, timescale: int = 10_000
 ) -> Schedule:
-    """Linear warm-up to `base`, then base · sqrt(t / (t + steps since)) with t = `timescale`."""
+    """Linear warm-up to `base`, then base · sqrt(timescale / (timescale + steps since then))."""
     if timescale < 1:
-        raise UserError(f"rsqrt: timescale must be at least 1, not {timescale}.")
+        raise UserError(f"config.optimizer.schedule.timescale must be at least 1; got {timescale}.")
 
     def schedule(step):
         since = jnp.maximum(step - warmup_steps, 0)
@@ -234,7 +240,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 def _with_warmup(schedule: Schedule, base: float, steps: int, start: float) -> Schedule:
     if steps < 0:
-        raise UserError(f"warmup_steps must not be negative, not {steps}.")
+        raise UserError(f"config.optimizer.schedule.warmup_steps must be at least 0; got {steps}.")
     if steps == 0:
         return lambda step: jnp.float32(schedule(step))
 
@@ -246,7 +252,7 @@ def _with_warmup(schedule: Schedule, base: float, steps: int, start: float) -> S
 
 
 def _half_cosine(step: jax.Array | int, duration: int) -> jax.Array:
-    """From 1 at 0 to 0 at `duration` and after."""
+    """Returns a half cosine from 1 at step 0 to 0 at `duration` and later."""
     if duration <= 0:
         return jnp.where(jnp.asarray(step) < 0, 1.0, 0.0)
     fraction = jnp.clip(jnp.asarray(step) / duration, 0.0, 1.0)
@@ -256,8 +262,8 @@ def _half_cosine(step: jax.Array | int, duration: int) -> jax.Array:
 def _check_steps(name: str, value: int, total_steps: int) -> None:
     if value > total_steps:
         raise UserError(
-            f"config.optimizer.schedule: {name}={value} is more than the {total_steps} steps of "
-            f"the run. Lower it (--config.optimizer.schedule.{name}=…) or raise config.total_steps."
+            f"config.optimizer.schedule.{name}={value} exceeds the {total_steps} steps of the run. "
+            f"Decrease it (--config.optimizer.schedule.{name}=…) or increase config.total_steps."
         )
 
 
@@ -268,7 +274,7 @@ def _check_steps(name: str, value: int, total_steps: int) -> None:
 def adam(
     schedule: Schedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Adam as in optax and PyTorch."""
+    """Returns Adam as in optax and PyTorch."""
     return optax.adam(schedule, b1=b1, b2=b2, eps=eps)
 
 
@@ -281,7 +287,7 @@ def adamw(
     weight_decay: float = 1e-2,
     mask: Mask | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW as in optax and PyTorch: the decay is scaled by the learning rate."""
+    """Returns AdamW as in optax and PyTorch: the learning rate scales the decay."""
     return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask)
 
 
@@ -293,7 +299,7 @@ def momentum(
     weight_decay: float = 0.0,
     mask: Mask | None = None,
 ) -> optax.GradientTransformation:
-    """SGD with momentum as in optax and PyTorch; weight decay is added to the gradient."""
+    """Returns SGD with momentum as in optax and PyTorch. Weight decay is added to the gradient."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask),
         optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
@@ -303,7 +309,7 @@ def momentum(
 def keras_adam(
     schedule: Schedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7
 ) -> optax.GradientTransformation:
-    """Adam as in Keras: `eps` joins before the bias of the second moment is corrected (ε̂)."""
+    """Returns Adam as in Keras: `eps` is added before the second moment is bias-corrected (ε̂)."""
     return optax.chain(
         _scale_by_keras_adam(b1, b2, eps),
         optax.scale_by_learning_rate(schedule),
@@ -313,10 +319,10 @@ def keras_adam(
 def keras_momentum(
     schedule: Schedule, *, momentum: float = 0.9, nesterov: bool = False
 ) -> optax.GradientTransformation:
-    """SGD with momentum as in Keras: the buffer holds steps, v ← momentum · v − lr · g; w ← w + v.
+    """Returns SGD with momentum as in Keras: v ← momentum · v − lr · g; w ← w + v.
 
-    With a constant learning rate this is `momentum`; where the rate changes, past gradients keep
-    the rate they came with.
+    With a constant learning rate it equals `momentum`. After a change of the rate, past gradients
+    keep the rate of their own step.
     """
 
     def init(params):
@@ -350,7 +356,10 @@ def tfa_adamw(
     weight_decay: float = 5e-5,
     mask: Mask | None = None,
 ) -> optax.GradientTransformation:
-    """`keras_adam`, and TensorFlow Addons' decay: w ← w − weight_decay · w, whatever the rate."""
+    """Returns `keras_adam` with the decay of TensorFlow Addons: w ← w − weight_decay · w.
+
+    The learning rate does not scale the decay.
+    """
     return optax.chain(
         keras_adam(schedule, b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(-weight_decay, mask),
@@ -365,7 +374,10 @@ def tfa_sgdw(
     weight_decay: float = 5e-5,
     mask: Mask | None = None,
 ) -> optax.GradientTransformation:
-    """`keras_momentum`, and TensorFlow Addons' decay: w ← w − weight_decay · w, at any rate."""
+    """Returns `keras_momentum` with the decay of TensorFlow Addons: w ← w − weight_decay · w.
+
+    The learning rate does not scale the decay.
+    """
     return optax.chain(
         keras_momentum(schedule, momentum=momentum, nesterov=nesterov),
         optax.add_decayed_weights(-weight_decay, mask),
@@ -406,21 +418,33 @@ def _scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTran
 
 
 def make_clipping(cfg: Mapping[str, Any], params: Any) -> Callable[[Any], Any] | None:
-    """What clips gradients by their global norm, each group of parameters on its own.
+    """Returns a function that clips gradients by global norm, per group of parameters.
 
-    `cfg['clip_groups']`: (pattern, norm) pairs; a parameter belongs to the first pattern that
-    matches its path. `cfg['clip_norm']`: for all others together. A norm of 0 does not clip.
-    Fine-tuning in VATT has one norm for the backbone and one for the classifier.
+    VATT's fine-tuning uses one norm for the backbone and one for the classifier.
+
+    Args:
+      cfg: The section `optimizer`. `clip_groups`: (pattern, norm) pairs; a parameter belongs to the
+        first pattern that matches its path. `clip_norm`: Norm of all other parameters together. A
+        norm of 0 does not clip.
+      params: Tree of arrays or shapes, for its paths.
+
+    Returns:
+      Gradients -> clipped gradients; None if nothing is clipped.
 
     Raises:
-      UserError: a negative norm, or a pattern that matches nothing.
+      UserError: A negative norm, or a pattern that matches no path.
     """
     groups = _pairs(cfg, "clip_groups")
     norms = [*(norm for _, norm in groups), cfg.get("clip_norm", 0.0)]
     if any(norm < 0 for norm in norms):
-        raise UserError(f"optimizer: a norm to clip to is negative: {norms}. 0 turns clipping off.")
+        raise UserError(
+            "config.optimizer.clip_norm and the norms of clip_groups must be at least 0 (no "
+            f"clipping); got {norms}."
+        )
     matched = tree.first_match(
-        [pattern for pattern, _ in groups], list(tree.flatten(params)), what="optimizer.clip_groups"
+        [pattern for pattern, _ in groups],
+        list(tree.flatten(params)),
+        what="config.optimizer.clip_groups",
     )
 
     if not any(norms):
@@ -451,7 +475,7 @@ def _multiply_updates(
     multipliers: Sequence[tuple[str, float]], paths: Sequence[str]
 ) -> optax.GradientTransformation:
     matched = tree.first_match(
-        [pattern for pattern, _ in multipliers], paths, what="optimizer.lr_multipliers"
+        [pattern for pattern, _ in multipliers], paths, what="config.optimizer.lr_multipliers"
     )
     factors = {path: multipliers[i][1] for path, i in matched.items() if i is not None}
     return optax.stateless(
@@ -460,16 +484,16 @@ def _multiply_updates(
 
 
 def _pairs(cfg: Mapping[str, Any], key: str) -> list[tuple[str, float]]:
-    """(pattern, number) pairs of a section."""
+    """Returns (pattern, number) pairs of a section."""
     pairs = cfg.get(key, ())
     for pair in pairs if isinstance(pairs, list | tuple) else [pairs]:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
             raise UserError(
-                f"optimizer.{key} must be pairs like (('^video/', 0.1),), not {pairs!r}: "
-                f"{pair!r} is not a pair of a pattern and a number."
+                f"config.optimizer.{key} must be (pattern, number) pairs, for example "
+                f"(('^video/', 0.1),); got {pair!r} in {pairs!r}."
             )
     return [(pattern, float(number)) for pattern, number in pairs]
 
 
 def _takes(function: Callable[..., Any], keyword: str) -> bool:
-    return keyword in inspect.signature(function).parameters
+    return keyword in config.parameters(function)

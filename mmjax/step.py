@@ -1,4 +1,4 @@
-"""One train step: loss → gradients (accumulated) → clip → update → average → metrics."""
+"""One update: loss, gradients (accumulated), clipping, optimizer, moving average, metrics."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mmjax.sharding import BATCH_AXES
 
 
 def split_params(params: dict, frozen: Mapping[str, bool]) -> tuple[dict, dict]:
-    """`(trainable, frozen)`: two trees of the same form, with None where a leaf is in the other."""
+    """Returns `(trainable, frozen)`: trees like `params` with None for the leaves of the other."""
     trainable = tree.map_named(lambda path, leaf: None if frozen[path] else leaf, params)
     rest = tree.map_named(lambda path, leaf: leaf if frozen[path] else None, params)
     return trainable, rest
 
 
 def join_params(trainable: dict, frozen: dict) -> dict:
-    """The inverse of `split_params`."""
+    """Returns the parameters from the trees of `split_params`."""
     return jax.tree.map(
         lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda leaf: leaf is None
     )
 
 
 def evaluation_params(state: Mapping[str, Any]) -> dict:
-    """The parameters to judge: the moving average where there is one, the parameters elsewhere."""
+    """Returns the parameters to evaluate: moving averages where they exist, else the parameters."""
     return join_params(state["ema"], state["params"]) if "ema" in state else state["params"]
 
 
@@ -43,7 +43,15 @@ def init_state(
     frozen: Mapping[str, bool],
     ema: bool,
 ) -> dict:
-    """A fresh train state; traceable, so that it is born sharded."""
+    """Returns a randomly initialized train state. Can be jitted with output shardings.
+
+    Args:
+      task: The task.
+      tx: Optimizer of the trainable parameters.
+      key: Random key of the initialization.
+      frozen: {path of a parameter: whether it is frozen}.
+      ema: Whether to keep a moving average of the trainable parameters.
+    """
     params, extra = task.init(key)
     trainable, _ = split_params(params, frozen)
     state = {"step": jnp.int32(0), "params": params, "opt": tx.init(trainable), "extra": extra}
@@ -53,7 +61,7 @@ def init_state(
 
 
 def _microbatches(batch: Any, count: int) -> Any:
-    """[B, …] → [count, B / count, …]; rows are dealt in turn: every device has some of each."""
+    """[B, …] -> [count, B / count, …], interleaved so that each device has a part of each."""
 
     def split(x):
         x = x.reshape((x.shape[0] // count, count) + x.shape[1:]).swapaxes(0, 1)
@@ -82,13 +90,22 @@ def loss_and_grads(
     *,
     accumulate_steps: int = 1,
 ) -> tuple[jax.Array, dict, dict, dict]:
-    """`(loss, gradients, extra, metrics)` of one batch.
+    """Returns `(loss, gradients, extra, metrics)` of one batch.
 
-    With `accumulate_steps` > 1 the encoder runs on microbatches: once to get all features, then,
-    after the objective has been differentiated on the whole batch, once more for each microbatch's
-    share of the gradient (Gao et al. 2021, arXiv 2101.06983). Losses over pairs of examples are
-    therefore the same as without. What is not the same: statistics that an encoder itself takes
-    over its batch, and the draws of dropout.
+    With `accumulate_steps` > 1, the encoder runs on microbatches: once to compute all features, and
+    once more per microbatch for its part of the gradient, after the objective has been
+    differentiated on the global batch (Gao et al. 2021, arXiv 2101.06983). Losses over pairs of
+    examples are therefore exact. Batch statistics inside the encoder and dropout masks differ from
+    those without accumulation.
+
+    Args:
+      task: The task.
+      trainable: Trainable parameters, None elsewhere.
+      frozen: Frozen parameters, None elsewhere.
+      extra: Non-trainable state of the model.
+      batch: The global batch.
+      key: Random key of this step.
+      accumulate_steps: Number of microbatches.
     """
 
     def encode(params, extra, batch, key):
@@ -140,14 +157,24 @@ def clipped_loss_and_grads(
     clip_shards: int,
     clip: Callable[[dict], dict],
 ) -> tuple[jax.Array, dict, dict, dict]:
-    """`(loss, gradients, extra, metrics)` of a batch in groups, each as if alone on a replica.
+    """Returns `(loss, gradients, extra, metrics)` with gradients clipped per group of examples.
 
-    A group is B / clip_shards consecutive rows. The gradient of its own loss / clip_shards is
-    clipped, then these are summed, so the sum's norm may reach clip_shards times the limit: what
-    fine-tuning in VATT's published code does on so many replicas. Statistics in `extra` start the
-    same in every group and are averaged.
+    A group has B / clip_shards consecutive examples. The gradient of its loss / clip_shards is
+    clipped, and the results are summed, so the norm of the sum may reach clip_shards times the
+    limit. VATT's published fine-tuning code does this on clip_shards replicas. Statistics in
+    `extra` start from the same values in every group and are averaged.
+
+    Args:
+      task: The task; its loss must be a mean over examples.
+      trainable: Trainable parameters, None elsewhere.
+      frozen: Frozen parameters, None elsewhere.
+      extra: Non-trainable state of the model.
+      batch: The global batch.
+      key: Random key of this step.
+      clip_shards: Number of groups.
+      clip: Gradients -> clipped gradients.
     """
-    # As many groups at a time as there are devices: each works on groups whose rows it holds.
+    # As many groups at once as devices, so that each device computes groups of its own examples.
     ways = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in BATCH_AXES)
     width = math.gcd(clip_shards, ways)
 
@@ -193,38 +220,45 @@ def make_step(
     clip_shards: int = 0,
     clip: Callable[[dict], dict] | None = None,
 ) -> Callable[[dict, Mapping[str, jax.Array]], tuple[dict, dict]]:
-    """The function `(state, batch) -> (state, metrics)` that the trainer compiles.
+    """Returns the function `(state, batch) -> (state, metrics)` that the trainer compiles.
 
-    A step whose loss or gradient is not finite changes nothing but the step number, and reports
-    `nonfinite = 1`; what follows from it is the trainer's decision.
+    If the loss or the gradient is not finite, only the step number changes, and the metric
+    `nonfinite` is 1; the trainer decides whether to continue. The other metrics are `loss`,
+    `grad_norm`, `learning_rate` and those of the task, all scalars.
 
     Args:
-      clip_shards: clip the gradients of so many groups of rows, each on its own
-        (`clipped_loss_and_grads`), instead of the batch's; 0 leaves clipping to `tx`.
-      clip: with `clip_shards`: gradients -> clipped gradients (`mmjax.optim.make_clipping`). `tx`
+      task: The task.
+      tx: Optimizer of the trainable parameters.
+      schedule: Step -> learning rate, for the metrics.
+      seed: Seed of the random keys of all steps.
+      frozen: {path of a parameter: whether it is frozen}.
+      accumulate_steps: Number of microbatches.
+      ema_decay: Decay of the moving average of the parameters; 0 keeps none.
+      clip_shards: Number of groups of examples whose gradients are clipped separately
+        (`clipped_loss_and_grads`); 0 leaves clipping to `tx`.
+      clip: With `clip_shards`, gradients -> clipped gradients (`mmjax.optim.make_clipping`). `tx`
         must not clip again.
 
-    Metrics: `loss`, `grad_norm`, `learning_rate`, `nonfinite` and the task's own, all scalars.
-
     Raises:
-      UserError: `clip_shards` for a loss that compares examples, with accumulation, or without
-        `clip`; and, when it is traced, for a batch that it does not divide.
+      UserError: `clip_shards` with a loss that compares examples, with accumulation, or without
+        `clip`. When traced: `clip_shards` does not divide the batch.
     """
     if clip_shards:
         if not getattr(task, "separable", False):
             raise UserError(
-                f"config.clip_shards={clip_shards}: this task's loss compares the examples of a "
-                "batch, so that a part has no loss of its own. Set config.clip_shards=0."
+                f"config.clip_shards={clip_shards} needs a loss that is a mean over examples; that "
+                f"of {type(task).__name__} compares examples with each other. Set "
+                "config.clip_shards=0."
             )
         if accumulate_steps > 1:
             raise UserError(
-                f"config.clip_shards={clip_shards} already works on parts of the batch: set "
-                f"config.accumulate_steps=1, not {accumulate_steps}."
+                f"config.clip_shards={clip_shards} cannot be combined with "
+                f"config.accumulate_steps={accumulate_steps}. Set config.accumulate_steps=1."
             )
         if clip is None:
             raise UserError(
-                f"config.clip_shards={clip_shards} has no norm to clip to: give one in "
-                "config.optimizer, or set config.clip_shards=0."
+                f"config.clip_shards={clip_shards} needs a norm to clip to. Set "
+                "config.optimizer.clip_norm, or config.clip_shards=0."
             )
 
     def gradients(trainable, rest, extra, batch, key):
@@ -235,7 +269,7 @@ def make_step(
         batch_size = jax.tree.leaves(batch)[0].shape[0]
         if batch_size % clip_shards:
             raise UserError(
-                f"config.batch_size={batch_size} is not divisible by "
+                f"config.batch_size={batch_size} must be divisible by "
                 f"config.clip_shards={clip_shards}."
             )
         return clipped_loss_and_grads(
@@ -251,7 +285,7 @@ def make_step(
         new = {"opt": opt, "extra": extra, "params": optax.apply_updates(trainable, updates)}
         old = {"opt": state["opt"], "extra": state["extra"], "params": trainable}
         if ema_decay:
-            # The average starts as a plain mean, so that the first parameters do not linger in it.
+            # The average starts as a plain mean, so that it forgets the initial parameters.
             decay = jnp.minimum(ema_decay, (1.0 + state["step"]) / (10.0 + state["step"]))
             old["ema"] = state["ema"]
             new["ema"] = jax.tree.map(

@@ -412,7 +412,7 @@ GOOD = dict(name="adamw", schedule=CONSTANT)
         ),
         (
             GOOD | dict(schedule=CONSTANT | dict(per_examples=-1)),
-            ("optimizer.schedule.per_examples=-1", "0"),
+            ("optimizer.schedule.per_examples", -1, "0"),
         ),
         (
             GOOD | dict(weight_decay_exclude=("scale$",)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.data.storage import media
+from mmjax.data.storage import media, streams
 from mmjax.errors import UserError
 from tests.data import films
 from tests.messages import raises
@@ -190,8 +190,8 @@ def test_segments_beyond_the_end_are_padded_cut_or_rejected(counting):
         assert len(short.frames) == 10 and short.end == pytest.approx(5.0)
         with raises(UserError, counting, "9 s", "5.00 s"):
             file.read(9.0, 10.0, **AUDIO)
-        with raises(UserError, counting, "2.0 s"):
-            file.read(2.0, 2.0, **AUDIO)
+        with raises(UserError, counting, "from 2.5 s to 2.0 s"):
+            file.read(2.5, 2.0, **AUDIO)
         assert codes(file.read(1.0, 1.2, **AUDIO)) == [20, 22]  # usable after an error
 
 
@@ -221,7 +221,7 @@ def test_error_reports_the_unreadable_file(tmp_path, counting):
     (tmp_path / "text.mp4").write_text("not a video")
     with raises(UserError, tmp_path / "text.mp4", "FFmpeg"):
         media.Media(tmp_path / "text.mp4")
-    with raises(UserError, counting) as info:
+    with raises(UserError, counting, "audio", "video (h264)") as info:
         media.Media(counting, video=False)
     assert "FFmpeg" not in str(info.value)  # decodable, but without an audio stream
     path = films.write_film(
@@ -238,11 +238,19 @@ def test_error_reports_the_unreadable_file(tmp_path, counting):
         file.read(**AUDIO)
 
 
+def test_streams_are_listed_with_their_codecs(tmp_path):
+    frames, waveform = films.flash_and_beep(seconds=1, instant=0.5)
+    path = films.write_film(
+        tmp_path / "both.mkv", frames=frames, waveform=waveform, audio_codec="flac"
+    )
+    assert streams.stream_names(path) == ["video (h264)", "audio (flac)"]
+
+
 def test_a_directory_of_frames_is_read_in_numeric_order(tmp_path):
     for k in range(12):  # frame10 sorts after frame9
         Image.fromarray(films.coded_frame(k)).save(tmp_path / f"frame{k}.png")
     segment = media.read_frame_directory(tmp_path, fps=5, frame_dir_fps=10)
     assert codes(segment) == [0, 2, 4, 6, 8, 10] and segment.end == pytest.approx(1.2)
     assert codes(media.read_frame_directory(tmp_path, 0.5, 0.8, fps=10)) == [5, 6, 7]
-    with raises(UserError, tmp_path, "2 s", "12 ", "10 "):
+    with raises(UserError, tmp_path, "2 s", "12 ", "10 ", "1.2 s"):
         media.read_frame_directory(tmp_path, 2.0, 3.0, fps=10)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mmjax import config, embed, init_from, session, tasks
-from mmjax.checkpoints.manager import Checkpoints, fingerprint
 from mmjax.checkpoints import run_dir
+from mmjax.checkpoints.manager import Checkpoints, fingerprint
 from mmjax.data.pipeline import loader
 from mmjax.errors import UserError
 from mmjax.tools import cli

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts, exports or describes; returns 1 if --inspect finds problems."""
+    """Converts, exports or describes; returns 1 if --inspect finds mismatches."""
     from mmjax.convert import dispatch
 
     result = dispatch.convert(
@@ -77,4 +77,4 @@ def run(args: argparse.Namespace) -> int:
         vocab=args.vocab,
     )
     print(result.message)
-    return int(result.has_problems)
+    return int(result.has_mismatches)

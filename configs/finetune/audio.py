@@ -12,9 +12,8 @@ size its towers are made for), with SpecAugment. `audioset` is this recipe on Au
 label a clip, set `--config.data.label.multi_label=False`.
 """
 
-from mmjax.configs.pretrain._vatt import SPECTROGRAM
-
 from mmjax.configs.finetune import _vatt
+from mmjax.configs.pretrain._vatt import SPECTROGRAM
 
 
 def get_config(arg: str = "wat_base"):

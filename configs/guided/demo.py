@@ -11,9 +11,8 @@ kinds that it has never met: by 5-way 5-shot episodes (0.94, SimCLR 0.87), a lin
 0.86) and nearest neighbors (0.85, 0.80), a minute or two each on two CPU cores.
 """
 
-from mmjax.configs.guided._methods import METHODS, method
-
 from mmjax import config
+from mmjax.configs.guided._methods import METHODS, method
 
 
 def get_config(arg: str = "lgsimclr"):

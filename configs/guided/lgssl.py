@@ -13,9 +13,8 @@ evaluation, beside the training or after it:
         --model_dir=runs/guided-lgssl-lgsimclr
 """
 
-from mmjax.configs.guided._methods import METHODS, method
-
 from mmjax import config
+from mmjax.configs.guided._methods import METHODS, method
 
 _TEXT = dict(name="clip_text_b", projection=0, activation="quick_gelu")
 

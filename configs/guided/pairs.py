@@ -18,9 +18,8 @@ after it (docs/image_sets.md):
         --evals=suite:cifar10
 """
 
-from mmjax.configs.guided._methods import METHODS, method
-
 from mmjax import config
+from mmjax.configs.guided._methods import METHODS, method
 
 
 def get_config(arg: str = "lgsimclr"):

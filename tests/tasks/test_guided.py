@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mmjax.configs.guided._methods import METHODS, method
 
 from mmjax import config
+from mmjax.configs.guided._methods import METHODS, method
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.losses import contrastive, self_supervised

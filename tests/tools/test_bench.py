@@ -8,10 +8,10 @@ import sys
 import time
 
 import pytest
-from mmjax.tools.bench import probe as bench_probe
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from mmjax.tools.bench import probe as bench_probe
 from tests.messages import assert_mentions
 
 RECIPE = """
@@ -45,7 +45,7 @@ def run_bench(arguments, *, env, cwd):
     """Returns the finished process and its wall-clock seconds."""
     began = time.perf_counter()
     process = subprocess.run(
-        [sys.executable, "-m", "mmjax.tools.bench.recipe", *arguments],
+        [sys.executable, "-m", "mmjax.tools.cli", "bench", *arguments],
         env=env,
         cwd=cwd,
         capture_output=True,
@@ -71,7 +71,7 @@ def test_data_step_eval_and_loop_report_consistent_numbers(tmp_path, user_env):
     assert process.returncode == 0, process.stderr[-3000:]
     result = json.loads(process.stdout)  # standard output holds nothing else
     assert result["command"].startswith(
-        "python -m mmjax.tools.bench.recipe data step eval loop --seconds=0.02"
+        "mmjax bench data step eval loop --seconds=0.02"
     )
     versions = result["environment"]["versions"]
     assert versions["jax"] == importlib.metadata.version("jax")

@@ -1,4 +1,4 @@
-"""The bench `neighbors`: the search of mmjax.neighbors beside faiss, on the same vectors."""
+"""The nearest-neighbor search of `mmjax.neighbors`, compared with faiss."""
 
 from __future__ import annotations
 
@@ -6,89 +6,105 @@ import argparse
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmjax.errors import UserError
+from mmjax.tools.bench.common import medians
+
+if TYPE_CHECKING:  # import JAX
+    from mmjax.config import Config
+    from mmjax.neighbors import Found
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the bench."""
-    group = parser.add_argument_group("neighbors")
-    group.add_argument("--n", type=int, default=200_000, help="vectors (200000)")
-    group.add_argument("--dim", type=int, default=384, help="their size (384)")
-    group.add_argument("--k", type=int, default=1, help="neighbors of each (1)")
+def add_arguments(group: argparse._ArgumentGroup) -> None:
+    """Adds the arguments of the benchmark."""
+    group.add_argument(
+        "--n",
+        type=int,
+        default=200_000,
+        metavar="N",
+        help="number of vectors (default: %(default)s)",
+    )
+    group.add_argument(
+        "--k",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of neighbors per vector (default: %(default)s)",
+    )
     group.add_argument(
         "--queries",
         type=int,
         default=0,
-        help="faiss searches so many of the vectors, and its time is that of all in proportion "
-        "(0: all); mmjax always finds the neighbors of all",
+        metavar="N",
+        help="number of vectors that faiss searches neighbors for; its time is extrapolated to all "
+        "vectors; 0: all (default: %(default)s)",
     )
     group.add_argument(
         "--indexes",
         nargs="*",
         default=("IndexFlatIP", "IndexFlatL2"),
-        help="of faiss; none: mmjax alone",
+        metavar="NAME",
+        help="faiss indexes; without a value, only mmjax is measured (default: IndexFlatIP "
+        "IndexFlatL2)",
     )
 
 
-def bench_neighbors(cfg: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of both for the k nearest of all vectors, in turns, and how far they agree."""
+def run(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
+    """Measures both searches for the k nearest neighbors of all vectors, and their agreement."""
     import numpy as np
 
     from mmjax import neighbors
     from mmjax.neighbors.vectors import unit
 
-    draw = np.random.default_rng(0)
-    # A mixture: a few hundred topics with spread, so that neighbors are nearer than by chance.
-    centers = draw.standard_normal((500, options.dim), np.float32)
-    vectors = centers[draw.integers(0, 500, options.n)]
-    vectors += 1.5 * draw.standard_normal(vectors.shape, np.float32)
+    # A mixture of 500 clusters, so that neighbors are closer than by chance.
+    rng = np.random.default_rng(0)
+    centers = rng.standard_normal((500, args.dim), np.float32)
+    vectors = centers[rng.integers(0, 500, args.n)]
+    vectors += 1.5 * rng.standard_normal(vectors.shape, np.float32)
     vectors = unit(vectors)
     settings = neighbors.choose_settings()
-    neighbors.nearest(neighbors.prepare(vectors[:4096]), k=options.k, settings=settings)
+    neighbors.nearest(neighbors.prepare(vectors[:4096]), k=args.k, settings=settings)  # compiles
 
-    queries = options.queries or options.n
-    rows, found, theirs = [], None, {}
-    for _ in range(options.repeats):
-        prepared, ready = _timed(lambda: neighbors.prepare(vectors))
-        search = functools.partial(neighbors.nearest, prepared, k=options.k, settings=settings)
-        found, row = _timed(search)
-        row = {f"mmjax_{kind}": row[kind] + ready[kind] for kind in row}
-        for name in options.indexes:
-            index = _faiss_index(name, options.dim)
-            _, added = _timed(lambda index=index: index.add(vectors))
-            theirs[name], taken = _timed(
-                lambda index=index: index.search(vectors[:queries], options.k + 1)
+    queries = args.queries or args.n
+    measurements, result, faiss_results = [], None, {}
+    for _ in range(args.repeats):
+        prepared, preparation = _timed(lambda: neighbors.prepare(vectors))
+        search = functools.partial(neighbors.nearest, prepared, k=args.k, settings=settings)
+        result, times = _timed(search)
+        measurement = {f"mmjax_{clock}": times[clock] + preparation[clock] for clock in times}
+        for name in args.indexes:
+            index = _faiss_index(name, args.dim)
+            _, adding = _timed(lambda index=index: index.add(vectors))
+            faiss_results[name], searching = _timed(
+                lambda index=index: index.search(vectors[:queries], args.k + 1)
             )
-            for kind in taken:
-                row[f"{name}_{kind}"] = added[kind] + taken[kind] * options.n / queries
-                row[f"mmjax_over_{name}_{kind}"] = row[f"mmjax_{kind}"] / row[f"{name}_{kind}"]
-        rows.append(row)
-    figures: dict[str, Any] = {
-        name: float(np.median([row[name] for row in rows])) for name in rows[0]
-    }
-    pairs = options.n * (options.n - 1)
-    figures |= {
-        "n": options.n,
-        "dim": options.dim,
-        "k": options.k,
+            for clock in searching:
+                seconds = adding[clock] + searching[clock] * args.n / queries
+                measurement[f"{name}_{clock}"] = seconds
+                measurement[f"mmjax_over_{name}_{clock}"] = measurement[f"mmjax_{clock}"] / seconds
+        measurements.append(measurement)
+    report = medians(measurements)
+    report |= {
+        "n": args.n,
+        "dim": args.dim,
+        "k": args.k,
         "dtype": settings.dtype,
         "queries_of_faiss": queries,
-        "counts": found.counts,
-        "scores_per_second": pairs / figures["mmjax_seconds"],
+        "counts": result.counts,
+        "scores_per_second": args.n * (args.n - 1) / report["mmjax_seconds"],
     }
-    for name, (scores, numbers) in theirs.items():
-        figures[f"agreement_{name}"] = _agreement(found, name, scores, numbers)
-    return figures
+    for name, (scores, indices) in faiss_results.items():
+        report[f"agreement_{name}"] = _agreement(result, name, scores, indices)
+    return report
 
 
-def _timed(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What a call returns, and the seconds it took: by the clock, and of this process' cores."""
-    began, cpu = time.perf_counter(), time.process_time()
-    value = call()
+def _timed(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """Returns the result of a call, with its wall-clock and CPU seconds."""
+    start, cpu = time.perf_counter(), time.process_time()
+    value = function()
     return value, {
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
     }
 
@@ -97,21 +113,24 @@ def _faiss_index(name: str, dim: int) -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise UserError("The bench compares with faiss: pip install faiss-cpu.") from error
+        raise UserError(
+            "mmjax bench neighbors compares with faiss, which is not installed: pip install "
+            "faiss-cpu. Without it, pass --indexes without a value."
+        ) from error
     return getattr(faiss, name)(dim)
 
 
-def _agreement(found: Any, name: str, scores: Any, numbers: Any) -> dict[str, float]:
-    """How often faiss, without the query itself, names the same rows, and how far cosines are."""
+def _agreement(result: Found, name: str, scores: Any, indices: Any) -> dict[str, float]:
+    """Compares neighbors and similarities with those of faiss, without the query itself."""
     import numpy as np
 
-    queries, k = len(numbers), found.neighbors.shape[1]
+    queries, k = len(indices), result.neighbors.shape[1]
     if name == "IndexFlatL2":
         scores = 1 - scores / 2
-    other = numbers != np.arange(queries)[:, None]
+    other = indices != np.arange(queries)[:, None]
     order = np.argsort(~other, 1, kind="stable")[:, :k]
-    numbers, scores = (np.take_along_axis(x, order, 1) for x in (numbers, scores))
+    indices, scores = (np.take_along_axis(x, order, 1) for x in (indices, scores))
     return {
-        "equal_neighbors": float((numbers == found.neighbors[:queries]).mean()),
-        "largest_difference": float(np.abs(scores - found.similarity[:queries]).max()),
+        "equal_neighbors": float((indices == result.neighbors[:queries]).mean()),
+        "largest_difference": float(np.abs(scores - result.similarity[:queries]).max()),
     }

@@ -78,7 +78,7 @@ def mfu(flops_per_step: float, seconds: float, peak: float | None) -> float | No
 def measured_peak(dtype: str = "float32", *, size: int = 2048, repeats: int = 5) -> float:
     """FLOP/s of the best of `repeats` jitted `size`³ matrix products on the default device.
 
-    A yardstick for devices without a data sheet entry, used by `tools/bench/recipe.py` alone.
+    A yardstick for devices without a data sheet entry, used by `mmjax bench step`.
     """
     matrix = jnp.full((size, size), 1 / size, dtype)
     product = jax.jit(lambda a: a @ a)

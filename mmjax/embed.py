@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmjax import init_from
+from mmjax.convert.load import load_sources
 from mmjax.errors import UserError
 from mmjax.modalities import INPUTS
 
@@ -231,7 +232,7 @@ def _load(task: Any, modalities: Sequence[str], weights: Sequence[str]) -> tuple
     Raises:
       UserError: they do not hold all of a tower.
     """
-    leaves, where = init_from.load_sources(weights)
+    leaves, where = load_sources(weights)
     params, extra = jax.eval_shape(task.init, jax.random.key(0))
     parts = {"params": params, "extra": extra}
     target = init_from.target_of(parts)

@@ -19,8 +19,9 @@ import ml_collections
 import numpy as np
 
 from mmjax import config, init_from
-from mmjax.checkpoints.find import find
 from mmjax.checkpoints import run_dir
+from mmjax.checkpoints.find import find
+from mmjax.convert.load import load_sources
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError, choose
 from mmjax.losses.similarity import normalize
@@ -262,21 +263,21 @@ def load(source: str | os.PathLike | Sequence[str], *, overrides: Sequence[str] 
         raise UserError(
             f"{source} is of --task={cfg.task}; mmjax.load takes models of {' and '.join(_MODELS)}."
         )
-    return Model(config.resolve(cfg), *init_from.load_sources(sources))
+    return Model(config.resolve(cfg), *load_sources(sources))
 
 
 def _config_of(sources: Sequence[str]) -> ml_collections.ConfigDict:
     """The config of a run directory, or the one that published files tell."""
     from mmjax.convert.clip import infer_config as clip_config
+    from mmjax.convert.vision import infer_config as vision_config
     from mmjax.convert.vision import load as vision_load
-    from mmjax.convert.vision import plan as vision_plan
     from mmjax.formats import torch_reader
 
     if len(sources) == 1 and not torch_reader.is_file(sources[0]):
         run, _ = find(sources[0])
         return run_dir.RunDir(run, create=False).read_config()
     if len(sources) == 1 and vision_load.fits(sources[0]):
-        return vision_plan.config_of(sources[0])
+        return vision_config.config_of(sources[0])
     return clip_config.config_of(sources)
 
 

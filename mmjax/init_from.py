@@ -1,4 +1,8 @@
-"""Starting from somebody else's parameters: matched by name, resized where that makes sense."""
+"""Initializes the parameters of a model from another source, matched by name.
+
+Position embeddings are resized, and everything else must have the same shape. A report lists what
+was loaded, and parameters that only one side has must be allowed by pattern.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +17,38 @@ import numpy as np
 from absl import logging
 
 from mmjax import tree
-from mmjax.checkpoints import manager as checkpoint
-from mmjax.convert.clip import load as clip_load
-from mmjax.convert.vatt import load as vatt_load
-from mmjax.convert.vision import load as vision_load
+from mmjax.convert.clip.load import with_clip_scalars
+from mmjax.convert.load import load_sources
+from mmjax.convert.vatt.names import WORD_EMBEDDING
+from mmjax.convert.vision.load import place_backbone
 from mmjax.errors import UserError
-from mmjax.formats import tf_checkpoint, torch_reader, word_vectors
+from mmjax.formats import word_vectors
 from mmjax.models.blocks.positions import resize_table
 
-# Tables whose rows are positions along one axis; another length is met by interpolation.
-_POSITIONS = re.compile(r"positions/(temporal|vertical|horizontal|spectral)(/embedding)?$")
-# Tables of a class token's position and those of a square of patches.
-_SQUARES = re.compile(r"^(touch|image)/positions$")
-# Arrays whose shape the labels decide; of another shape they may start fresh.
-_OF_LABELS = re.compile(r"^classifier/")
-WORDS = "text/word_embedding"
+# Position embeddings along one axis, which are resized to another length by interpolation.
+_AXIS_POSITIONS = re.compile(r"positions/(temporal|vertical|horizontal|spectral)(/embedding)?$")
+# Position embeddings of a class token and a square grid of patches.
+_GRID_POSITIONS = re.compile(r"^(touch|image)/positions$")
+# Arrays whose shape depends on the number of classes.
+_CLASSIFIER = re.compile(r"^classifier/")
 
 
 @dataclasses.dataclass
 class Report:
-    """What became of each leaf: lists of paths."""
+    """The result for each array.
+
+    Attributes:
+      loaded: Paths that are set to the source's array.
+      resized: Paths that are set to a resized array, with both shapes.
+      missing: Paths of the model that the source lacks; they keep their values.
+      unexpected: Paths of the source that the model lacks.
+      mismatched: Paths with different shapes, with both shapes.
+    """
 
     loaded: list[str] = dataclasses.field(default_factory=list)
     resized: list[str] = dataclasses.field(default_factory=list)
-    missing: list[str] = dataclasses.field(default_factory=list)  # stay fresh
-    unexpected: list[str] = dataclasses.field(default_factory=list)  # of the source, unused
+    missing: list[str] = dataclasses.field(default_factory=list)
+    unexpected: list[str] = dataclasses.field(default_factory=list)
     mismatched: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
@@ -50,56 +61,20 @@ class Report:
         return "\n".join(lines)
 
 
-def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
-    """`({path: array}, words for the log)` of one source.
-
-    Args:
-      source: `<run>` (its newest checkpoint) or `<run>/checkpoints/<step>`, where a moving average
-        of the parameters is what is read if there is one; a TensorFlow checkpoint of VATT, by its
-        prefix (`…/ckpt-500000`); a file of PyTorch's (.pth, .safetensors, …) with TVL's touch
-        encoder, OpenCLIP's towers, a backbone of images (ResNet, MobileNetV2) or what LGSSL's
-        trainings save; or a file of word embeddings (.npz, .npy, .pkl).
-
-    Raises:
-      UserError: it is none of these, or cannot be read.
-    """
-    if word_vectors.is_word_vectors(source):
-        return {WORDS: word_vectors.load(source)}, f"the word embeddings {source}"
-    if prefix := tf_checkpoint.find(source):
-        return vatt_load.load(prefix)
-    if torch_reader.is_file(source):
-        return vision_load.load(source) if vision_load.fits(source) else clip_load.load(source)
-    path, step = checkpoint.find(source)
-    saved = checkpoint.Checkpoints(path, read_only=True)
-    parts = {p.split("/")[0] for p in saved.shapes(step)}
-    read = saved.read(step, [p for p in ("params", "ema", "extra") if p in parts])
-    saved.close()
-    leaves = tree.flatten(read["params"]) | tree.flatten(read.get("ema", {}))
-    leaves |= {f"extra/{k}": v for k, v in tree.flatten(read.get("extra", {})).items()}
-    return leaves, f"step {step} of {path}"
-
-
-def load_sources(sources: Sequence[str]) -> tuple[dict[str, np.ndarray], str]:
-    """`load_params` of several: each fills what those before it lack."""
-    leaves: dict[str, np.ndarray] = {}
-    described = []
-    for source in sources:
-        arrays, what = load_params(source)
-        leaves = arrays | leaves
-        described.append(what)
-    return leaves, " and ".join(described)
-
-
 def target_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """{path: leaf} of the `params` and, below `extra/`, of the `extra` of a state."""
+    """Returns {path: leaf} of the `params` of a state and, below `extra/`, of its `extra`."""
     return tree.flatten(state["params"]) | {
         f"extra/{path}": leaf for path, leaf in tree.flatten(state["extra"]).items()
     }
 
 
 def replaced(state: Mapping[str, Any], put: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """The `params` and `extra` of a state with `put(path, leaf)` for each leaf, by the paths of
-    `target_of`."""
+    """Returns the `params` and `extra` of a state with new leaves.
+
+    Args:
+      state: A dict with `params` and `extra`.
+      put: Function from a path of `target_of` and a leaf to the new leaf.
+    """
     return {
         "params": tree.map_named(put, state["params"]),
         "extra": tree.map_named(lambda path, leaf: put(f"extra/{path}", leaf), state["extra"]),
@@ -112,66 +87,90 @@ def match(
     *,
     names: Sequence[tuple[str, str]] = (),
 ) -> tuple[dict[str, np.ndarray], Report]:
-    """Values for the leaves of `target` (path → anything with a shape) out of `source`.
+    """Returns the values that a source has for a model, and a report.
 
     Args:
-      names: (pattern, replacement) pairs applied in turn to the source's paths.
+      target: {path: leaf} of the model; a leaf has a shape.
+      source: {path: array}; see `mmjax.convert.load.load_params`.
+      names: (pattern, replacement) pairs that rename the source's paths, applied in order.
 
     Raises:
-      UserError: a pair that renames nothing or is not a regular expression, or two paths that get
-        the same name.
+      UserError: A pair matches no path or is not a regular expression, or two paths get the same
+        name.
     """
+    source = with_clip_scalars(place_backbone(_renamed(source, names), target), target)
+    source = _share_encoder(source, target)
+    report, values = Report(), {}
+    for path, leaf in target.items():
+        value, shape = source.get(path), tuple(leaf.shape)
+        if value is None:
+            report.missing.append(path)
+        elif value.shape == shape:
+            values[path] = value
+            report.loaded.append(path)
+        elif (resized := _resize_positions(path, value, shape)) is not None:
+            values[path] = resized
+            report.resized.append(f"{path} {value.shape} → {shape}")
+        else:
+            report.mismatched.append(f"{path} {value.shape} ≠ {shape}")
+    report.unexpected = [path for path in source if path not in target]
+    return values, report
+
+
+def _renamed(
+    source: Mapping[str, np.ndarray], names: Sequence[tuple[str, str]]
+) -> dict[str, np.ndarray]:
+    """Returns the source with the renaming of config.init_map."""
     current = {path: path for path in source}
     for pattern, replacement in names:
         tree.first_match([pattern], list(current.values()), what="config.init_map")
         current = {path: re.sub(pattern, replacement, name) for path, name in current.items()}
-    renamed: dict[str, np.ndarray] = {}
+    result: dict[str, np.ndarray] = {}
     for path, name in current.items():
-        if name in renamed:
-            raise UserError(f"config.init_map: {path} and another path both become {name}.")
-        renamed[name] = source[path]
-    renamed = clip_load.with_scale_of_clip(vision_load.of_tower(renamed, target), target)
-    renamed = _share_encoder(renamed, target)
-    report, values = Report(), {}
-    for path, leaf in target.items():
-        value = renamed.get(path)
-        if value is None:
-            report.missing.append(path)
-        elif value.shape == tuple(leaf.shape):
-            values[path] = value
-            report.loaded.append(path)
-        elif _POSITIONS.search(path) and value.shape[1:] == tuple(leaf.shape)[1:]:
-            values[path] = np.asarray(resize_table(value, leaf.shape[0]))
-            report.resized.append(f"{path} {value.shape} → {tuple(leaf.shape)}")
-        elif _SQUARES.search(path) and value.shape[1:] == tuple(leaf.shape)[1:]:
-            values[path] = _resize_square(value, leaf.shape[0])
-            report.resized.append(f"{path} {value.shape} → {tuple(leaf.shape)}")
-        else:
-            report.mismatched.append(f"{path} {value.shape} ≠ {tuple(leaf.shape)}")
-    report.unexpected = [path for path in renamed if path not in target]
-    return values, report
+        if name in result:
+            raise UserError(
+                f"config.init_map renames {path} and another path to {name}. Change the patterns "
+                "so that all names differ."
+            )
+        result[name] = source[path]
+    return result
 
 
-def _resize_square(table: np.ndarray, length: int) -> np.ndarray:
-    """A table [1 + n², D] for a class token and a square of patches as one of `length` rows.
+def _resize_positions(path: str, table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Returns resized position embeddings; None for other arrays or another width."""
+    if table.shape[1:] != shape[1:]:
+        return None
+    if _AXIS_POSITIONS.search(path):
+        return np.asarray(resize_table(table, shape[0]))
+    if _GRID_POSITIONS.search(path):
+        return _resize_grid(table, shape[0])
+    return None
 
-    The square is resized as timm and OpenCLIP do it: bicubic, antialiased.
+
+def _resize_grid(table: np.ndarray, length: int) -> np.ndarray:
+    """Returns position embeddings of a class token and a square grid, resized to `length`.
+
+    The grid is resized as in timm and OpenCLIP: bicubic with antialiasing.
+
+    Args:
+      table: [1 + n², D].
+      length: 1 + m².
     """
     old, new = math.isqrt(len(table) - 1), math.isqrt(length - 1)
-    square = np.reshape(table[1:], (old, old, -1))
-    square = jax.image.resize(square, (new, new, table.shape[1]), "cubic", antialias=True)
-    return np.concatenate([table[:1], np.asarray(square).reshape(new * new, -1)])
+    grid = np.reshape(table[1:], (old, old, -1))
+    grid = jax.image.resize(grid, (new, new, table.shape[1]), "cubic", antialias=True)
+    return np.concatenate([table[:1], np.asarray(grid).reshape(new * new, -1)])
 
 
 def _share_encoder(
     source: Mapping[str, np.ndarray], target: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """The source with its one encoder for all modalities as that of each tower of the target.
+    """Returns the source with the encoder of a unified model copied to each tower that fits.
 
-    The towers that take it have the layers that a modality of a unified model has for itself.
+    A tower fits if it has the two projections that each modality of a unified model has.
 
     Raises:
-      UserError: the target has no such tower.
+      UserError: No tower of the model fits.
     """
     shared = {path for path in source if path.startswith("encoder/")}
     if not shared or any(path.startswith("encoder/") for path in target):
@@ -184,14 +183,14 @@ def _share_encoder(
     ]
     if towers and not fitting:
         tower = "video" if "video" in towers else towers[0]
-        at = "backbone" if "classifier/kernel" in target else tower
+        key = "backbone" if "classifier/kernel" in target else tower
         path = f"{tower}/post_projection/kernel"
         width = source[path].shape[1] if path in source else 1024
         raise UserError(
-            "These parameters are of a unified model: one encoder for all modalities, between two "
-            f"projections. A single tower takes them if it has both: set config.model.{at}."
-            f"pre_projection=True and config.model.{at}.post_projection={width}, and its size as "
-            "there. config.model.name=ut_fac, or the backbone ut_*, takes them as they are."
+            "The source is a unified model, with one encoder between two projections for all "
+            f"modalities. The {tower} tower needs both projections to load it: set config.model."
+            f"{key}.pre_projection=True and config.model.{key}.post_projection={width}, and the "
+            "sizes of the source. Alternatively, use config.model.name=ut_fac or a backbone ut_*."
         )
     rest = {path: value for path, value in source.items() if path not in shared}
     return rest | {f"{tower}/{path}": source[path] for tower in fitting for path in shared}
@@ -204,41 +203,28 @@ def from_source(
     allow: Sequence[str] = (),
     names: Sequence[tuple[str, str]] = (),
 ) -> dict:
-    """The fresh `state` with the parameters (and statistics) that `source` has for it.
+    """Returns a state with the parameters and statistics of a source.
 
     Args:
-      source: see `load_params`; of several, each fills what those before it lack. Word embeddings
-        alone leave everything else fresh.
-      allow: patterns of paths that may be on one side only: missing in the source (a new
-        classifier) or unused here (the towers of other modalities). A classifier for other labels
-        may also have another shape.
+      state: The randomly initialized train state.
+      source: One or several sources; see `mmjax.convert.load.load_params`. The first source that
+        has a path is used. If all are word vectors, everything else stays randomly initialized.
+      allow: Patterns of paths that only one side may have: missing in the source (a new
+        classifier) or unused (towers for other modalities). A classifier for other classes may
+        also have another shape.
+      names: (pattern, replacement) pairs that rename the source's paths.
 
     Raises:
-      UserError: a leaf is on one side only and not allowed to be, or of another shape, or nothing
-        fits.
+      UserError: A path that only one side has is not allowed, a shape differs, or nothing matches.
     """
     sources = (source,) if isinstance(source, str) else tuple(source)
-    leaves, where = load_sources(sources)
+    leaves, description = load_sources(sources)
     if all(map(word_vectors.is_word_vectors, sources)):
-        allow = (f"^(?!{WORDS}$)",)
+        allow = (f"^(?!{WORD_EMBEDDING}$)",)
     target = target_of(state)
     values, report = match(target, leaves, names=names)
-    of_labels = [line for line in report.mismatched if _OF_LABELS.search(line)]
-    new = tree.first_match(allow, of_labels, what="config.init_allow", every_pattern=False)
-    report.mismatched = [line for line in report.mismatched if new.get(line) is None]
-    report.missing += [line for line in of_labels if new[line] is not None]
-    alone = report.missing + report.unexpected
-    allowed = tree.first_match(allow, alone, what="config.init_allow", every_pattern=False)
-    wrong = [path for path in alone if allowed[path] is None]
-    nothing = all(path.startswith("extra/") for path in values)
-    if report.mismatched or wrong or nothing:
-        culprits = ", ".join(wrong[:8]) or ("nothing fits" if nothing else "other shapes")
-        raise UserError(
-            f"The parameters of {where} do not fit this model:\n{report}\nNot allowed by "
-            f"config.init_allow: {culprits}. Allow them, rename with config.init_map, or change "
-            "the model's config."
-        )
-    logging.info("Parameters from %s:\n%s", where, report)
+    _check(report, values, allow, description)
+    logging.info("Parameters from %s:\n%s", description, report)
 
     def put(path: str, leaf: Any) -> Any:
         if path not in values:
@@ -254,3 +240,29 @@ def from_source(
             is_leaf=lambda leaf: leaf is None,
         )
     return state
+
+
+def _check(
+    report: Report, values: Mapping[str, Any], allow: Sequence[str], description: str
+) -> None:
+    """Raises UserError unless all differences are allowed.
+
+    Classifiers of another shape that are allowed move from `mismatched` to `missing`.
+    """
+    classifiers = [line for line in report.mismatched if _CLASSIFIER.search(line)]
+    new = tree.first_match(allow, classifiers, what="config.init_allow", every_pattern=False)
+    report.mismatched = [line for line in report.mismatched if new.get(line) is None]
+    report.missing += [line for line in classifiers if new[line] is not None]
+    one_sided = report.missing + report.unexpected
+    allowed = tree.first_match(allow, one_sided, what="config.init_allow", every_pattern=False)
+    refused = [path for path in one_sided if allowed[path] is None]
+    nothing = all(path.startswith("extra/") for path in values)
+    if report.mismatched or refused or nothing:
+        reason = ", ".join(refused[:8]) or ("no parameter matches" if nothing else "other shapes")
+        more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
+        raise UserError(
+            f"The parameters of {description} do not fit this model:\n{report}\n"
+            f"Not allowed by config.init_allow: {reason}{more}.\n"
+            "Allow more patterns, rename paths with config.init_map, or change the config of the "
+            "model."
+        )

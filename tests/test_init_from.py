@@ -9,6 +9,7 @@ import pytest
 
 from mmjax import config, init_from, tree
 from mmjax.checkpoints.manager import Checkpoints
+from mmjax.convert.load import load_params
 from mmjax.errors import UserError
 from mmjax.formats import safetensors
 from mmjax.models.blocks import positions
@@ -157,7 +158,7 @@ def run(trainer, tmp_path_factory):
 def test_load_params_reads_the_newest_or_the_requested_step(run):
     path, states = run
     for source, step in ((path, 2), (path / "checkpoints/1", 1), (path / "checkpoints/2", 2)):
-        leaves, description = init_from.load_params(str(source))
+        leaves, description = load_params(str(source))
         assert_mentions(description, f"step {step}", path)
         state = states[step]
         # The moving average where it exists, and the parameter elsewhere.
@@ -170,11 +171,11 @@ def test_load_params_reads_the_newest_or_the_requested_step(run):
 def test_a_source_without_checkpoints_is_an_error(run, tmp_path):
     path, _ = run
     with raises(UserError, f"{tmp_path}:", "<run>/checkpoints/<step>"):
-        init_from.load_params(str(tmp_path))
+        load_params(str(tmp_path))
     with raises(UserError, path / "checkpoints/7", "[1, 2]"):
-        init_from.load_params(str(path / "checkpoints" / "7"))
+        load_params(str(path / "checkpoints" / "7"))
     with raises(UserError, tmp_path / "nowhere", "<run>/checkpoints/<step>"):
-        init_from.load_params(str(tmp_path / "nowhere"))
+        load_params(str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -182,7 +183,7 @@ def test_from_source_sets_parameters_statistics_and_ema(run, trainer):
     path, states = run
     initial = trainer.init(seed=0)
     state = init_from.from_source(initial, str(path))
-    expected = init_from.load_params(str(path))[0]
+    expected = load_params(str(path))[0]
     for name, leaf in tree.flatten(state["params"]).items():
         assert np.array_equal(leaf, expected[name]), name
         assert leaf.sharding == tree.flatten(initial["params"])[name].sharding
@@ -226,7 +227,7 @@ def test_unmatched_parameters_must_be_allowed(run, without_head):
 def test_renamed_parameters_are_loaded(run, without_head):
     names = (("^head/mlp/wo", "tail"),)
     state = init_from.from_source(without_head, str(run[0]), names=names)
-    expected = init_from.load_params(str(run[0]))[0]
+    expected = load_params(str(run[0]))[0]
     assert np.array_equal(state["params"]["tail"]["kernel"], expected[HEAD])
 
 
@@ -283,8 +284,8 @@ def prefix_of(tower):
 def test_a_tensorflow_checkpoint_loads_the_same_parameters_as_its_conversion(vatt, tmp_path):
     prefix, _ = vatt["tx_fac"]
     assert cli.main(["convert", prefix, "--out", str(tmp_path / "run")]) == 0
-    converted, _ = init_from.load_params(str(tmp_path / "run"))
-    direct, description = init_from.load_params(prefix)
+    converted, _ = load_params(str(tmp_path / "run"))
+    direct, description = load_params(prefix)
     assert_mentions(description, "step 500000", prefix)
     assert set(direct) == set(converted)
     assert all(np.array_equal(direct[path], converted[path]) for path in direct)
@@ -374,7 +375,7 @@ def test_unknown_checkpoint_keys_must_be_allowed(tmp_path):
         init_from.from_source(classifier(VIT, 5), prefix)
     assert_mentions(refused(error), mask)
     state = init_from.from_source(classifier(VIT, 5), prefix, allow=["mask_embedding$"])
-    values, _ = init_from.load_params(prefix)
+    values, _ = load_params(prefix)
     np.testing.assert_array_equal(
         state["params"]["classifier"]["kernel"], values["classifier/kernel"]
     )
@@ -564,6 +565,6 @@ def test_unmatched_and_missing_arrays_of_torch_files_are_an_error(torch_files, t
     del state["tactile_encoder.blocks.1.mlp.fc1.weight"]
     less = torch_writer.save(tmp_path / "less.pth", state)
     with raises(UserError, less, "tactile_encoder.blocks.1.mlp.fc1.weight"):
-        init_from.load_params(less)
+        load_params(less)
     with raises(UserError, tmp_path / "nothing.pth"):
-        init_from.load_params(str(tmp_path / "nothing.pth"))
+        load_params(str(tmp_path / "nothing.pth"))

@@ -1,4 +1,4 @@
-"""`mmjax convert`: published weights to what mmjax reads."""
+"""Chooses what `mmjax convert` does with its sources: convert, describe or export them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmjax import files
+from mmjax.convert import report, run_writer
+from mmjax.convert.clip import plan as clip_plan
+from mmjax.convert.export import export
+from mmjax.convert.plan import ConversionPlan
+from mmjax.convert.vatt import plan as vatt_plan
+from mmjax.convert.vision import load as vision_load
+from mmjax.convert.vision import plan as vision_plan
 from mmjax.errors import UserError
-from mmjax.files import atomic_open
 from mmjax.formats import published_checkpoints, tf_checkpoint, torch_reader, word_vectors
 
 
@@ -20,11 +27,11 @@ class Result:
 
     Attributes:
       message: A description for the user.
-      has_problems: Whether an inspection found problems that would stop the conversion.
+      has_mismatches: Whether an inspection found mismatches that would stop the conversion.
     """
 
     message: str
-    has_problems: bool = False
+    has_mismatches: bool = False
 
 
 def convert(
@@ -39,136 +46,105 @@ def convert(
     allow: Sequence[str] = (),
     vocab: str | None = None,
 ) -> Result:
-    """Converts, exports or describes, depending on the sources and on `to`.
+    """Converts, describes or exports the sources.
 
     Args:
-      sources: Published files, or with `to` one run directory.
+      sources: A TensorFlow checkpoint of VATT; a PyTorch file of TVL, of OpenCLIP, or both; a
+        PyTorch file with an image backbone or an LGSSL model; or a file of word vectors. With
+        `to`, one run directory or any of these.
       out: The path to write; may be omitted with `inspect`.
-      to: Format to export a run to; see `mmjax.convert.export.export`.
+      to: Export for a PyTorch library: key of `mmjax.convert.export.TARGETS`.
       inspect: Whether to only describe the sources.
       as_json: Whether the description is JSON.
-      head_dim, quick_gelu, allow, vocab: See `convert_checkpoint`.
+      head_dim: Width of an attention head; None for the default of the converter.
+      quick_gelu: Whether CLIP's towers compute GELU as x·sigmoid(1.702 x).
+      allow: Patterns of keys whose mismatches are accepted.
+      vocab: The vocabulary file that the model was trained with.
 
     Raises:
       UserError: The arguments do not fit together, or the sources cannot be converted.
     """
     if not out and not inspect:
-        raise UserError("Pass --out PATH to convert, or --inspect to describe the sources.")
+        raise UserError("Pass --out PATH to convert, or --inspect to describe SOURCE.")
     if to:
         if inspect or len(sources) > 1:
-            raise UserError(f"--to {to} takes exactly one run directory and --out.")
-        from mmjax.convert import export  # imports jax
-
-        return Result(message="\n".join(export.export(sources[0], to=to, out=out)))
+            raise UserError(
+                f"--to {to} exports exactly one SOURCE to --out PATH. Remove --inspect and other "
+                "sources."
+            )
+        return Result(message="\n".join(export(sources[0], to=to, out=out)))
     if len(sources) == 1 and word_vectors.is_word_vectors(sources[0]):
-        return convert_word_vectors(sources[0], out=out, inspect=inspect, vocab=vocab)
-    return convert_checkpoint(
-        sources,
-        out=out,
-        inspect=inspect,
-        as_json=as_json,
-        head_dim=head_dim,
-        quick_gelu=quick_gelu,
-        allow=allow,
-        vocab=vocab,
-    )
-
-
-def convert_checkpoint(
-    sources: Sequence[str],
-    *,
-    out: str | None,
-    inspect: bool = False,
-    as_json: bool = False,
-    head_dim: int | None = None,
-    quick_gelu: bool = False,
-    allow: Sequence[str] = (),
-    vocab: str | None = None,
-) -> Result:
-    """Converts published weights to a run directory, or describes them.
-
-    Args:
-      sources: a TensorFlow checkpoint of VATT; PyTorch's files of TVL, of OpenCLIP, or both; or one
-        of a backbone of images, or of a training of LGSSL's.
-      out: the run directory.
-      inspect: only say what the sources are and hold.
-      as_json: say it as JSON.
-      head_dim, quick_gelu, vocab: see the plans, `vatt_plan.plan`, `tvl_plan.plan` and
-        `guided_plan.plan`.
-      allow: see `run.convert`.
-
-    Raises:
-      UserError: anything the user can put right.
-    """
-    from mmjax.convert import run
-    from mmjax.convert.clip import plan as clip_plan
-    from mmjax.convert.vatt import plan as vatt_plan  # import jax
-    from mmjax.convert.vision import load as vision_load
-    from mmjax.convert.vision import plan as vision_plan
-
-    torch = all(map(torch_reader.is_file, sources))
-    if torch and len(sources) == 1 and vision_load.fits(sources[0]):
-        if quick_gelu:
-            raise UserError("--quick-gelu is of OpenCLIP's towers. Leave it out.")
-        plan = vision_plan.plan(sources[0], head_dim=head_dim, vocab=vocab)
-    elif torch:
-        plan = clip_plan.plan(sources, head_dim=head_dim, quick_gelu=quick_gelu, vocab=vocab)
-    else:
-        prefix = _tensorflow(sources)
-        if quick_gelu:
-            raise UserError("--quick-gelu is of CLIP's towers; VATT has none. Leave it out.")
-        plan = vatt_plan.plan(prefix, head_dim=head_dim, vocab=vocab)
+        return _convert_word_vectors(sources[0], out=out, inspect=inspect, vocab=vocab)
+    plan = _plan(sources, head_dim=head_dim, quick_gelu=quick_gelu, vocab=vocab)
     if inspect:
         if as_json:
-            message = json.dumps({**run.summary(plan), "keys": run.rows(plan)}, indent=1)
+            values = {**report.summary(plan), "keys": report.key_table(plan)}
+            message = json.dumps(values, indent=1)
         else:
-            message = run.report(plan, arrays=False)
-        return Result(message=message, has_problems=bool(plan.problems))
-    run.convert(plan, out, allow=allow)
-    summary = run.summary(plan)
+            message = report.format_report(plan, arrays=False)
+        return Result(message=message, has_mismatches=bool(plan.mismatches))
+    run_writer.write_run(plan, out, allow=allow)
+    values = report.summary(plan)
     lines = [
-        f"{out}: {run.name_of(summary['model'])}, step {summary['step']}, "
-        f"{summary['parameters']:,} parameters in {summary['arrays']} arrays. {run.REPORT} lists "
-        "every name.",
-        f"To start from it: --override_checkpoint={out}",
+        f"{out}: {report.model_name(values['model'])}, step {values['step']}, "
+        f"{values['parameters']:,} parameters in {values['arrays']} arrays. {run_writer.REPORT} "
+        "lists every name.",
+        f"To start training from it, pass --override_checkpoint={out}",
         *plan.notes,
     ]
-    if plan.fresh:
-        lines.append(
-            f"{len(plan.fresh)} arrays are randomly initialized: {', '.join(plan.fresh[:8])}"
-        )
+    if plan.random_paths:
+        count, paths = len(plan.random_paths), ", ".join(plan.random_paths[:8])
+        lines.append(f"Randomly initialized arrays: {count} ({paths})")
     return Result(message="\n".join(lines))
 
 
-def _tensorflow(sources: Sequence[str]) -> str:
-    """The prefix of the one TensorFlow checkpoint that is given."""
+def _plan(
+    sources: Sequence[str], *, head_dim: int | None, quick_gelu: bool, vocab: str | None
+) -> ConversionPlan:
+    """Returns the plan of the converter that reads the sources."""
+    if all(map(torch_reader.is_file, sources)):
+        if len(sources) > 1 or not vision_load.fits(sources[0]):
+            return clip_plan.plan_conversion(
+                sources, head_dim=head_dim, quick_gelu=quick_gelu, vocab=vocab
+            )
+        if quick_gelu:
+            raise UserError(
+                f"--quick-gelu applies to OpenCLIP's towers, not to {sources[0]}. Remove the flag."
+            )
+        return vision_plan.plan_conversion(sources[0], head_dim=head_dim, vocab=vocab)
+    prefix = _tensorflow_prefix(sources)
+    if quick_gelu:
+        raise UserError(f"--quick-gelu applies to CLIP's towers, not to {prefix}. Remove the flag.")
+    return vatt_plan.plan_conversion(prefix, head_dim=head_dim, vocab=vocab)
+
+
+def _tensorflow_prefix(sources: Sequence[str]) -> str:
+    """Returns the prefix of the TensorFlow checkpoint in `sources`, which must be the only one."""
+    suffixes = ", ".join(torch_reader.SUFFIXES)
     if len(sources) > 1:
         others = [source for source in sources if not torch_reader.is_file(source)]
         raise UserError(
-            f"{others[0]} is no file of PyTorch's ({', '.join(torch_reader.SUFFIXES)}). Several "
-            "sources make one model only if all are; give any other alone."
+            f"{others[0]} is not a PyTorch file ({suffixes}). Only PyTorch files can be combined; "
+            "convert any other source alone."
         )
     prefix = tf_checkpoint.find(sources[0])
     if prefix is None:
         raise UserError(
-            f"{sources[0]}: no TensorFlow checkpoint. Give its prefix (…/ckpt-500000), its .index "
-            "file, or the folder if it has one of them or TensorFlow's file `checkpoint`; for TVL, "
-            f"OpenCLIP or a backbone of images a {', '.join(torch_reader.SUFFIXES)} file; for "
-            f"word embeddings a {', '.join(word_vectors.SUFFIXES)} file.{published_checkpoints.hint(sources[0])}"
+            f"{sources[0]} is not a source that mmjax can convert. Expected a TensorFlow "
+            "checkpoint (its prefix …/ckpt-500000, its .index file, or a directory with one "
+            f"checkpoint or the file `checkpoint`), a PyTorch file ({suffixes}) of TVL, OpenCLIP "
+            f"or an image backbone, or word vectors ({', '.join(word_vectors.SUFFIXES)})."
+            f"{published_checkpoints.hint(sources[0])}"
         )
     return prefix
 
 
-def convert_word_vectors(
-    source: str, *, out: str | None, inspect: bool = False, vocab: str | None = None
+def _convert_word_vectors(
+    source: str, *, out: str | None, inspect: bool, vocab: str | None
 ) -> Result:
-    """Converts a pickle of word embeddings to an .npz file, or describes it.
-
-    Raises:
-      UserError: The file is not a table of word embeddings, or `vocab` has another number of words.
-    """
+    """Converts a table of word vectors to a .npz file, or describes it."""
     table = word_vectors.load(source)
-    description = f"{source}: {len(table)} words, {table.shape[1]} features."
+    description = f"{source}: {len(table)} words, width {table.shape[1]}."
     if vocab is not None:
         if not pathlib.Path(vocab).is_file():
             raise UserError(f"--vocab {vocab}: no such file.")
@@ -176,18 +152,21 @@ def convert_word_vectors(
         count = sum(1 for line in lines if line.strip())
         if count != len(table):
             raise UserError(
-                f"--vocab {vocab} has {count} words, but {source} has {len(table)} embeddings."
+                f"--vocab {vocab} has {count} words, but {source} has {len(table)} vectors. Pass "
+                "the vocabulary of this table."
             )
     if inspect:
         return Result(message=description)
     path = pathlib.Path(out)
     if path.suffix != ".npz":
-        raise UserError(f"--out {out}: expected a name that ends in .npz for word embeddings.")
+        raise UserError(f"--out {out}: word vectors are written to a file that ends with .npz.")
     if path.exists():
-        raise UserError(f"--out {out} already exists. Choose another name, or delete it.")
+        raise UserError(f"--out {out} already exists. Pass another path, or delete it.")
     try:
-        with atomic_open(path, "wb") as file:
+        with files.atomic_open(path, "wb") as file:
             np.savez(file, **{word_vectors.KEY: table})
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error}.") from error
-    return Result(message=f"{description}\n{out}: to start from it, --config.init_from={out}")
+    return Result(
+        message=f"{description}\n{out}: to start training from it, pass --config.init_from={out}"
+    )

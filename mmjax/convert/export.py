@@ -1,4 +1,4 @@
-"""Parameters of a run under the names of PyTorch's libraries, as a .safetensors or .pth file."""
+"""Exports parameters under the names of PyTorch libraries, as a .safetensors or .pth file."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mmjax import init_from
 from mmjax.convert.clip import load as clip_load
-from mmjax.convert.problems import is_statistic
+from mmjax.convert.clip.load import Component
+from mmjax.convert.load import load_params
+from mmjax.convert.matching import is_statistic
 from mmjax.convert.shapes import block_counts
 from mmjax.convert.vision import load as vision_load
 from mmjax.convert.vision import names as vision_names
-from mmjax.errors import UserError
+from mmjax.errors import UserError, check_choice
 from mmjax.formats import safetensors, torch_writer
-from mmjax.formats.name_rules import Rules, dense, with_prefix
-from mmjax.formats.name_rules import to_torch as rename
+from mmjax.formats.name_rules import Rules, dense, to_torch, with_prefix
 
-# What can be written, and what of our paths it takes.
+# {format: prefixes of the paths that it contains}.
 TARGETS = {
     "timm": ("touch/",),
     "tvl": ("touch/", "heads/", *clip_load.SCALAR_PATHS),
     "open_clip": ("image/", "text/", *clip_load.SCALAR_PATHS),
     "torchvision": ("image/",),
 }
-# Names of ResNets by their blocks, and whether these are bottlenecks.
+# {(blocks, whether they are bottlenecks): name of the ResNet}.
 _RESNETS = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
@@ -38,93 +38,102 @@ _WRITERS = {safetensors.SUFFIX: safetensors.write, torch_writer.SUFFIX: torch_wr
 
 
 def export(source: str, *, to: str, out: str) -> list[str]:
-    """Writes a file; returns lines that say what is in it and how it is loaded.
+    """Writes a file and returns lines that describe it and how to load it.
 
     Args:
-      source: a run, or anything else that `initialize.load_params` reads.
-      to: 'timm': the touch encoder, as `timm.create_model` or torchvision has it; 'tvl': the same
-        as in the entry `model` of TVL's checkpoints; 'open_clip': the towers of images and text;
-        'torchvision': the backbone of images, a ResNet (timm's names are the same) or
-        MobileNetV2, with the dense layer behind it, if it has one, as `fc`.
-      out: the .safetensors or .pth file; it must not be there yet.
+      source: A run directory, or any other source of `load_params`.
+      to: Key of `TARGETS`. 'timm' is the touch encoder for `timm.create_model`; 'tvl' the same in
+        the format of the entry `model` in TVL's checkpoints; 'open_clip' the image and text
+        towers; 'torchvision' the image backbone, a ResNet (timm uses the same names) or
+        MobileNetV2, with its final dense layer, if any, as `fc`.
+      out: The .safetensors or .pth file; it must not exist.
 
     Raises:
-      UserError: the source cannot be read or lacks what is to be written, or `out` cannot be
-        written.
+      UserError: The source cannot be read or lacks a tower, or `out` cannot be written.
     """
+    check_choice("--to", to, TARGETS)
     suffix = pathlib.Path(out).suffix
     if suffix not in _WRITERS:
         raise UserError(
             f"--out {out}: --to {to} writes a file that ends with {' or '.join(_WRITERS)}."
         )
-    leaves, what = init_from.load_params(source)
-    if to in ("timm", "tvl", "torchvision"):  # a backbone alone is whichever is asked for
+    leaves, description = load_params(source)
+    if to in ("timm", "tvl", "torchvision"):  # a backbone without heads fits either tower
         tower = "image/" if to == "torchvision" else "touch/"
         leaves = {path.replace(vision_load.BACKBONE, tower, 1): x for path, x in leaves.items()}
     leaves = {
         path.removeprefix("extra/").removeprefix(clip_load.CLIP): x for path, x in leaves.items()
     }
     arrays = {path: x for path, x in leaves.items() if path.startswith(TARGETS[to])}
-    names = rename(arrays, rules_of(arrays, to))
-    if to != "open_clip":  # torch counts the batches behind its statistics
-        at = clip_load.TOUCH if to == "tvl" else ""
+    renamed = to_torch(arrays, rules_of(arrays, to))
+    if to != "open_clip":  # PyTorch's BatchNorm also counts batches
+        prefix = clip_load.TOUCH if to == "tvl" else ""
         count = np.zeros((), np.int64)
-        means = [name for name in names if name.startswith(at) and name.endswith("running_mean")]
-        names |= {name.replace("running_mean", vision_names.COUNTER): count for name in means}
-    _WRITERS[suffix](out, names)
-    number = sum(x.size for path, x in arrays.items() if not is_statistic(path))
-    lines = [f"{out}: {number:,} parameters of {what} in {len(names)} arrays."]
+        means = [
+            name for name in renamed if name.startswith(prefix) and name.endswith("running_mean")
+        ]
+        renamed |= {name.replace("running_mean", vision_names.COUNTER): count for name in means}
+    _WRITERS[suffix](out, renamed)
+    size = sum(x.size for path, x in arrays.items() if not is_statistic(path))
+    lines = [f"{out}: {size:,} parameters of {description} in {len(renamed)} arrays."]
     if to != "tvl":
         load = "load_file" if suffix == safetensors.SUFFIX else "torch.load"
-        more = ", strict=False" if "features.0.0.weight" in names else ""  # has a classifier
-        lines.append(f"In PyTorch: {_model(arrays, to)}.load_state_dict({load}({out!r}){more})")
+        has_classifier = "features.0.0.weight" in renamed  # torchvision's MobileNetV2
+        options = ", strict=False" if has_classifier else ""
+        model = _create_model_call(arrays, to)
+        lines.append(f"In PyTorch: {model}.load_state_dict({load}({out!r}){options})")
     return lines
 
 
 def rules_of(arrays: Mapping[str, np.ndarray], to: str) -> Rules:
-    """The rules for these arrays by our paths.
+    """Returns the names of these arrays in a format.
+
+    Args:
+      arrays: {path: array}.
+      to: Key of `TARGETS`.
 
     Raises:
-      UserError: a tower is missing.
+      UserError: A tower is missing.
     """
     if to == "open_clip":
         for tower in ("image", "text"):
             if f"{tower}/positions" not in arrays:
-                raise UserError(f"--to open_clip: there is no tower of CLIP for {tower}.")
-        parts = [
-            clip_load.Part("clip_image", "image/", "visual."),
-            clip_load.Part("clip_text", "text/", ""),
+                raise UserError(f"--to open_clip: the source has no CLIP {tower} tower.")
+        components = [
+            Component("clip_image", "image/", "visual."),
+            Component("clip_text", "text/", ""),
+            Component("scalars", "", ""),
         ]
-        return [rule for part in [*parts, clip_load.Part("scalars", "", "")] for rule in part.rules]
+        return [rule for component in components for rule in component.rules]
     if to == "torchvision":
         if "image/stem/conv/kernel" not in arrays:
-            raise UserError(f"--to {to}: there is no ResNet or MobileNetV2 over images.")
-        kind = "resnet" if "image/head/conv/kernel" not in arrays else "mobilenet"
-        rules = with_prefix(vision_names.RULES[kind], path="image/")
+            raise UserError(f"--to {to}: the source has no ResNet or MobileNetV2 as image tower.")
+        backbone = "resnet" if "image/head/conv/kernel" not in arrays else "mobilenet"
+        rules = with_prefix(vision_names.RULES[backbone], path="image/")
         return [*rules, *with_prefix(dense("fc", "projection"), path="image/")]
-    kinds = {"vit": "touch/class_token", "resnet": "touch/stem/conv/kernel"}
-    found = [kind for kind, path in kinds.items() if path in arrays]
-    if not found:
-        raise UserError(f"--to {to}: there is no touch encoder.")
-    rules = with_prefix(
-        clip_load.RULES[found[0]], key=clip_load.TOUCH if to == "tvl" else "", path="touch/"
-    )
+    encoders = {"vit": "touch/class_token", "resnet": "touch/stem/conv/kernel"}
+    encoder = next((name for name, path in encoders.items() if path in arrays), None)
+    if encoder is None:
+        raise UserError(f"--to {to}: the source has no touch encoder.")
+    prefix = clip_load.TOUCH if to == "tvl" else ""
+    rules = with_prefix(clip_load.RULES[encoder], key=prefix, path="touch/")
     return [*rules, *clip_load.SCALARS, *clip_load.HEADS] if to == "tvl" else rules
 
 
-def _model(arrays: Mapping[str, np.ndarray], to: str) -> str:
-    """How the model is made that takes the file; sizes that no name has are left to the reader."""
+def _create_model_call(arrays: Mapping[str, np.ndarray], to: str) -> str:
+    """Returns the Python call that creates the model; NAME stands for an unpublished size."""
     if to == "open_clip":
         return "open_clip.create_model(NAME)"
     if to == "torchvision":
         if "image/head/conv/kernel" in arrays:
             return "torchvision.models.mobilenet_v2(num_classes=0)"
-        kind = (block_counts(arrays, "image"), "image/groups/0/0/third/conv/kernel" in arrays)
-        classes = len(arrays.get("image/projection/bias", ()))
-        published = arrays["image/stem/conv/kernel"].shape[-1] == 64  # else another width
-        name = _RESNETS.get(kind, "NAME") if published else "NAME"
-        return f"timm.create_model({name!r}, num_classes={classes})"
-    classes = len(arrays.get("touch/projection/bias", ()))
+        bottleneck = "image/groups/0/0/third/conv/kernel" in arrays
+        num_classes = len(arrays.get("image/projection/bias", ()))
+        published = arrays["image/stem/conv/kernel"].shape[-1] == 64  # the width
+        blocks = block_counts(arrays, "image")
+        name = _RESNETS.get((blocks, bottleneck), "NAME") if published else "NAME"
+        return f"timm.create_model({name!r}, num_classes={num_classes})"
+    num_classes = len(arrays.get("touch/projection/bias", ()))
     if "touch/class_token" not in arrays:
         name, pool = "resnet18", "avg"
     else:
@@ -133,4 +142,4 @@ def _model(arrays: Mapping[str, np.ndarray], to: str) -> str:
         size = {192: "tiny", 384: "small", 768: "base"}.get(len(arrays["touch/class_token"]))
         name = f"vit_{size}_patch{patch}_{side}" if size else "NAME"
         pool = "avg" if "touch/pool_norm/scale" in arrays else "token"
-    return f"timm.create_model({name!r}, num_classes={classes}, global_pool={pool!r})"
+    return f"timm.create_model({name!r}, num_classes={num_classes}, global_pool={pool!r})"

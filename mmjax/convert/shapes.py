@@ -1,77 +1,92 @@
-"""What the shapes of a file's arrays tell of the towers that they are of."""
+"""Infers the options of towers from the shapes of their arrays."""
 
 from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmjax.errors import UserError
 
-HEAD_DIM = 64  # of every published model
+HEAD_DIM = 64  # of all published models
 
 
 class Shapes(dict):
-    """Shapes by our path; one that is not there is an error that names it."""
+    """{path: shape} of the arrays in a source. A missing path raises a UserError.
+
+    Args:
+      leaves: {path: leaf}, where a leaf has a `shape`.
+      key_of: Function from a path to the source's key, for error messages.
+    """
+
+    def __init__(self, leaves: Mapping[str, Any], key_of: Callable[[str], str] = str):
+        super().__init__({path: leaf.shape for path, leaf in leaves.items()})
+        self._key_of = key_of
 
     def __missing__(self, path: str) -> tuple[int, ...]:
         raise UserError(
-            f"The files have nothing for {path}, whose shape says how the model is built. Nothing "
-            "can be made of them without."
+            f"The source has no array {self._key_of(path)}. Its shape is needed to determine the "
+            "size of the model. Check that the file is complete."
         )
 
 
-def named(configs: Mapping[str, Mapping], options: Mapping[str, Any]) -> str:
-    """The name whose options are most like these."""
+def nearest_name(configs: Mapping[str, Mapping], options: Mapping[str, Any]) -> str:
+    """Returns the name of the config that has the most of these options."""
     return max(configs, key=lambda name: sum(configs[name].get(k) == v for k, v in options.items()))
 
 
-def encoder_options(shapes: Mapping, at: str, head_dim: int) -> dict[str, Any]:
-    """Options of the transformer below `at`.
+def encoder_options(shapes: Mapping, prefix: str, head_dim: int) -> dict[str, Any]:
+    """Returns the options of a transformer encoder.
+
+    Args:
+      shapes: {path: shape}.
+      prefix: Path of the encoder.
+      head_dim: Width of an attention head.
 
     Raises:
-      UserError: its width is not made of such heads.
+      UserError: The width of the attention is not a multiple of `head_dim`.
     """
-    num_layers, width, inner = shapes[f"{at}/layers/attention/query/kernel"]
+    num_layers, width, inner = shapes[f"{prefix}/layers/attention/query/kernel"]
     if inner % head_dim:
         raise UserError(
-            f"{at}: queries of {inner} features are not heads of {head_dim}. Give the size of a "
-            "head with --head-dim."
+            f"{prefix}: the attention width {inner} is not a multiple of the head dimension "
+            f"{head_dim}. Set the head dimension with --head-dim."
         )
     return dict(
         width=width,
         num_layers=num_layers,
         num_heads=inner // head_dim,
         head_dim=head_dim,
-        mlp_dim=shapes[f"{at}/layers/mlp/up/kernel"][2],
-        use_bias=f"{at}/layers/attention/query/bias" in shapes,
+        mlp_dim=shapes[f"{prefix}/layers/mlp/up/kernel"][2],
+        use_bias=f"{prefix}/layers/attention/query/bias" in shapes,
     )
 
 
-def block_counts(shapes: Mapping, at: str) -> tuple[int, ...]:
-    """How many blocks each group below `at` has."""
+def block_counts(shapes: Mapping, prefix: str) -> tuple[int, ...]:
+    """Returns the number of blocks in each group of a convolutional network."""
     counts: dict[int, int] = collections.defaultdict(int)
     for path in shapes:
-        if match := re.match(rf"{at}/groups/(\d+)/(\d+)/", path):
-            group, number = map(int, match.groups())
-            counts[group] = max(counts[group], 1 + number)
+        if match := re.match(rf"{prefix}/groups/(\d+)/(\d+)/", path):
+            group, block = map(int, match.groups())
+            counts[group] = max(counts[group], 1 + block)
     return tuple(counts[group] for group in range(1 + max(counts, default=-1)))
 
 
-def resnet_options(shapes: Mapping, at: str) -> dict[str, Any]:
-    """Options of the ResNet below `at`."""
+def resnet_options(shapes: Mapping, prefix: str) -> dict[str, Any]:
+    """Returns the options of a ResNet at a path."""
     return dict(
-        blocks=block_counts(shapes, at),
-        width_multiplier=shapes[f"{at}/stem/conv/kernel"][3] / 64,
+        blocks=block_counts(shapes, prefix),
+        width_multiplier=shapes[f"{prefix}/stem/conv/kernel"][3] / 64,
     )
 
 
-def image_resnet_options(shapes: Mapping, at: str) -> dict[str, Any]:
-    """Options of the ResNet over single images below `at`, all but its name."""
-    projection = f"{at}/projection/kernel"
+def image_resnet_options(shapes: Mapping, prefix: str) -> dict[str, Any]:
+    """Returns the options, without the name, of a ResNet over single images at a path."""
+    projection = f"{prefix}/projection/kernel"
+    third = any(path.startswith(f"{prefix}/groups/") and "/third/" in path for path in shapes)
     return dict(
-        resnet_options(shapes, at),
-        bottleneck=any(path.startswith(f"{at}/groups/") and "/third/" in path for path in shapes),
+        resnet_options(shapes, prefix),
+        bottleneck=third,
         projection=shapes[projection][1] if projection in shapes else 0,
     )

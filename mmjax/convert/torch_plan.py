@@ -1,4 +1,4 @@
-"""The plan of a conversion of PyTorch's files, once their model is known."""
+"""Plans the conversion of PyTorch files once their model is known."""
 
 from __future__ import annotations
 
@@ -8,57 +8,57 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from mmjax.convert import run
-from mmjax.convert.torch_contents import Contents
+from mmjax.convert.matching import compare, targets_of_keys
+from mmjax.convert.plan import UNKNOWN_KEY, ConversionPlan
+from mmjax.convert.torch_source import TorchSource
 from mmjax.formats.name_rules import Leaf
 from mmjax.state import ModelDef
 
 
-def make(
-    contents: Contents,
+def plan_torch(
+    source: TorchSource,
     *,
-    source: str,
+    name: str,
     cfg: ml_collections.ConfigDict,
     model: ModelDef,
     leaves: Mapping[str, Leaf] | None = None,
-    **more: Any,
-) -> run.Plan:
-    """Compares what files hold with the model that they tell of.
+    **options: Any,
+) -> ConversionPlan:
+    """Returns the plan that fills a model from PyTorch files.
 
     Args:
-      contents: of the files.
-      source: what they are called.
-      cfg: the config that builds the model.
-      model: that model.
-      leaves: those of the contents that it is made of; None is all.
-      **more: of `run.Plan`.
+      source: The entries of the files.
+      name: Name of the source, for reports.
+      cfg: The config that builds the model.
+      model: The model.
+      leaves: The leaves of the source that belong to the model; None for all.
+      **options: Further attributes of `ConversionPlan`.
     """
-    unknown = dict.fromkeys(contents.unknown(), "is no array of a model that mmjax knows")
-    arrays = contents.arrays()
-    problems, fresh = run.compare(
+    arrays = source.arrays()
+    mismatches, random_paths = compare(
         model,
-        contents.leaves if leaves is None else leaves,
-        contents.problems | unknown,
-        contents.names,
+        source.leaves if leaves is None else leaves,
+        source.mismatches | dict.fromkeys(source.unknown_keys(), UNKNOWN_KEY),
+        source.keys_of,
     )
     keys = {
         key: (value.shape, str(value.dtype))
         if isinstance(value, np.ndarray)
         else ((), type(value).__name__)
-        for key, value in contents.entries.items()
+        for key, value in source.entries.items()
     }
-    rest = {key: problems.get(key, "?") for key in keys}
-    return run.Plan(
-        source=source,
-        step=contents.step,
+    targets = {key: mismatches.get(key, "not matched") for key in keys}
+    return ConversionPlan(
+        source=name,
+        step=source.step,
         cfg=cfg,
         model=model,
         keys=keys,
-        becomes=rest | run.becomes_of(contents.leaves, contents.unused_keys),
-        source_keys={path: leaf.keys for path, leaf in contents.leaves.items()},
-        read=lambda path: contents.leaves[path].read(arrays),
-        problems=problems,
-        fresh=fresh,
-        facts={"parts": contents.parts},
-        **more,
+        targets=targets | targets_of_keys(source.leaves, source.unused_keys),
+        source_keys={path: leaf.keys for path, leaf in source.leaves.items()},
+        read=lambda path: source.leaves[path].read(arrays),
+        mismatches=mismatches,
+        random_paths=random_paths,
+        details={"components": source.components},
+        **options,
     )

@@ -1,4 +1,4 @@
-"""The vocabulary of a converted checkpoint: its table of words is of use with that one alone."""
+"""The vocabulary of a converted checkpoint, which must be the one it was trained with."""
 
 from __future__ import annotations
 
@@ -11,66 +11,81 @@ from mmjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """A file of words that fits a checkpoint's table.
+    """A vocabulary file whose size fits a token embedding.
 
     Attributes:
-      path: the file.
-      tokenizer: which reads it, by its name in `data.text.tokenizer`.
+      path: The file.
+      tokenizer: The tokenizer that reads it, as in `data.text.tokenizer`.
     """
 
     path: str
     tokenizer: str
 
     @property
-    def file(self) -> str:
-        """What the copy in a run directory is called."""
+    def file_name(self) -> str:
+        """Name of the copy in a run directory."""
         return pathlib.Path(self.path).name if self.tokenizer == "clip" else "vocab.txt"
 
 
-def check(path: str | os.PathLike, *, rows: int | None, tokenizer: str | None = None) -> Vocabulary:
-    """The vocabulary of a file, for a table of so many `rows`.
+def check(
+    path: str | os.PathLike, *, vocab_size: int | None, tokenizer: str | None = None
+) -> Vocabulary:
+    """Returns the vocabulary in a file if it fits a token embedding.
 
     Args:
-      path: the file.
-      rows: of the table; None if there is none.
-      tokenizer: which reads it; None finds out whether it is BERT's pieces, or plain words.
+      path: The file.
+      vocab_size: Number of tokens of the embedding; None if the model has none.
+      tokenizer: The tokenizer that reads the file; None selects 'bert' or 'word' by its content.
 
     Raises:
-      UserError: there is no table (None), the file is no vocabulary, or one of another size.
+      UserError: The model has no token embedding, or the file is not a vocabulary of this size.
     """
-    if rows is None:
-        raise UserError(f"--vocab {path}: the checkpoint has no table of words. Leave it out.")
+    if vocab_size is None:
+        raise UserError(f"--vocab {path}: the checkpoint has no token embedding. Remove --vocab.")
     if not pathlib.Path(path).is_file():
-        raise UserError(f"--vocab {path}: there is no such file.")
+        raise UserError(f"--vocab {path}: no such file.")
     from mmjax.data.text.tokenizers import make_tokenizer  # imports TensorFlow
 
     try:
-        name = tokenizer or _kind(path)
+        name = tokenizer or _detect_tokenizer(path)
         count = make_tokenizer(name, vocab=os.fspath(path)).vocab_size
     except (UserError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"--vocab {path} is no vocabulary of words: {error}") from error
-    if count != rows:
+        raise UserError(f"--vocab {path} is not a vocabulary: {error}") from error
+    if count != vocab_size:
         raise UserError(
-            f"--vocab {path} has {count:,} words, the checkpoint's table {rows:,}: it is another "
-            "vocabulary."
+            f"--vocab {path} has {count:,} tokens, but the checkpoint's token embedding has "
+            f"{vocab_size:,}. Pass the vocabulary that the checkpoint was trained with."
         )
     return Vocabulary(os.fspath(path), name)
 
 
-def _kind(path: str | os.PathLike) -> str:
+def _detect_tokenizer(path: str | os.PathLike) -> str:
     with open(path, encoding="utf-8") as file:
         return "bert" if file.readline().strip() == "[PAD]" else "word"
 
 
-def describe(vocabulary: Vocabulary | None, *, rows: int) -> str:
-    """What a user must know of the words of a table of so many `rows`; None is an unknown one."""
+def vatt_note(vocabulary: Vocabulary | None, *, vocab_size: int) -> str:
+    """Returns the line of a report about the vocabulary of a VATT checkpoint."""
     if vocabulary is not None:
-        return f"Vocabulary: {vocabulary.path}, {rows:,} words, tokenizer {vocabulary.tokenizer}"
+        return (
+            f"Vocabulary: {vocabulary.path}, {vocab_size:,} tokens, tokenizer "
+            f"{vocabulary.tokenizer}"
+        )
     return (
-        f"Vocabulary: UNKNOWN. A checkpoint does not hold the {rows:,} words that its table is of. "
-        "With any other vocabulary, such as the one that a dataset brings and that is taken by "
-        "default, captions get the numbers of other words: retrieval and training with text go "
-        "wrong, without an error. Convert with --vocab FILE (VATT's misc/howto100m_en.txt, for "
-        "BERT misc/bert_uncased_en.txt), or give --config.data.text.vocab=FILE (for BERT "
-        "--config.data.text.tokenizer=bert too) with every command."
+        f"Vocabulary: UNKNOWN. The checkpoint does not contain the {vocab_size:,} tokens of its "
+        "embedding. By default a dataset's own vocabulary is used, whose token ids differ: text "
+        "retrieval and training with text then give wrong results without an error. Convert with "
+        "--vocab FILE (VATT's misc/howto100m_en.txt; for BERT misc/bert_uncased_en.txt), or pass "
+        "--config.data.text.vocab=FILE to every command (for BERT also "
+        "--config.data.text.tokenizer=bert)."
     )
+
+
+def clip_notes(vocabulary: Vocabulary | None) -> list[str]:
+    """Returns the lines of a report about the vocabulary of a CLIP text tower."""
+    if vocabulary is not None:
+        return [f"Vocabulary: {vocabulary.path}, tokenizer {vocabulary.tokenizer}"]
+    return [
+        "Vocabulary: unknown. Pass CLIP's bpe_simple_vocab_16e6.txt.gz with --vocab now, or with "
+        "--config.data.text.vocab to every command."
+    ]

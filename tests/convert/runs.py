@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from mmjax import config, init_from, tree
+from mmjax import config, tree
 from mmjax.checkpoints.run_dir import RunDir
+from mmjax.convert.load import load_params
 from mmjax.state import ModelDef
 
 
@@ -44,7 +45,7 @@ def module_of(run: pathlib.Path, make_model: Callable[..., Callable]) -> nnx.Mod
     """Returns the module of a run; its checkpoint must have exactly the model's arrays."""
     cfg = RunDir(run, create=False).read_config()
     model = ModelDef(make_model(**config.plain(cfg.model)))
-    leaves, _ = init_from.load_params(str(run))
+    leaves, _ = load_params(str(run))
     extra = {k.removeprefix("extra/"): v for k, v in leaves.items() if k.startswith("extra/")}
     params = {k: v for k, v in leaves.items() if not k.startswith("extra/")}
     assert set(tree.flatten(model.params)) == set(params)

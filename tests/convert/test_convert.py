@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax import config, evaluate, init_from, tree
-from mmjax.checkpoints import manager as checkpoint
+from mmjax import config, evaluate, tree
+from mmjax.checkpoints.find import find
+from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.run_dir import RunDir
+from mmjax.convert.load import load_params
 from mmjax.convert.vatt import optimizer_slots
 from mmjax.convert.vatt import plan as vatt_plan
 from mmjax.errors import UserError
@@ -39,7 +41,7 @@ def convert(tmp_path, shapes, *options, **write):
 def load(run):
     """Returns the model of a run directory, and its params and extra."""
     model = ModelDef(make_model(**config.plain(RunDir(run, create=False).read_config().model)))
-    leaves, _ = init_from.load_params(str(run))
+    leaves, _ = load_params(str(run))
     extra = {k.removeprefix("extra/"): v for k, v in leaves.items() if k.startswith("extra/")}
     params = {k: v for k, v in leaves.items() if not k.startswith("extra/")}
     assert set(tree.flatten(model.params)) == set(params)
@@ -116,7 +118,7 @@ def test_tx_fac_computes_the_features_of_vatt(pretrained):
 
 def test_run_directory_has_step_config_and_source(pretrained):
     run, _ = pretrained
-    assert checkpoint.find(run) == (run, 500_000)
+    assert find(run) == (run, 500_000)
     cfg = RunDir(run, create=False).read_config()
     config.resolve(cfg)
     assert cfg.task == "pretrain" and cfg.data.video.num_frames == 4 and cfg.data.video.size == 8
@@ -154,9 +156,9 @@ def test_optimizer_state_is_converted(pretrained):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        optimizer_slots.abstract(RunDir(run, create=False).read_config(), model.params),
+        optimizer_slots.abstract_state(RunDir(run, create=False).read_config(), model.params),
     )
-    saved = checkpoint.Checkpoints(run, read_only=True)
+    saved = Checkpoints(run, read_only=True)
     state, _ = saved.restore(500_000, {"opt": abstract})
     leaves = {path.rsplit("0/", 1)[-1]: v for path, v in tree.flatten(state["opt"]).items()}
     assert leaves.pop("count") == 500_000
@@ -179,7 +181,7 @@ def test_incomplete_optimizer_state_is_left_out(tmp_path):
     ]
     assert len(slot_targets) == 2 * len(published.finetuned())
     assert all(target.startswith("optimizer") for target in slot_targets)
-    parts = {path.split("/")[0] for path in checkpoint.Checkpoints(run).shapes(500_000)}
+    parts = {path.split("/")[0] for path in Checkpoints(run).shapes(500_000)}
     assert parts == {"step", "params"}
 
 
@@ -210,8 +212,10 @@ def test_bert_text_towers_compute_the_features_of_vatt(tmp_path, small):
     assert_close(pooled["text"], expected_pooled)
     assert_close(tokens["text"], expected_tokens)
     # No published checkpoint has this tower, so its key names are inferred.
-    plan = vatt_plan.plan(json.loads((run / "run.json").read_text())["source"], head_dim=8)
-    assert plan.facts["inferred"] == ["bert"]
+    plan = vatt_plan.plan_conversion(
+        json.loads((run / "run.json").read_text())["source"], head_dim=8
+    )
+    assert plan.details["inferred"] == ["bert"]
     assert any("bert" in note and "--vocab" not in note for note in plan.notes)
 
 
@@ -293,7 +297,7 @@ def test_a_checkpoint_is_found_by_prefix_index_file_or_directory(tmp_path, capsy
     ]
     assert cli.main(["convert", prefix, "--inspect", "--json", "--head-dim", "8"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["model"]["backbone"]["width"] == 16 and facts["problems"] == {}
+    assert facts["model"]["backbone"]["width"] == 16 and facts["mismatches"] == {}
     assert len(facts["keys"]) == len(published.finetuned()) + 1
     (tmp_path / "checkpoint").unlink()  # it is the only one in the directory
     assert cli.main(["convert", str(tmp_path), "--inspect", "--head-dim", "8"]) == 0
@@ -333,7 +337,7 @@ def test_keys_that_do_not_fit_are_reported_and_can_be_allowed(tmp_path, capsys, 
     assert cli.main([*command, "--inspect"]) == 1
     assert problem in capsys.readouterr().out.splitlines()
     assert cli.main([*command, "--out", str(out), "--allow", f"{key}$"]) == 0
-    leaves, _ = init_from.load_params(str(out))
+    leaves, _ = load_params(str(out))
     num_keys = read_report(out).num_keys
     random = [array for array, number in num_keys.items() if number == 0]
     paths = {QUERY: "video/encoder/layers/attention/query/kernel", BIAS: "video/patch/bias"}

@@ -11,8 +11,9 @@ from flax import nnx
 import mmjax
 from mmjax import config, init_from
 from mmjax.checkpoints.run_dir import RunDir
-from mmjax.convert import run as run_of
-from mmjax.convert import torch_contents
+from mmjax.convert import torch_source
+from mmjax.convert.load import load_params
+from mmjax.convert.vision import infer_config as vision_config
 from mmjax.convert.vision import load as vision_load
 from mmjax.convert.vision import names as vision_names
 from mmjax.convert.vision import plan as vision_plan
@@ -277,13 +278,13 @@ BASELINES = {
 @pytest.mark.parametrize("name", BASELINES)
 def test_backbones_of_published_baselines_are_found(tmp_path, name):
     source = save(tmp_path / f"{name}.pth", BASELINES[name](resnet()))
-    plan = vision_plan.plan(source)
-    assert not plan.problems and plan.step == (3 if name == "simclr" else 0)
+    plan = vision_plan.plan_conversion(source)
+    assert not plan.mismatches and plan.step == (3 if name == "simclr" else 0)
     expected = converted_arrays(resnet(), tmp_path)
     assert plan.source_keys.keys() == expected.keys()
     for path, value in expected.items():
         np.testing.assert_array_equal(plan.read(path), value)
-    unused = set(plan.becomes.values()) & {
+    unused = set(plan.targets.values()) & {
         vision_load.HEAD,
         vision_load.AVERAGE,
         vision_load.NO_TEXTS,
@@ -294,7 +295,7 @@ def test_backbones_of_published_baselines_are_found(tmp_path, name):
 
 def converted_arrays(state, directory):
     """Returns {path: array} that a plain state dict becomes."""
-    plan = vision_plan.plan(save(directory / "plain.pth", state))
+    plan = vision_plan.plan_conversion(save(directory / "plain.pth", state))
     return {path: plan.read(path) for path in plan.source_keys}
 
 
@@ -314,8 +315,8 @@ def test_mobilenet_features(tmp_path, names):
 
 def test_legacy_pytorch_files_are_converted_alike(tmp_path):
     """Torchvision's published weights have the format of PyTorch before 1.6."""
-    old = vision_plan.plan(save_legacy(tmp_path / "old.pth", resnet(num_classes=3)))
-    new = vision_plan.plan(save(tmp_path / "new.pth", resnet(num_classes=3)))
+    old = vision_plan.plan_conversion(save_legacy(tmp_path / "old.pth", resnet(num_classes=3)))
+    new = vision_plan.plan_conversion(save(tmp_path / "new.pth", resnet(num_classes=3)))
     assert old.source_keys.keys() == new.source_keys.keys()
     for path in new.source_keys:
         np.testing.assert_array_equal(old.read(path), new.read(path))
@@ -407,7 +408,7 @@ def test_training_checkpoints_compute_features_and_embeddings(tmp_path, name):
         assert config.plain(cfg.loss) == loss
         assert (cfg.data.text.tokenizer, cfg.data.text.max_tokens) == ("clip", 9)
     if name == "swav":
-        leaves, _ = init_from.load_params(str(run))
+        leaves, _ = load_params(str(run))
         np.testing.assert_array_equal(leaves["prototypes/kernel"], state["prototypes.weight"].T)
     report = read_report(run)
     assert "step 3" in report.summary.splitlines()[0]
@@ -416,7 +417,7 @@ def test_training_checkpoints_compute_features_and_embeddings(tmp_path, name):
     assert_mentions(targets["epoch"], "1 int ()")
     assert_mentions(targets["hyper_parameters.config"], "omegaconf.dictconfig.DictConfig")
     moments = targets["optimizer_states.0.state.0.exp_avg"]
-    assert moments == f"{torch_contents.OPTIMIZER} float32 (3,)"
+    assert moments == f"{torch_source.OPTIMIZER} float32 (3,)"
     best = targets["callbacks.ModelCheckpoint.best_model_score"]
     assert best == f"{vision_load.OUTSIDE} float32 ()"
     assert {f"state_dict.{key}" for key in state} <= set(targets)
@@ -462,8 +463,8 @@ def test_images_are_embedded_by_a_model_trained_on_text_features(tmp_path):
     """Its text head has no tower below it, and images need none."""
     state, _ = METHODS["clip"]
     source = save(tmp_path / "clip.ckpt", lightning(state))
-    leaves, _ = init_from.load_params(source)
-    cfg = vision_plan.config_of(source)
+    leaves, _ = load_params(source)
+    cfg = vision_config.config_of(source)
     cfg.model.text = cfg.data.text = None
     cfg.data.image.size = 32
     image = rng.integers(0, 256, (32, 32, 3), np.uint8)
@@ -481,7 +482,7 @@ def start(spec, source, **options):
     """Returns the values that towers take from a file, and the report."""
     model = ModelDef(lambda rngs: Holder(spec, rngs))
     target = init_from.target_of({"params": model.params, "extra": model.extra})
-    return init_from.match(target, init_from.load_params(source)[0], **options)
+    return init_from.match(target, load_params(source)[0], **options)
 
 
 class Holder(nnx.Module):
@@ -517,7 +518,7 @@ def test_init_map_chooses_between_two_towers_that_fit(tmp_path):
 
 def test_heads_of_a_training_checkpoint_are_loaded_too(tmp_path):
     source = save(tmp_path / "simclr.ckpt", lightning(METHODS["simclr"][0]))
-    leaves, description = init_from.load_params(source)
+    leaves, description = load_params(source)
     assert {"heads/projection/linear/2/kernel", "extra/heads/projection/norm/1/var"} <= set(leaves)
     assert source in description and "image/stem/conv/kernel" in leaves
 
@@ -591,13 +592,13 @@ def test_arrays_that_do_not_fit_are_reported_and_can_be_allowed(tmp_path, case, 
     (key,) = changes
     state = {k: v for k, v in (resnet() | changes).items() if v is not None}
     source, run = save(tmp_path / "a.pth", state), str(tmp_path / "run")
-    plan = vision_plan.plan(source)
-    assert set(plan.problems) == {key}
-    assert_mentions(plan.problems[key], *facts)
-    with raises(UserError, source, key, plan.problems[key], "--allow"):
-        run_of.check(plan)
+    plan = vision_plan.plan_conversion(source)
+    assert set(plan.mismatches) == {key}
+    assert_mentions(plan.mismatches[key], *facts)
+    with raises(UserError, source, key, plan.mismatches[key], "--allow"):
+        plan.check()
     assert cli.main(["convert", source, "--inspect"]) == 1
-    assert_mentions(capsys.readouterr().out, key, plan.problems[key])
+    assert_mentions(capsys.readouterr().out, key, plan.mismatches[key])
     assert cli.main(["convert", source, "--out", run, "--allow", key]) == 0
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from mmjax import config, init_from, tree
 from mmjax.checkpoints.run_dir import RunDir
+from mmjax.convert.load import load_params
 from mmjax.formats import safetensors, torch_reader
 from mmjax.models.guided import make_model as make_guided
 from mmjax.models.tvl import make_model
@@ -90,7 +91,7 @@ def features(run, inputs, make=make_model):
     """Returns the pooled features that the model of a run computes."""
     cfg = RunDir(run, create=False).read_config()
     model = ModelDef(make(**config.plain(cfg.model)))
-    leaves, _ = init_from.load_params(str(run))
+    leaves, _ = load_params(str(run))
     extra = {k.removeprefix("extra/"): v for k, v in leaves.items() if k.startswith("extra/")}
     params = {k: v for k, v in leaves.items() if not k.startswith("extra/")}
     module = model.bind(tree.unflatten(params), tree.unflatten(extra))
@@ -186,7 +187,7 @@ def test_features_and_export_of_a_tvl_touch_encoder(clip, name, tmp_path):
     source = [str(tmp_path / "tvl_enc.pth"), clip[1][".safetensors"]]
     assert cli.main(["convert", *source, "--out", str(run)]) == 0
     assert_close(features(run, {"touch": TOUCH})["touch"], model(to_torch_images(TOUCH)))
-    leaves, description = init_from.load_params(str(run))
+    leaves, description = load_params(str(run))
     assert_mentions(description, "step 1", run)  # the optimizer has made one step
     assert leaves["logit_scale"] == scale.item()
     # The exported file loads strictly into another model, which then computes the same.

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import mmjax
-from mmjax import config, init_from, tree
-from mmjax.checkpoints import manager as checkpoint
+from mmjax import config, tree
+from mmjax.checkpoints.find import find
 from mmjax.checkpoints.run_dir import RunDir
-from mmjax.convert import run as run_of
-from mmjax.convert import torch_contents
+from mmjax.convert import torch_source
 from mmjax.convert.clip import load as clip_load
 from mmjax.convert.clip import plan as clip_plan
+from mmjax.convert.load import load_params
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.formats import safetensors, torch_reader
@@ -139,7 +139,7 @@ def test_features_of_touch_image_and_text(run):
 
 
 def test_run_directory_has_step_config_and_sources(run, files):
-    assert checkpoint.find(run) == (run, 40)  # the optimizer's count of steps
+    assert find(run) == (run, 40)  # the optimizer's count of steps
     cfg = RunDir(run, create=False).read_config()
     config.resolve(cfg)
     assert cfg.task == "touch" and cfg.init_from == ""
@@ -149,7 +149,7 @@ def test_run_directory_has_step_config_and_sources(run, files):
     record = json.loads((run / "run.json").read_text())
     assert_mentions(record["source"], files["tvl"], files["clip"])
     assert RunDir(run, create=False).complete_step() == 40
-    leaves, _ = init_from.load_params(str(run))
+    leaves, _ = load_params(str(run))
     assert leaves["logit_scale"] == 2.5  # TVL's, not OpenCLIP's 4.6
     assert cfg.optimizer.frozen == ("^image/", "^text/")
 
@@ -167,9 +167,9 @@ def test_report_lists_every_entry_of_every_file(run, files):
     assert targets["tvl_enc.pth: epoch"].endswith(" 12 int ()")
     assert targets["tvl_enc.pth: args.datasets"].endswith(" ['ssvtp', 'hct'] list ()")
     moments = targets["tvl_enc.pth: optimizer.state.4.exp_avg"]
-    assert moments == f"{torch_contents.OPTIMIZER} float32 (32,)"
+    assert moments == f"{torch_source.OPTIMIZER} float32 (32,)"
     duplicate = targets["open_clip_model.safetensors: logit_scale"]
-    assert duplicate == f"{torch_contents.EARLIER} float32 ()"
+    assert duplicate == f"{torch_source.DUPLICATE} float32 ()"
     module = module_of(run, make_model)
     params = tree.flatten(ModelDef(lambda rngs: module).params)
     assert set(num_keys) == {f"params/{path} {x.shape}" for path, x in params.items()}
@@ -184,7 +184,7 @@ def test_one_file_with_all_towers_equals_two_files(files, tmp_path, prefix):
     clip = {f"{prefix}clip.{name}": value for name, value in clip_state().items()}
     one = clip_load.read(save(tmp_path / "all.pt", {**model, **clip}))
     two = clip_load.read_all((files["tvl"], files["clip"]))
-    assert set(one.leaves) == set(two.leaves) and not one.problems and not one.unknown()
+    assert set(one.leaves) == set(two.leaves) and not one.mismatches and not one.unknown_keys()
     for path, leaf in one.leaves.items():
         expected = two.leaves[path].read(two.arrays())
         np.testing.assert_array_equal(leaf.read(one.arrays()), expected)
@@ -222,7 +222,7 @@ def test_open_clip_file_becomes_an_image_text_model(files, tmp_path, options, qu
     assert cfg.model.touch is None and cfg.data.touch is None and cfg.checkpoint.best == ""
     assert cfg.evals.test.pairs == ("image_text",)
     assert (cfg.evals.affinity.query, cfg.evals.affinity.target) == ("image", "text")
-    assert init_from.load_params(str(run))[0]["logit_scale"] == np.float32(4.6)
+    assert load_params(str(run))[0]["logit_scale"] == np.float32(4.6)
 
 
 def test_a_tvl_file_without_open_clip_embeds_touch(tmp_path):
@@ -258,7 +258,7 @@ def test_timm_vit_that_pools_the_class_token(tmp_path, files):
     run = convert(tmp_path / "run", str(tmp_path / "vit.safetensors"), files["clip"])
     cfg = RunDir(run, create=False).read_config()
     assert (cfg.model.touch.pool, cfg.model.touch.final_norm) == ("class", "layer")
-    leaves, _ = init_from.load_params(str(run))
+    leaves, _ = load_params(str(run))
     np.testing.assert_array_equal(leaves["touch/encoder/final_norm/scale"], state["norm.weight"])
     assert leaves["logit_scale"] == np.float32(4.6)  # OpenCLIP's; timm models have none
 
@@ -291,7 +291,7 @@ def test_the_task_of_the_config_has_exactly_the_converted_parameters(run):
     image = jax.ShapeDtypeStruct((4, 16, 16, 3), np.uint8)
     spec = {"touch": image, "image": image, "text": jax.ShapeDtypeStruct((4, 1, 9), np.int32)}
     task = make_task(cfg, DataSpec(batch=spec, vocab_size=50))
-    leaves, _ = init_from.load_params(str(run))
+    leaves, _ = load_params(str(run))
     assert set(tree.flatten(task.model.params)) == set(leaves)
 
 
@@ -360,9 +360,9 @@ def test_inspect_describes_the_model_of_a_file(files, capsys):
     assert_mentions(out, "width=32", "num_heads=4", "image_size=16")
     assert cli.main(["convert", files["clip"], "--inspect", "--json", *HEADS]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["model"]["image"]["width"] == 32 and facts["problems"] == {}
+    assert facts["model"]["image"]["width"] == 32 and facts["mismatches"] == {}
     assert [row["key"] for row in facts["keys"]] == sorted(clip_state())
-    assert facts["parts"] == {"image": "clip_image", "text": "clip_text", "scalars": "scalars"}
+    assert facts["components"] == {"image": "clip_image", "text": "clip_text", "scalars": "scalars"}
 
 
 QKV = f"{PREFIX}blocks.1.attn.qkv.weight"
@@ -403,12 +403,12 @@ def test_arrays_that_do_not_fit_are_reported(tmp_path, case):
     model = {f"model.{name}": value for name, value in tvl_model(touch_state()).items()} | changes
     model = {k.removeprefix("model."): v for k, v in model.items() if v is not None}
     source = write_tvl(tmp_path / "tvl.pth", model)
-    plan = clip_plan.plan([source], head_dim=8)
-    assert set(plan.problems) == {key}
+    plan = clip_plan.plan_conversion([source], head_dim=8)
+    assert set(plan.mismatches) == {key}
     for fact in facts:  # as whole numbers
-        assert re.search(rf"(?<!\w){re.escape(str(fact))}(?!\w)", plan.problems[key]), fact
-    with raises(UserError, source, key, plan.problems[key], "--allow"):
-        run_of.check(plan)
+        assert re.search(rf"(?<!\w){re.escape(str(fact))}(?!\w)", plan.mismatches[key]), fact
+    with raises(UserError, source, key, plan.mismatches[key], "--allow"):
+        plan.check()
 
 
 def test_allowed_problems_are_left_out_or_randomly_initialized(tmp_path, files, capsys):
@@ -429,7 +429,7 @@ def test_allowed_problems_are_left_out_or_randomly_initialized(tmp_path, files, 
     assert re.search(r"(?<!\w)1(?!\w)", line)
     num_keys = read_report(run).num_keys
     assert [array for array, n in num_keys.items() if n == 0] == [f"params/{scale} (2, 32)"]
-    leaves, _ = init_from.load_params(str(run))
+    leaves, _ = load_params(str(run))
     np.testing.assert_array_equal(leaves[scale], np.ones((2, 32)))
 
 

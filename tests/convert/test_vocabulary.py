@@ -12,7 +12,7 @@ from mmjax import config, evaluate
 from mmjax.checkpoints.run_dir import RunDir
 from mmjax.data.pipeline import loader
 from mmjax.data.sources import registry as sources
-from mmjax.data.text.tokenizers import SPECIAL, split_words
+from mmjax.data.text.word_vocab import SPECIAL, split_words
 from mmjax.data.world import build as world
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
@@ -79,7 +79,7 @@ def test_files_that_are_not_the_vocabulary_are_rejected(tmp_path, capsys):
     good = write(tmp_path / "words.txt")
     assert cli.main(["convert", prefix, "--inspect", "--json", "--vocab", good]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["vocabulary"] == {"path": good, "tokenizer": "word"} and facts["words"] == 50
+    assert facts["vocabulary"] == {"path": good, "tokenizer": "word"} and facts["vocab_size"] == 50
 
 
 def test_a_checkpoint_without_text_needs_no_vocabulary(tmp_path, capsys):

@@ -1,8 +1,7 @@
-"""The config that builds the model of TVL's or OpenCLIP's files, inferred from their shapes."""
+"""Infers the config of TVL's or OpenCLIP's files from the shapes of their arrays."""
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,43 +11,42 @@ import ml_collections
 
 from mmjax import config
 from mmjax.convert.clip import load as clip_load
+from mmjax.convert.clip.published_config import tvl_config
 from mmjax.convert.shapes import (
     HEAD_DIM,
     Shapes,
     encoder_options,
     image_resnet_options,
-    named,
+    nearest_name,
 )
-from mmjax.convert.torch_contents import Contents
+from mmjax.convert.torch_source import TorchSource
 from mmjax.errors import UserError
 from mmjax.models.towers import clip, vit
 
-RECIPE = "mmjax.configs.touch.tvl"
-_RECIPES = ("tiny", "small", "base")  # its arguments, by the sizes of the ViT
-
 
 def model_section(
-    contents: Contents, *, head_dim: int | None = None, quick_gelu: bool = False
+    source: TorchSource, *, head_dim: int | None = None, quick_gelu: bool = False
 ) -> dict[str, Any]:
-    """The section `model` of a config of the touch task: every tower and its sizes.
+    """Returns the section `model` of a config of the touch task.
 
     Args:
-      contents: of the files.
-      head_dim: features of an attention head, which no shape tells; None is 64.
-      quick_gelu: CLIP's towers compute x·sigmoid(1.702 x) for GELU, which no shape tells either.
+      source: The entries of the files.
+      head_dim: Width of an attention head, which shapes do not determine; None for 64.
+      quick_gelu: Whether the CLIP towers compute GELU as x·sigmoid(1.702 x), which shapes do not
+        determine either.
 
     Raises:
-      UserError: an array that tells a size is missing, or a size cannot be.
+      UserError: An array that determines a size is missing, or its shape is not supported.
     """
-    shapes = Shapes({path: leaf.shape for path, leaf in contents.leaves.items()})
+    shapes = Shapes(source.leaves)
     head_dim = head_dim or HEAD_DIM
     activation = dict(activation="quick_gelu") if quick_gelu else {}
     model: dict[str, Any] = {}
-    if kind := contents.parts.get("touch"):
-        model["touch"] = _touch(kind, shapes, head_dim)
-    if "image" in contents.parts:
-        model["image"] = _clip_image(shapes, head_dim) | activation
-    if "text" in contents.parts:
+    if tower := source.components.get("touch"):
+        model["touch"] = _touch_options(tower, shapes, head_dim)
+    if "image" in source.components:
+        model["image"] = _clip_image_options(shapes, head_dim) | activation
+    if "text" in source.components:
         model["text"] = clip_text_options(shapes, head_dim) | activation
     for path in shapes:
         if path.startswith("heads/"):
@@ -58,81 +56,84 @@ def model_section(
     return model
 
 
-def _projection(shapes: Mapping, at: str) -> int:
-    path = f"{at}/projection/kernel"
+def _projection_width(shapes: Mapping, tower: str) -> int:
+    path = f"{tower}/projection/kernel"
     return shapes[path][1] if path in shapes else 0
 
 
-def _patches(shapes: Mapping, at: str) -> dict[str, Any]:
-    rows, columns, channels, _ = shapes[f"{at}/patch/kernel"]
-    patches = shapes[f"{at}/positions"][0] - 1
+def _patch_options(shapes: Mapping, tower: str) -> dict[str, Any]:
+    height, width, channels, _ = shapes[f"{tower}/patch/kernel"]
+    patches = shapes[f"{tower}/positions"][0] - 1
     side = math.isqrt(max(patches, 0))
-    if rows != columns or channels != 3 or side * side != patches or not side:
+    if height != width or channels != 3 or side * side != patches or not side:
         raise UserError(
-            f"{at}: mmjax's towers take square RGB images in square patches, and a class token; "
-            f"these patches are {rows} × {columns} × {channels}, and there are {patches} positions "
-            "for them."
+            f"{tower}: the tower has patches of {height} × {width} × {channels} and {patches} "
+            "positions without the class token. mmjax supports square RGB images in square patches."
         )
-    return dict(image_size=side * rows, patch_size=rows)
+    return dict(image_size=side * height, patch_size=height)
 
 
-def _touch(kind: str, shapes: Mapping, head_dim: int) -> dict[str, Any]:
-    if kind == "resnet":
+def _touch_options(tower: str, shapes: Mapping, head_dim: int) -> dict[str, Any]:
+    if tower == "resnet":
         return dict(name="resnet18", **image_resnet_options(shapes, "touch"))
-    mean = "touch/pool_norm/scale" in shapes  # timm's fc_norm stands behind its mean
+    mean = "touch/pool_norm/scale" in shapes  # timm's fc_norm follows mean pooling
     options = dict(
         **encoder_options(shapes, "touch/encoder", head_dim),
-        **_patches(shapes, "touch"),
+        **_patch_options(shapes, "touch"),
         patch_bias="touch/patch/bias" in shapes,
         input_norm="touch/pre_norm/scale" in shapes,
         pool="mean" if mean else "class",
         pool_norm=mean,
         final_norm="layer" if "touch/encoder/final_norm/scale" in shapes else "none",
-        projection=_projection(shapes, "touch"),
+        projection=_projection_width(shapes, "touch"),
     )
-    return dict(name=named(vit.TOUCH_CONFIGS, options), **options)
+    return dict(name=nearest_name(vit.TOUCH_CONFIGS, options), **options)
 
 
-def _clip_image(shapes: Mapping, head_dim: int) -> dict[str, Any]:
+def _clip_image_options(shapes: Mapping, head_dim: int) -> dict[str, Any]:
     options = dict(
         **encoder_options(shapes, "image/encoder", head_dim),
-        **_patches(shapes, "image"),
-        projection=_projection(shapes, "image"),
+        **_patch_options(shapes, "image"),
+        projection=_projection_width(shapes, "image"),
     )
-    return dict(name=named(vit.CLIP_CONFIGS, options), **options)
+    return dict(name=nearest_name(vit.CLIP_CONFIGS, options), **options)
 
 
 def clip_text_options(shapes: Mapping, head_dim: int) -> dict[str, Any]:
-    """`name` and options of CLIP's tower of texts below `text`."""
+    """Returns the name and options of the CLIP text tower at `text`."""
     options = dict(
         **encoder_options(shapes, "text/encoder", head_dim),
         vocab_size=shapes["text/token_embedding"][0],
         context_length=shapes["text/positions"][0],
-        projection=_projection(shapes, "text"),
+        projection=_projection_width(shapes, "text"),
     )
-    return dict(name=named(clip.CONFIGS, options), **options)
+    return dict(name=nearest_name(clip.CONFIGS, options), **options)
 
 
 def make_config(
-    contents: Contents, *, head_dim: int | None = None, quick_gelu: bool = False
+    source: TorchSource, *, head_dim: int | None = None, quick_gelu: bool = False
 ) -> ml_collections.ConfigDict:
-    """A whole config: the model of the files in TVL's recipe.
+    """Returns a complete config: the model of the files in TVL's training config.
 
-    Inputs have the sizes that the tables of positions are for. What the recipe says of modalities
-    that the files do not have is left out. The model computes in float32.
+    The sizes of images and texts are those of the position embeddings. Sections for modalities
+    without a tower are removed. The model computes in float32.
+
+    Args:
+      source: The entries of the files.
+      head_dim: See `model_section`.
+      quick_gelu: See `model_section`.
     """
-    model = model_section(contents, head_dim=head_dim, quick_gelu=quick_gelu)
+    model = model_section(source, head_dim=head_dim, quick_gelu=quick_gelu)
     touch = model.get("touch", {}).get("name", "")
-    size = next((size for size in _RECIPES if f"_{size}_" in touch), "tiny")
-    cfg = importlib.import_module(RECIPE).get_config(touch if touch == "resnet18" else size)
-    missing = [part for part in ("touch", "image", "text") if part not in model]
-    cfg.init_from = ""
+    slower = any(f"_{size}_" in touch for size in ("small", "base"))
+    cfg = tvl_config(base_learning_rate=1.5e-4 if slower else 3e-4)
+    missing = [tower for tower in ("touch", "image", "text") if tower not in model]
     cfg.model = {**model, **dict.fromkeys(missing)}
-    cfg.total_steps = max(cfg.total_steps, contents.step)
-    _leave_out(cfg, missing, list(contents.leaves))
-    for part in ("touch", "image"):
-        if "image_size" in (model.get(part) or {}):
-            cfg.data[part].size = model[part]["image_size"]
+    cfg.total_steps = max(cfg.total_steps, source.step)
+    _remove_modalities(cfg, missing, list(source.leaves))
+    for tower in ("touch", "image"):
+        if "image_size" in (model.get(tower) or {}):
+            cfg.data[tower].size = model[tower]["image_size"]
     if "text" in model:
         cfg.data.text.max_tokens = model["text"]["context_length"]
     config.resolve(cfg)
@@ -140,16 +141,24 @@ def make_config(
 
 
 def config_of(sources: Sequence[str]) -> ml_collections.ConfigDict:
-    """`make_config` of files, for those who start from them without a run directory.
+    """Returns the config of files, to use them without a run directory.
 
     Raises:
-      UserError: a file cannot be read or holds no such model, or they do not tell its sizes.
+      UserError: A file cannot be read or contains no supported model, or a size is undetermined.
     """
     return make_config(clip_load.read_all(sources))
 
 
-def _leave_out(cfg: ml_collections.ConfigDict, missing: list[str], paths: list[str]) -> None:
-    """Takes out of a recipe what is for modalities that the model does not have."""
+def _remove_modalities(
+    cfg: ml_collections.ConfigDict, missing: list[str], paths: list[str]
+) -> None:
+    """Removes the sections for missing modalities, in place.
+
+    Args:
+      cfg: A config of the touch task.
+      missing: Modalities without a tower.
+      paths: Paths of all arrays of the model.
+    """
     frozen = cfg.optimizer.get("frozen", ())
     cfg.optimizer.frozen = tuple(
         pattern for pattern in frozen if any(re.search(pattern, path) for path in paths)
@@ -157,14 +166,14 @@ def _leave_out(cfg: ml_collections.ConfigDict, missing: list[str], paths: list[s
     if not missing:
         return
     with cfg.unlocked(), cfg.ignore_type():
-        for part in missing:
-            cfg.data[part] = None
-            if part in cfg.augment:  # words have no section
-                cfg.augment[part] = None
-        cfg.checkpoint.best = ""  # is a figure of touch
-        here = [part for part in ("touch", "image", "text") if part not in missing]
+        for modality in missing:
+            cfg.data[modality] = None
+            if modality in cfg.augment:  # text is not augmented
+                cfg.augment[modality] = None
+        cfg.checkpoint.best = ""  # a metric of touch
+        present = [m for m in ("touch", "image", "text") if m not in missing]
         for evaluator in cfg.evals.values():
             if evaluator.type == "semantic_retrieval":
-                evaluator.pairs = ("_".join(here),)
+                evaluator.pairs = ("_".join(present),)
             elif evaluator.type == "affinity":
-                evaluator.query, evaluator.target = here[0], here[-1]
+                evaluator.query, evaluator.target = present[0], present[-1]

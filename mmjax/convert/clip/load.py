@@ -1,8 +1,9 @@
-"""TVL's published checkpoints and OpenCLIP's files as arrays under our names.
+"""Reads TVL's published checkpoints and OpenCLIP's files.
 
 TVL (Fu et al. 2024, A Touch, Vision, and Language Dataset for Multimodal Alignment, arXiv
-2402.13232) names its touch encoder as timm's ViT or torchvision's ResNet-18; its files are a dict
-of `model`, `optimizer`, `epoch`, `scaler` and, of one's own trainings, `args`.
+2402.13232) names the arrays of its touch encoder as timm's ViT or torchvision's ResNet-18. Its
+files are dicts with the keys `model`, `optimizer`, `epoch` and `scaler`; checkpoints of training
+runs also have `args`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from mmjax.convert import torch_contents
+from mmjax.convert import torch_source
 from mmjax.convert.clip import names as clip_names
-from mmjax.convert.torch_contents import UNKNOWN, Contents, Layout
+from mmjax.convert.torch_source import UNKNOWN, NamingScheme, TorchSource
 from mmjax.convert.vision import names as vision_names
 from mmjax.errors import UserError
 from mmjax.formats.name_rules import QKV, Rule, Rules, dense, norm, prefixes, with_prefix
@@ -40,33 +41,13 @@ VIT: Rules = [
 
 SCALAR_PATHS = ("logit_scale", "logit_bias")
 SCALARS: Rules = [Rule(name, (name,)) for name in SCALAR_PATHS]
-CLIP = "clip/"  # in front of the paths of an OpenCLIP model's own scalars
+CLIP = "clip/"  # prefix of the scalars of an OpenCLIP model
 HEADS: Rules = [
-    Rule(f"modality_heads.{theirs}.weight", (f"heads/{ours}/kernel",), "dense")
-    for theirs, ours in {"tactile": "touch", "vision": "image", "text": "text"}.items()
+    Rule(f"modality_heads.{name}.weight", (f"heads/{modality}/kernel",), "dense")
+    for name, modality in {"tactile": "touch", "vision": "image", "text": "text"}.items()
 ]
 TOUCH = "tactile_encoder."
 _ENDINGS = {"vit": "patch_embed.proj.weight", "resnet": vision_names.ENDINGS["resnet"]}
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A part of a model in a file.
-
-    Attributes:
-      kind: 'vit', 'resnet' (both of touch), 'clip_image', 'clip_text', 'scalars' or 'heads'.
-      ours: in front of our paths, e.g. 'touch/'.
-      theirs: in front of their names.
-    """
-
-    kind: str
-    ours: str
-    theirs: str
-
-    @property
-    def rules(self) -> Rules:
-        """Of whole names and paths."""
-        return with_prefix(RULES[self.kind], key=self.theirs, path=self.ours)
 
 
 RULES: dict[str, Rules] = {
@@ -79,115 +60,150 @@ RULES: dict[str, Rules] = {
 }
 
 
-def layout_of(names: Sequence[str]) -> tuple[Part, ...]:
-    """The parts of the model that a file with these names is of; () if it is none of ours.
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """A component of a model in a file.
+
+    Attributes:
+      type: Key of `RULES`; 'vit' and 'resnet' are touch encoders.
+      path: Prefix of its paths in mmjax, for example 'touch/'.
+      key: Prefix of its names in the file.
+    """
+
+    type: str
+    path: str
+    key: str
+
+    @property
+    def rules(self) -> Rules:
+        """The names of its arrays, with prefixes."""
+        return with_prefix(RULES[self.type], key=self.key, path=self.path)
+
+
+def find_components(names: Sequence[str]) -> tuple[Component, ...]:
+    """Returns the components of a model in a file with arrays of these names.
+
+    Returns:
+      The components; () if the file contains no supported model.
 
     Raises:
-      UserError: a part is there twice, or it is a CLIP whose image tower is no plain ViT.
+      UserError: There are two towers for one modality, or the image tower is not a plain ViT.
     """
     images = [f"{prefix}visual." for prefix in prefixes(names, clip_names.IMAGE_KEY)]
-    images = [place for place in images if f"{place}class_embedding" in names]
+    images = [prefix for prefix in images if f"{prefix}class_embedding" in names]
     texts = prefixes(names, clip_names.TEXT_KEY)
-    towers = [Part("clip_image", "image/", place) for place in images]
-    towers += [Part("clip_text", "text/", place) for place in texts]
-    for kind, ending in _ENDINGS.items():
-        for place in prefixes(names, ending):
-            if "visual." in place:
+    towers = [Component("clip_image", "image/", prefix) for prefix in images]
+    towers += [Component("clip_text", "text/", prefix) for prefix in texts]
+    for type_, ending in _ENDINGS.items():
+        for prefix in prefixes(names, ending):
+            if "visual." in prefix:
                 raise UserError(
-                    f"its image tower, below {place[: place.index('visual.') + 7]}, is not a "
-                    "plain ViT of CLIP, which is what mmjax has."
+                    f"the image tower {prefix[: prefix.index('visual.') + 7]} is not supported; "
+                    "expected a plain ViT of CLIP."
                 )
-            towers.append(Part(kind, "touch/", place))
-    for ours in ("touch/", "image/", "text/"):
-        places = [part.theirs for part in towers if part.ours == ours]
-        if len(places) > 1:
+            towers.append(Component(type_, "touch/", prefix))
+    for path in ("touch/", "image/", "text/"):
+        keys = [component.key for component in towers if component.path == path]
+        if len(keys) > 1:
             raise UserError(
-                f"it has {len(places)} towers for {ours[:-1]}: below {' and '.join(places)}. Save "
-                "the entry that is meant alone."
+                f"the file contains {len(keys)} {path[:-1]} towers, with the prefixes "
+                f"{' and '.join(map(repr, keys))}. Save only one of them in a file."
             )
-    # The scalars of TVL's own model go before those of the CLIP in it.
-    roots = [part.theirs.removesuffix(TOUCH) for part in towers if part.ours == "touch/"]
-    roots += [place.removesuffix("visual.") for place in images]
-    roots += [place.removesuffix("text.") for place in texts]
+    # The scalars of TVL's model precede those of the CLIP model that it contains.
+    roots = [tower.key.removesuffix(TOUCH) for tower in towers if tower.path == "touch/"]
+    roots += [prefix.removesuffix("visual.") for prefix in images]
+    roots += [prefix.removesuffix("text.") for prefix in texts]
     scalars = [root for root in roots if f"{root}logit_scale" in names]
-    parts = towers + [Part("scalars", "", root) for root in scalars[:1]]
+    components = towers + [Component("scalars", "", root) for root in scalars[:1]]
     heads = [root for root in roots if any(name.startswith(f"{root}modality_") for name in names)]
-    return tuple(parts + [Part("heads", "", root) for root in heads[:1]])
+    return tuple(components + [Component("heads", "", root) for root in heads[:1]])
 
 
-def find(names: Sequence[str]) -> Layout | None:
-    """The layout of a file with arrays of these names; None if it is none of ours.
+def find_scheme(names: Sequence[str]) -> NamingScheme | None:
+    """Returns the naming scheme of a file with arrays of these names; None if not supported.
 
     Raises:
-      UserError: see `layout_of`.
+      UserError: See `find_components`.
     """
-    parts = layout_of(names)
-    if not parts:
+    components = find_components(names)
+    if not components:
         return None
-    roots = tuple(part.theirs.removesuffix(TOUCH).removesuffix("visual.") for part in parts)
-    kinds = {part.ours.rstrip("/") or part.kind: part.kind for part in parts}
-    rules = [rule for part in parts for rule in part.rules]
-    return Layout(kinds, rules, lambda name: _what(name, roots))
+    roots = tuple(
+        component.key.removesuffix(TOUCH).removesuffix("visual.") for component in components
+    )
 
+    def unused_reason(name: str) -> str:
+        last = name.rsplit(".", 1)[-1]
+        if last == vision_names.COUNTER or last in clip_names.CONSTANTS:
+            return "constant"
+        if last == "logit_scale":
+            return "duplicate of the model's scale"
+        return UNKNOWN if name.startswith(roots) else "unknown, outside the model"
 
-def _what(name: str, roots: tuple[str, ...]) -> str:
-    """What an array is that no rule knows."""
-    last = name.rsplit(".", 1)[-1]
-    if last == vision_names.COUNTER or last in clip_names.CONSTANTS:
-        return "constant"
-    if last == "logit_scale":
-        return "left out, the model has its own"
-    return UNKNOWN if name.startswith(roots) else "unknown, outside the model"
-
-
-def read(source: str) -> Contents:
-    """Sorts the entries of one file.
-
-    Raises:
-      UserError: it cannot be read, or holds no model of these kinds.
-    """
-    return torch_contents.read(
-        source,
-        find,
-        otherwise="holds neither a touch encoder of TVL (timm's ViT, torchvision's ResNet) nor an "
-        "OpenCLIP model with a ViT, by the names of its arrays: {names} … Files of the library "
-        "transformers have other names; take the model's open_clip_* file.",
+    return NamingScheme(
+        components={each.path.rstrip("/") or each.type: each.type for each in components},
+        rules=[rule for component in components for rule in component.rules],
+        unused_reason=unused_reason,
     )
 
 
-def read_all(sources: Sequence[str]) -> Contents:
-    """Sorts the entries of several files; of the scalars that they share, the first file's count.
+def read(source: str) -> TorchSource:
+    """Returns the entries of one file.
 
     Raises:
-      UserError: see `read`; or two files have the same tower.
+      UserError: The file cannot be read or contains no supported model.
     """
-    return torch_contents.together(sources, read, shared=("scalars", "heads"))
+    return torch_source.read_file(
+        source,
+        find_scheme,
+        expected="the names of a TVL touch encoder (timm's ViT or torchvision's ResNet) or of an "
+        "OpenCLIP model with a ViT. For a model in the format of the transformers library, use "
+        "its open_clip_* file.",
+    )
+
+
+def read_all(sources: Sequence[str]) -> TorchSource:
+    """Returns the entries of several files. Scalars and heads are those of the first file.
+
+    Raises:
+      UserError: A file cannot be read, or two files contain the same tower.
+    """
+    return torch_source.read_files(sources, read, shared=("scalars", "heads"))
 
 
 def load(source: str) -> tuple[dict[str, np.ndarray], str]:
-    """`({path: array}, words for the log)`, as `mmjax.init_from.load_params` gives them.
+    """Returns the arrays of a file for `mmjax.convert.load.load_params`.
 
-    Arrays in the model that have no name with us stand under their own. The scale of an OpenCLIP
-    model, of images with text, stands below `CLIP`: touch with them has another.
+    Without a touch encoder, the scalars of an OpenCLIP model have the prefix `CLIP`: its scale is
+    for pairs of images and text, and a model with touch learns its own.
+
+    Returns:
+      `(arrays, description)`: {path: array}, and a description for the log.
 
     Raises:
-      UserError: see `read`; or the array of some layer is missing or has another shape.
+      UserError: The file cannot be read, contains no supported model, or is incomplete.
     """
-    found = read(source)
-    leaves = found.values(source)
-    if "touch" not in found.parts:
+    file = read(source)
+    leaves = file.params(source)
+    if "touch" not in file.components:
         scalars = [path for path in leaves if path in SCALAR_PATHS]
         leaves |= {CLIP + path: leaves.pop(path) for path in scalars}
-    what = {"touch": "touch encoder", "image": "image tower", "text": "text tower"}
-    parts = [words for part, words in what.items() if part in found.parts]
-    return leaves, f"the {' and '.join(parts)} of {source}"
+    labels = {"touch": "touch encoder", "image": "image tower", "text": "text tower"}
+    towers = [label for component, label in labels.items() if component in file.components]
+    return leaves, f"the {' and '.join(towers)} of {source}"
 
 
-def with_scale_of_clip(
+def with_clip_scalars(
     leaves: Mapping[str, np.ndarray], target: Iterable[str]
 ) -> dict[str, np.ndarray]:
-    """The leaves for a model of these paths: an OpenCLIP model's scalars are those of a model
-    without touch, if no other source has them, and of no use to one with it."""
+    """Returns the leaves with the scalars of an OpenCLIP model for a model without touch.
+
+    Scalars of another source are preferred. A model with touch does not get OpenCLIP's.
+
+    Args:
+      leaves: {path: array} of the sources.
+      target: Paths of the model.
+    """
     touch = any(path.startswith("touch/") for path in target)
     scalars = {} if touch else {k: leaves[CLIP + k] for k in SCALAR_PATHS if CLIP + k in leaves}
     return scalars | {path: x for path, x in leaves.items() if not path.startswith(CLIP)}

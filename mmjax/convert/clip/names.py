@@ -1,7 +1,7 @@
-"""OpenCLIP's names for the towers of images and text (ViT models; Radford et al. 2021).
+"""OpenCLIP's names for the arrays of its image and text towers (ViT; Radford et al. 2021).
 
-Names: of open_clip's files, `open_clip_pytorch_model.bin` and `open_clip_model.safetensors`; those
-of OpenAI's models, once they are state dicts, are the same.
+They are the names in `open_clip_pytorch_model.bin` and `open_clip_model.safetensors`, and in state
+dicts of OpenAI's models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ENCODER: Rules = [
     *dense(f"{_BLOCK}.mlp.c_fc", f"{_LAYERS}/mlp/up"),
     *dense(f"{_BLOCK}.mlp.c_proj", f"{_LAYERS}/mlp/down"),
 ]
-# Of a tower: below `visual.` or where the text's lies, and in our tower.
+# Without the prefix of the tower, which is `visual.` for images.
 IMAGE: Rules = [
     Rule("class_embedding", ("class_token",)),
     Rule("positional_embedding", ("positions",)),
@@ -26,16 +26,17 @@ IMAGE: Rules = [
     *norm("ln_pre", "pre_norm"),
     *_ENCODER,
     *norm("ln_post", "encoder/final_norm"),
-    Rule("proj", ("projection/kernel",)),  # x @ W, as ours
+    Rule("proj", ("projection/kernel",)),  # [in, out], as in mmjax
 ]
 TEXT: Rules = [
     Rule("token_embedding.weight", ("token_embedding",)),
     Rule("positional_embedding", ("positions",)),
     *_ENCODER,
     *norm("ln_final", "encoder/final_norm"),
-    Rule("text_projection", ("projection/kernel",)),  # x @ W, as ours
+    Rule("text_projection", ("projection/kernel",)),  # [in, out], as in mmjax
 ]
-IMAGE_KEY, TEXT_KEY = "visual.conv1.weight", "token_embedding.weight"  # tell where a tower lies
-# Arrays that are no weights: masks, and numbers that OpenAI's files hold.
+# Names that identify a tower; their prefix is that of the tower.
+IMAGE_KEY, TEXT_KEY = "visual.conv1.weight", "token_embedding.weight"
+# Arrays that are not weights: masks, and constants in OpenAI's files.
 CONSTANTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")
-OF_OPENAI = "input_resolution"  # in its files alone
+OPENAI_KEY = "input_resolution"  # only in OpenAI's files

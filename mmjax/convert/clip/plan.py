@@ -1,15 +1,17 @@
-"""What a conversion makes of TVL's checkpoints and OpenCLIP's files."""
+"""Plans the conversion of TVL's checkpoints and OpenCLIP's files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from mmjax import config
-from mmjax.convert import run, torch_plan, vocabulary
+from mmjax.convert import vocabulary
 from mmjax.convert.clip import infer_config as clip_config
 from mmjax.convert.clip import load as clip_load
 from mmjax.convert.clip import names as clip_names
-from mmjax.convert.torch_contents import Contents
+from mmjax.convert.plan import ConversionPlan
+from mmjax.convert.torch_plan import plan_torch
+from mmjax.convert.torch_source import TorchSource
 from mmjax.errors import UserError
 from mmjax.models.towers.registry import Towers
 from mmjax.models.tvl import make_model
@@ -18,76 +20,74 @@ from mmjax.state import ModelDef
 _TOWERS = ("touch", "image", "text")
 
 
-def plan(
+def plan_conversion(
     sources: Sequence[str],
     *,
     head_dim: int | None = None,
     quick_gelu: bool = False,
     vocab: str | None = None,
-) -> run.Plan:
-    """Reads the names and shapes of files and compares them with the model they tell of.
+) -> ConversionPlan:
+    """Returns the plan for TVL's checkpoint, OpenCLIP's file, or both.
 
     Args:
-      sources: TVL's checkpoint, OpenCLIP's file, or both; of what both have the first's counts.
-      head_dim: see `tvl_architecture.model_section`.
-      quick_gelu: see there.
+      sources: The files. Scalars that both contain are those of the first.
+      head_dim: Width of an attention head; None for 64.
+      quick_gelu: Whether the CLIP towers compute GELU as x·sigmoid(1.702 x).
       vocab: CLIP's list of merges, `bpe_simple_vocab_16e6.txt.gz`.
 
     Raises:
-      UserError: a file cannot be read or holds no such model, two have the same tower, or they do
-        not tell their model's sizes; or `vocab` is not the vocabulary of their table.
+      UserError: A file cannot be read or contains no supported model, two files contain the same
+        tower, a size is undetermined, or `vocab` does not fit the token embedding.
     """
-    contents = clip_load.read_all(sources)
-    cfg = clip_config.make_config(contents, head_dim=head_dim, quick_gelu=quick_gelu)
+    source = clip_load.read_all(sources)
+    cfg = clip_config.make_config(source, head_dim=head_dim, quick_gelu=quick_gelu)
     options = {k: v for k, v in config.resolve(cfg).model.items() if v is not None}
     if quick_gelu and not {"image", "text"} & set(options):
-        raise UserError("--quick-gelu is of CLIP's towers; there is none. Leave it out.")
-    rows = options["text"]["vocab_size"] if "text" in options else None
-    words = vocabulary.check(vocab, rows=rows, tokenizer="clip") if vocab else None
-    towers = {part: options[part] for part in _TOWERS if part in options}
-    leaves, partial = contents.leaves, ""
+        raise UserError(
+            f"--quick-gelu applies to CLIP's towers, and {sources[0]} has none. Remove the flag."
+        )
+    vocab_size = options["text"]["vocab_size"] if "text" in options else None
+    words = vocabulary.check(vocab, vocab_size=vocab_size, tokenizer="clip") if vocab else None
+    towers = {name: options[name] for name in _TOWERS if name in options}
+    leaves, incomplete = source.leaves, ""
     if len(towers) > 1:
         model = ModelDef(make_model(**options))
-    else:  # what the tower is can be said, but a model of the touch task has two at least
+    else:  # can be inspected, but a model of the touch task has at least two towers
         (tower,) = towers
         model = ModelDef(lambda rngs: Towers(towers=towers, rngs=rngs))
         leaves = {path: leaf for path, leaf in leaves.items() if path.startswith(f"{tower}/")}
-        partial = (
-            f"{sources[0]} has a tower for {tower} alone; a model compares two at least. Give the "
-            f"file with the others too: mmjax convert {sources[0]} OPENCLIP_FILE --out RUN"
+        incomplete = (
+            f"{sources[0]} contains only a {tower} tower; a model needs at least two towers. Pass "
+            f"the file with the other towers too: mmjax convert {sources[0]} OPENCLIP_FILE --out "
+            "RUN"
         )
-    return torch_plan.make(
-        contents,
-        source=" and ".join(sources),
+    return plan_torch(
+        source,
+        name=" and ".join(sources),
         cfg=cfg,
         model=model,
         leaves=leaves,
-        notes=_notes(contents, quick_gelu, words),
+        notes=_notes(source, quick_gelu, words),
         vocabulary=words,
-        partial=partial,
+        incomplete=incomplete,
     )
 
 
-def _notes(contents: Contents, quick_gelu: bool, words: vocabulary.Vocabulary | None) -> list[str]:
-    """What no shape tells."""
+def _notes(source: TorchSource, quick_gelu: bool, words: vocabulary.Vocabulary | None) -> list[str]:
+    """Returns notes about options that the shapes do not determine."""
     notes = []
-    if {"image", "text"} & set(contents.parts):
+    if {"image", "text"} & set(source.components):
         if quick_gelu:
-            note = "CLIP's towers compute x·sigmoid(1.702 x) for GELU, as --quick-gelu says."
+            note = "CLIP's towers compute GELU as x·sigmoid(1.702 x), because of --quick-gelu."
         else:
             note = (
                 "CLIP's towers compute the exact GELU. If they were trained with x·sigmoid(1.702 "
-                "x), as OpenAI's and all models whose names have 'quickgelu', convert with "
-                "--quick-gelu."
+                "x), as OpenAI's models and all models with 'quickgelu' in their names, convert "
+                "with --quick-gelu."
             )
-            if any(key.endswith(clip_names.OF_OPENAI) for key in contents.entries):
-                note += f" These have {clip_names.OF_OPENAI}, as OpenAI's have."
+            if any(key.endswith(clip_names.OPENAI_KEY) for key in source.entries):
+                note += f" The key {clip_names.OPENAI_KEY} indicates a model of OpenAI."
         notes.append(note)
-    if words is not None:
-        notes.append(f"Vocabulary: {words.path}, tokenizer {words.tokenizer}")
-    elif "text" in contents.parts:
-        notes.append(
-            "Vocabulary: give CLIP's bpe_simple_vocab_16e6.txt.gz with --vocab, or as "
-            "--config.data.text.vocab with every command."
-        )
+    if words is not None or "text" in source.components:
+        notes += vocabulary.clip_notes(words)
     return notes

@@ -1,89 +1,76 @@
-"""The config that builds the model of a VATT checkpoint, inferred from the shapes of its arrays."""
+"""Infers the config of a VATT checkpoint from the shapes of its arrays."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
 from mmjax import config
-from mmjax.configs.pretrain._vatt import SPECTROGRAM
-from mmjax.convert.shapes import HEAD_DIM, encoder_options, resnet_options
+from mmjax.convert.shapes import HEAD_DIM, Shapes, encoder_options, resnet_options
 from mmjax.convert.vatt import names as vatt_names
-from mmjax.convert.vatt.load import Contents
+from mmjax.convert.vatt.load import VattSource
+from mmjax.convert.vatt.published_config import SPECTROGRAM, finetuning_config, pretraining_config
 from mmjax.errors import UserError
 from mmjax.models.blocks.patches import SIZES
 from mmjax.models.towers.registry import TOWERS
 
 
-class _Shapes(dict):
-    """Shapes by our path; one that is not there is an error that names the key."""
-
-    def __init__(self, contents: Contents):
-        super().__init__({path: leaf.shape for path, leaf in contents.leaves.items()})
-        self._layout = contents.layout
-
-    def __missing__(self, path: str) -> tuple[int, ...]:
-        key = vatt_names.key_of(path, self._layout)
-        raise UserError(
-            f"The checkpoint has no {key}, whose shape says how its model is built. Nothing can "
-            "be made of it without."
-        )
-
-
-def model_section(contents: Contents, *, head_dim: int | None = None) -> dict[str, Any]:
-    """The section `model` of a config: `name` and every size.
+def model_section(source: VattSource, *, head_dim: int | None = None) -> dict[str, Any]:
+    """Returns the section `model` of a config.
 
     Args:
-      contents: of the checkpoint.
-      head_dim: features of an attention head, which no shape tells. None is what T5's table of
-        relative positions tells, if there is one (VATT has one size for all its towers), else 64.
+      source: The matched checkpoint.
+      head_dim: Width of an attention head, which shapes do not determine. None uses T5's relative
+        position biases if there are any (all towers of VATT have the same head width), else 64.
 
     Raises:
-      UserError: an array that tells a size is missing, or `head_dim` divides no width.
+      UserError: An array that determines a size is missing, or `head_dim` divides no width.
     """
-    shapes, kinds = _Shapes(contents), contents.kinds
-    if head_dim is None and kinds.get("text") == "t5":
+    types = source.types
+    shapes = Shapes(source.leaves, lambda path: vatt_names.key_of(path, source.components))
+    if head_dim is None and types.get("text") == "t5":
         inner = shapes["text/encoder/layers/attention/query/kernel"][2]
         head_dim = inner // shapes["text/relative_bias"][1]
     head_dim = head_dim or HEAD_DIM
     towers = {
-        modality: _TOWERS[kinds[modality]](shapes, modality, head_dim)
+        modality: _TOWER_OPTIONS[types[modality]](shapes, modality, head_dim)
         for modality in ("video", "audio", "text")
-        if modality in kinds
+        if modality in types
     }
-    if "head" not in kinds:
-        if len(towers) != 1 or "classifier" not in kinds:
+    if "head" not in types:
+        if len(towers) != 1 or "classifier" not in types:
             raise UserError(
-                f"The checkpoint has the parts {sorted(kinds)}: neither a pretrained model (towers "
-                "and a head) nor a fine-tuned one (a tower and a classifier)."
+                f"The checkpoint has the components {sorted(types)}; expected a pretrained model "
+                "(towers and a head) or a fine-tuned model (one tower and a classifier)."
             )
-        classes = shapes["classifier/kernel"][1]
-        return dict(name="classifier", backbone=next(iter(towers.values())), num_classes=classes)
+        num_classes = shapes["classifier/kernel"][1]
+        backbone = next(iter(towers.values()))
+        return dict(name="classifier", backbone=backbone, num_classes=num_classes)
     fine, coarse = (shapes[f"head/{name}/kernel"][1] for name in ("video_hidden", "video_coarse"))
     head = dict(name="fac", fine=fine, coarse=coarse)
-    if "" in kinds:
+    if "" in types:
         encoder = encoder_options(shapes, "encoder", head_dim)
-        size = next((n for n in ("base", "medium", "large") if _is(SIZES[n], encoder)), "medium")
-        towers = {m: _unified_tower(shapes, m) for m in ("video", "audio", "text")}
+        sizes = (size for size in ("base", "medium", "large") if _has_size(SIZES[size], encoder))
+        towers = {m: _unified_tower_options(shapes, m) for m in ("video", "audio", "text")}
+        size = next(sizes, "medium")
         return dict(name="ut_fac", size=size, **encoder, **towers, head=head)
-    name = "mmv_fac" if kinds.get("video") == "i3d" else "tx_fac"
+    name = "mmv_fac" if types.get("video") == "i3d" else "tx_fac"
     return dict(name=name, **towers, head=head)
 
 
-def _is(options: Mapping[str, Any], encoder: Mapping[str, Any]) -> bool:
+def _has_size(options: Mapping[str, Any], encoder: Mapping[str, Any]) -> bool:
     return all(
         options.get(key) == encoder[key] for key in ("width", "mlp_dim", "num_layers", "num_heads")
     )
 
 
-def _named(prefix: str, encoder: Mapping[str, Any]) -> str:
-    """The name of the tower of this size, else of the base one, for its other options."""
-    kind = TOWERS[f"{prefix}base"][0]  # vit_ begins towers of video, and of touch
-    names = [name for name in TOWERS if name.startswith(prefix) and TOWERS[name][0] == kind]
-    return next((name for name in names if _is(TOWERS[name][2], encoder)), f"{prefix}base")
+def _tower_name(prefix: str, encoder: Mapping[str, Any]) -> str:
+    """Returns the name of the tower with this size, or of the base tower if there is none."""
+    modality = TOWERS[f"{prefix}base"][0]  # vit_* are towers for video and for touch
+    names = [name for name in TOWERS if name.startswith(prefix) and TOWERS[name][0] == modality]
+    return next((name for name in names if _has_size(TOWERS[name][2], encoder)), f"{prefix}base")
 
 
 _AXES = {
@@ -93,24 +80,27 @@ _AXES = {
 }
 
 
-def _patches(shapes: Mapping, modality: str, kind: str) -> dict[str, Any]:
+def _patch_options(shapes: Mapping, modality: str, tower: str) -> dict[str, Any]:
     *patch_size, channels, _ = shapes[f"{modality}/patch/kernel"]
-    buckets = tuple(shapes[f"{modality}/positions/{axis}"][0] for axis in _AXES[kind])
-    if kind == "wat":
+    buckets = tuple(shapes[f"{modality}/positions/{axis}"][0] for axis in _AXES[tower])
+    if tower == "wat":
         return dict(patch_size=patch_size[0], buckets=buckets[0])
     options = dict(patch_size=tuple(patch_size), buckets=buckets)
-    # The spectrogram transformer's positions are in VATT's order.
-    return options | (dict(channels=channels) if kind == "vit" else dict(swap_axes=True))
+    # VATT swaps the axes of the spectrogram transformer's positions.
+    return options | (dict(channels=channels) if tower == "vit" else dict(swap_axes=True))
 
 
-def _patch_tower(kind: str):
+_Options = Callable[[Mapping, str, int], dict[str, Any]]
+
+
+def _patch_tower_options(tower: str) -> _Options:
     def options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
         encoder = encoder_options(shapes, f"{modality}/encoder", head_dim)
         post = f"{modality}/post_projection/kernel"
         return dict(
-            name=_named(f"{kind}_", encoder),
+            name=_tower_name(f"{tower}_", encoder),
             **encoder,
-            **_patches(shapes, modality, kind),
+            **_patch_options(shapes, modality, tower),
             pre_projection=f"{modality}/pre_projection/kernel" in shapes,
             post_projection=shapes[post][1] if post in shapes else 0,
         )
@@ -118,87 +108,93 @@ def _patch_tower(kind: str):
     return options
 
 
-def _unified_tower(shapes: Mapping, modality: str) -> dict[str, Any]:
-    own = dict(post_projection=shapes[f"{modality}/post_projection/kernel"][1])
+def _unified_tower_options(shapes: Mapping, modality: str) -> dict[str, Any]:
+    options = dict(post_projection=shapes[f"{modality}/post_projection/kernel"][1])
     if modality == "text":
-        return own | _words(shapes) | dict(buckets=shapes["text/positions/temporal"][0])
-    return own | _patches(shapes, modality, "vit" if modality == "video" else "wat")
+        buckets = shapes["text/positions/temporal"][0]
+        return options | _embedding_options(shapes) | dict(buckets=buckets)
+    return options | _patch_options(shapes, modality, "vit" if modality == "video" else "wat")
 
 
-def _words(shapes: Mapping) -> dict[str, Any]:
-    vocab_size, embedding_dim = shapes["text/word_embedding"]
+def _embedding_options(shapes: Mapping) -> dict[str, Any]:
+    vocab_size, embedding_dim = shapes[vatt_names.WORD_EMBEDDING]
     return dict(vocab_size=vocab_size, embedding_dim=embedding_dim)
 
 
-def _t5(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
-    del head_dim  # the table of relative positions tells the number of heads
+def _t5_options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
+    # The relative position biases determine the number of heads.
     num_buckets, num_heads = shapes["text/relative_bias"]
     inner = shapes["text/encoder/layers/attention/query/kernel"][2]
     encoder = encoder_options(shapes, "text/encoder", inner // num_heads)
-    return dict(name=_named("t5_", encoder), **encoder, **_words(shapes), num_buckets=num_buckets)
+    name = _tower_name("t5_", encoder)
+    return dict(name=name, **encoder, **_embedding_options(shapes), num_buckets=num_buckets)
 
 
-def _bert(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
+def _bert_options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
     encoder = encoder_options(shapes, "text/encoder", head_dim)
     return dict(
-        name=_named("bert_", encoder),
+        name=_tower_name("bert_", encoder),
         **encoder,
-        **_words(shapes),
+        **_embedding_options(shapes),
         buckets=shapes["text/positions/temporal"][0],
         outer_agg="text/outer_agg_token" in shapes,
-        pre_norm="text/encoder/final_norm/scale" in shapes,  # VATT's bert_small has none
+        pre_norm="text/encoder/final_norm/scale" in shapes,  # not in VATT's bert_small
     )
 
 
-def _linear(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
+def _linear_options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
     width = shapes["text/projection/kernel"][1]
-    return dict(name="linear", width=width, **_words(shapes), pool_padding=True)
+    return dict(name="linear", width=width, **_embedding_options(shapes), pool_padding=True)
 
 
-def _i3d(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
+def _i3d_options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
     *_, channels, width = shapes["video/conv_1a/conv/kernel"]
     return dict(name="i3d", width_multiplier=width / 64, channels=channels)
 
 
-def _resnet(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
+def _resnet_options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
     options = resnet_options(shapes, "audio")
     name = "resnet2d_101" if options["blocks"] == (3, 4, 23, 3) else "resnet2d_50"
     return dict(name=name, **options)
 
 
-_TOWERS = {
-    **{kind: _patch_tower(kind) for kind in _AXES},
-    "i3d": _i3d,
-    "resnet2d": _resnet,
-    "t5": _t5,
-    "bert": _bert,
-    "linear": _linear,
+# {type of a tower: function from shapes, modality and head width to its name and options}.
+_TOWER_OPTIONS: dict[str, _Options] = {
+    **{tower: _patch_tower_options(tower) for tower in _AXES},
+    "i3d": _i3d_options,
+    "resnet2d": _resnet_options,
+    "t5": _t5_options,
+    "bert": _bert_options,
+    "linear": _linear_options,
 }
 
 
-def make_config(contents: Contents, *, head_dim: int | None = None) -> ml_collections.ConfigDict:
-    """A whole config: the model of the checkpoint in the published recipe of its task.
+def make_config(source: VattSource, *, head_dim: int | None = None) -> ml_collections.ConfigDict:
+    """Returns a complete config: the model of the checkpoint in VATT's training config.
 
-    Inputs have the size that the tables of positions are for. The model computes in float32, as
-    VATT's did.
+    The sizes of the inputs are those of the position embeddings. The model computes in float32, as
+    in VATT.
+
+    Args:
+      source: The matched checkpoint.
+      head_dim: See `model_section`.
     """
-    model = model_section(contents, head_dim=head_dim)
+    model = model_section(source, head_dim=head_dim)
     if model["name"] == "classifier":
         modality = TOWERS[model["backbone"]["name"]][0]
-        recipe, towers = f"finetune.{modality}", {modality: model["backbone"]}
+        cfg, towers = finetuning_config(modality), {modality: model["backbone"]}
     else:
-        recipe, towers = f"pretrain.{model['name']}", model
-    cfg = importlib.import_module(f"mmjax.configs.{recipe}").get_config()
+        cfg, towers = pretraining_config(), model
     cfg.model = model
-    cfg.total_steps = max(cfg.total_steps, contents.step)
+    cfg.total_steps = max(cfg.total_steps, source.step)
     video, audio, text = (towers.get(m) or {} for m in ("video", "audio", "text"))
-    folded = 2 if video.get("channels") == 24 else 1  # blocks of 2 × 2 × 2 pixels
+    block = 2 if video.get("channels") == 24 else 1  # space-to-depth: blocks of 2 × 2 × 2 pixels
     if "patch_size" in video:
-        frames, rows, _ = (
-            folded * p * b for p, b in zip(video["patch_size"], video["buckets"], strict=True)
+        frames, size, _ = (
+            block * p * b for p, b in zip(video["patch_size"], video["buckets"], strict=True)
         )
-        cfg.data.video.update(num_frames=frames, size=rows)
-    if folded > 1:
+        cfg.data.video.update(num_frames=frames, size=size)
+    if block > 1:
         cfg.augment.space_to_depth = True
     if isinstance(audio.get("patch_size"), int):
         cfg.data.audio.num_samples = audio["patch_size"] * audio["buckets"]

@@ -1,4 +1,4 @@
-"""A published VATT checkpoint as arrays under our names, every key accounted for."""
+"""Reads VATT's published checkpoints and accounts for every key."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mmjax.convert import problems as names
+from mmjax.convert.matching import format_mismatches, state_path
 from mmjax.convert.vatt import names as vatt_names
 from mmjax.errors import UserError
 from mmjax.formats import tf_checkpoint
 
-# Keys that hold no part of the model, by what they are.
+# {category: pattern} of keys that are not part of the model.
 _OTHER = {
     "optimizer slot": r"/\.OPTIMIZER_SLOT/",
     "optimizer scalar": r"^optimizer/",
@@ -26,7 +26,14 @@ UNKNOWN, OUTSIDE = "unknown, in the model", "unknown, outside the model"
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One of our arrays: the keys it is made of (one for each layer if `stacked`) and its shape."""
+    """An mmjax array that can be built from a checkpoint.
+
+    Attributes:
+      path: Path in mmjax.
+      keys: Keys of the source arrays: one per layer if `stacked`, otherwise one.
+      stacked: Whether the first axis is the layer.
+      shape: Shape in mmjax.
+    """
 
     path: str
     keys: tuple[str, ...]
@@ -35,117 +42,137 @@ class Leaf:
 
 
 @dataclasses.dataclass
-class Contents:
-    """What a checkpoint holds.
+class VattSource:
+    """The keys of a checkpoint, matched with mmjax's arrays.
+
+    In paths, BatchNorm statistics have no `extra/` in front.
 
     Attributes:
-      layout: the parts of its model.
-      leaves: {our path: what it is made of}; statistics of BatchNorm have no `extra/` here.
-      leftovers: {key: what it is} for keys that no leaf is made of.
-      problems: {key: what is wrong}: a layer is missing, or has another shape than the first.
-      step: training steps.
+      components: The components of the model.
+      leaves: {path: leaf}.
+      unused_keys: {key: reason} of the keys that no leaf uses.
+      mismatches: {key: description}: a missing layer, or one with another shape than the first.
+      step: Training step.
     """
 
-    layout: vatt_names.Layout
+    components: vatt_names.Components
     leaves: dict[str, Leaf]
     unused_keys: dict[str, str]
-    problems: dict[str, str]
+    mismatches: dict[str, str]
     step: int
 
     @property
-    def kinds(self) -> dict[str, str]:
-        """{where it lies in our tree ('' for the top): kind of part}."""
-        return {part.ours: part.kind for part in self.layout}
+    def types(self) -> dict[str, str]:
+        """{path of a component, '' for the whole model: its type}."""
+        return {component.path: component.type for component in self.components}
 
-    def unknown(self) -> list[str]:
-        """Keys in the tree of the model that mmjax has no array for."""
-        return [key for key, kind in self.unused_keys.items() if kind == UNKNOWN]
+    def unknown_keys(self) -> list[str]:
+        """Returns the keys in the model that mmjax does not support."""
+        return [key for key, reason in self.unused_keys.items() if reason == UNKNOWN]
 
 
-def sort(shapes: Mapping[str, tuple[tuple[int, ...], str]], *, prefix: str, step: int) -> Contents:
-    """Sorts the keys of a checkpoint.
+def match(
+    shapes: Mapping[str, tuple[tuple[int, ...], str]], *, prefix: str, step: int
+) -> VattSource:
+    """Matches the keys of a checkpoint with mmjax's arrays.
 
     Args:
       shapes: {key: (shape, dtype)}.
-      prefix: for errors.
-      step: of the checkpoint.
+      prefix: Prefix of the checkpoint's files, for error messages.
+      step: Training step of the checkpoint.
 
     Raises:
-      UserError: it is no checkpoint of VATT.
+      UserError: It is not a checkpoint of VATT.
     """
-    layout = vatt_names.layout_of(shapes)
-    if not layout:
+    components = vatt_names.find_components(shapes)
+    if not components:
         some = ", ".join([key for key in shapes if key != tf_checkpoint.GRAPH][:4]) or "none"
         raise UserError(
-            f"{prefix} is a TensorFlow checkpoint, but not of a VATT model: none of its keys is "
-            f"below {vatt_names.ROOT}/… as in the published ones. Its keys: {some} …"
+            f"{prefix} is a TensorFlow checkpoint, but not of a VATT model. Its keys are {some} …; "
+            f"expected keys that start with {vatt_names.ROOT}/."
         )
-    found: dict[str, dict[int | None, str]] = collections.defaultdict(dict)
+    matched: dict[str, dict[int | None, str]] = collections.defaultdict(dict)
     unused_keys = {}
     for key in shapes:
-        kind = next((kind for kind, pattern in _OTHER.items() if re.search(pattern, key)), None)
-        place = None if kind else vatt_names.path_of(key, layout)
-        if place:
-            found[place[0]][place[1]] = key
+        category = next((c for c, pattern in _OTHER.items() if re.search(pattern, key)), None)
+        result = None if category else vatt_names.path_of(key, components)
+        if result:
+            path, layer = result
+            matched[path][layer] = key
         else:
-            unused_keys[key] = kind or (UNKNOWN if key.startswith("model/") else OUTSIDE)
-    depths: dict[str, int] = {}  # of the encoders, by the path of their layers
-    for path, keys in found.items():
+            unused_keys[key] = category or (UNKNOWN if key.startswith("model/") else OUTSIDE)
+    leaves, mismatches = _leaves(matched, shapes, components)
+    return VattSource(components, leaves, unused_keys, mismatches, step)
+
+
+def _leaves(
+    matched: Mapping[str, Mapping[int | None, str]],
+    shapes: Mapping[str, tuple[tuple[int, ...], str]],
+    components: vatt_names.Components,
+) -> tuple[dict[str, Leaf], dict[str, str]]:
+    """Returns leaves and mismatches from {path: {layer or None: key}}."""
+    depths: dict[str, int] = {}  # number of layers, by the path of the encoder
+    for path, keys in matched.items():
         if None not in keys:
             stack = path.split("/layers/")[0]
             depths[stack] = max(depths.get(stack, 0), 1 + max(keys))
-    leaves, problems = {}, {}
-    for path, keys in found.items():
+    leaves, mismatches = {}, {}
+    for path, keys in matched.items():
         stacked = None not in keys
         layers = range(depths[path.split("/layers/")[0]]) if stacked else (None,)
-        template = vatt_names.key_of(path, layout)
+        template = vatt_names.key_of(path, components)
         for layer in layers:
             if layer not in keys:
-                problems[template.replace("{i}", str(layer))] = "missing"
+                mismatches[template.replace("{i}", str(layer))] = "is missing"
         ordered = tuple(keys[layer] for layer in layers if layer in keys)
         first = shapes[ordered[0]][0]
         for key in ordered:
             if shapes[key][0] != first:
-                problems[key] = f"has shape {shapes[key][0]}, that of its first layer is {first}"
-        # An array's shape follows from how it is put together; layers that are missing count.
-        whole = vatt_names.assemble(
+                mismatches[key] = f"has shape {shapes[key][0]}; the first layer has {first}"
+        # The shape of a complete array, even if layers are missing.
+        complete = vatt_names.assemble(
             path, [np.broadcast_to(np.float32(0), first)] * len(layers), stacked=stacked
         )
-        leaves[path] = Leaf(path, ordered, stacked, whole.shape)
-    return Contents(layout, leaves, unused_keys, problems, step)
+        leaves[path] = Leaf(path, ordered, stacked, complete.shape)
+    return leaves, mismatches
 
 
-def contents_of(reader: tf_checkpoint.Reader) -> Contents:
-    """`sort` of an open checkpoint; its step is the optimizer's, else that of the file's name."""
+def match_reader(reader: tf_checkpoint.Reader) -> VattSource:
+    """Matches the keys of an open checkpoint.
+
+    The step is the optimizer's, or the one in the file name.
+    """
     step = 0
     if "optimizer/iter" in reader.shapes:
         step = int(reader.read("optimizer/iter"))
-    elif match := re.search(r"-(\d+)$", reader.prefix):
-        step = int(match[1])
-    return sort(reader.shapes, prefix=reader.prefix, step=step)
+    elif result := re.search(r"-(\d+)$", reader.prefix):
+        step = int(result[1])
+    return match(reader.shapes, prefix=reader.prefix, step=step)
 
 
 def read_leaf(reader: tf_checkpoint.Reader, leaf: Leaf) -> np.ndarray:
-    """The array of a leaf, float32."""
+    """Returns the array of a leaf in float32."""
     arrays = [np.asarray(reader.read(key), np.float32) for key in leaf.keys]
     return vatt_names.assemble(leaf.path, arrays, stacked=leaf.stacked)
 
 
 def load(prefix: str) -> tuple[dict[str, np.ndarray], str]:
-    """`({path: array}, words for the log)`, as `mmjax.init_from.load_params` gives them.
+    """Returns the arrays of a checkpoint for `mmjax.convert.load.load_params`.
 
-    Keys in the tree of the model that have no name with us stand under their own.
+    Arrays in the model that mmjax does not support keep their keys.
+
+    Returns:
+      `(arrays, description)`: {path: array}, and a description for the log.
 
     Raises:
-      UserError: it cannot be read, is no checkpoint of VATT, or lacks the array of some layer.
+      UserError: The checkpoint cannot be read, is not VATT's, or is incomplete.
     """
     reader = tf_checkpoint.Reader(prefix)
-    contents = contents_of(reader)
-    if contents.problems:
-        raise UserError(f"{prefix}:\n{names.listing(contents.problems)}")
-    arrays = {
-        f"extra/{path}" if names.is_statistic(path) else path: read_leaf(reader, leaf)
-        for path, leaf in contents.leaves.items()
-    }
-    arrays |= {key: reader.read(key) for key in contents.unknown()}
-    return arrays, f"step {contents.step}, the TensorFlow checkpoint {prefix}"
+    source = match_reader(reader)
+    if source.mismatches:
+        raise UserError(
+            f"{prefix} is not a complete model:\n{format_mismatches(source.mismatches)}"
+        )
+    arrays = {state_path(path): read_leaf(reader, leaf) for path, leaf in source.leaves.items()}
+    arrays |= {key: reader.read(key) for key in source.unknown_keys()}
+    return arrays, f"step {source.step} of the TensorFlow checkpoint {prefix}"

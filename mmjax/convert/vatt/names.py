@@ -1,26 +1,28 @@
-"""VATT's published TF2 checkpoints: which of their keys are which of our arrays.
+"""VATT's names for the arrays in its published TensorFlow 2 checkpoints.
 
-Pure naming: nothing here reads a checkpoint. A key is an object path without its suffix
-`/.ATTRIBUTES/VARIABLE_VALUE`. Kernels are laid out alike on both sides; where we have one array
-for all layers, a checkpoint has one for each.
+This module only handles names; it reads no checkpoints. A key is an object path without its suffix
+`/.ATTRIBUTES/VARIABLE_VALUE`. Arrays have the same layout as in mmjax, except that mmjax stacks the
+arrays of all layers, where a checkpoint has one array per layer.
 
-In a table, {i} is a layer that is an axis of our array, {g} and {j} are numbers that stand in both
-names. Tables marked 'inferred' follow from the attributes of the published classes; those of ViT,
-WaT, T5, the unified transformer, the head and the classifier were compared with real checkpoints.
+In the tables, {i} is the index of a layer, which is an axis of mmjax's array. {g} and {j} are
+indices that are part of both names. Tables marked "Inferred" follow from the attributes of the
+published classes. Those of ViT, WaT, T5, the unified transformer, the head and the classifier were
+compared with published checkpoints.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from mmjax.errors import UserError
+from mmjax.formats.name_rules import template_pattern
 
 ROOT = "model/layer_with_weights-0"
+WORD_EMBEDDING = "text/word_embedding"  # path of the token embedding
 
 _NORM = {"scale": "gamma", "bias": "beta"}
 _BATCH_NORM = {**_NORM, "mean": "moving_mean", "var": "moving_variance"}
@@ -29,38 +31,39 @@ _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
 _MLP = {"up": "wi", "down": "wo"}
 
 
-def _each(ours: str, theirs: str, leaves: Mapping[str, str]) -> dict[str, str]:
-    return {f"{ours}/{a}": f"{theirs}/{b}" for a, b in leaves.items()}
+def _each(path: str, key: str, leaves: Mapping[str, str]) -> dict[str, str]:
+    """Returns {path: key} of the arrays of one layer, {name in mmjax: name in VATT}."""
+    return {f"{path}/{a}": f"{key}/{b}" for a, b in leaves.items()}
 
 
 def _blocks(attention_norm: dict[str, str], attention: str, feed_forward: str) -> dict[str, str]:
-    """A stack of blocks."""
+    """Returns the names of a stack of transformer blocks."""
     names = dict(attention_norm)
-    for ours, theirs in _ATTENTION.items():
-        names |= _each(f"encoder/layers/attention/{ours}", f"{attention}/{theirs}", _DENSE)
-    for ours, theirs in _MLP.items():
-        names |= _each(f"encoder/layers/mlp/{ours}", f"{feed_forward}/mlp/{theirs}", _DENSE)
+    for name, key in _ATTENTION.items():
+        names |= _each(f"encoder/layers/attention/{name}", f"{attention}/{key}", _DENSE)
+    for name, key in _MLP.items():
+        names |= _each(f"encoder/layers/mlp/{name}", f"{feed_forward}/mlp/{key}", _DENSE)
     return names | _each("encoder/layers/mlp_norm", f"{feed_forward}/layer_norm", _NORM)
 
 
-def _encoder(theirs: str = "tx") -> dict[str, str]:
-    """VATT's own transformer encoder."""
-    layer = f"{theirs}/layers/{{i}}"
+def _encoder(key: str = "tx") -> dict[str, str]:
+    """Returns the names of VATT's transformer encoder."""
+    layer = f"{key}/layers/{{i}}"
     return {
         **_blocks(
             _each("encoder/layers/attention_norm", f"{layer}/layer_norm", _NORM),
             f"{layer}/mha",
             f"{layer}/feed_forward",
         ),
-        **_each("encoder/final_norm", f"{theirs}/final_layer_norm", _NORM),
+        **_each("encoder/final_norm", f"{key}/final_layer_norm", _NORM),
     }
 
 
-def _positions(axes: Mapping[str, str], theirs: str = "pos_embedding_lookup") -> dict[str, str]:
-    """Tables of positions; `axes` is {our name of an axis: theirs}."""
-    names = _each("positions/norm", f"{theirs}/layernorm", _NORM)
-    for ours, axis in axes.items():
-        names[f"positions/{ours}"] = f"{theirs}/{axis}_position_embeddings/embeddings"
+def _positions(axes: Mapping[str, str], key: str = "pos_embedding_lookup") -> dict[str, str]:
+    """Returns the names of position embeddings; `axes` is {axis in mmjax: axis in VATT}."""
+    names = _each("positions/norm", f"{key}/layernorm", _NORM)
+    for name, axis in axes.items():
+        names[f"positions/{name}"] = f"{key}/{axis}_position_embeddings/embeddings"
     return names
 
 
@@ -69,7 +72,7 @@ _TIME = {"temporal": "temporal"}
 
 
 def _patches(patch: str, axes: Mapping[str, str]) -> dict[str, str]:
-    """A tower over patches; `patch` is their name of the first layer."""
+    """Returns the names of a patch tower; `patch` is the key of its first layer."""
     return {
         "agg_token": "agg_embedding",
         **_each("patch", patch, _DENSE),
@@ -81,10 +84,10 @@ def _patches(patch: str, axes: Mapping[str, str]) -> dict[str, str]:
 
 
 def _unified() -> dict[str, str]:
-    """All towers of the unified transformer, from the top of our tree."""
+    """Returns the names of all towers of the unified transformer, as paths of the model."""
     names = _encoder()
     for modality, token in {"video": "vid", "audio": "aud", "text": "txt"}.items():
-        part = {
+        tower = {
             "agg_token": f"{token}_agg_embedding",
             **_each("pre_projection", f"pre_proj/{modality}", _DENSE),
             **_each("post_projection", f"post_proj/{modality}", _DENSE),
@@ -93,14 +96,14 @@ def _unified() -> dict[str, str]:
             ),
         }
         if modality == "text":
-            part["word_embedding"] = "raw_to_embeddings/text/embeddings"
+            tower["word_embedding"] = "raw_to_embeddings/text/embeddings"
         else:
-            part |= _each("patch", f"raw_to_embeddings/{modality}", _DENSE)
-        names |= {f"{modality}/{ours}": theirs for ours, theirs in part.items()}
+            tower |= _each("patch", f"raw_to_embeddings/{modality}", _DENSE)
+        names |= {f"{modality}/{path}": key for path, key in tower.items()}
     return names
 
 
-def _words(**more: str) -> dict[str, str]:
+def _word_embedding(**more: str) -> dict[str, str]:
     return {"word_embedding": "embedding/embeddings", **more}
 
 
@@ -108,7 +111,7 @@ def _t5() -> dict[str, str]:
     layer = "base_lm/layers/{i}"
     attention = f"{layer}/self_attention"
     return {
-        **_words(agg_token="agg_embedding"),
+        **_word_embedding(agg_token="agg_embedding"),
         "pre_projection/kernel": "pre_proj/kernel",
         "relative_bias": (
             "base_lm/layers/0/self_attention/attention/relative_attention_bias/embeddings"
@@ -123,20 +126,20 @@ def _t5() -> dict[str, str]:
 
 
 def _bert() -> dict[str, str]:
-    """Inferred. The first AGG is of the wrapper (bert_small alone has it), the second BERT's."""
+    """Inferred. The outer AGG token belongs to the wrapper, and only bert_small has it."""
     return {
-        **_words(outer_agg_token="agg_embedding", agg_token="base_lm/agg_embedding"),
+        **_word_embedding(outer_agg_token="agg_embedding", agg_token="base_lm/agg_embedding"),
         "pre_projection/kernel": "pre_proj/kernel",
         **_positions(_TIME, "base_lm/pos_embedding_lookup"),
         **_encoder("base_lm/tx"),
     }
 
 
-def _unit(ours: str, convolution: str, norm: str) -> dict[str, str]:
-    """A convolution and its BatchNorm."""
+def _unit(path: str, convolution: str, norm: str) -> dict[str, str]:
+    """Returns the names of a convolution with BatchNorm."""
     return {
-        f"{ours}/conv/kernel": f"{convolution}/kernel",
-        **_each(f"{ours}/norm", norm, _BATCH_NORM),
+        f"{path}/conv/kernel": f"{convolution}/kernel",
+        **_each(f"{path}/norm", norm, _BATCH_NORM),
     }
 
 
@@ -152,16 +155,16 @@ def _i3d() -> dict[str, str]:
         "b3": "b3_1",
     }
     for block in ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c"):
-        for ours, theirs in branches.items():
-            units[f"mixed_{block}/{ours}"] = f"mixed_{block}/unit3d_{theirs}"
+        for path, key in branches.items():
+            units[f"mixed_{block}/{path}"] = f"mixed_{block}/unit3d_{key}"
     names: dict[str, str] = {}
-    for ours, theirs in units.items():
-        names |= _unit(ours, f"{theirs}/conv3d", f"{theirs}/bn")
+    for path, key in units.items():
+        names |= _unit(path, f"{key}/conv3d", f"{key}/bn")
     return names
 
 
 def _resnet() -> dict[str, str]:
-    """Inferred; bottleneck blocks."""
+    """Inferred. The blocks are bottlenecks."""
     stem, block = "initial_conv_relu_max_pool", "block_groups/{g}/layers/{j}"
     main = f"{block}/conv_relu_dropblock_layers"
     units = {
@@ -172,12 +175,12 @@ def _resnet() -> dict[str, str]:
         "groups/{g}/{j}/expand": (f"{main}/6", f"{main}/7"),
     }
     names: dict[str, str] = {}
-    for ours, (convolution, norm) in units.items():
-        names |= _unit(ours, f"{convolution}/conv2d", f"{norm}/bn")
+    for path, (convolution, norm) in units.items():
+        names |= _unit(path, f"{convolution}/conv2d", f"{norm}/bn")
     return names
 
 
-# {kind of part: {our path in it: their key in it}}.
+# {type of a component: {path in the component: key in the component}}.
 NAMES: dict[str, dict[str, str]] = {
     "vit": _patches("voxel_to_patch", _SPACE_TIME),
     "wat": _patches("wave_to_patch", _TIME),
@@ -186,7 +189,7 @@ NAMES: dict[str, dict[str, str]] = {
     "resnet2d": _resnet(),
     "t5": _t5(),
     "bert": _bert(),
-    "linear": _words(**_each("projection", "base_lm/conv1d", _DENSE)),
+    "linear": _word_embedding(**_each("projection", "base_lm/conv1d", _DENSE)),
     "unified": _unified(),
     "fac": {
         "video_hidden/kernel": "vid_to_hid/kernel",
@@ -200,8 +203,8 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "classifier": _DENSE,
 }
-# {kind: (where it lies in our tree, how a key that only this kind has goes on)}.
-_KINDS = {
+# {type: (path of the component, start of a key that only this type has)}.
+_TYPES = {
     "vit": ("video", "voxel_to_patch/"),
     "i3d": ("video", "conv3d_1a_7x7/"),
     "wat": ("audio", "wave_to_patch/"),
@@ -214,8 +217,8 @@ _KINDS = {
     "fac": ("head", "vid_to_hid/"),
     "classifier": ("classifier", "kernel"),
 }
-# Where the parts of a model lie: of pretraining, then of fine-tuning.
-_PLACES = {
+# {key of a component: its possible types}, for pretraining and then for fine-tuning.
+_COMPONENTS = {
     f"{ROOT}/_base_layer/vid_backbone/_base": ("vit", "i3d"),
     f"{ROOT}/_base_layer/aud_backbone/_base": ("wat", "spt", "resnet2d"),
     f"{ROOT}/_base_layer/txt_backbone": ("t5", "bert", "linear"),
@@ -227,49 +230,52 @@ _PLACES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """A part of a model: its kind (key of `NAMES`), where it lies in our tree and in their keys."""
+class Component:
+    """A component of a model in a checkpoint.
 
-    kind: str
-    ours: str
-    theirs: str
+    Attributes:
+      type: Key of `NAMES`.
+      path: Its path in mmjax; '' for the whole model.
+      key: Prefix of its keys in the checkpoint.
+    """
+
+    type: str
+    path: str
+    key: str
 
     @functools.cached_property
     def names(self) -> dict[str, str]:
-        """{our path: their key}, whole, with {i}, {g} and {j}."""
-        ours = f"{self.ours}/" if self.ours else ""
-        return {ours + a: f"{self.theirs}/{b}" for a, b in NAMES[self.kind].items()}
+        """{path: key} with prefixes, and with {i}, {g} and {j} for indices."""
+        prefix = f"{self.path}/" if self.path else ""
+        return {prefix + path: f"{self.key}/{key}" for path, key in NAMES[self.type].items()}
 
 
-Layout = Sequence[Part]
+Components = Sequence[Component]
 
 
-def layout_of(keys: Iterable[str]) -> tuple[Part, ...]:
-    """The parts of the model that a checkpoint with these keys is of; () if it is not VATT's."""
+def find_components(keys: Iterable[str]) -> tuple[Component, ...]:
+    """Returns the components of the model in a checkpoint; () if it is not VATT's."""
     keys = list(keys)
     return tuple(
-        Part(kind, _KINDS[kind][0], place)
-        for place, kinds in _PLACES.items()
-        for kind in kinds
-        if any(key.startswith(f"{place}/{_KINDS[kind][1]}") for key in keys)
+        Component(type_, _TYPES[type_][0], prefix)
+        for prefix, types in _COMPONENTS.items()
+        for type_ in types
+        if any(key.startswith(f"{prefix}/{_TYPES[type_][1]}") for key in keys)
     )
 
 
-# Of tx_fac in pretraining.
+# The components of tx_fac in pretraining.
 TX_FAC = tuple(
-    Part(kind, _KINDS[kind][0], next(p for p, kinds in _PLACES.items() if kind in kinds))
-    for kind in ("vit", "wat", "t5", "fac")
+    Component(
+        type_, _TYPES[type_][0], next(k for k, types in _COMPONENTS.items() if type_ in types)
+    )
+    for type_ in ("vit", "wat", "t5", "fac")
 )
 
 
-@functools.cache
-def _pattern(template: str) -> re.Pattern:
-    return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(template)))
-
-
 def _rename(name: str, template: str, other: str) -> tuple[str, int | None] | None:
-    """`name` of the form `template` in the form `other`, and its layer; None if it is not."""
-    match = _pattern(template).fullmatch(name)
+    """Returns `other` with the numbers of `name`, and the layer; None if `template` differs."""
+    match = template_pattern(template).fullmatch(name)
     if match is None:
         return None
     for letter, number in match.groupdict().items():
@@ -278,61 +284,74 @@ def _rename(name: str, template: str, other: str) -> tuple[str, int | None] | No
     return other, None if layer is None else int(layer)
 
 
-def path_of(key: str, layout: Layout = TX_FAC) -> tuple[str, int | None] | None:
-    """Our path of one of their keys and the layer it is, or None; None for a key not in a table."""
-    for part in layout:
-        if key.startswith(part.theirs):
-            for ours, theirs in part.names.items():
-                if found := _rename(key, theirs, ours):
-                    return found
+def path_of(key: str, components: Components = TX_FAC) -> tuple[str, int | None] | None:
+    """Returns the path of a key, and the layer of a stacked array or None.
+
+    Returns:
+      None if the key is in no table.
+    """
+    for component in components:
+        if key.startswith(component.key):
+            for path, template in component.names.items():
+                if result := _rename(key, template, path):
+                    return result
     return None
 
 
-def key_of(path: str, layout: Layout = TX_FAC) -> str:
-    """Their key for one of our paths, with {i} for the layer of a stacked array.
+def key_of(path: str, components: Components = TX_FAC) -> str:
+    """Returns the key of a path, with {i} for the layer of a stacked array.
 
     Args:
-      path: of a parameter or statistic, e.g. 'video/encoder/layers/mlp/up/kernel'.
-      layout: the parts of the model; tx_fac by default.
+      path: Path of a parameter or statistic, for example 'video/encoder/layers/mlp/up/kernel'.
+      components: The components of the model.
 
     Raises:
       UserError: VATT has no such array.
     """
-    for part in layout:
-        for ours, theirs in part.names.items():
-            if found := _rename(path, ours, theirs):
-                return found[0]
+    for component in components:
+        for template, key in component.names.items():
+            if result := _rename(path, template, key):
+                return result[0]
     raise UserError(f"VATT's checkpoints have no array for {path}.")
 
 
-def keys_of(path: str, shape: tuple[int, ...], layout: Layout = TX_FAC) -> list[str]:
-    """Every key that makes up our array of this path and shape: one, or one for each layer."""
-    key = key_of(path, layout)
+def keys_of(path: str, shape: tuple[int, ...], components: Components = TX_FAC) -> list[str]:
+    """Returns the keys of an array: one per layer of a stacked array, otherwise one.
+
+    Args:
+      path: Path of the array.
+      shape: Its shape; only the number of layers is used.
+      components: The components of the model.
+    """
+    key = key_of(path, components)
     return [key.replace("{i}", str(i)) for i in range(shape[0])] if "{i}" in key else [key]
 
 
 def assemble(path: str, arrays: Sequence[np.ndarray], *, stacked: bool) -> np.ndarray:
-    """Our array of a path from theirs, of all layers in order if `stacked`, else of the one."""
+    """Returns the array of a path from the arrays of its keys: all layers, or one."""
     array = np.stack(arrays) if stacked else arrays[0]
     if path == "text/projection/kernel" and array.ndim == 3:
-        return array[0]  # a convolution over one word
+        return array[0]  # a convolution with kernel size 1
     return array
 
 
 def fill(
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
-    layout: Layout = TX_FAC,
+    components: Components = TX_FAC,
 ) -> dict[str, np.ndarray]:
-    """{our path: array} for these paths and shapes, from their arrays by key.
+    """Returns {path: array}.
 
-    Of a shape only the number of layers is used.
+    Args:
+      shapes: {path: shape}; only the number of layers is used.
+      read: Function from a key to its array.
+      components: The components of the model.
     """
     return {
         path: assemble(
             path,
-            [np.asarray(read(key)) for key in keys_of(path, shape, layout)],
-            stacked="{i}" in key_of(path, layout),
+            [np.asarray(read(key)) for key in keys_of(path, shape, components)],
+            stacked="{i}" in key_of(path, components),
         )
         for path, shape in shapes.items()
     }

@@ -1,4 +1,4 @@
-"""What VATT's optimizer remembers, as the optimizer state of a run: so a training can go on."""
+"""Converts the optimizer slots of VATT's checkpoints, so that training can be resumed."""
 
 from __future__ import annotations
 
@@ -10,50 +10,71 @@ import ml_collections
 import numpy as np
 
 from mmjax import config, optim, step, tree
-from mmjax.convert.vatt.load import Contents, Leaf
+from mmjax.convert.vatt.load import Leaf, VattSource
 
-# {our name of a slot: Keras'}, of Adam and of SGD with momentum.
+# {name of a slot in optax: its name in Keras}, for Adam and for SGD with momentum.
 _SLOTS = {"mu": "m", "nu": "v", "velocity": "momentum"}
 _PATH = re.compile(rf"(?:^|/)({'|'.join(_SLOTS)})/(.*)$")
 
 
-def abstract(cfg: ml_collections.ConfigDict, params: dict) -> dict:
-    """The optimizer state of a config for these parameters, as shapes."""
+def abstract_state(cfg: ml_collections.ConfigDict, params: dict) -> dict:
+    """Returns the abstract optimizer state of a config for these parameters."""
     settings = dict(config.resolve(cfg).optimizer)
     frozen = tree.first_match(
         settings.pop("frozen", ()), list(tree.flatten(params)), what="config.optimizer.frozen"
     )
-    trainable, _ = step.split_params(params, {path: n is not None for path, n in frozen.items()})
+    trainable, _ = step.split_params(
+        params, {path: index is not None for path, index in frozen.items()}
+    )
     tx, _ = optim.make_optimizer(
         settings, trainable, total_steps=cfg.total_steps, batch_size=cfg.batch_size
     )
     return jax.eval_shape(tx.init, trainable)
 
 
-def find(contents: Contents, shapes: Mapping[str, tuple], state: dict) -> dict[str, Leaf] | None:
-    """{path in the optimizer state: the keys it is made of}; None if one of them is not there.
+def find_slots(
+    source: VattSource, shapes: Mapping[str, tuple], state: dict
+) -> dict[str, Leaf] | None:
+    """Returns the leaves of an optimizer state, without its counters.
 
-    Counters of steps are not in it.
+    Args:
+      source: The matched checkpoint.
+      shapes: All keys of the checkpoint.
+      state: The abstract optimizer state.
+
+    Returns:
+      {path in the optimizer state: leaf}; None if the checkpoint lacks one of them.
     """
-    found = {}
+    slots = {}
     for path, leaf in tree.flatten(state).items():
         if match := _PATH.search(path):
-            source = contents.leaves.get(match[2])
-            slot = f"/.OPTIMIZER_SLOT/optimizer/{_SLOTS[match[1]]}"
-            keys = tuple(key + slot for key in source.keys) if source else ()
-            if not source or source.shape != leaf.shape or any(k not in shapes for k in keys):
+            parameter = source.leaves.get(match[2])
+            suffix = f"/.OPTIMIZER_SLOT/optimizer/{_SLOTS[match[1]]}"
+            keys = tuple(key + suffix for key in parameter.keys) if parameter else ()
+            if (
+                not parameter
+                or parameter.shape != leaf.shape
+                or any(key not in shapes for key in keys)
+            ):
                 return None
-            found[path] = Leaf(match[2], keys, source.stacked, leaf.shape)
-    return found or None
+            slots[path] = Leaf(match[2], keys, parameter.stacked, leaf.shape)
+    return slots or None
 
 
 def fill(
-    state: dict, found: Mapping[str, Leaf], read: Callable[[Leaf], np.ndarray], steps: int
+    state: dict, slots: Mapping[str, Leaf], read: Callable[[Leaf], np.ndarray], count: int
 ) -> dict:
-    """The optimizer state with what `found` says; counters have counted `steps`."""
+    """Returns an optimizer state.
+
+    Args:
+      state: The abstract optimizer state.
+      slots: The result of `find_slots`.
+      read: Function from a leaf to its array.
+      count: Value of the step counters.
+    """
     return tree.map_named(
         lambda path, leaf: (
-            read(found[path]) if path in found else np.full(leaf.shape, steps, leaf.dtype)
+            read(slots[path]) if path in slots else np.full(leaf.shape, count, leaf.dtype)
         ),
         state,
     )

@@ -1,81 +1,84 @@
-"""What a conversion makes of a TensorFlow checkpoint of VATT."""
+"""Plans the conversion of a TensorFlow checkpoint of VATT."""
 
 from __future__ import annotations
 
 from mmjax import config
-from mmjax.convert import run, vocabulary
+from mmjax.convert import vocabulary
+from mmjax.convert.matching import compare, targets_of_keys
+from mmjax.convert.plan import UNKNOWN_KEY, ConversionPlan
 from mmjax.convert.vatt import infer_config as vatt_config
 from mmjax.convert.vatt import load as vatt_load
 from mmjax.convert.vatt import names as vatt_names
 from mmjax.convert.vatt import optimizer_slots
 from mmjax.formats import tf_checkpoint
-from mmjax.init_from import WORDS
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
 
-# Parts whose names were compared with those of real checkpoints; others follow from the classes.
-_SEEN = ("vit", "wat", "t5", "unified", "fac", "classifier")
+# Components whose names were compared with published checkpoints. Others are inferred.
+_VERIFIED = ("vit", "wat", "t5", "unified", "fac", "classifier")
 
 
-def plan(prefix: str, *, head_dim: int | None = None, vocab: str | None = None) -> run.Plan:
-    """Reads the names and shapes of a checkpoint and compares them with the model they tell of.
+def plan_conversion(
+    prefix: str, *, head_dim: int | None = None, vocab: str | None = None
+) -> ConversionPlan:
+    """Returns the plan for a checkpoint.
 
     Args:
-      prefix: from `tf2.find`.
-      head_dim: see `architecture.model_section`.
-      vocab: the file of words that the model was trained with, if it is known.
+      prefix: The result of `tf_checkpoint.find`.
+      head_dim: Width of an attention head; see `infer_config.model_section`.
+      vocab: The vocabulary file that the model was trained with, if known.
 
     Raises:
-      UserError: it cannot be read, is no checkpoint of VATT, or does not tell its model's sizes; or
-        `vocab` is not the vocabulary of its table.
+      UserError: The checkpoint cannot be read or is not VATT's, a size is undetermined, or `vocab`
+        does not fit the token embedding.
     """
     reader = tf_checkpoint.Reader(prefix)
-    contents = vatt_load.contents_of(reader)
-    cfg = vatt_config.make_config(contents, head_dim=head_dim)
-    num_words = contents.leaves[WORDS].shape[0] if WORDS in contents.leaves else None
-    words = vocabulary.check(vocab, rows=num_words) if vocab else None
+    source = vatt_load.match_reader(reader)
+    cfg = vatt_config.make_config(source, head_dim=head_dim)
+    embedding = source.leaves.get(vatt_names.WORD_EMBEDDING)
+    vocab_size = embedding.shape[0] if embedding else None
+    words = vocabulary.check(vocab, vocab_size=vocab_size) if vocab else None
     model = ModelDef(make_model(**config.resolve(cfg).model))
-    unknown = dict.fromkeys(contents.unknown(), "is no array of a model that mmjax knows")
-    problems, fresh = run.compare(
+    mismatches, random_paths = compare(
         model,
-        contents.leaves,
-        contents.problems | unknown,
-        lambda path, shape: vatt_names.keys_of(path, shape, contents.layout),
+        source.leaves,
+        source.mismatches | dict.fromkeys(source.unknown_keys(), UNKNOWN_KEY),
+        lambda path, shape: vatt_names.keys_of(path, shape, source.components),
     )
-    state = optimizer_slots.abstract(cfg, model.params)
-    found = optimizer_slots.find(contents, reader.shapes, state) or {}
+    state = optimizer_slots.abstract_state(cfg, model.params)
+    slots = optimizer_slots.find_slots(source, reader.shapes, state) or {}
 
-    def fill():
+    def make_optimizer_state() -> dict:
         return optimizer_slots.fill(
-            state, found, lambda leaf: vatt_load.read_leaf(reader, leaf), contents.step
+            state, slots, lambda leaf: vatt_load.read_leaf(reader, leaf), source.step
         )
 
-    inferred = [kind for kind in contents.kinds.values() if kind not in _SEEN]
+    inferred = [type_ for type_ in source.types.values() if type_ not in _VERIFIED]
     notes = []
-    if num_words is not None:
-        notes.append(vocabulary.describe(words, rows=num_words))
+    if vocab_size is not None:
+        notes.append(vocabulary.vatt_note(words, vocab_size=vocab_size))
     if inferred:
         notes.append(
-            f"The names of {', '.join(inferred)} follow from the published classes; no checkpoint "
-            "with them was there to compare."
+            f"The key names of {', '.join(inferred)} are inferred from VATT's code; they were not "
+            "compared with a published checkpoint."
         )
-    leaves = contents.leaves | {f"opt/{path}": leaf for path, leaf in found.items()}
-    used = {key for leaf in found.values() for key in leaf.keys}
-    unused_keys = {key: what for key, what in contents.unused_keys.items() if key not in used}
-    return run.Plan(
+    leaves = source.leaves | {f"opt/{path}": leaf for path, leaf in slots.items()}
+    slot_keys = {key for leaf in slots.values() for key in leaf.keys}
+    unused_keys = {key: r for key, r in source.unused_keys.items() if key not in slot_keys}
+    return ConversionPlan(
         source=prefix,
-        step=contents.step,
+        step=source.step,
         cfg=cfg,
         model=model,
         keys=reader.shapes,
-        becomes=run.becomes_of(leaves, unused_keys),
+        targets=targets_of_keys(leaves, unused_keys),
         source_keys={path: leaf.keys for path, leaf in leaves.items()},
-        read=lambda path: vatt_load.read_leaf(reader, contents.leaves[path]),
-        problems=problems,
-        fresh=fresh,
-        optimizer=fill if found else None,
-        slots=len(found),
-        facts={"words": num_words, "inferred": inferred},
+        read=lambda path: vatt_load.read_leaf(reader, source.leaves[path]),
+        mismatches=mismatches,
+        random_paths=random_paths,
+        make_optimizer_state=make_optimizer_state if slots else None,
+        num_optimizer_arrays=len(slots),
+        details={"vocab_size": vocab_size, "inferred": inferred},
         notes=notes,
         vocabulary=words,
     )

@@ -1,6 +1,6 @@
-"""torchvision's and timm's names for backbones over single images: ResNets and MobileNetV2.
+"""torchvision's and timm's names for image backbones: ResNets and MobileNetV2.
 
-A ResNet's are the same in both.
+Both libraries use the same names for ResNets.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from mmjax.errors import UserError
 from mmjax.formats.name_rules import Rule, Rules, norm, prefixes
 from mmjax.models.towers import mobilenet
 
-COUNTER = "num_batches_tracked"  # of BatchNorm, which needs none with a constant momentum
+# Batches counted by BatchNorm. They are not needed with a constant momentum.
+COUNTER = "num_batches_tracked"
 
 
-def statistics(theirs: str, ours: str) -> Rules:
-    """The rules of BatchNorm's statistics."""
+def statistics(key: str, path: str) -> Rules:
+    """Returns the rules of the statistics of a BatchNorm."""
     return [
-        Rule(f"{theirs}.running_mean", (f"{ours}/mean",)),
-        Rule(f"{theirs}.running_var", (f"{ours}/var",)),
+        Rule(f"{key}.running_mean", (f"{path}/mean",)),
+        Rule(f"{key}.running_var", (f"{path}/var",)),
     ]
 
 
-def _unit(convolution: str, batch_norm: str, ours: str) -> Rules:
-    """A convolution and its BatchNorm."""
+def _unit(convolution: str, batch_norm: str, path: str) -> Rules:
+    """Returns the rules of a convolution with BatchNorm."""
     return [
-        Rule(f"{convolution}.weight", (f"{ours}/conv/kernel",), "convolution"),
-        *norm(batch_norm, f"{ours}/norm"),
-        *statistics(batch_norm, f"{ours}/norm"),
+        Rule(f"{convolution}.weight", (f"{path}/conv/kernel",), "convolution"),
+        *norm(batch_norm, f"{path}/norm"),
+        *statistics(batch_norm, f"{path}/norm"),
     ]
 
 
@@ -44,15 +45,15 @@ RESNET: Rules = [
     *(
         rule
         for group in range(4)
-        for ours, theirs in _RESNET_UNITS.items()
+        for path, keys in _RESNET_UNITS.items()
         for rule in _unit(
-            *(f"layer{group + 1}.{{j}}.{name}" for name in theirs), f"groups/{group}/{{j}}/{ours}"
+            *(f"layer{group + 1}.{{j}}.{key}" for key in keys), f"groups/{group}/{{j}}/{path}"
         )
     ),
 ]
 
 _COUNTS = tuple(count for _, _, count, _ in mobilenet.GROUPS)
-# The first group of a MobileNetV2 has no expansion, so that its parts' names are other ones.
+# The first group of a MobileNetV2 has no expansion, so its units have other names.
 _EXPANDED = ("expand", "depthwise", "project")
 _TIMM_UNITS = {
     False: dict(depthwise=("conv_dw", "bn1"), project=("conv_pw", "bn2")),
@@ -65,9 +66,9 @@ MOBILENET_TIMM: Rules = [
     *(
         rule
         for group in range(len(_COUNTS))
-        for ours, theirs in _TIMM_UNITS[group > 0].items()
+        for path, keys in _TIMM_UNITS[group > 0].items()
         for rule in _unit(
-            *(f"blocks.{group}.{{j}}.{name}" for name in theirs), f"groups/{group}/{{j}}/{ours}"
+            *(f"blocks.{group}.{{j}}.{key}" for key in keys), f"groups/{group}/{{j}}/{path}"
         )
     ),
     *_unit("conv_head", "bn2", "head"),
@@ -76,17 +77,17 @@ MOBILENET_TIMM: Rules = [
 
 def _torchvision_mobilenet() -> Rules:
     rules = list(_unit("features.0.0", "features.0.1", "stem"))
-    places = [(group, j) for group, count in enumerate(_COUNTS) for j in range(count)]
-    for number, (group, j) in enumerate(places, 1):
-        parts = _EXPANDED if group else _EXPANDED[1:]
-        for k, part in enumerate(parts):
-            at = f"features.{number}.conv.{k}"
-            if part == "project":
-                names = (at, f"features.{number}.conv.{k + 1}")
+    blocks = [(group, j) for group, count in enumerate(_COUNTS) for j in range(count)]
+    for number, (group, j) in enumerate(blocks, 1):
+        units = _EXPANDED if group else _EXPANDED[1:]
+        for k, unit in enumerate(units):
+            key = f"features.{number}.conv.{k}"
+            if unit == "project":
+                keys = (key, f"features.{number}.conv.{k + 1}")
             else:
-                names = (f"{at}.0", f"{at}.1")
-            rules += _unit(*names, f"groups/{group}/{j}/{part}")
-    last = f"features.{len(places) + 1}"
+                keys = (f"{key}.0", f"{key}.1")
+            rules += _unit(*keys, f"groups/{group}/{j}/{unit}")
+    last = f"features.{len(blocks) + 1}"
     return [*rules, *_unit(f"{last}.0", f"{last}.1", "head")]
 
 
@@ -97,7 +98,7 @@ RULES: dict[str, Rules] = {
     "mobilenet": MOBILENET,
     "mobilenet_timm": MOBILENET_TIMM,
 }
-# What the name of an array ends with that such a backbone alone has.
+# Ending of a name that occurs once in each backbone, and only there.
 ENDINGS = {
     "resnet": "layer1.0.conv1.weight",
     "mobilenet": "features.1.conv.0.0.weight",
@@ -105,37 +106,49 @@ ENDINGS = {
 }
 
 
-def places(names: Iterable[str]) -> dict[str, str]:
-    """{what stands in front of a backbone's names: its kind}."""
+def find_backbones(names: Iterable[str]) -> dict[str, str]:
+    """Returns {prefix: key of `RULES`} of the backbones in a file with arrays of these names."""
     names = list(names)
-    return {place: kind for kind, ending in ENDINGS.items() for place in prefixes(names, ending)}
+    return {
+        prefix: backbone
+        for backbone, ending in ENDINGS.items()
+        for prefix in prefixes(names, ending)
+    }
 
 
-def options(kind: str, shapes: Mapping[str, Sequence[int]], at: str) -> dict[str, Any]:
-    """`name` and options of the backbone below `at`.
+def backbone_options(
+    backbone: str, shapes: Mapping[str, Sequence[int]], path: str
+) -> dict[str, Any]:
+    """Returns the name and options of a backbone.
+
+    Args:
+      backbone: Key of `RULES`.
+      shapes: {path: shape}.
+      path: Path of the backbone.
 
     Raises:
-      UserError: an array that tells a size is missing, or a MobileNetV2 has other blocks.
+      UserError: An array that determines a size is missing, or a MobileNetV2 has another number of
+        groups.
     """
-    if kind == "resnet":
-        found = image_resnet_options(shapes, at)
-        return dict(name="resnet50" if found["bottleneck"] else "resnet18", **found)
-    return dict(name="mobilenet_v2", **_mobilenet_options(shapes, at))
+    if backbone == "resnet":
+        options = image_resnet_options(shapes, path)
+        return dict(name="resnet50" if options["bottleneck"] else "resnet18", **options)
+    return dict(name="mobilenet_v2", **_mobilenet_options(shapes, path))
 
 
-def _mobilenet_options(shapes: Mapping[str, Sequence[int]], at: str) -> dict[str, Any]:
-    counts, groups = block_counts(shapes, at), []
+def _mobilenet_options(shapes: Mapping[str, Sequence[int]], path: str) -> dict[str, Any]:
+    counts, groups = block_counts(shapes, path), []
     if len(counts) != len(_COUNTS):
         raise UserError(
-            f"{at}: a MobileNetV2 of {len(counts)} groups of blocks, not {len(_COUNTS)}: no array "
-            "says what their strides are."
+            f"{path}: a MobileNetV2 with {len(counts)} groups of blocks; expected {len(_COUNTS)}. "
+            "The strides of other groups are unknown."
         )
     for group, (count, (*_, stride)) in enumerate(zip(counts, mobilenet.GROUPS, strict=True)):
-        block = f"{at}/groups/{group}/0"
+        block = f"{path}/groups/{group}/0"
         channels, expansion = shapes[f"{block}/project/conv/kernel"][3], 1
         if f"{block}/expand/conv/kernel" in shapes:
             _, _, fan_in, inner = shapes[f"{block}/expand/conv/kernel"]
             expansion = inner // fan_in
         groups.append((expansion, channels, count, stride))
-    stem, head = (shapes[f"{at}/{name}/conv/kernel"][3] for name in ("stem", "head"))
+    stem, head = (shapes[f"{path}/{name}/conv/kernel"][3] for name in ("stem", "head"))
     return dict(groups=tuple(groups), stem=stem, head=head, width_multiplier=1.0)

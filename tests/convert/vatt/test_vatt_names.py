@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmjax import tree
-from mmjax.convert.vatt.names import TX_FAC, fill, key_of, keys_of, layout_of, path_of
+from mmjax.convert.vatt.names import TX_FAC, fill, find_components, key_of, keys_of, path_of
 from mmjax.errors import UserError
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
@@ -31,7 +31,7 @@ KNOWN = {
     "head/video_fine_norm/var": "_head_layer/_bridge_heads/0/hid_to_va/bn/moving_variance",
     "head/text_coarse/bias": "_head_layer/_bridge_heads/0/txt_to_vat/bias",
 }
-# {layout: {key: (path, layer)}}.
+# {checkpoint: {key: (path, layer)}}.
 OTHERS = {
     "ut_fac": {
         UNIFIED + "tx/layers/1/mha/q/kernel": ("encoder/layers/attention/query/kernel", 1),
@@ -66,24 +66,26 @@ def test_tx_fac_paths_and_keys_map_both_ways():
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_keys_of_other_layouts_map_to_paths(name):
+def test_keys_of_other_models_map_to_paths(name):
     keys = getattr(published, name)()
-    layout = layout_of(keys)
+    components = find_components(keys)
     for key, (path, layer) in OTHERS[name].items():
         assert PREFIX + key in keys
-        assert path_of(PREFIX + key, layout) == (path, layer)
+        assert path_of(PREFIX + key, components) == (path, layer)
 
 
-def test_layout_is_detected_from_the_keys():
-    assert set(layout_of(published.tx_fac())) == set(TX_FAC)
-    kinds = {
+def test_components_are_detected_from_the_keys():
+    assert set(find_components(published.tx_fac())) == set(TX_FAC)
+    types = {
         "mmv_fac": ["i3d", "resnet2d", "linear", "fac"],
         "ut_fac": ["unified", "fac"],
         "finetuned": ["vit", "classifier"],
     }
-    for name, expected in kinds.items():
-        assert [part.kind for part in layout_of(getattr(published, name)())] == expected
-    assert layout_of(["model/dense/kernel", "save_counter"]) == ()
+    for name, expected in types.items():
+        assert [
+            component.type for component in find_components(getattr(published, name)())
+        ] == expected
+    assert find_components(["model/dense/kernel", "save_counter"]) == ()
 
 
 def test_arrays_of_tx_fac_have_unique_keys():

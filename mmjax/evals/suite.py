@@ -122,17 +122,17 @@ class Suite(Evaluator):
         from mmjax.data.sources import benchmarks
 
         names = (datasets,) if isinstance(datasets, str) else tuple(datasets)
-        names = benchmarks.ALL if names == ("all",) else names
+        names = benchmarks.LGSSL_BENCHMARKS if names == ("all",) else names
         found: dict[str, Dataset | None] = {}
         for name in names:
-            entry = choose(f"dataset of evals.{self.name}", name, benchmarks.CATALOG)
+            entry = choose(f"dataset of evals.{self.name}", name, benchmarks.BENCHMARKS)
             if not entry.train:
                 raise UserError(
                     f"Evaluator {self.name}: {name} is there to test on only; the parts of a "
                     "suite need a training split."
                 )
             try:
-                spec = benchmarks.find(name, root)
+                spec = benchmarks.find_benchmark(name, root)
             except UserError as error:
                 if missing == "fail":
                     raise UserError(
@@ -141,7 +141,7 @@ class Suite(Evaluator):
                 found[name] = None
                 continue
             splits = dict(
-                zip(("train", "valid", "test"), benchmarks.splits_of(name, spec), strict=True)
+                zip(("train", "valid", "test"), benchmarks.benchmark_splits(name, spec), strict=True)
             )
             same = {key: getattr(entry, key) for key in ("metric", "few_shot", "corrupt")}
             found[name] = Dataset(data=spec, **same, **splits)

@@ -1,63 +1,59 @@
-"""Records that cannot be used: what is wrong with them, and the count of those that are skipped."""
+"""Corrupt records: finds out what is wrong with them, and counts those that are skipped."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from mmjax.data.pipeline.config import DataConfig
-from mmjax.data.sources.registry import Source
+from mmjax.data.pipeline.examples import Examples
+from mmjax.data.pipeline.order import Order, as_numpy, as_tensors
+from mmjax.data.sources.base import Source
 from mmjax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_Ids = dict[str, int]  # of one example: position, source, record, partner
-
-ATTEMPTS = 16  # records that may be corrupt in a row before training gives up
+_Ids = Mapping[str, int]  # of one example; see `Order`
 
 
 class CorruptRecords:
-    """The policy `data.corrupt` on one host.
+    """The corrupt records of one host.
 
     Args:
-      cfg: the section `data`.
-      sources: of the records.
-      train: the next record takes the place of one that is skipped.
-      example: makes an example of its ids and its serialized records, or raises.
-      following: the ids of what takes an example's place after so many attempts.
+      sources: The sources, by index.
+      order: Order of the examples, which selects replacements.
+      examples: Makes an example again, to get its error.
+      max_corrupt: Number of corrupt records above which `count` raises.
     """
 
     def __init__(
-        self,
-        cfg: DataConfig,
-        sources: Sequence[Source],
-        *,
-        train: bool,
-        example: Callable[[_Ids, list[bytes]], None],
-        following: Callable[[_Ids, int], _Ids],
+        self, sources: Sequence[Source], *, order: Order, examples: Examples, max_corrupt: int
     ):
-        self._cfg, self._sources, self._train = cfg, sources, train
-        self._example, self._following = example, following
-        self._skipped: set[tuple[int, ...]] = set()  # source, record and partner
-        self._at_fault: set[tuple[int, int]] = set()  # source and record
+        self._sources, self._order, self._examples = sources, order, examples
+        self._max_corrupt = max_corrupt
+        self._skipped: set[tuple[int, ...]] = set()  # (source, record[, positive]) of examples
+        self._corrupt: set[tuple[int, int]] = set()  # (source, record)
 
     @property
-    def number(self) -> int:
-        """How many records were at fault so far."""
-        return len(self._at_fault)
+    def total(self) -> int:
+        """Number of corrupt records so far."""
+        return len(self._corrupt)
 
-    def culprit(self, batches: Sequence[Mapping[str, np.ndarray]]) -> UserError | None:
-        """What is wrong with the first bad record of some batches, of which these are the ids."""
-        for batch in batches:
-            for row in range(len(batch["record"])):
-                if found := self._problem({key: int(batch[key][row]) for key in batch}):
+    def first_error(self, batches: Sequence[Mapping[str, np.ndarray]]) -> UserError | None:
+        """Returns the error of the first corrupt record of some batches; None if there is none.
+
+        Args:
+          batches: Ids of the examples of each batch, [B] each.
+        """
+        for ids in batches:
+            for index in range(len(ids["record"])):
+                if error := self._diagnose({name: int(ids[name][index]) for name in ids}):
                     return UserError(
-                        f"{found[1]} (`mmjax validate` checks a whole dataset; data.corrupt='skip' "
-                        "leaves such records out.)"
+                        f"{error[1]} Check the whole dataset with `mmjax validate`, or skip "
+                        "corrupt records with data.corrupt='skip'."
                     )
         return None
 
@@ -65,21 +61,24 @@ class CorruptRecords:
         """Counts and logs the records that were skipped to make a batch.
 
         Args:
-          attempts: [B], for each row the number of records that were no good.
-          ids: [B] each, of the records that were tried first.
+          attempts: Number of examples that failed at each position, [B].
+          ids: Ids of the examples that were tried first, [B] each.
 
         Raises:
-          UserError: too many, in all or in a row.
+          UserError: There are too many corrupt records in total, or in a row.
         """
-        for row in np.flatnonzero(attempts):
-            item = {key: int(ids[key][row]) for key in ids}
-            source = item["source"]
-            for number in range(int(attempts[row]) if self._train else 1):
-                self._skip(self._following(item, number))
-            if self._train and attempts[row] >= ATTEMPTS:
+        limit = self._order.max_attempts
+        for index in np.flatnonzero(attempts):
+            item = {name: int(ids[name][index]) for name in ids}
+            for attempt in range(min(int(attempts[index]), limit)):
+                tensors = as_tensors(item), tf.constant(attempt, tf.int64)
+                failed = as_numpy(self._order.replacement(*tensors))
+                self._skip({name: int(value) for name, value in failed.items()})
+            if limit > 1 and attempts[index] >= limit:
+                location = self._sources[item["source"]].where(item["record"])
                 raise UserError(
-                    f"{ATTEMPTS} corrupt records in a row, from "
-                    f"{self._sources[source].where(item['record'])} on."
+                    f"{limit} consecutive records are corrupt, starting at {location}. Check the "
+                    "dataset with `mmjax validate`."
                 )
 
     def _skip(self, item: _Ids) -> None:
@@ -88,38 +87,43 @@ class CorruptRecords:
         if key in self._skipped:
             return
         self._skipped.add(key)
-        where = self._sources[item["source"]].where(item["record"])
-        found = self._problem(item) or (item["record"], f"{where} could not be read for a while")
-        record, problem = found
-        if (item["source"], record) in self._at_fault:
+        source = item["source"]
+        location = self._sources[source].where(item["record"])
+        record, message = self._diagnose(item) or (
+            item["record"],
+            f"{location} could not be read temporarily.",
+        )
+        if (source, record) in self._corrupt:
             return
-        self._at_fault.add((item["source"], record))
-        log.warning("skipped a corrupt record (%d so far): %s", self.number, problem)
-        if self.number > self._cfg.max_corrupt:
+        self._corrupt.add((source, record))
+        log.warning("Skipped a corrupt record (%d so far): %s", self.total, message)
+        if self.total > self._max_corrupt:
             raise UserError(
-                f"More than data.max_corrupt={self._cfg.max_corrupt} records are corrupt, last: "
-                f"{problem}"
+                f"More than data.max_corrupt={self._max_corrupt} records are corrupt. The last "
+                f"one: {message} Check the dataset with `mmjax validate`, or raise "
+                "data.max_corrupt."
             )
 
-    def _problem(self, item: _Ids) -> tuple[int, str] | None:
-        """The record that an example cannot be made of, and why; None if it can be made."""
+    def _diagnose(self, item: _Ids) -> tuple[int, str] | None:
+        """Returns the corrupt record of an example and its error; None if it can be made."""
         source = self._sources[item["source"]]
         records = [item[name] for name in ("record", "positive") if name in item]
         for record in records:
             try:
-                # The own record comes first, in every place: what fails after it is the partner.
+                # The example's own record is tried first, as both records; any later failure
+                # comes from the paired record.
                 own = [source.fetch(records[0])] * (len(records) - 1)
-                self._example(item, [*own, source.fetch(record)])
-            except UserError as error:  # already says where
+                self._examples.make_one(item, [*own, source.fetch(record)])
+            except UserError as error:  # Its message names the record.
                 return record, str(error)
             except tf.errors.OpError as error:
-                return record, f"{source.where(record)}: {_reason(error)}"
+                return record, f"{source.where(record)}: {_reason(error)}."
         return None
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """The line before the one that names the node of the graph."""
+    """Returns the line of the message before the one that names the node of the graph."""
     reason = error.message.partition("\n\t [[{{node")[0].strip().split("\n")[-1]
-    if (asserted := "assertion failed: ") in reason:  # its parts come in brackets
+    if (asserted := "assertion failed: ") in reason:  # The parts of a failed assertion have [].
         reason = re.sub(r"\[(.*?)\](?= \[|$)", r"\1", reason.partition(asserted)[2])
-    return reason
+    return reason.removesuffix(".")

@@ -39,7 +39,8 @@ from mmjax.data.sources import registry as sources
 from mmjax.data.sources.base import Source
 from mmjax.data.storage import schema
 from mmjax.data.storage.dataset import DatasetInfo
-from mmjax.data.text.tokenizers import Tokenizer, WordTokenizer, make_tokenizer, split_words
+from mmjax.data.text.tokenizers import Tokenizer, WordTokenizer, make_tokenizer
+from mmjax.data.text.word_vocab import split_words
 from mmjax.errors import UserError
 from mmjax.modalities import MODALITIES, stored_name
 

@@ -1,11 +1,11 @@
-"""Features of a frozen tower that were computed once, in place of what the tower looks at.
+"""Features of a frozen tower that replace its input in training, computed once by `mmjax embed`.
 
-    FOLDER/features.json       {"dataset": "tvl", "num_examples": {"train": 39154, …}, …}
-    FOLDER/train/image.npy     floating point [N, D], a row for each record
-    FOLDER/train/text.npy      or [N, K, D], K variants, of which one is drawn at each visit
+    DIRECTORY/features.json      {"dataset": "tvl", "num_examples": {"train": 39154, …}, …}
+    DIRECTORY/train/image.npy    floating point [N, D], one vector per record
+    DIRECTORY/train/text.npy     or [N, K, D]: K variants, one of which is sampled at each visit
 
-`data.image.features`, `data.touch.features` and `data.text.features` name such folders. Only
-training takes them: evaluation runs the towers.
+The config keys `data.image.features`, `data.touch.features` and `data.text.features` name such
+directories. Only training reads them; evaluation runs the towers.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ import numpy as np
 import tensorflow as tf
 
 from mmjax.data.pipeline.phases import Features, Pipeline, seed_of
-from mmjax.data.sources.registry import Source
+from mmjax.data.sources.base import Source
 from mmjax.data.storage import metadata
 from mmjax.errors import UserError
 
 FILE = "features.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DRAWS = 2**31 - 1  # among which the remainder of a division by a few variants favors none
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Range of the random number that selects a variant. It is large enough that the remainder of a
+# division by a small number of variants is practically uniform.
+_RANDOM_RANGE = 2**31 - 1
 
 
 def write_description(
     directory: str | os.PathLike, *, dataset: str, num_examples: Mapping[str, int], **more: Any
 ) -> None:
-    """Writes `features.json`: whose features these are.
+    """Writes `features.json`, which identifies the dataset of the features.
 
     Args:
-      folder: of the features.
-      dataset: the name in its dataset.json.
+      directory: Directory of the features. It is created.
+      dataset: Name of the dataset, as in its dataset.json.
       num_examples: {split: number of records}.
-      more: anything else that is to be remembered.
+      **more: Further values to record.
     """
     directory = os.path.expanduser(directory)
     os.makedirs(directory, exist_ok=True)
@@ -46,10 +48,10 @@ def write_description(
 
 
 def read_description(directory: str | os.PathLike) -> dict[str, Any] | None:
-    """What `write_description` wrote; None if nothing is there.
+    """Returns the content of `features.json`; None if it does not exist.
 
     Raises:
-      UserError: the file is damaged or another one.
+      UserError: The file is damaged or has another format.
     """
 
     def checked(content: Any) -> dict[str, Any]:
@@ -60,135 +62,156 @@ def read_description(directory: str | os.PathLike) -> dict[str, Any] | None:
     return metadata.read(path, "features", checked)
 
 
-def features_path(directory: str | os.PathLike, split: str, name: str) -> str:
-    """The file of a modality's features."""
-    return os.path.join(os.path.expanduser(directory), split, f"{name}.npy")
+def features_path(directory: str | os.PathLike, split: str, modality: str) -> str:
+    """Returns the path of the features of a modality."""
+    return os.path.join(os.path.expanduser(directory), split, f"{modality}.npy")
 
 
 def create_array(path: str | os.PathLike, shape: Sequence[int]) -> np.memmap:
-    """A new .npy file of float32 zeros, to be written in place.
+    """Creates a .npy file of float32 zeros, and returns it mapped into memory for writing.
 
     Raises:
-      UserError: there is no room for it.
+      UserError: The disk has no space for it.
     """
-    rows = np.lib.format.open_memmap(path, "w+", np.float32, tuple(shape))
+    array = np.lib.format.open_memmap(path, "w+", np.float32, tuple(shape))
     size = os.path.getsize(path)
-    # The room is taken now: who writes to mapped memory of a full disk is killed without a word.
+    # The space is reserved now: on a full disk, writing to mapped memory would kill the process.
     if hasattr(os, "posix_fallocate"):  # not on macOS
         with open(path, "rb+") as file:
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                if error.errno not in _FULL:  # some file systems cannot
-                    return rows
+                if error.errno not in _DISK_FULL:  # Some file systems cannot reserve space.
+                    return array
                 os.remove(path)
                 raise UserError(
-                    f"There is no room for {path}, {size / 2**30:.3g} GiB: {error.strerror}."
+                    f"Cannot write {path}: it needs {size / 2**30:.3g} GiB of disk space: "
+                    f"{error.strerror}. Free some space, or choose another directory."
                 ) from error
-    return rows
+    return array
 
 
 def open_features(
-    directories: str | Sequence[str], name: str, *, sources: Sequence[Source], split: str
+    directories: str | Sequence[str], modality: str, *, sources: Sequence[Source], split: str
 ) -> list[np.ndarray]:
-    """The features of each source, [N, K, D], mapped into memory and not yet read.
+    """Returns the features of each source, [N, K, D], mapped into memory.
 
     Args:
-      folders: one for each source.
-      name: the modality.
-      sources: the training data.
-      split: of all of them.
+      directories: One directory per source.
+      modality: The modality that they replace.
+      sources: The training data.
+      split: Split of all sources.
 
     Raises:
-      UserError: a missing or damaged file, features of another dataset, or of another number of
-        examples.
+      UserError: A file is missing or damaged, or the features belong to another dataset or to
+        another number of records.
     """
+    key = f"data.{modality}.features"
     directories = (directories,) if isinstance(directories, str) else tuple(directories)
     if len(directories) != len(sources):
         raise UserError(
-            f"data.{name}.features names {len(directories)} folders, but data.train {len(sources)} "
-            "sources: give one for each."
+            f"{key} has {len(directories)} directories, but data.train has {len(sources)} "
+            "sources. Set one directory per source."
         )
-    opened = [
-        _open(directory, name, source=source, split=split)
+    arrays = [
+        _open(directory, modality, source=source, split=split)
         for directory, source in zip(directories, sources, strict=True)
     ]
     widths = {
-        directory: array.shape[-1] for directory, array in zip(directories, opened, strict=True)
+        directory: array.shape[-1] for directory, array in zip(directories, arrays, strict=True)
     }
     if len(set(widths.values())) > 1:
-        found = ", ".join(f"{directory} {width}" for directory, width in widths.items())
-        raise UserError(f"data.{name}.features are of different sizes: {found}.")
-    return opened
-
-
-def _open(directory: str, name: str, *, source: Source, split: str) -> np.ndarray:
-    what, content = f"data.{name}.features", read_description(directory)
-    if content is None:
-        raise UserError(f"{what}={directory} is no folder of features: it has no {FILE}.")
-    dataset, number = content["dataset"], content["num_examples"].get(split)
-    if dataset != source.info.name or number != source.num_examples:
+        listed = ", ".join(f"{directory}: {width}" for directory, width in widths.items())
         raise UserError(
-            f"{what}={directory} is of {number or 0} examples of {dataset}/{split}, but the training "
-            f"data are {source.num_examples} of {source.info.name}/{split}: compute the features "
-            "of these again."
+            f"The directories of {key} have features of different dimensions ({listed}). Compute "
+            "them with the same tower."
         )
-    path, array = _mapped(directory, split, name)
-    fits = array.ndim in (2, 3) and len(array) == number and min(array.shape) > 0
-    if not fits or not np.issubdtype(array.dtype, np.floating):
+    return arrays
+
+
+def _open(directory: str, modality: str, *, source: Source, split: str) -> np.ndarray:
+    what, content = f"data.{modality}.features={directory}", read_description(directory)
+    if content is None:
         raise UserError(
-            f"{what}: {path} holds {array.dtype} {list(array.shape)}; expected floating point "
-            f"[{number}, D] or [{number}, K, D]."
+            f"{what} is not a directory of features: it has no {FILE}. Write one with `mmjax "
+            f"embed`, or set data.{modality}.features=''."
+        )
+    dataset, count = content["dataset"], content["num_examples"].get(split)
+    if dataset != source.info.name or count != source.num_examples:
+        raise UserError(
+            f"{what} has features of {count or 0} records of {dataset}/{split}, but the training "
+            f"data are {source.num_examples} records of {source.info.name}/{split}. Recompute the "
+            "features with `mmjax embed`."
+        )
+    path, array = _map(directory, split, modality)
+    valid_shape = array.ndim in (2, 3) and len(array) == count and min(array.shape) > 0
+    if not valid_shape or not np.issubdtype(array.dtype, np.floating):
+        raise UserError(
+            f"data.{modality}.features: {path} contains {array.dtype} {list(array.shape)}; "
+            f"expected floating point [{count}, D] or [{count}, K, D]. Recompute the features with "
+            "`mmjax embed`."
         )
     return array if array.ndim == 3 else array[:, None]
 
 
-def width_of(directories: str | Sequence[str], split: str, name: str) -> int:
-    """Features of a row, by the file of the first folder.
+def width_of(directories: str | Sequence[str], split: str, modality: str) -> int:
+    """Returns the dimension of the features in the first directory.
 
     Raises:
-      UserError: the file is missing or damaged.
+      UserError: The file is missing or damaged.
     """
     directory = directories if isinstance(directories, str) else directories[0]
-    return _mapped(directory, split, name)[1].shape[-1]
+    return _map(directory, split, modality)[1].shape[-1]
 
 
-def _mapped(directory: str, split: str, name: str) -> tuple[str, np.ndarray]:
-    """The file of a modality's features, and its array."""
-    path = features_path(directory, split, name)
+def _map(directory: str, split: str, modality: str) -> tuple[str, np.ndarray]:
+    """Returns the file of the features of a modality, and the array mapped into memory."""
+    path = features_path(directory, split, modality)
     try:
         return path, np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
-        raise UserError(f"data.{name}.features: there is no {path}.") from error
+        raise UserError(
+            f"data.{modality}.features: {path} does not exist. Write it with `mmjax embed`."
+        ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"data.{name}.features: {path} is not an array: {error}.") from error
+        raise UserError(
+            f"data.{modality}.features: {path} is not a .npy array: {error}. Recompute it with "
+            "`mmjax embed`."
+        ) from error
 
 
 def add_precomputed(
-    pipeline: Pipeline, name: str, arrays: Sequence[np.ndarray], *, shape: Sequence[int] = ()
+    pipeline: Pipeline, modality: str, arrays: Sequence[np.ndarray], *, shape: Sequence[int] = ()
 ) -> None:
-    """Adds the field `name`, float32 [*shape, D]: the row of the record, of one of its variants.
+    """Adds the batch field `modality`, float32 [*shape, D]: a random variant of the features.
 
-    Functions: sample `name`, and postprocess `name_features`, which reads the rows of a batch. The
-    caller gives the record's number as `_record`.
+    Functions: sample `modality`, and postprocess `MODALITY_features`, which reads the features of
+    a batch. The caller provides the index of the record as `_record`.
+
+    Args:
+      pipeline: The pipeline to add the functions to.
+      modality: The modality to replace.
+      arrays: Features of each source, [N, K, D].
+      shape: Shape of the field without the last dimension.
     """
     width = arrays[0].shape[-1]
 
     def sample(features: Features) -> Features:
-        seed = seed_of(features, f"{name} features")
-        draw = tf.random.stateless_uniform([], seed, 0, _DRAWS, tf.int64)
-        return features | {name: tf.stack([features["_source"], features["_record"], draw])}
+        seed = seed_of(features, f"{modality} features")
+        random = tf.random.stateless_uniform([], seed, 0, _RANDOM_RANGE, tf.int64)
+        key = tf.stack([features["_source"], features["_record"], random])
+        return features | {modality: key}
 
-    def rows(keys: np.ndarray) -> np.ndarray:
-        found = [
-            arrays[source][record, draw % arrays[source].shape[1]]
-            for source, record, draw in keys.tolist()
+    def vectors(keys: np.ndarray) -> np.ndarray:
+        variants = [
+            arrays[source][record, random % arrays[source].shape[1]]
+            for source, record, random in keys.tolist()
         ]
-        return np.stack(found).astype(np.float32)
+        return np.stack(variants).astype(np.float32)
 
     def read(features: Features) -> Features:
-        found = tf.numpy_function(rows, [features[name]], tf.float32, stateful=False)
-        return features | {name: tf.reshape(found, [-1, *shape, width])}
+        value = tf.numpy_function(vectors, [features[modality]], tf.float32, stateful=False)
+        return features | {modality: tf.reshape(value, [-1, *shape, width])}
 
-    pipeline.add("sample", name, sample)
-    pipeline.add("postprocess", f"{name}_features", read)
+    pipeline.add("sample", modality, sample)
+    pipeline.add("postprocess", f"{modality}_features", read)

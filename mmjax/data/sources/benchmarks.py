@@ -1,7 +1,9 @@
-"""Well-known sets of labeled images: what their parts are, and where they lie on a disk.
+"""Published image classification benchmarks: their splits, and where to find them on disk.
 
-The parts are those with which LGSSL evaluates (El Banani et al. 2023, Learning Visual
-Representations via Language-Guided Sampling, arXiv 2302.12248): TFDS's contiguous slices.
+The splits are those with which LGSSL evaluates, contiguous slices of TFDS's splits.
+
+Source: El Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling, arXiv
+2302.12248 (LGSSL).
 """
 
 from __future__ import annotations
@@ -9,24 +11,26 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+from collections.abc import Mapping
 
 from mmjax.errors import UserError, choose
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """A set of images.
+class Benchmark:
+    """An image classification dataset and the protocol of its evaluation.
 
     Attributes:
-      tfds: what comes after `tfds:` in a specification; '' if TFDS does not have it.
-      train, valid, test: the splits of TFDS to fit a classifier on, to choose its strength, to
-        report; '' if there is none.
-      num_classes: of the whole set.
-      metric: 'top1' or 'mean_per_class'; '' if LGSSL reports none.
-      few_shot: whether it is also used for few-shot classification.
-      corrupt: 'skip' where the published set has an image that cannot be decoded, see
-        `config.data.corrupt`; '' is as the config says.
-      note: what there is to know.
+      tfds: Name and options after `tfds:` in a specification; '' if TFDS does not have it.
+      train: TFDS split on which a classifier is fitted; '' for datasets with only a test split.
+      valid: TFDS split on which its regularization is chosen; '' if there is no such split.
+      test: TFDS split on which results are reported.
+      num_classes: Number of classes.
+      metric: 'top1' or 'mean_per_class'; '' if LGSSL does not evaluate on it.
+      few_shot: Whether it is used for few-shot classification, too.
+      corrupt: 'skip' if the published data contain an image that cannot be decoded; '' follows
+        `config.data.corrupt`.
+      note: A remark for users.
     """
 
     tfds: str
@@ -40,36 +44,38 @@ class Entry:
     note: str = ""
 
 
-_FIFTH = ("train[:80%]", "train[80%:]", "test")
-_THREE = ("train", "validation", "test")
+_VALID_FROM_TRAIN = ("train[:80%]", "train[80%:]", "test")
+_THREE_SPLITS = ("train", "validation", "test")
 
-CATALOG = {
-    "food101": Entry("food101", "train[:80%]", "train[80%:]", "validation", 101, "top1"),
-    "cifar10": Entry("cifar10", *_FIFTH, 10, "top1"),
-    "cifar100": Entry("cifar100", *_FIFTH, 100, "top1"),
-    "cub2011": Entry("caltech_birds2011", *_FIFTH, 200, "top1"),
-    "sun397": Entry(
+BENCHMARKS = {
+    "food101": Benchmark("food101", "train[:80%]", "train[80%:]", "validation", 101, "top1"),
+    "cifar10": Benchmark("cifar10", *_VALID_FROM_TRAIN, 10, "top1"),
+    "cifar100": Benchmark("cifar100", *_VALID_FROM_TRAIN, 100, "top1"),
+    "cub2011": Benchmark("caltech_birds2011", *_VALID_FROM_TRAIN, 200, "top1"),
+    "sun397": Benchmark(
         "sun397/standard-part1-120k",
-        *_FIFTH,
+        *_VALID_FROM_TRAIN,
         397,
         "top1",
         corrupt="skip",
         note="One image cannot be decoded.",
     ),
-    "cars196": Entry("cars196", *_FIFTH, 196, "top1"),
-    "aircraft": Entry("", *_THREE, 100, "mean_per_class", note="Variants of FGVC-Aircraft."),
-    "dtd": Entry("dtd", *_THREE, 47, "top1"),
-    "pets": Entry("oxford_iiit_pet", *_FIFTH, 37, "mean_per_class"),
-    "caltech101": Entry("caltech101", *_FIFTH, 102, "mean_per_class"),
-    "flowers": Entry("oxford_flowers102", *_THREE, 102, "mean_per_class"),
-    "stl10": Entry("stl10", *_FIFTH, 10, "top1"),
-    "eurosat": Entry(
+    "cars196": Benchmark("cars196", *_VALID_FROM_TRAIN, 196, "top1"),
+    "aircraft": Benchmark(
+        "", *_THREE_SPLITS, 100, "mean_per_class", note="Variants of FGVC-Aircraft."
+    ),
+    "dtd": Benchmark("dtd", *_THREE_SPLITS, 47, "top1"),
+    "pets": Benchmark("oxford_iiit_pet", *_VALID_FROM_TRAIN, 37, "mean_per_class"),
+    "caltech101": Benchmark("caltech101", *_VALID_FROM_TRAIN, 102, "mean_per_class"),
+    "flowers": Benchmark("oxford_flowers102", *_THREE_SPLITS, 102, "mean_per_class"),
+    "stl10": Benchmark("stl10", *_VALID_FROM_TRAIN, 10, "top1"),
+    "eurosat": Benchmark(
         "eurosat", "train[:5000]", "train[5000:10000]", "train[10000:15000]", 10, "top1"
     ),
-    "resisc45": Entry("resisc45", "train[:10%]", "train[10%:20%]", "train[20%:]", 45, "top1"),
-    "pcam": Entry("patch_camelyon", *_THREE, 2, "top1", few_shot=False),
-    "mnist": Entry("mnist", *_FIFTH, 10, "top1"),
-    "clevr": Entry(
+    "resisc45": Benchmark("resisc45", "train[:10%]", "train[10%:20%]", "train[20%:]", 45, "top1"),
+    "pcam": Benchmark("patch_camelyon", *_THREE_SPLITS, 2, "top1", few_shot=False),
+    "mnist": Benchmark("mnist", *_VALID_FROM_TRAIN, 10, "top1"),
+    "clevr": Benchmark(
         "clevr,label=objects",
         "train[:1500]",
         "train[1500:2000]",
@@ -78,126 +84,142 @@ CATALOG = {
         "top1",
         note="The class is the number of objects: 10, 3, 4, 5, 6, 7, 8, 9.",
     ),
-    "imagenet": Entry("imagenet2012", "train", "", "validation", 1000, "top1"),
-    "imagenet_a": Entry("imagenet_a", "", "", "test", 1000, ""),
-    "imagenet_r": Entry("imagenet_r", "", "", "test", 1000, ""),
-    "imagenet_v2": Entry("imagenet_v2", "", "", "test", 1000, ""),
-    "imagenet_sketch": Entry("imagenet_sketch", "", "", "test", 1000, ""),
+    "imagenet": Benchmark("imagenet2012", "train", "", "validation", 1000, "top1"),
+    "imagenet_a": Benchmark("imagenet_a", "", "", "test", 1000, ""),
+    "imagenet_r": Benchmark("imagenet_r", "", "", "test", 1000, ""),
+    "imagenet_v2": Benchmark("imagenet_v2", "", "", "test", 1000, ""),
+    "imagenet_sketch": Benchmark("imagenet_sketch", "", "", "test", 1000, ""),
 }
 
-ALL = tuple(CATALOG)[:15]  # the sets over which LGSSL's figures are averaged
+LGSSL_BENCHMARKS = tuple(BENCHMARKS)[:15]  # LGSSL reports averages over these
 
 
-def find(name: str, root: str = "") -> str:
-    """The specification of a set for `sources.open_source`, by what lies on the disk.
+def find_benchmark(name: str, root: str = "") -> str:
+    """Returns the specification of a benchmark on disk, for `registry.open_source`.
 
-    In this order: a dataset folder ROOT/NAME, a table ROOT/NAME.csv or ROOT/NAME/labels.csv (before
-    the images that it lies beside), a folder of images ROOT/NAME, arrays ROOT/NAME.npz or
-    ROOT/NAME/*.npz, what TFDS has prepared in ROOT, and in its own folder ($TFDS_DATA_DIR, or
-    ~/tensorflow_datasets).
+    The first of these that exists: a dataset folder ROOT/NAME; a table ROOT/NAME.csv or
+    ROOT/NAME/labels.csv; an image folder ROOT/NAME; arrays ROOT/NAME.npz or ROOT/NAME/*.npz; a
+    prepared TFDS dataset in ROOT or in TFDS's directory ($TFDS_DATA_DIR or ~/tensorflow_datasets).
 
     Args:
-      name: in `CATALOG`.
-      root: a folder of sets; '' is TFDS's own folder alone.
+      name: A name in `BENCHMARKS`.
+      root: Directory of datasets; '' searches only TFDS's directory.
 
     Raises:
-      UserError: an unknown name, or nothing there: then with all that was looked for.
+      UserError: An unknown name, or no data; the message lists all locations.
     """
-    from mmjax.data.sources import image_folder
-
-    entry = choose("image set", name, CATALOG)
-    own = os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    if root:
-        root = os.path.expanduser(root)
-        directory = os.path.join(root, name)
-        arrays = glob.glob(os.path.join(glob.escape(directory), "*.npz"))
-        for there, spec in (
-            (os.path.exists(os.path.join(directory, "dataset.json")), directory),
-            (os.path.isfile(f"{directory}.csv"), f"csv:{directory}.csv"),
-            (os.path.isfile(f"{directory}/labels.csv"), f"csv:{directory}/labels.csv"),
-            (image_folder.has_images(directory), f"images:{directory}"),
-            (os.path.isfile(f"{directory}.npz"), f"npz:{directory}.npz"),
-            (bool(arrays), f"npz:{directory}"),
-        ):
-            if there:
-                return spec
-    if entry.tfds:
-        for data_dir in filter(None, (root, own)):
-            if _prepared(entry.tfds, data_dir):
-                return f"tfds:{entry.tfds},data_dir={data_dir}"
-    directory = os.path.join(root or "ROOT", name)
-    where = f"{root} or {own}" if root else own
-    by_tfds = f", or what TFDS has prepared of {entry.tfds} in {where}" if entry.tfds else ""
+    benchmark = choose("image benchmark", name, BENCHMARKS)
+    root = os.path.expanduser(root)
+    tfds_root = os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    if root and (spec := _find_local(os.path.join(root, name))):
+        return spec
+    if benchmark.tfds:
+        for data_dir in filter(None, (root, tfds_root)):
+            if _is_prepared(benchmark.tfds, data_dir):
+                return f"tfds:{benchmark.tfds},data_dir={data_dir}"
+    path = os.path.join(root or "ROOT", name)
+    locations = [
+        f"a dataset folder {path} (with dataset.json)",
+        f"a table {path}.csv or {path}/labels.csv with the columns path, label, split",
+        f"an image folder {path}/SPLIT/CLASS/*.jpg",
+        f"arrays {path}.npz or {path}/SPLIT.npz",
+    ]
+    if benchmark.tfds:
+        where = f"{root} or {tfds_root}" if root else tfds_root
+        locations.append(f"{benchmark.tfds} prepared by TFDS in {where}")
     raise UserError(
-        f"There is no {name}. It can be a dataset folder {directory} (with dataset.json), a table "
-        f"({directory}.csv or {directory}/labels.csv with the columns path, label, split), a folder of "
-        f"images ({directory}/SPLIT/CLASS/*.jpg), arrays ({directory}.npz or {directory}/SPLIT.npz)"
-        f"{by_tfds}. See docs/image_sets.md."
+        f"The dataset {name} was not found. Searched for: {'; '.join(locations)}. See "
+        "docs/image_sets.md."
     )
 
 
-def splits_of(name: str, spec: str, *, stratified: bool | None = None) -> tuple[str, str, str]:
-    """The splits (train, valid, test) of a set as it lies on the disk; '' where there is none.
+def _find_local(path: str) -> str:
+    """Returns the specification of the dataset at `path`, with any suffix; '' if none exists."""
+    from mmjax.data.sources import image_folder
 
-    What TFDS has is parted as the entry says. For other data, their own validation and test
-    splits are used where they have them, and slices of the training split where they do not.
+    # A table comes before the image folder that contains it.
+    candidates = (
+        (lambda: os.path.exists(os.path.join(path, "dataset.json")), path),
+        (lambda: os.path.isfile(f"{path}.csv"), f"csv:{path}.csv"),
+        (lambda: os.path.isfile(f"{path}/labels.csv"), f"csv:{path}/labels.csv"),
+        (lambda: image_folder.has_images(path), f"images:{path}"),
+        (lambda: os.path.isfile(f"{path}.npz"), f"npz:{path}.npz"),
+        (lambda: bool(glob.glob(os.path.join(glob.escape(path), "*.npz"))), f"npz:{path}"),
+    )
+    return next((spec for exists, spec in candidates if exists()), "")
+
+
+def benchmark_splits(
+    name: str, spec: str, *, stratified: bool | None = None
+) -> tuple[str, str, str]:
+    """Returns the splits (train, valid, test) of a benchmark; '' for one that does not exist.
+
+    TFDS datasets are split as published. Other data are split by their own validation and test
+    splits, and by slices of the training split if they lack these.
 
     Args:
-      name: in `CATALOG`.
-      spec: from `find`.
-      stratified: take slices of each class. None: only where the records come class by class, as in
-        folders.
+      name: A name in `BENCHMARKS`.
+      spec: Specification of the data, from `find_benchmark`.
+      stratified: Whether slices are taken from every class. None: only for image folders, whose
+        records are sorted by class.
 
     Raises:
-      UserError: no such set, or data that have no split to test on.
+      UserError: An unknown name, or data without a split to train or test on.
     """
-    from mmjax.data.sources import image_folder
-    from mmjax.data.sources import registry as sources
-    from mmjax.data.sources.split_slicing import same_split
+    from mmjax.data.sources import fgvc_aircraft, registry
+    from mmjax.data.sources.split_slicing import match_split
 
-    entry = choose("image set", name, CATALOG)
-    kind, _, directory = spec.partition(":")
-    parts = (entry.train, entry.valid, entry.test)
-    if kind != "tfds":
-        there = sources.split_names(spec)
-        found = {word: same_split(word, there) or "" for word in _THREE}
-        parts = _parts(entry, found, any_name=not there)
-        if not parts[2] or entry.train and not parts[0]:
+    benchmark = choose("image benchmark", name, BENCHMARKS)
+    prefix, _, path = spec.partition(":")
+    splits = (benchmark.train, benchmark.valid, benchmark.test)
+    if prefix != "tfds":
+        available = registry.split_names(spec)
+        matches = {split: match_split(split, available) or "" for split in _THREE_SPLITS}
+        splits = _local_splits(benchmark, matches, any_name=not available)
+        if not splits[2] or benchmark.train and not splits[0]:
+            found = f"the splits {', '.join(available)}" if available else "no splits"
             raise UserError(
-                f"{spec} has {'the splits ' + ', '.join(there) if there else 'no splits'}: {name} "
-                "needs train and test. Name its folders or arrays like that, or its rows in a "
-                "column split."
+                f"{spec} has {found}, but {name} needs train and test. Name its subdirectories or "
+                "arrays after the splits, or add a column split to its table."
             )
     if stratified is None:
-        stratified = kind == "images" and not image_folder.is_aircraft(directory)
+        stratified = prefix == "images" and not fgvc_aircraft.find_lists(path)
     if stratified:
-        parts = tuple(part.replace("]", ":stratified]") for part in parts)
-    return parts
+        splits = tuple(split.replace("]", ":stratified]") for split in splits)
+    return splits
 
 
-def _parts(entry: Entry, found: dict[str, str], *, any_name: bool) -> tuple[str, str, str]:
-    """The splits of data that have those in `found`, {'train': their name or ''}."""
-    train, valid, test = (found[word] for word in _THREE)
-    if not entry.train:
+def _local_splits(
+    benchmark: Benchmark, matches: Mapping[str, str], *, any_name: bool
+) -> tuple[str, str, str]:
+    """Returns the splits (train, valid, test) of data that are not from TFDS.
+
+    Args:
+      benchmark: The benchmark.
+      matches: {'train', 'validation' and 'test': name of the split in the data, or ''}.
+      any_name: Whether the data have no splits, so that any name means all of them.
+    """
+    train, valid, test = (matches[split] for split in _THREE_SPLITS)
+    if not benchmark.train:
         return "", "", test or valid or train or ("test" if any_name else "")
-    one = any_name or bool(train) and not valid and not test
-    if one and entry.test.startswith("train["):
-        return entry.train, entry.valid, entry.test
+    only_train = any_name or bool(train) and not valid and not test
+    if only_train and benchmark.test.startswith("train["):
+        return benchmark.train, benchmark.valid, benchmark.test
     if any_name:
         return "", "", ""
-    if valid and not test:  # what people call the test split where there is no other
+    if valid and not test:  # data with two splits often call the test split 'val'
         valid, test = "", valid
     if not (train and test):
         return train, valid, test
-    if not entry.valid:
+    if not benchmark.valid:
         return train, "", test
     if not valid:
         return f"{train}[:80%]", f"{train}[80%:]", test
     return train, valid, test
 
 
-def _prepared(text: str, data_dir: str) -> bool:
-    name = text.partition(",")[0]
-    below = ("*",) if "/" in name else ("*", "*/*")  # version, or configuration and version
+def _is_prepared(tfds_spec: str, data_dir: str) -> bool:
+    name = tfds_spec.partition(",")[0]
+    levels = ("*",) if "/" in name else ("*", "*/*")  # version, or configuration and version
     base = glob.escape(os.path.join(data_dir, name))
-    return any(glob.glob(os.path.join(base, some, "dataset_info.json")) for some in below)
+    return any(glob.glob(os.path.join(base, level, "dataset_info.json")) for level in levels)

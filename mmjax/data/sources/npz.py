@@ -1,4 +1,13 @@
-"""Sets of labeled images in arrays: NumPy's .npz files."""
+"""The source `npz:PATH`: labeled images as NumPy arrays in .npz files.
+
+PATH is one file, or a directory with one file per split. A file contains either
+
+* `images` and `labels`, for the split that the file is named after, otherwise for 'train'; or
+* several splits: `train_images` and `train_labels`, or `x_train` and `y_train`.
+
+Images are uint8 [N, H, W, 3], or [N, H, W, 1] or [N, H, W] for gray ones; labels are integers [N].
+`class_names` [num_classes] is optional.
+"""
 
 from __future__ import annotations
 
@@ -10,55 +19,67 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 
-from mmjax.data.sources.image_folder import image_example, image_info, numbered
-from mmjax.data.sources.split_slicing import SPLIT_WORDS, same_split
+from mmjax.data.sources.base import Source
+from mmjax.data.sources.image_list import image_example, image_info, numbered_class_names
+from mmjax.data.sources.split_slicing import SPLIT_NAMES, match_split
 from mmjax.errors import UserError
 
-_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # of a file of arrays
+_READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+_EXPECTED = (
+    "Expected an .npz file with the arrays images and labels, or train_images and train_labels, or "
+    "x_train and y_train"
+)
 
 
-class NpzSource:
-    """Images and labels as arrays: one .npz file, or a folder with one file per split.
+class _Arrays(NamedTuple):
+    """Where the images and labels of a split are stored: a file, and the names of two arrays."""
 
-    A file holds `images` uint8 [N, H, W, 3] (or [N, H, W, 1] or [N, H, W]: gray) and `labels`
-    integers [N], and counts as the split it is named after, else as 'train'. Or it holds several
-    splits, named `train_images`, `train_labels` or `x_train`, `y_train`. `class_names` is optional.
-    The images of the split are read into memory when the first of them is asked for.
+    file: str
+    images: str
+    labels: str
+
+
+class NpzSource(Source):
+    """A split of .npz files. Its images are read into memory on the first `fetch`.
+
+    Args:
+      path: An .npz file, or a directory of such files; see the module docstring.
+      split: Name of the split, or a synonym of it.
 
     Raises:
-      UserError: a missing or damaged file, no such split, or arrays of another type or shape.
+      UserError: A missing or damaged file, an unknown split, or arrays of a wrong type or shape.
     """
 
-    files = index = None
-    directory = ""
-
     def __init__(self, path: str, *, split: str):
-        members = _npz_members(path)
-        name = same_split(split, members)
+        splits = _find_arrays(path)
+        name = match_split(split, splits)
         if name is None:
-            raise UserError(f"{path} has no split {split!r}. It has: {', '.join(members)}.")
-        labels = {which: _npz_labels(file, key) for which, (file, _, key) in members.items()}
-        file, image_key, label_key = members[name]
-        shape = _npz_shape(file, image_key)
-        self._file, self._key, self._labels = file, image_key, labels[name]
+            raise UserError(f"{path} has no split {split!r}. Its splits: {', '.join(splits)}.")
+        labels = {key: _read_labels(arrays.file, arrays.labels) for key, arrays in splits.items()}
+        arrays = splits[name]
+        shape = _image_shape(arrays.file, arrays.images)
+        self._arrays, self._labels = arrays, labels[name]
         self._images: np.ndarray | None = None
-        self._lock = threading.Lock()  # records are fetched by several threads
+        self._lock = threading.Lock()  # several threads call `fetch`
         if shape[0] != len(self._labels):
             raise UserError(
-                f"{file} has {shape[0]} images in {image_key} but "
-                f"{len(self._labels)} labels in {label_key}."
+                f"{arrays.file} has {shape[0]} images in {arrays.images} but "
+                f"{len(self._labels)} labels in {arrays.labels}. Their numbers must be equal."
             )
-        classes = 1 + max(int(some.max(initial=-1)) for some in labels.values())
-        names = _npz_names(file)
-        if names and len(names) < classes:
-            raise UserError(f"{file} has {len(names)} class_names, but labels up to {classes - 1}.")
-        names = names or numbered(classes, file)
-        counts = {which: len(some) for which, some in labels.items()}
+        num_classes = 1 + max(int(values.max(initial=-1)) for values in labels.values())
+        names = _read_class_names(arrays.file)
+        if names and len(names) < num_classes:
+            raise UserError(
+                f"{arrays.file} has {len(names)} class_names, but labels up to {num_classes - 1}. "
+                f"Store {num_classes} names, or none."
+            )
+        names = names or numbered_class_names(num_classes, arrays.file)
+        counts = {key: len(values) for key, values in labels.items()}
         self.info = image_info(path, counts, names)
         self.info.frame_size = shape[1:3]
         self.num_examples, self.name = len(self._labels), f"{self.info.name}/{split}"
@@ -66,7 +87,7 @@ class NpzSource:
     def fetch(self, record: int) -> bytes:
         with self._lock:
             if self._images is None:
-                images = _array(self._file, self._key)
+                images = _read_array(self._arrays.file, self._arrays.images)
                 self._images = images[..., 0] if images.shape[3:] == (1,) else images
         out, label = io.BytesIO(), int(self._labels[record])
         PIL.Image.fromarray(self._images[record]).convert("RGB").save(out, "PNG")
@@ -75,103 +96,113 @@ class NpzSource:
         )
 
     def where(self, record: int) -> str:
-        return f"{self._file}, {self._key}, row {record}"
+        return f"{self._arrays.file}, {self._arrays.images}[{record}]"
 
     def labels(self) -> np.ndarray:
         return self._labels
 
 
 def npz_splits(path: str) -> list[str]:
-    """The splits of a file or folder of arrays."""
-    return list(_npz_members(path))
+    """Returns the splits of an .npz file or of a directory of such files."""
+    return list(_find_arrays(path))
 
 
-def _npz_members(path: str) -> dict[str, tuple[str, str, str]]:
-    """{split: (file, name of its images, name of its labels)}."""
+def _find_arrays(path: str) -> dict[str, _Arrays]:
+    """Returns the arrays of each split, by its name."""
     root = os.path.expanduser(path)
     files = [root]
     if os.path.isdir(root):
         files = sorted(os.path.join(root, n) for n in os.listdir(root) if n.endswith(".npz"))
-    found: dict[str, tuple[str, str, str]] = {}
+    splits: dict[str, _Arrays] = {}
     for file in files:
         stem = os.path.splitext(os.path.basename(file))[0]
-        with _opened(file) as arrays:
-            keys = list(arrays)
+        with _open(file) as archive:
+            keys = list(archive)
         if "images" in keys:
-            split = stem if stem in SPLIT_WORDS or os.path.isdir(root) else "train"
-            found[split] = (file, "images", "labels")
+            split = stem if stem in SPLIT_NAMES or os.path.isdir(root) else "train"
+            splits[split] = _Arrays(file, "images", "labels")
         for key in keys:
             if match := re.fullmatch(r"(?P<a>\w+)_images|x_(?P<b>\w+)", key):
                 split = match["a"] or match["b"]
-                label = f"{split}_labels" if match["a"] else f"y_{split}"
-                found[split] = (file, key, label)
-        if absent := [label for f, _, label in found.values() if f == file and label not in keys]:
-            raise UserError(f"{file} lacks the array {absent[0]}; it has: {', '.join(keys)}.")
-    if not found:
-        raise UserError(
-            f"{path} has no arrays of images: expected images and labels, or train_images and "
-            "train_labels, or x_train and y_train, in .npz files."
-        )
-    return found
+                labels = f"{split}_labels" if match["a"] else f"y_{split}"
+                splits[split] = _Arrays(file, key, labels)
+        for arrays in splits.values():
+            if arrays.file == file and arrays.labels not in keys:
+                raise UserError(
+                    f"{file} has {arrays.images} but lacks the array {arrays.labels}. Its arrays: "
+                    f"{', '.join(keys)}."
+                )
+    if not splits:
+        raise UserError(f"npz:{path} has no arrays of images. {_EXPECTED}.")
+    return splits
 
 
-def _opened(file: str):
+def _open(file: str) -> Any:
+    """Returns the opened archive."""
     try:
-        arrays = np.load(file, allow_pickle=False)
-    except _DAMAGE as error:
-        raise UserError(f"{file} cannot be read as .npz: {error}") from error
-    if not hasattr(arrays, "files"):
-        raise UserError(f"{file} is a single array; expected an .npz file.")
-    return arrays
+        archive = np.load(file, allow_pickle=False)
+    except _READ_ERRORS as error:
+        raise UserError(f"npz:{file} cannot be read as an .npz file: {error}") from error
+    if isinstance(archive, np.ndarray):
+        raise UserError(
+            f"npz:{file} contains a single array, {archive.dtype} {list(archive.shape)} (.npy). "
+            f"{_EXPECTED}: np.savez(FILE, images=images, labels=labels)."
+        )
+    return archive
 
 
 @contextlib.contextmanager
 def _reading(file: str, key: str) -> Iterator[Any]:
-    """The arrays of a file, of which `key` is to be read here."""
-    with _opened(file) as arrays:
+    """Opens the archive to read the array `key`, and translates errors."""
+    with _open(file) as archive:
         try:
-            yield arrays
-        except _DAMAGE as error:
+            yield archive
+        except _READ_ERRORS as error:
             raise UserError(f"{file}: the array {key} cannot be read: {error}") from error
 
 
-def _array(file: str, key: str) -> np.ndarray:
-    with _reading(file, key) as arrays:
-        return arrays[key]
+def _read_array(file: str, key: str) -> np.ndarray:
+    with _reading(file, key) as archive:
+        return archive[key]
 
 
-def _npz_shape(file: str, key: str) -> tuple[int, ...]:
-    """That of uint8 images [N, H, W, 3], [N, H, W, 1] or [N, H, W], by the array's head alone."""
+def _image_shape(file: str, key: str) -> tuple[int, ...]:
+    """Returns the shape of an array of images, which is checked. Reads only its header."""
     npy = np.lib.format
-    with _reading(file, key) as arrays, arrays.zip.open(f"{key}.npy") as member:
-        first = npy.read_magic(member) == (1, 0)
-        read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
-        shape, _, dtype = read(member)
+    with _reading(file, key) as archive, archive.zip.open(f"{key}.npy") as member:
+        version_1 = npy.read_magic(member) == (1, 0)
+        read_header = npy.read_array_header_1_0 if version_1 else npy.read_array_header_2_0
+        shape, _, dtype = read_header(member)
     if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
         raise UserError(
-            f"{file}: {key} is {list(shape)}, with the channels first; store it as [N, H, W, C]: "
-            "images.transpose(0, 2, 3, 1)."
+            f"{file}: {key} has the shape {list(shape)}, with channels first. Store it as "
+            "[N, H, W, C]: images.transpose(0, 2, 3, 1)."
         )
     if dtype != np.uint8 or not (len(shape) == 3 or len(shape) == 4 and shape[3] in (1, 3)):
         raise UserError(
-            f"{file}: {key} is {dtype} {list(shape)}; expected uint8 [N, H, W, 3], [N, H, W, 1] "
+            f"{file}: {key} is {dtype} {list(shape)}. Expected uint8 [N, H, W, 3], [N, H, W, 1] "
             "or [N, H, W]."
         )
     return shape
 
 
-def _npz_labels(file: str, key: str) -> np.ndarray:
-    labels = _array(file, key)
+def _read_labels(file: str, key: str) -> np.ndarray:
+    labels = _read_array(file, key)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{file}: {key} is {labels.dtype} {list(labels.shape)}; expected integers.")
-    if len(bad := np.flatnonzero(labels < 0)):
-        raise UserError(f"{file}: {key} is {labels[bad[0]]} in row {bad[0]}; classes are from 0.")
+        raise UserError(
+            f"{file}: {key} is {labels.dtype} {list(labels.shape)}. Expected integers [N]."
+        )
+    if len(negative := np.flatnonzero(labels < 0)):
+        raise UserError(
+            f"{file}: {key}[{negative[0]}] is {labels[negative[0]]}. Class indices must be at "
+            "least 0."
+        )
     return labels.astype(np.int64)
 
 
-def _npz_names(file: str) -> list[str]:
-    with _opened(file) as arrays:
-        present = "class_names" in arrays
-    return [str(name) for name in _array(file, "class_names")] if present else []
+def _read_class_names(file: str) -> list[str]:
+    with _open(file) as archive:
+        present = "class_names" in archive
+    return [str(name) for name in _read_array(file, "class_names")] if present else []

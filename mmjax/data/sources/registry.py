@@ -1,248 +1,215 @@
-"""Where examples come from: a dataset folder, the built-in world, TFDS, images in folders, tables
-and arrays.
+"""Opens data sources by specification, for example `csv:labels.csv` in `config.data.train`.
 
-Each gives any record at any time as a serialized SequenceExample, which is what makes a batch a
-function of (seed, step), and parts of its splits as `mmjax.data.sources.split_slicing` says. DMVR factories are
-streams and have a module of their own, `mmjax.data.pipeline.dmvr`.
+| specification                        | source                                                   |
+| ------------------------------------ | -------------------------------------------------------- |
+| `DIRECTORY`                          | a dataset folder, see `mmjax.data.storage.dataset`       |
+| `world`, `world:NAME`                | the built-in procedural world                            |
+| `images:DIRECTORY`                   | images in DIRECTORY/SPLIT/CLASS/*.jpg                    |
+| `csv:FILE`                           | a table of image paths and labels                        |
+| `npz:FILE`, `npz:DIRECTORY`          | arrays of images and labels                              |
+| `tfds:NAME[,label=…][,data_dir=…]`   | an image dataset of TensorFlow Datasets                  |
+| `package.module:Name`                | your own source, see `mmjax.data.sources.base`           |
+
+DMVR factories (`dmvr:…`) are streams without random access. `mmjax.data.pipeline.dmvr` reads them.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import difflib
+import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
-
-from mmjax.data.sources import captions_and_labels, image_folder, npz, split_slicing, tfds
-from mmjax.data.storage import schema
-from mmjax.data.storage.dataset import DatasetDir, DatasetInfo, Split
+from mmjax import registry
+from mmjax.data.sources import csv_table, image_folder, npz, split_slicing, tfds
+from mmjax.data.sources.base import Source
+from mmjax.data.sources.shards import ShardSource
+from mmjax.data.storage.dataset import DatasetDir, DatasetInfo
 from mmjax.data.world import build as world
-from mmjax.errors import UserError
+from mmjax.errors import UserError, unknown
 
 
-class Source(Protocol):
-    """Records at random.
+class _Opener(Protocol):
+    def __call__(self, text: str, *, split: str, check_crc: bool) -> Source: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Format:
+    """A built-in format of sources.
 
     Attributes:
-      name: for messages.
-      info: what the dataset holds.
-      num_examples: number of records.
-      folder: where the dataset lies, or '' if it is not a dataset folder.
-      files, index: shards and int64 [N, 3] (file number, offset, length), or None if there are no
-        shards.
+      open: Opens a split, given the text after the prefix.
+      split_names: Lists the splits, given the text after the prefix; see `split_names`.
     """
 
-    name: str
-    info: DatasetInfo
-    num_examples: int
-    directory: str
-    files: list[str] | None
-    index: np.ndarray | None
-
-    def fetch(self, record: int) -> bytes:
-        """A serialized SequenceExample; UserError if it cannot be read. Thread safe."""
-
-    def fetch_without(self, key: str, record: int) -> bytes:
-        """As `fetch`, with references in place of the values of a feature list, if there are
-        shards."""
-
-    def resolve(self, values: list[bytes]) -> list[bytes]:
-        """What references of `fetch_without` refer to; other values as they are."""
-
-    def where(self, record: int) -> str:
-        """File and number of a record, for messages."""
-
-    def labels(self) -> np.ndarray:
-        """int64 [num_examples]: the class of each record, its first if it has several, or -1."""
-
-
-class ShardSource:
-    """Records in shards.
-
-    Args:
-      split: the records.
-      info: what the dataset holds.
-      folder: where it lies.
-      check_crc: check each record's CRC as it is read.
-    """
-
-    def __init__(self, split: Split, *, info: DatasetInfo, directory: str, check_crc: bool = True):
-        self._split, self._check_crc = split, check_crc
-        self.directory, self.info = directory, info
-        self.name = f"{self.info.name}/{split.name}"
-        self.num_examples = len(split)
-        self.files, self.index = split.files, split.index
-
-    @classmethod
-    def open(cls, path: str, *, split: str, check_crc: bool = True) -> ShardSource:
-        """A split of a dataset folder (see `mmjax.data.storage.dataset`), or another word for it."""
-        dataset = DatasetDir(path)
-        if not dataset.info.stored(split.partition("@")[0]):
-            split = split_slicing.same_split(split, dataset.info.split_sizes()) or split
-        found = dataset.split(split)
-        return cls(found, info=dataset.info, directory=dataset.path, check_crc=check_crc)
-
-    @classmethod
-    def joined(cls, sources: Sequence[ShardSource]) -> ShardSource:
-        """All records of several, one after the other."""
-        files = [len(source.files) for source in sources]
-        shifts = (
-            np.cumsum([0, *files[:-1]]),
-            np.cumsum([0, *(s.num_examples for s in sources[:-1])]),
-        )
-        parts = list(zip(sources, *shifts, strict=True))
-        split = Split(
-            name="+".join(source._split.name for source in sources),
-            files=[file for source in sources for file in source.files],
-            index=np.concatenate([source.index + [[shift, 0, 0]] for source, shift, _ in parts]),
-            first=np.concatenate([source._split.first + shift for source, _, shift in parts]),
-        )
-        first = sources[0]
-        return cls(split, info=first.info, directory=first.directory, check_crc=first._check_crc)
-
-    def fetch(self, record: int) -> bytes:
-        return self._split.read(record, check_crc=self._check_crc)
-
-    def fetch_without(self, key: str, record: int) -> bytes:
-        """As `fetch`, with references in place of the values of a feature list."""
-        return self._split.read_without(key, record, check_crc=self._check_crc)
-
-    def resolve(self, values: list[bytes]) -> list[bytes]:
-        """What references of `fetch_without` refer to; other values as they are."""
-        return self._split.resolve(values)
-
-    def where(self, record: int) -> str:
-        file = int(self.index[record, 0])
-        return f"{self.files[file]}, record {record - int(self._split.first[file])}"
-
-    def labels(self) -> np.ndarray:
-        # Training, validation and test parts of one split are opened one after the other.
-        key = tuple((file, os.stat(file).st_mtime_ns) for file in self.files)
-        if key not in _labels:
-            if len(_labels) >= 16:
-                _labels.clear()
-            # Whoever reads a damaged record finds it, and `data.corrupt` decides.
-            labels = captions_and_labels.read(
-                self,
-                range(self.num_examples),
-                _label,
-                lambda whole: (whole.labels or [-1])[0],
-                damaged=-1,
-            )
-            _labels[key] = np.fromiter(labels, np.int64, self.num_examples)
-        return _labels[key]
-
-
-_labels: dict[tuple, np.ndarray] = {}
-
-
-def _label(context: Mapping[str, Any]) -> int | None:
-    """The first label that a context has, or -1; None if there is no context at the beginning."""
-    keys = (key for key in schema.LABELS if key in context)
-    values = (value for key in keys for value in context[key].int64_list.value)
-    return next(values, -1 if context else None)
+    open: _Opener
+    split_names: Callable[[str], list[str]]
 
 
 def open_source(spec: str, *, split: str, check_crc: bool = True) -> Source:
-    """The source of a specification.
+    """Returns the source of a specification.
 
     Args:
-      spec: `world` or `world:NAME`; a dataset folder; `tfds:NAME`; `images:DIRECTORY`; `csv:FILE`;
-        `npz:FILE` or `npz:DIRECTORY`.
-      split: which part: a split's name, slices or sums, see `mmjax.data.sources.split_slicing`. A dataset that has
-        no `validation` but `val` or `valid` gives that, and so on.
-      check_crc: check each record's CRC as it is read.
+      spec: A specification as listed in the module docstring.
+      split: A split, a slice of one, or a sum of these; see `mmjax.data.sources.split_slicing`.
+        Synonyms are accepted: 'validation' opens 'val' or 'valid' if the dataset has that.
+      check_crc: Whether to check the CRC of each record of a TFRecord shard when it is read.
 
     Raises:
-      UserError: what is wrong with the specification, or with the dataset.
+      UserError: The specification is invalid, or the dataset cannot be opened.
     """
     if not spec:
         raise UserError(
-            "config.data.train is empty: this recipe is for a dataset of yours. Give its folder, "
-            "--config.data.train=FOLDER; `mmjax build` makes one."
+            "config.data.train is empty. This recipe needs a dataset: set "
+            "--config.data.train=DIRECTORY. `mmjax build` writes one from your files."
         )
-    kind, rest = _parsed(spec)
-    if kind == "dmvr":
-        raise UserError(
-            f"{spec} is a stream and cannot be part of a mixture: make it the only source."
-        )
-    if kind in _PICTURES:
-        opener = functools.partial(_PICTURES[kind][0], rest)
-        return split_slicing.open_split(
-            split, lambda name: opener(split=name), split_slicing.Joined
-        )
-    shards = functools.partial(ShardSource.open, check_crc=check_crc)
-    if split_slicing.is_plain(split):
-        directory, name = _directory(spec, split=split)
-        return shards(directory, split=name)
-    if kind == "tfds":
-        if earlier := tfds.earlier_slice(rest, split):
-            return shards(earlier, split=split)
-    elif DatasetDir(directory := _directory(spec, split=split)[0]).info.stored(split):
-        return shards(directory, split=split)  # a name with '+', as of shards in two splits
-
-    def whole(name: str) -> ShardSource:
-        directory, known = _directory(spec, split=name, whole=False)
-        return shards(directory, split=known)
-
-    return split_slicing.open_split(split, whole, ShardSource.joined)
+    prefix, text = _parse(spec)
+    return _FORMATS[prefix].open(text, split=split, check_crc=check_crc)
 
 
 def split_names(spec: str) -> list[str]:
-    """The splits that a specification has; [] if any name will do, or it is not known yet.
+    """Returns the names of the splits of a specification.
+
+    Returns [] if every name is accepted, or if the names are not known before a split is opened.
 
     Raises:
-      UserError: what is wrong with the specification, or with the dataset.
+      UserError: The specification is invalid, or the dataset cannot be opened.
     """
-    kind, rest = _parsed(spec)
-    if kind in _PICTURES:
-        return _PICTURES[kind][1](rest)
-    if kind == "tfds":
-        return tfds.tfds_splits(rest)
-    return list(DatasetDir(_directory(spec, split="")[0]).info.split_sizes())
-
-
-def dataset_dir(spec: str, *, split: str) -> str:
-    """The dataset folder of a specification; the world and TFDS sets are written if need be."""
-    return _directory(spec, split=split)[0]
+    prefix, text = _parse(spec)
+    return _FORMATS[prefix].split_names(text)
 
 
 def vocabulary(spec: str, *, split: str) -> str:
-    """The file of words that a dataset brings; UserError if it brings none."""
-    if _parsed(spec)[0] not in (*_PICTURES, "tfds", "dmvr"):
-        dataset = DatasetDir(dataset_dir(spec, split=split))
+    """Returns the path of the vocabulary file in a dataset folder.
+
+    Raises:
+      UserError: The dataset has no vocabulary.
+    """
+    prefix, text = _parse(spec)
+    if prefix in (_DIRECTORY, "world"):
+        dataset = DatasetDir(world.ensure_world(text) if prefix == "world" else text)
         if dataset.info.vocabulary:
             return os.path.join(dataset.path, dataset.info.vocabulary)
     raise UserError(
-        f"data.text.vocab is not set, and {spec} brings no vocabulary. Make one of its captions "
-        "with "
-        "`mmjax vocab`, or name a file."
+        f"config.data.text.vocab is not set, and the dataset {spec} has no vocabulary of its own. "
+        "Write one from its captions with `mmjax vocab`, or set config.data.text.vocab to a file."
     )
 
 
-# {kind: (opens a split, lists the splits)} of what is not in shards.
-_PICTURES = {
-    "images": (image_folder.open_directory, image_folder.directory_splits),
-    "csv": (image_folder.open_csv, image_folder.csv_splits),
-    "npz": (npz.NpzSource, npz.npz_splits),
+# --------------------------------------------------------------------------------------------------
+# Built-in formats.
+
+
+def _without_shards(
+    open_plain: Callable[..., Source], names: Callable[[str], list[str]]
+) -> _Format:
+    """Returns the format of sources without shards; `open_plain` opens a split by its name."""
+
+    def open_parts(text: str, *, split: str, check_crc: bool) -> Source:
+        return split_slicing.open_split(
+            split, lambda name: open_plain(text, split=name), split_slicing.ConcatSource
+        )
+
+    return _Format(open_parts, names)
+
+
+def _open_directory(path: str, *, split: str, check_crc: bool) -> Source:
+    if not split_slicing.is_plain(split) and DatasetDir(path).info.stored_splits(split):
+        # The name of the split itself contains '+': its shards belong to two splits.
+        return ShardSource.open(path, split=split, check_crc=check_crc)
+    return split_slicing.open_split(
+        split,
+        lambda name: ShardSource.open(path, split=name, check_crc=check_crc),
+        ShardSource.concatenate,
+    )
+
+
+def _open_world(spec: str, *, split: str, check_crc: bool) -> Source:
+    return _open_directory(world.ensure_world(spec), split=split, check_crc=check_crc)
+
+
+def _open_tfds(text: str, *, split: str, check_crc: bool) -> Source:
+    plain = split_slicing.is_plain(split)
+    if not plain and (directory := tfds.earlier_slice(text, split)):
+        return ShardSource.open(directory, split=split, check_crc=check_crc)
+
+    def open_plain(name: str) -> ShardSource:
+        directory, known = tfds.tfds_dir(text, split=name, any_order=plain)
+        return ShardSource.open(directory, split=known, check_crc=check_crc)
+
+    return split_slicing.open_split(split, open_plain, ShardSource.concatenate)
+
+
+def _open_reference(reference: str, *, split: str) -> Source:
+    """Opens a source that is not built in; see `mmjax.data.sources.base` for its contract."""
+    source = registry.resolve("dataset", reference, {})(split=split)
+    required = ("name", "info", "num_examples", "directory", "files", "index")
+    missing = [
+        name for name in (*required, "fetch", "where", "labels") if not hasattr(source, name)
+    ]
+    if missing:
+        raise UserError(
+            f"dataset={reference}: {type(source).__name__} lacks {', '.join(missing)}. A source "
+            "needs all attributes and methods of mmjax.data.sources.base.Source; derive it from "
+            "that class to inherit the defaults."
+        )
+    if not isinstance(source.info, DatasetInfo):
+        raise UserError(
+            f"dataset={reference}: info must be a mmjax.data.storage.dataset.DatasetInfo; got "
+            f"{type(source.info).__name__}."
+        )
+    return source
+
+
+def _reject_stream(text: str, **kwargs: Any) -> Any:
+    raise UserError(
+        f"dmvr:{text} is a stream, so its records cannot be read by index. A mixture of sources in "
+        "config.data.train and the `mmjax` commands need that. Use a stream as the only source of "
+        "config.data.train, or convert its records to a dataset folder."
+    )
+
+
+_DIRECTORY = ""  # a path without prefix
+_REFERENCE = "package.module:Name"  # a reference to a class or function
+_FORMATS: dict[str, _Format] = {
+    _DIRECTORY: _Format(_open_directory, lambda path: list(DatasetDir(path).info.split_sizes())),
+    "world": _Format(
+        _open_world, lambda spec: list(DatasetDir(world.ensure_world(spec)).info.split_sizes())
+    ),
+    "images": _without_shards(image_folder.open_images, image_folder.image_folder_splits),
+    "csv": _without_shards(csv_table.open_csv, csv_table.csv_splits),
+    "npz": _without_shards(npz.NpzSource, npz.npz_splits),
+    "tfds": _Format(_open_tfds, tfds.tfds_splits),
+    "dmvr": _Format(_reject_stream, _reject_stream),
+    _REFERENCE: _without_shards(_open_reference, lambda reference: []),
 }
 
 
-def _parsed(spec: str) -> tuple[str, str]:
-    """(kind, what comes after the colon); ('', folder) for dataset folders."""
-    kind, colon, rest = spec.partition(":")
-    if kind == "world" or colon and kind in (*_PICTURES, "tfds", "dmvr"):
-        return kind, rest
-    return "", spec
+def _parse(spec: str) -> tuple[str, str]:
+    """Returns `(key of _FORMATS, text for that format)`.
+
+    Raises:
+      UserError: The prefix is unknown, and the specification is no existing directory either.
+    """
+    prefix, colon, text = spec.partition(":")
+    if prefix == "world":
+        return prefix, spec
+    if colon and prefix and prefix in _FORMATS:
+        return prefix, text
+    if os.path.isdir(os.path.expanduser(spec)) or not re.fullmatch(r"\w[\w.]*:(?!//).*", spec):
+        return _DIRECTORY, spec
+    prefixes = [f"{name}:" for name in _FORMATS if name.isidentifier()]
+    misspelled = difflib.get_close_matches(f"{prefix}:", prefixes) and not _is_importable(prefix)
+    if registry.is_reference(spec) and not misspelled:
+        return _REFERENCE, spec
+    raise unknown(f"prefix of the dataset {spec!r}:", f"{prefix}:", [*prefixes, _REFERENCE])
 
 
-def _directory(spec: str, *, split: str, whole: bool = True) -> tuple[str, str]:
-    """(dataset folder, name of the split in it), written if need be."""
-    kind, rest = _parsed(spec)
-    if kind == "world":
-        return world.ensure_world(spec), split
-    if kind == "tfds":
-        return tfds.tfds_dir(rest, split=split, whole=whole)
-    return spec, split
+def _is_importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

@@ -1,14 +1,14 @@
-"""Parts of a split and sums of them, in TFDS's words: 'train[:80%]', 'train[5000:]+valid'.
+"""Slices and sums of splits, in the syntax of TFDS: 'train[:80%]', 'train[5000:]+valid'.
 
-    train[:80%]               the first 80 % of the records, rounded to the closest as in TFDS
-    train[-500:]              the last 500
-    train[:80%:stratified]    80 % of every class
-    train[:80%]+valid         both, one after the other
+    train[:80%]               the first 80% of the records, rounded as in TFDS
+    train[-500:]              the last 500 records
+    train[:80%:stratified]    80% of every class
+    train[:80%]+valid         the records of both, in this order
 
-Stratified parts are those of another order, in which the k-th of n records of a class has place
-(k - 1/2) / n, and the records of a part then come in the order in which they lie. So every part has
-its share of each class, to one record, parts that meet have no record in common, and nothing is
-drawn.
+Stratified slices first order the records so that the k-th of the n records of a class is at
+(k - 1/2) / n of the total, and take their bounds in that order. Each slice therefore contains the
+expected number of records of every class, up to one record. Adjacent slices do not overlap, and
+nothing is random. The records of a slice keep their original order.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 
 from mmjax.errors import UserError
 
-if TYPE_CHECKING:
-    from mmjax.data.sources.registry import Source
+if TYPE_CHECKING:  # imports TensorFlow
+    from mmjax.data.sources.base import Source
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +39,19 @@ _SYNONYMS = (
     ("train", "training"),
     ("test", "testing"),
 )
-SPLIT_WORDS = tuple(word for words in _SYNONYMS for word in words)
+SPLIT_NAMES = tuple(name for names in _SYNONYMS for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A split or a slice of one.
+    """A split, or a slice of one.
 
     Attributes:
-      name: of the split.
-      start, stop: as they are written ('80%', '-500'), or '' for the ends.
-      stratified: of every class.
-      sliced: False if all of it is meant.
+      name: Name of the split.
+      start: Start as it is written, for example '80%' or '-500'; '' for the first record.
+      stop: Stop as it is written; '' for the end.
+      stratified: Whether the slice is taken from every class.
+      sliced: False for the complete split.
     """
 
     name: str
@@ -60,40 +61,39 @@ class Part:
     sliced: bool = False
 
     def __str__(self) -> str:
-        how = ":stratified" if self.stratified else ""
-        return f"{self.name}[{self.start}:{self.stop}{how}]" if self.sliced else self.name
+        suffix = ":stratified" if self.stratified else ""
+        return f"{self.name}[{self.start}:{self.stop}{suffix}]" if self.sliced else self.name
 
     def bounds(self, count: int) -> tuple[int, int]:
-        """(start, stop) among `count` records.
+        """Returns `(start, stop)` as indices of a split with `count` records.
 
         Raises:
-          UserError: a bound beyond the records, or nothing between the two.
+          UserError: A bound is beyond the records, or the slice is empty.
         """
-        start = _place(self.start, count) if self.start else 0
-        stop = _place(self.stop, count) if self.stop else count
+        start = _resolve_bound(self.start, count) if self.start else 0
+        stop = _resolve_bound(self.stop, count) if self.stop else count
         if not 0 <= start < stop <= count:
-            what = "has no records" if start >= stop else "reaches beyond the data"
+            problem = "is empty" if start >= stop else "exceeds the data"
             raise UserError(
-                f"The split {str(self)!r} {what}: {self.name} has {count} records, and these would "
-                f"be numbers {start} to {stop} of them."
+                f"The split {str(self)!r} {problem}: its bounds are {start} and {stop}, but "
+                f"{self.name} has {count} records. Change the bounds of the slice."
             )
         return start, stop
 
 
 def parse(split: str) -> list[Part]:
-    """The parts of a sum.
+    """Returns the parts of a sum of splits.
 
     Raises:
-      UserError: anything else, with an example of what is meant.
+      UserError: The syntax is invalid.
     """
     parts = []
     for text in re.split(r"\s*\+\s*", split.strip()):
         match = _PART.fullmatch(text)
         if not match:
             raise UserError(
-                f"The split {split!r} is not understood. Splits are names or slices such as "
-                "'train[:80%]', 'train[5000:10000]', 'train[80%::stratified]', or sums of them "
-                "with +."
+                f"Invalid split {split!r}. Expected a name, a slice such as 'train[:80%]', "
+                "'train[5000:10000]' or 'train[80%::stratified]', or a sum of these with +."
             )
         start, stop = match["start"] or "", match["stop"] or ""
         flags = dict(stratified=bool(match["stratified"]), sliced=bool(match["slice"]))
@@ -102,53 +102,57 @@ def parse(split: str) -> list[Part]:
 
 
 def is_plain(split: str) -> bool:
-    """Whether a split is a name alone."""
+    """Returns whether a split is only a name, neither sliced nor a sum."""
     return "[" not in split and "+" not in split
 
 
-def same_split(name: str, there: Iterable[str]) -> str | None:
-    """The one of `there` that is meant by `name`: itself, else another word for it ('val' for
-    'validation'), else None."""
-    there = list(there)
-    if name in there:
+def match_split(name: str, available: Iterable[str]) -> str | None:
+    """Returns the available split that `name` refers to: the same name or a synonym, or None.
+
+    Synonyms are, for example, 'validation', 'valid', 'val' and 'dev'.
+    """
+    available = list(available)
+    if name in available:
         return name
-    words = next((words for words in _SYNONYMS if name in words), ())
-    return next((word for word in words if word in there), None)
+    synonyms = next((names for names in _SYNONYMS if name in names), ())
+    return next((synonym for synonym in synonyms if synonym in available), None)
 
 
-def open_split(split: str, opener: Callable[[str], Source], joiner: Callable) -> Source:
-    """The records of a split of which `opener` gives the whole ones by name.
+def open_split(
+    split: str, opener: Callable[[str], Source], concatenate: Callable[[list], Source]
+) -> Source:
+    """Returns the source of a split, which may be a slice or a sum.
 
     Args:
-      split: see the module.
-      opener: a split's name → its source.
-      joiner: sources of one dataset → one with the records of all.
+      split: The split, in the syntax of the module docstring.
+      opener: Opens a complete split by its name.
+      concatenate: Joins several sources of one dataset.
 
     Raises:
-      UserError: see `parse` and `Part.bounds`; a sum that has a record twice.
+      UserError: An invalid split (see `parse`, `Part.bounds`), or a sum whose parts overlap.
     """
     parts = parse(split)
     names = list(dict.fromkeys(part.name for part in parts))
-    opened = {name: opener(name) for name in names}
+    sources = {name: opener(name) for name in names}
     if len(parts) == 1 and not parts[0].sliced:
-        return opened[names[0]]
-    counts = [source.num_examples for source in opened.values()]
-    first = dict(zip(names, np.cumsum([0, *counts]), strict=False))
-    records = np.concatenate([first[p.name] + _records(p, opened[p.name]) for p in parts])
-    whole = joiner(list(opened.values())) if len(opened) > 1 else opened[names[0]]
-    result = Sliced(whole, records, name=f"{whole.info.name}/{split}")
+        return sources[names[0]]
+    counts = [source.num_examples for source in sources.values()]
+    offset = dict(zip(names, np.cumsum([0, *counts]), strict=False))
+    records = np.concatenate([offset[p.name] + _records(p, sources[p.name]) for p in parts])
+    combined = concatenate(list(sources.values())) if len(sources) > 1 else sources[names[0]]
+    result = SlicedSource(combined, records, name=f"{combined.info.name}/{split}")
     if len(parts) > 1:
-        _check_once(result, split)
+        _check_unique(result, split)
     return result
 
 
-class Sliced:
-    """Some records of a source, as a source.
+class SlicedSource:
+    """A source with some of the records of another source.
 
     Args:
-      source: where they are.
-      records: int64 [N]: their numbers there.
-      name: for messages.
+      source: The other source.
+      records: int64 [N]: indices of the records in `source`.
+      name: Name for messages.
     """
 
     def __init__(self, source: Source, records: np.ndarray, *, name: str):
@@ -173,8 +177,8 @@ class Sliced:
         return self._source.labels()[self._records]
 
 
-class Joined:
-    """The records of several sources without shards, one after the other, as a source."""
+class ConcatSource:
+    """A source with the records of several sources without shards, in order."""
 
     files = index = None
 
@@ -186,41 +190,48 @@ class Joined:
         self.num_examples = int(self._ends[-1])
 
     def fetch(self, record: int) -> bytes:
-        source, number = self._place(record)
-        return source.fetch(number)
+        source, index = self._locate(record)
+        return source.fetch(index)
 
     def where(self, record: int) -> str:
-        source, number = self._place(record)
-        return source.where(number)
+        source, index = self._locate(record)
+        return source.where(index)
 
     def labels(self) -> np.ndarray:
         return np.concatenate([source.labels() for source in self._sources])
 
-    def _place(self, record: int) -> tuple[Source, int]:
-        which = int(np.searchsorted(self._ends, record, side="right"))
-        source = self._sources[which]
-        return source, int(record - (self._ends[which] - source.num_examples))
+    def _locate(self, record: int) -> tuple[Source, int]:
+        """Returns the source of a record, and its index there."""
+        n = int(np.searchsorted(self._ends, record, side="right"))
+        source = self._sources[n]
+        return source, int(record - (self._ends[n] - source.num_examples))
 
 
 def stratified_order(labels: np.ndarray) -> np.ndarray:
-    """int64 [N]: the records in an order in which classes take turns in proportion to their
-    sizes."""
+    """Returns an order of the records in which every class is evenly spread.
+
+    Args:
+      labels: int [N]: one label per record.
+
+    Returns:
+      int64 [N]: record indices. The k-th of the n records of a class is at about (k - 1/2) N / n.
+    """
     labels = np.asarray(labels)
     by_class = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
     rank = np.arange(len(labels)) - np.repeat(starts, counts)
-    place = (2 * rank + 1) / (2 * np.repeat(counts, counts))
-    return by_class[np.argsort(place, kind="stable")]
+    position = (2 * rank + 1) / (2 * np.repeat(counts, counts))
+    return by_class[np.argsort(position, kind="stable")]
 
 
-def _place(bound: str, count: int) -> int:
-    # As in TFDS: a half is rounded to the even number, and '-1%' of few is 0, not all of them.
-    place = round(float(bound[:-1]) * count / 100) if bound.endswith("%") else int(bound)
-    return place + count if place < 0 else place
+def _resolve_bound(bound: str, count: int) -> int:
+    # As in TFDS: halves are rounded to even, and '-1%' of a few records is 0, not all of them.
+    index = round(float(bound[:-1]) * count / 100) if bound.endswith("%") else int(bound)
+    return index + count if index < 0 else index
 
 
 def _records(part: Part, source: Source) -> np.ndarray:
-    """int64 [n]: the numbers in `source` of the records of a part, ascending."""
+    """Returns the ascending indices, in `source`, of the records of a part; int64 [n]."""
     count = source.num_examples
     start, stop = part.bounds(count)
     if not part.sliced:
@@ -228,38 +239,46 @@ def _records(part: Part, source: Source) -> np.ndarray:
     labels = source.labels() if source.info.num_classes else np.full(count, -1)
     if part.stratified:
         if (labels < 0).all():
-            raise UserError(f"{source.name} has no labels: {str(part)!r} has no classes to go by.")
+            raise UserError(
+                f"The split {str(part)!r} cannot be stratified: {source.name} has no labels. "
+                "Remove ':stratified'."
+            )
         return np.sort(stratified_order(labels)[start:stop])
-    whole, left = (set(np.unique(some[some >= 0])) for some in (labels, labels[start:stop]))
-    if len(left) < len(whole):
+    num_classes, num_kept = (
+        len(np.unique(some[some >= 0])) for some in (labels, labels[start:stop])
+    )
+    if num_kept < num_classes:
         stratified = str(dataclasses.replace(part, stratified=True))
-        _warn(source.name, str(part), stratified, len(whole) - len(left), len(whole))
+        _warn_missing_classes(
+            source.name, str(part), stratified, num_classes - num_kept, num_classes
+        )
     return np.arange(start, stop)
 
 
-@functools.cache  # each evaluator opens its data anew: once is enough
-def _warn(name: str, part: str, stratified: str, missing: int, count: int) -> None:
+@functools.cache  # each evaluator opens its data again: one warning is enough
+def _warn_missing_classes(
+    name: str, part: str, stratified: str, missing: int, num_classes: int
+) -> None:
     log.warning(
-        "%s: %d of its %d classes have no record in %r. %r has a part of every class.",
+        "%s: %d of its %d classes have no record in %r. Use %r for a slice of every class.",
         name,
         missing,
-        count,
+        num_classes,
         part,
         stratified,
     )
 
 
-def _check_once(source: Sliced, split: str) -> None:
-    """Raises if a record is there twice: evaluation counts every example once."""
+def _check_unique(source: SlicedSource, split: str) -> None:
+    """Raises if a record occurs twice, because evaluation counts every example once."""
     if source.index is None:
-        places = [source.where(record) for record in range(source.num_examples)]
-        unique = len(set(places))
+        unique = len({source.where(record) for record in range(source.num_examples)})
     else:
-        numbers = {file: number for number, file in enumerate(dict.fromkeys(source.files))}
+        numbers = {file: n for n, file in enumerate(dict.fromkeys(source.files))}
         file = np.array([numbers[name] for name in source.files])[source.index[:, 0]]
         unique = len(np.unique(np.stack([file, source.index[:, 1]], 1), axis=0))
     if unique < source.num_examples:
         raise UserError(
-            f"The split {split!r} of {source.info.name} has {source.num_examples - unique} of its "
-            f"{source.num_examples} records twice: its parts overlap."
+            f"The parts of the split {split!r} overlap: {source.num_examples - unique} of "
+            f"{source.num_examples} records of {source.info.name} occur twice. Remove the overlap."
         )

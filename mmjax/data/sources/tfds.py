@@ -1,4 +1,8 @@
-"""Image sets of TensorFlow Datasets, as dataset folders below $MMJAX_CACHE."""
+"""The source `tfds:NAME[,label=LABEL][,data_dir=DIRECTORY]`: image datasets of TFDS.
+
+Each split is converted once to a dataset folder below $MMJAX_CACHE, in the order of TFDS's shards
+and with unchanged image files.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +10,40 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmjax import cache
-from mmjax.data.sources.image_folder import image_example
-from mmjax.data.sources.split_slicing import same_split
+from mmjax.data.sources.image_list import image_example
+from mmjax.data.sources.split_slicing import match_split
 from mmjax.data.storage import tfrecord
 from mmjax.data.storage.dataset import FILE, DatasetInfo, SplitInfo, shard_name
-from mmjax.errors import UserError, choose, unknown
+from mmjax.errors import UserError, check_choice, unknown
 
 log = logging.getLogger(__name__)
 
-_COUNTS = (10, 3, 4, 5, 6, 7, 8, 9)  # the order in which LGSSL's code met them
+_OBJECT_COUNTS = (10, 3, 4, 5, 6, 7, 8, 9)  # class order of LGSSL's code
 
 
-def _objects(item: dict[str, Any]) -> int:
-    """CLEVR: the class of the number of objects in an image."""
-    return _COUNTS.index(len(next(iter(item["objects"].values()))))
+def _object_count(item: dict[str, Any]) -> int:
+    """Returns the class of a CLEVR image: the number of its objects."""
+    return _OBJECT_COUNTS.index(len(next(iter(item["objects"].values()))))
 
 
-# {name: (classes, an item of the set → its class)}, for `tfds:NAME,label=…`.
+# {LABEL: (class names, function from a TFDS item to its class index)}.
 LABELS: dict[str, tuple[list[str], Callable[[dict[str, Any]], int]]] = {
-    "objects": ([str(count) for count in _COUNTS], _objects),
+    "objects": ([str(count) for count in _OBJECT_COUNTS], _object_count),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsSpec:
-    """What comes after `tfds:`.
+    """The part of a specification after `tfds:`.
 
     Attributes:
-      name: of TFDS, with configuration or version if wanted: `cifar10`, `imagenet2012:5.1.0`.
-      label: one of `LABELS`; '' is the set's own.
-      data_dir: where TFDS keeps its data; None is TFDS's own default.
+      name: TFDS name, optionally with configuration or version: `cifar10`, `imagenet2012:5.1.0`.
+      label: Name in `LABELS` of the label to compute; '' uses the label of the dataset.
+      data_dir: Directory in which TFDS stores its data; None for TFDS's default.
     """
 
     name: str
@@ -48,156 +52,170 @@ class TfdsSpec:
 
     @classmethod
     def parse(cls, text: str) -> TfdsSpec:
-        """`NAME[,label=LABEL][,data_dir=DIRECTORY]`; the folder may contain commas."""
-        text, at, directory = text.partition(",data_dir=")
+        """Parses `NAME[,label=LABEL][,data_dir=DIRECTORY]`; DIRECTORY may contain commas."""
+        text, has_directory, directory = text.partition(",data_dir=")
         name, *settings = text.split(",")
         values = dict(setting.partition("=")[::2] for setting in settings)
-        if wrong := set(values) - {"label"}:
-            raise unknown(f"setting in tfds:{name}", min(wrong), ("label", "data_dir"))
+        for key in values:
+            if key != "label":
+                raise unknown(f"setting in tfds:{name}", key, ("label", "data_dir"))
         if label := values.get("label", ""):
-            choose(f"label in tfds:{name}", label, LABELS)
-        return cls(name=name, label=label, data_dir=os.path.expanduser(directory) if at else None)
+            check_choice(f"label in tfds:{name}", label, LABELS)
+        data_dir = os.path.expanduser(directory) if has_directory else None
+        return cls(name=name, label=label, data_dir=data_dir)
 
 
 def tfds_splits(text: str) -> list[str]:
-    """The splits of a set that is prepared; [] if it is not.
+    """Returns the splits of a prepared TFDS dataset; [] if it is not prepared.
 
     Raises:
-      UserError: no such set.
+      UserError: TFDS does not have this dataset.
     """
     return list(_builder(TfdsSpec.parse(text)).info.splits)
 
 
-def tfds_dir(text: str, *, split: str, whole: bool = True) -> tuple[str, str]:
-    """(dataset folder, the name of the split in it) of a TFDS image set.
+def tfds_dir(text: str, *, split: str, any_order: bool = True) -> tuple[str, str]:
+    """Returns `(dataset folder, name of the split)` of a TFDS dataset, converting it if needed.
 
-    It is written once, in the order of TFDS's own shards and with its encoded images as they are,
-    each split into a folder of its own when it is asked for. An image that is none is kept as it
-    is, and logged: `data.corrupt` says what happens to it.
+    An image that cannot be decoded is stored unchanged and logged; `config.data.corrupt` decides
+    when it is read.
 
     Args:
-      text: what comes after `tfds:`, see `TfdsSpec`.
-      split: a whole split.
-      whole: False if only slices of it are wanted: then the order counts.
+      text: The part of a specification after `tfds:`, see `TfdsSpec`.
+      split: Name of a complete split, or a synonym.
+      any_order: Whether the order of the records may differ from TFDS's. False for slices.
 
     Raises:
-      UserError: no such set or split, data that are neither there nor can be downloaded, or no
-        image in them.
+      UserError: An unknown dataset or split, a dataset without images, or data that are not
+        prepared and cannot be downloaded.
     """
     spec = TfdsSpec.parse(text)
     builder = _builder(spec)
-    known = same_split(split, builder.info.splits) or split
-    # Earlier versions wrote the records of several shards in turns, to a folder without suffix.
-    earlier = _cached(builder, spec, known)
+    known = match_split(split, builder.info.splits) or split
+    # Earlier versions interleaved the records of several shards, in a directory without suffix.
+    earlier = _cache_path(builder, spec, known)
     ordered = f"{earlier}-in-order"
     if os.path.exists(os.path.join(ordered, FILE)):
         return ordered, known
     if os.path.exists(os.path.join(earlier, FILE)):
-        if whole or known in builder.info.splits and builder.info.splits[known].num_shards == 1:
+        splits = builder.info.splits
+        if any_order or known in splits and splits[known].num_shards == 1:
             return earlier, known
-    # Of the processes of a training all ask at once, and each would write all of it.
+    # All processes of a training run start at once: one converts, the others wait.
     with cache.locked(f"{os.path.dirname(ordered)}-{_slug(builder.info.full_name)}.lock"):
         if os.path.exists(os.path.join(ordered, FILE)):
             return ordered, known
         _prepare(builder, spec)
-        if (known := same_split(split, builder.info.splits)) is None:
+        if (known := match_split(split, builder.info.splits)) is None:
             raise unknown(f"split of tfds:{spec.name}", split, builder.info.splits)
-        _write(builder, spec, known, ordered)
+        _convert(builder, spec, known, ordered)
     return ordered, known
 
 
 def earlier_slice(text: str, split: str) -> str:
-    """The folder of a slice that an earlier version of mmjax has written, or ''."""
+    """Returns the directory of a slice that an earlier version of mmjax has converted, or ''."""
     spec = TfdsSpec.parse(text)
-    directory = _cached(_builder(spec), spec, split)
+    directory = _cache_path(_builder(spec), spec, split)
     return directory if os.path.exists(os.path.join(directory, FILE)) else ""
 
 
-def _cached(builder, spec: TfdsSpec, split: str) -> str:
+def _cache_path(builder: Any, spec: TfdsSpec, split: str) -> str:
     label = f"-{spec.label}" if spec.label else ""
     name = _slug(f"{builder.info.full_name}-{split}") + label
     return os.path.join(cache.cache_dir(), "tfds", name)
 
 
 def _slug(name: str) -> str:
-    """A name that a file can have."""
+    """Returns `name` with characters that file names may contain."""
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def _builder(spec: TfdsSpec):
+def _builder(spec: TfdsSpec) -> Any:
     import tensorflow_datasets as tfds
 
     try:
         return tfds.builder(spec.name, data_dir=spec.data_dir)
-    except Exception as error:  # TFDS has many kinds for this
-        raise UserError(f"tfds:{spec.name}: TFDS cannot make this dataset: {error}") from error
+    except Exception as error:  # TFDS raises many types of errors here
+        raise UserError(f"tfds:{spec.name}: TFDS cannot open this dataset: {error}") from error
 
 
-def _prepare(builder, spec: TfdsSpec) -> None:
+def _prepare(builder: Any, spec: TfdsSpec) -> None:
     try:
         builder.download_and_prepare()
     except Exception as error:
         raise UserError(
-            f"tfds:{spec.name}: the data are not prepared and cannot be downloaded ({error}). "
-            f"Prepare them with `tfds build {spec.name}` where there is a network, and copy them "
-            f"to {builder.data_dir}."
+            f"tfds:{spec.name}: the data are not prepared, and the download failed ({error}). Run "
+            f"`tfds build {spec.name}` on a machine with network access, and copy the result to "
+            f"{builder.data_dir}."
         ) from error
 
 
-def _feature(features, kind: type, usual: str) -> str | None:
-    """The feature of a kind: the one with the usual name, else the first."""
-    names = [name for name, feature in features.items() if isinstance(feature, kind)]
-    return usual if usual in names else next(iter(names), None)
+def _find_feature(features: Any, feature_type: type, preferred: str) -> str | None:
+    """Returns the name of a feature of this type: `preferred`, else the first, else None."""
+    names = [name for name, feature in features.items() if isinstance(feature, feature_type)]
+    return preferred if preferred in names else next(iter(names), None)
 
 
-def _write(builder, spec: TfdsSpec, split: str, directory: str) -> None:
+def _convert(builder: Any, spec: TfdsSpec, split: str, directory: str) -> None:
+    """Writes a split as a dataset folder."""
     import tensorflow_datasets as tfds
 
     name, features = spec.name, builder.info.features
-    image = _feature(features, tfds.features.Image, "image")
+    image = _find_feature(features, tfds.features.Image, "image")
     if image is None:
-        raise UserError(f"tfds:{name} has no image; it has {', '.join(features)}.")
-    label = _feature(features, tfds.features.ClassLabel, "label")
-    names = features[label].names if label else []
+        raise UserError(f"tfds:{name} has no images. Its features: {', '.join(features)}.")
+    label = _find_feature(features, tfds.features.ClassLabel, "label")
+    class_names = features[label].names if label else []
+    class_of = lambda item: int(item[label]) if label and item[label] >= 0 else None  # noqa: E731
     if spec.label:
-        names, label_of = LABELS[spec.label]
-    log.info("writing tfds:%s, split %s, to %s", name, split, directory)
+        class_names, class_of = LABELS[spec.label]
+    log.info("Converting tfds:%s, split %s, to %s.", name, split, directory)
     dataset = builder.as_dataset(
         split=split,
         decoders={image: tfds.decode.SkipDecoding()},
-        # One shard after the other: what TFDS's slices mean.
+        # One shard after the other: TFDS defines slices in this order.
         read_config=tfds.ReadConfig(interleave_cycle_length=1),
     )
-
-    def class_of(item: dict[str, Any], number: int) -> int | None:
-        if spec.label:
-            try:
-                return label_of(item)
-            except (KeyError, ValueError) as error:
-                raise UserError(
-                    f"tfds:{name}/{split}/{number} has no label {spec.label!r}: {error}."
-                ) from error
-        return int(item[label]) if label and item[label] >= 0 else None
-
-    def payloads() -> Iterator[bytes]:
-        for number, item in enumerate(dataset.as_numpy_iterator()):
-            index, where = class_of(item, number), f"{name}/{split}/{number}"
-            text = names[index] if index is not None else ""
-            try:
-                yield image_example(item[image], index, text, where)
-            except UserError as error:
-                log.warning("kept as it is: %s", error)
-                # Those who read it see that it cannot be decoded; the others keep their numbers.
-                yield image_example(b"\xff\xd8" + item[image], index, text, where)
-
+    payloads = _payloads(dataset, f"{name}/{split}", image, class_of, class_names)
     shard = shard_name("images", 0, 1)
-    count = tfrecord.write_shard(os.path.join(directory, shard), payloads())
+    count = tfrecord.write_shard(os.path.join(directory, shard), payloads)
     DatasetInfo(
         name=builder.info.name,
         splits={split: SplitInfo(num_examples=count, shards=[shard])},
-        modalities=("video", "label") if names else ("video",),
-        num_classes=len(names),
-        class_names=list(names),
+        modalities=("video", "label") if class_names else ("video",),
+        num_classes=len(class_names),
+        class_names=list(class_names),
         num_frames=1,
         source={"tfds": builder.info.full_name, "split": split},
     ).save(directory)
+
+
+def _payloads(
+    dataset: Any,
+    name: str,
+    image: str,
+    class_of: Callable[[dict[str, Any]], int | None],
+    class_names: Sequence[str],
+) -> Iterator[bytes]:
+    """Yields the items of a TFDS dataset as serialized records.
+
+    Args:
+      dataset: The dataset, with encoded images.
+      name: Its name and split, for messages and file names.
+      image: Name of the image feature.
+      class_of: Returns the class index of an item, or None.
+      class_names: Class names by index.
+    """
+    for index, item in enumerate(dataset.as_numpy_iterator()):
+        where = f"{name}/{index}"
+        try:
+            label = class_of(item)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"tfds:{where}: its label cannot be computed: {error}.") from error
+        text = class_names[label] if label is not None else ""
+        try:
+            yield image_example(item[image], label, text, where)
+        except UserError as error:
+            log.warning("%s. It is stored unchanged.", error)
+            # Decoding fails again when it is read; the other records keep their indices.
+            yield image_example(b"\xff\xd8" + item[image], label, text, where)

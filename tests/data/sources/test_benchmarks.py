@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from mmjax.data.sources import benchmarks, split_slicing
 from mmjax.data.sources import registry as sources
-from mmjax.data.sources.benchmarks import ALL, CATALOG
+from mmjax.data.sources.benchmarks import BENCHMARKS, LGSSL_BENCHMARKS
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
 from tests.messages import assert_mentions, raises
@@ -40,7 +40,7 @@ SIZES = {
 @pytest.mark.parametrize("name", SIZES)
 def test_split_sizes_are_those_of_lgssl_and_do_not_overlap(name):
     splits, expected = SIZES[name]
-    entry, sizes, seen = CATALOG[name], [], {}
+    entry, sizes, seen = BENCHMARKS[name], [], {}
     for text in (entry.train, entry.valid, entry.test):
         (part,) = split_slicing.parse(text)
         start, stop = part.bounds(splits[part.name])
@@ -52,18 +52,22 @@ def test_split_sizes_are_those_of_lgssl_and_do_not_overlap(name):
 
 
 def test_lgssl_averages_over_15_datasets():
-    assert len(ALL) == 15 and ALL[0] == "food101" and ALL[-1] == "pcam"
-    per_class = {name for name in ALL if CATALOG[name].metric == "mean_per_class"}
+    assert (
+        len(LGSSL_BENCHMARKS) == 15
+        and LGSSL_BENCHMARKS[0] == "food101"
+        and LGSSL_BENCHMARKS[-1] == "pcam"
+    )
+    per_class = {name for name in LGSSL_BENCHMARKS if BENCHMARKS[name].metric == "mean_per_class"}
     assert per_class == {"aircraft", "pets", "caltech101", "flowers"}
-    assert [name for name in ALL if not CATALOG[name].few_shot] == ["pcam"]
+    assert [name for name in LGSSL_BENCHMARKS if not BENCHMARKS[name].few_shot] == ["pcam"]
     classes = [101, 10, 100, 200, 397, 196, 100, 47, 37, 102, 102, 10, 10, 45, 2]
-    assert [CATALOG[name].num_classes for name in ALL] == classes
+    assert [BENCHMARKS[name].num_classes for name in LGSSL_BENCHMARKS] == classes
 
 
 def test_every_tfds_name_is_a_tfds_builder():
     """TFDS lists its builders without downloading data."""
     known = set(tfds.list_builders(with_community_datasets=False))
-    for name, entry in CATALOG.items():
+    for name, entry in BENCHMARKS.items():
         if entry.tfds:
             assert entry.tfds.split(",")[0].split("/")[0] in known, name
     assert not {builder for builder in known if "aircraft" in builder}
@@ -98,7 +102,7 @@ def test_datasets_are_found_in_order_of_precedence(tmp_path):
     tables = (f"{base}.csv", f"{base}/labels.csv", "path, label, split")
     tfds_dirs = ("TFDS", f"{tmp_path}/own", "docs/image_sets.md")
     with raises(UserError, "dataset.json", f"{base}/SPLIT/CLASS", *arrays, *tables, *tfds_dirs):
-        benchmarks.find(name, str(root))
+        benchmarks.find_benchmark(name, str(root))
     for make, spec in (
         (
             lambda: prepare(tmp_path / "own" / name / "3.0.2"),
@@ -113,7 +117,7 @@ def test_datasets_are_found_in_order_of_precedence(tmp_path):
         (lambda: toy.build(root / name, 2, shards=1), f"{root}/{name}"),
     ):
         make()
-        assert benchmarks.find(name, str(root)) == spec
+        assert benchmarks.find_benchmark(name, str(root)) == spec
 
 
 def prepare(directory):
@@ -123,17 +127,19 @@ def prepare(directory):
 
 def test_find_checks_the_tfds_configuration(tmp_path):
     prepare(tmp_path / "eurosat" / "rgb" / "2.0.0")
-    assert benchmarks.find("eurosat", str(tmp_path)) == f"tfds:eurosat,data_dir={tmp_path}"
+    assert (
+        benchmarks.find_benchmark("eurosat", str(tmp_path)) == f"tfds:eurosat,data_dir={tmp_path}"
+    )
     prepare(tmp_path / "sun397" / "tfds" / "4.0.0")
     with raises(UserError, tmp_path / "sun397", "TFDS", "sun397/standard-part1-120k"):
-        benchmarks.find("sun397", str(tmp_path))
+        benchmarks.find_benchmark("sun397", str(tmp_path))
     prepare(tmp_path / "own" / "clevr" / "3.1.0")
-    assert benchmarks.find("clevr") == f"tfds:clevr,label=objects,data_dir={tmp_path}/own"
+    assert benchmarks.find_benchmark("clevr") == f"tfds:clevr,label=objects,data_dir={tmp_path}/own"
     with raises(UserError, "aircraft", "SPLIT.npz", "docs/image_sets.md") as info:
-        benchmarks.find("aircraft")
+        benchmarks.find_benchmark("aircraft")
     assert "TFDS" not in str(info.value)  # TFDS has no builder for it
     with raises(UserError, "'cifar'", "cifar10", "cifar100", "food101"):
-        benchmarks.find("cifar")
+        benchmarks.find_benchmark("cifar")
 
 
 @pytest.mark.parametrize(
@@ -157,31 +163,31 @@ def test_splits_follow_the_splits_of_local_data(tmp_path, name, existing, expect
     for split in existing.split():
         write_arrays(tmp_path / f"{split}.npz")
     spec = f"npz:{tmp_path}"
-    assert benchmarks.splits_of(name, spec) == expected
+    assert benchmarks.benchmark_splits(name, spec) == expected
     stratified = tuple(part.replace("]", ":stratified]") for part in expected)
-    assert benchmarks.splits_of(name, spec, stratified=True) == stratified
+    assert benchmarks.benchmark_splits(name, spec, stratified=True) == stratified
 
 
 def test_tfds_data_uses_the_published_splits():
-    entry = CATALOG["food101"]
+    entry = BENCHMARKS["food101"]
     published = (entry.train, entry.valid, entry.test)
-    assert benchmarks.splits_of("food101", "tfds:food101,data_dir=/nowhere") == published
+    assert benchmarks.benchmark_splits("food101", "tfds:food101,data_dir=/nowhere") == published
 
 
 def test_image_folders_are_split_per_class(tmp_path):
     """Image folders are sorted by class: a contiguous slice would lose classes."""
     write_images(tmp_path / "a", *(f"train/{c}" for c in "abc"), "test/a", count=10)
     spec = f"images:{tmp_path}/a"
-    parts = benchmarks.splits_of("cifar10", spec)
+    parts = benchmarks.benchmark_splits("cifar10", spec)
     assert parts == ("train[:80%:stratified]", "train[80%::stratified]", "test")
     for split, count in zip(parts, (8, 2), strict=False):
         assert np.bincount(sources.open_source(spec, split=split).labels()).tolist() == [count] * 3
-    plain = benchmarks.splits_of("cifar10", spec, stratified=False)
+    plain = benchmarks.benchmark_splits("cifar10", spec, stratified=False)
     assert plain == ("train[:80%]", "train[80%:]", "test")
     write_images(tmp_path / "b", "a", "b")  # no splits: every split name means all images
     spec = f"images:{tmp_path}/b"
-    assert benchmarks.splits_of("imagenet_a", spec) == ("", "", "test")
-    assert benchmarks.splits_of("resisc45", spec)[2] == "train[20%::stratified]"
+    assert benchmarks.benchmark_splits("imagenet_a", spec) == ("", "", "test")
+    assert benchmarks.benchmark_splits("resisc45", spec)[2] == "train[20%::stratified]"
 
 
 @pytest.mark.parametrize("name, existing", [("cifar10", "train"), ("cifar10", "test")])
@@ -189,10 +195,10 @@ def test_error_when_a_split_is_missing(tmp_path, name, existing):
     write_arrays(tmp_path / f"{existing}.npz")
     spec = f"npz:{tmp_path}"
     with raises(UserError, spec) as info:
-        benchmarks.splits_of(name, spec)
+        benchmarks.benchmark_splits(name, spec)
     assert_mentions(str(info.value).replace(spec, ""), name, "train", "test", "split")
     write_images(tmp_path / "flat", "a")
     spec = f"images:{tmp_path}/flat"
     with raises(UserError, spec) as info:
-        benchmarks.splits_of(name, spec)
+        benchmarks.benchmark_splits(name, spec)
     assert_mentions(str(info.value).replace(spec, ""), name, "train", "test", "split")

@@ -8,12 +8,12 @@ import tensorflow as tf
 
 from mmjax.data.sources import captions
 from mmjax.data.sources import registry as sources
-from mmjax.data.storage import schema, tfrecord
+from mmjax.data.storage import image_files, schema, tfrecord
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
 from tests.messages import raises
 
-IMAGE = schema.encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+IMAGE = image_files.encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
 TEXTS = [["a red cat", "Übergröße 漢字"], [], ["x" * 5000], ["one more"], ["many words " * 40]]
 
 
@@ -32,7 +32,7 @@ def directory(tmp_path_factory):
 def test_captions_and_filenames_equal_those_of_decoded_records(directory):
     source = sources.open_source(str(directory), split="train")
     whole = [schema.decode(source.fetch(n)) for n in range(source.num_examples)]
-    result = list(captions.read_contexts(source, range(source.num_examples)))
+    result = list(captions.read_captions_and_filenames(source, range(source.num_examples)))
     assert result == [(each.captions, each.filename) for each in whole]
     assert {len(texts) for texts, _ in result} == {0, 1, 2}
     subset = [7, 1100, 3]
@@ -60,7 +60,7 @@ def test_captions_of_tf_examples_and_of_feature_lists_are_read(tmp_path):
     payloads = [example_proto.SerializeToString(), lists.SerializeToString()]
     tfrecord.write_shard(tmp_path / "train-00000-of-00001.tfrecord", payloads)
     source = sources.open_source(str(tmp_path), split="train")
-    result = list(captions.read_contexts(source, range(2)))
+    result = list(captions.read_captions_and_filenames(source, range(2)))
     assert result == [(["in an Example"], ""), (["in a list"], "a.mp4")]
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mmjax.data.pipeline.loader import make_eval_data
-from mmjax.data.sources import image_folder as image_sets
+from mmjax.data.sources import image_list
 from mmjax.data.sources import registry as sources
 from mmjax.data.storage import schema
 from mmjax.errors import UserError
@@ -295,7 +295,7 @@ def test_error_for_a_dmvr_stream_in_a_mixture():
 def test_images_of_other_formats_are_converted_to_png():
     out = io.BytesIO()
     PIL.Image.new("RGB", (5, 4), (1, 2, 3)).save(out, "BMP")
-    (frame,) = frames(image_sets.image_example(out.getvalue(), None, "", "x.bmp"))
+    (frame,) = frames(image_list.image_example(out.getvalue(), None, "", "x.bmp"))
     assert (frame == [1, 2, 3]).all() and frame.shape == (4, 5, 3)
 
 
@@ -307,14 +307,14 @@ def test_error_when_data_train_is_unset():
 def test_concurrent_readers_convert_a_tfds_dataset_once(two_colors, monkeypatch):
     from mmjax.data.sources import tfds as tfds_source
 
-    write, written = tfds_source._write, []
+    write, written = tfds_source._convert, []
 
     def slow(*args):
         written.append(args)
         time.sleep(0.3)
         write(*args)
 
-    monkeypatch.setattr(tfds_source, "_write", slow)
+    monkeypatch.setattr(tfds_source, "_convert", slow)
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         convert = lambda _: tfds_source.tfds_dir("two_colors", split="train")  # noqa: E731
         directories = list(pool.map(convert, range(3)))

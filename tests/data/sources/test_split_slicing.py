@@ -9,6 +9,8 @@ import tensorflow_datasets as tfds
 from mmjax.data.pipeline.phases import pure_reader
 from mmjax.data.sources import registry as sources
 from mmjax.data.sources import split_slicing
+from mmjax.data.storage import schema
+from mmjax.data.storage.dataset import DatasetInfo
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
 from tests.messages import assert_mentions, raises
@@ -23,7 +25,7 @@ class Numbers:
     def __init__(self, name, labels):
         self.name, self._labels = name, np.asarray(labels)
         self.num_examples = len(labels)
-        self.info = sources.DatasetInfo(name="numbers", num_classes=int(max(labels)) + 1)
+        self.info = DatasetInfo(name="numbers", num_classes=int(max(labels)) + 1)
 
     def fetch(self, record):
         return f"{self.name} {record}".encode()
@@ -36,7 +38,7 @@ class Numbers:
 
 def open_split(split, **splits):
     return split_slicing.open_split(
-        split, lambda name: Numbers(name, splits[name]), joiner=split_slicing.Joined
+        split, lambda name: Numbers(name, splits[name]), concatenate=split_slicing.ConcatSource
     )
 
 
@@ -151,10 +153,10 @@ def test_warning_counts_the_classes_that_a_slice_lacks(caplog):
 
 
 def test_validation_split_names_are_synonyms():
-    assert split_slicing.same_split("validation", ["train", "val"]) == "val"
-    assert split_slicing.same_split("val", ["valid", "val"]) == "val"
-    assert split_slicing.same_split("test", ["train", "val"]) is None
-    assert split_slicing.same_split("novel", ["novel"]) == "novel"
+    assert split_slicing.match_split("validation", ["train", "val"]) == "val"
+    assert split_slicing.match_split("val", ["valid", "val"]) == "val"
+    assert split_slicing.match_split("test", ["train", "val"]) is None
+    assert split_slicing.match_split("novel", ["novel"]) == "novel"
 
 
 @pytest.fixture(scope="module")
@@ -188,34 +190,34 @@ def test_all_ways_to_read_a_slice_agree(directory, split):
         assert source.fetch(index) == payload and source.where(index) == whole.where(record)
         (pure,) = read(np.int64(1), np.int64(index)).as_numpy_iterator()
         assert pure == payload
-        short = sources.schema.decode(source.fetch_without("image/encoded", index))
+        short = schema.decode(source.fetch_without("image/encoded", index))
         assert len(source.fetch_without("image/encoded", index)) < len(payload) / 2
-        assert source.resolve(short.frames) == sources.schema.decode(payload).frames
+        assert source.resolve(short.frames) == schema.decode(payload).frames
 
 
 def test_sum_of_slices_of_two_splits(tmp_path):
     toy.build(tmp_path, 5, shards=2)
-    info = sources.DatasetInfo.load(tmp_path)
+    info = DatasetInfo.load(tmp_path)
     (tmp_path / "more").mkdir()
     toy.build(tmp_path / "more", 4, shards=1, split="valid")
     for file in (tmp_path / "more").glob("valid-*"):
         file.rename(tmp_path / file.name)
-    info.splits["valid"] = sources.DatasetInfo.load(tmp_path / "more").splits["valid"]
+    info.splits["valid"] = DatasetInfo.load(tmp_path / "more").splits["valid"]
     info.save(tmp_path)
     source = sources.open_source(str(tmp_path), split="train[3:]+val")  # a synonym of valid
-    names = [sources.schema.decode(source.fetch(n)).filename for n in range(6)]
+    names = [schema.decode(source.fetch(n)).filename for n in range(6)]
     assert names == ["clip 3", "clip 4", "clip 0", "clip 1", "clip 2", "clip 3"]
     assert source.where(5).endswith("valid-00000-of-00001.tfrecord, record 3")
     assert source.where(1).endswith("train-00001-of-00002.tfrecord, record 2")
     for index in range(6):
-        short = sources.schema.decode(source.fetch_without("image/encoded", index))
-        expected = sources.schema.decode(source.fetch(index))
+        short = schema.decode(source.fetch_without("image/encoded", index))
+        expected = schema.decode(source.fetch(index))
         assert source.resolve(short.frames) == expected.frames
 
 
 def test_reading_labels_tolerates_corrupt_records(tmp_path):
     """`data.corrupt` decides what happens when the record itself is read."""
-    payload = lambda n: b"\xff" * 9 if n == 2 else sources.schema.encode(toy.example(n))  # noqa: E731
+    payload = lambda n: b"\xff" * 9 if n == 2 else schema.encode(toy.example(n))  # noqa: E731
     toy.build(tmp_path, 6, shards=1, payload=payload)
     source = sources.open_source(str(tmp_path), split="train[1:4]")
     assert source.labels().tolist() == [1, -1, 3] and source.fetch(1) == b"\xff" * 9
@@ -224,7 +226,7 @@ def test_reading_labels_tolerates_corrupt_records(tmp_path):
 def test_labels_are_read_from_long_contexts(tmp_path):
     """A plain tf.train.Example stores its images in the context."""
     stored = toy.example(3, captions=["word " * 2000])
-    toy.build(tmp_path, 4, shards=1, payload=lambda n: sources.schema.encode(stored))
+    toy.build(tmp_path, 4, shards=1, payload=lambda n: schema.encode(stored))
     assert sources.open_source(str(tmp_path), split="train").labels().tolist() == [3] * 4
 
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from mmjax.data.sources import captions_and_labels
+from mmjax.data.sources import record_contexts
 from mmjax.data.sources import registry as sources
-from mmjax.data.storage import schema
+from mmjax.data.storage import image_files, schema
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
 from tests.messages import raises
 
-IMAGE = schema.encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+IMAGE = image_files.encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
 
 
 def payload(number):
@@ -38,14 +38,19 @@ def test_whole_records_are_fetched_only_when_the_context_has_no_value(source, mo
     from_context = lambda context: None if first_label(context) == 2 else first_label(context)  # noqa: E731
     order = [6, 0, 5, 2, 1]
     result = list(
-        captions_and_labels.read(source, order, from_context, lambda whole: 10 + whole.labels[0])
+        record_contexts.read(
+            source,
+            order,
+            from_context=from_context,
+            from_example=lambda example: 10 + example.labels[0],
+        )
     )
     assert result == [0, 0, 12, 12, 1] and fetched == [5, 2]
 
 
 def test_a_damaged_record_raises_or_gets_the_default_value(source):
-    whole = lambda example: example.labels[0]  # noqa: E731
+    functions = dict(from_context=first_label, from_example=lambda example: example.labels[0])
     with raises(UserError, "9 bytes", "tf.train.SequenceExample", "mmjax validate"):
-        list(captions_and_labels.read(source, range(7), first_label, whole))
-    result = list(captions_and_labels.read(source, range(7), first_label, whole, damaged=-1))
+        list(record_contexts.read(source, range(7), **functions))
+    result = list(record_contexts.read(source, range(7), **functions, damaged=-1))
     assert result == [0, 1, 2, 0, -1, 2, 0] == source.labels().tolist()

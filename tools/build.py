@@ -145,21 +145,23 @@ def _add_execution_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds the dataset; returns 1 if too many clips could not be built."""
-    from mmjax.data.build import build, command, manifest
+    from mmjax.data.build import build
+    from mmjax.data.build.options import BuildOptions
+    from mmjax.data.build.splits import parse_fractions
 
     if args.finalize:
-        result = command.finalize(args.out)
+        result = build.finalize(args.out)
     else:
-        result = command.build_dataset(
+        result = build.build_dataset(
             args.out,
-            command.Source(
+            build.Source(
                 csv=args.csv,
                 images=args.images,
                 media_root=args.media_root,
                 separator=args.separator,
                 split=args.split,
             ),
-            build.Options(
+            BuildOptions(
                 fps=args.fps,
                 size=args.size or None,
                 sample_rate=args.sample_rate,
@@ -169,8 +171,8 @@ def run(args: argparse.Namespace) -> int:
                 audio=not args.no_audio,
                 frame_dir_fps=args.frame_dir_fps,
                 clip_seconds=args.clip_seconds,
-                by_time=manifest.parse_fractions(args.split_by_time),
-                by_file=manifest.parse_fractions(args.split_by_file),
+                by_time=parse_fractions(args.split_by_time, option="--split-by-time"),
+                by_file=parse_fractions(args.split_by_file, option="--split-by-file"),
                 clips_per_shard=args.clips_per_shard or (1024 if args.images else 64),
                 vocab_size=args.vocab_size,
             ),

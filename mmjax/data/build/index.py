@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from mmjax.data.storage import dataset, schema, tfrecord
-from mmjax.data.text import tokenizers
+from mmjax.data.text import word_vocab
 from mmjax.errors import UserError
 
 
@@ -72,8 +72,8 @@ def vocabulary(
         captions += example.captions
     if not captions:
         raise UserError(f"The split {split!r} of {path} has no captions.")
-    words = tokenizers.build_word_vocab([*captions, *also], size=size)
-    tokenizers.write_word_vocab(os.path.join(path, "vocab.txt"), words)
+    words = word_vocab.build_word_vocab([*captions, *also], size=size)
+    word_vocab.write_word_vocab(os.path.join(path, "vocab.txt"), words)
     if os.path.exists(os.path.join(path, dataset.FILE)):
         dataclasses.replace(directory.info, vocabulary="vocab.txt").save(path)
     return words
@@ -95,4 +95,4 @@ def keyword_texts(keywords: bool, *, synonyms: str = "", prompt: str = "") -> li
         if synonyms or prompt:
             raise UserError("--synonyms and --prompt are options of --keywords. Add --keywords.")
         return []
-    return keywords_lib.inserted(keywords_lib.Keywords(synonyms=synonyms, prompt=prompt))
+    return keywords_lib.inserted_texts(keywords_lib.Keywords(synonyms=synonyms, prompt=prompt))

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmjax.data.build import manifest
+from mmjax.data.build import manifest, splits
 from mmjax.data.storage import directories, image_files
 
 # Groups of skipped images in the report.
@@ -76,7 +76,7 @@ def find_directories(root: str, split: str) -> Iterator[ImageDirectory]:
       split: Split of all other directories.
     """
     subdirectories = {entry.name for entry in os.scandir(root) if entry.is_dir()}
-    by_split = bool(subdirectories) and subdirectories <= set(manifest.SPLIT_DIRECTORIES)
+    by_split = bool(subdirectories) and subdirectories <= set(splits.SPLIT_DIRECTORIES)
     for full_path, _, files in directories.walk(root):
         path = "" if full_path == root else os.path.relpath(full_path, root)
         # In the media directory itself, files other than images may be tables and archives.
@@ -87,7 +87,7 @@ def find_directories(root: str, split: str) -> Iterator[ImageDirectory]:
                 full_path,
                 path,
                 "/".join(parts[in_split:]),
-                manifest.check_split(parts[0]) if in_split else split,
+                splits.check_split(parts[0]) if in_split else split,
             )
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmjax.data.build import manifest
+from mmjax.data.build import manifest, splits
 from mmjax.data.importers.annotations import iterate_json, location
 from mmjax.data.importers.caption_files import (
     EMPTY_CAPTION,
@@ -108,7 +108,7 @@ class _Columns:
         captions = normalize_captions(row.get(self._caption))
         directory, file = os.path.split(path or "")
         try:
-            split = manifest.check_splits(str(row.get("split") or self._default_split))
+            split = splits.check_splits(str(row.get("split") or self._default_split))
         except ValueError as error:
             raise UserError(f"{line}: {error}.") from error
         problem = "" if captions else EMPTY_CAPTION

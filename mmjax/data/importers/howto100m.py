@@ -18,8 +18,8 @@ Sentence = tuple[float, str]  # middle in seconds, text
 
 def _read(job: Job) -> Iterator[AnnotatedExample]:
     # The tokenizers import TensorFlow, which the other importers do not need.
-    from mmjax.data.build.manifest import parse_part
-    from mmjax.data.text.tokenizers import split_words
+    from mmjax.data.build.splits import parse_part
+    from mmjax.data.text.word_vocab import split_words
 
     options = job.options
     _check_options(options)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.data.build import examples, manifest, runners
+from mmjax.data.build import cutting, examples, manifest, runners
+from mmjax.data.build.options import BuildOptions
 from mmjax.data.storage import dataset, schema
 from mmjax.data.storage import media as segments
 from mmjax.tools import cli
@@ -184,7 +185,7 @@ def test_unreadable_clips_are_reported_skipped_and_retried(media, tmp_path, caps
     assert_line_mentions(out, 4, 1, "b.mkv", "7 s", "4.00 s")
     assert_mentions(out, "--retry-bad")
     with open(tmp_path / "ds" / "bad_rows.csv") as file:
-        assert [row["row"] for row in csv.DictReader(file)] == ["3", "4"]
+        assert [row["line"] for row in csv.DictReader(file)] == ["3", "4"]
     assert len(read(tmp_path / "ds")) == 1
 
     assert run(*common, "--max-bad-fraction", "0.7") == 0
@@ -193,7 +194,8 @@ def test_unreadable_clips_are_reported_skipped_and_retried(media, tmp_path, caps
     assert [example.filename for example in read(tmp_path / "ds")] == ["b.mkv", "bad.mp4"]
 
     assert run(*common[:2], "--out", tmp_path / "strict", *SMALL, "--on-error", "fail") == 2
-    assert_line_mentions(capsys.readouterr().err, 4, "b.mkv", "7 s", "4.00 s")
+    facts = (f"{table}, line 4", "b.mkv", "7 s", "4.00 s")
+    assert_line_mentions(capsys.readouterr().err, *facts)
     assert not list((tmp_path / "strict").glob("*.tfrecord*"))
 
 
@@ -211,7 +213,7 @@ def test_videos_are_cut_and_split_by_time(media, tmp_path):
 
 def test_cut_keeps_a_remainder_of_at_least_half_a_clip():
     def cut(duration, **options):
-        clips = manifest.cut([manifest.Clip(path="f")], durations={"f": duration}, **options)
+        clips = cutting.cut([manifest.Clip(path="f")], durations={"f": duration}, **options)
         return [(clip.split, clip.start, clip.end) for clip in clips]
 
     assert cut(7.6, clip_seconds=3) == [("train", 0, 3), ("train", 3, 6), ("train", 6, 7.6)]
@@ -225,10 +227,10 @@ def test_cut_keeps_a_remainder_of_at_least_half_a_clip():
 
 
 def test_split_by_file_keeps_files_together_and_is_stable():
-    clips = [manifest.Clip(path=f"{k % 200}.mp4", row=k) for k in range(400)]
+    clips = [manifest.Clip(path=f"{k % 200}.mp4", line=k) for k in range(400)]
     parts = [("train", 0.75), ("test", 0.25)]
-    split = {c.path: c.split for c in manifest.split_by_file(clips, parts)}
-    again = manifest.split_by_file([*clips[::-1], manifest.Clip(path="new.mp4")], parts)
+    split = {c.path: c.split for c in cutting.split_by_file(clips, parts)}
+    again = cutting.split_by_file([*clips[::-1], manifest.Clip(path="new.mp4")], parts)
     assert all(split.get(clip.path, clip.split) == clip.split for clip in again)
     assert 0.15 < np.mean([name == "test" for name in split.values()]) < 0.35
 
@@ -264,7 +266,7 @@ def test_split_options_are_refused_for_a_table_with_splits(media, tmp_path, caps
 def test_class_indices_come_from_the_file_the_names_or_the_labels(tmp_path):
     def indices(labels, names=None):
         clips = [manifest.Clip(path="f", labels=(label,)) for label in labels]
-        return manifest.class_numbers(clips, names)
+        return manifest.class_indices(clips, names)
 
     assert indices(["b", "a", "b"]) == {"a": 0, "b": 1}
     assert indices(["7", "3"]) == {}
@@ -276,7 +278,7 @@ def test_class_indices_come_from_the_file_the_names_or_the_labels(tmp_path):
 
 
 class _OneFrame:
-    options = examples.Options()
+    options = BuildOptions()
 
     def read(self, clip):
         return segments.Segment(frames=[b"\xff\xd8"], waveform=None, start=0.0, end=0.0)
@@ -292,7 +294,7 @@ class _OneFrame:
         ("path,split\na,tr/ain", ("line 2", "'tr/ain'")),
         ("path,caption\na,b,c", ("line 2", " 3 ", " 2 ")),
         ("path,start\n,3", ("line 2", "path")),
-        ("path", ()),
+        ("path", ("no rows",)),
     ],
 )
 def test_malformed_tables_are_named(tmp_path, capsys, lines, facts):
@@ -304,21 +306,24 @@ def test_malformed_tables_are_named(tmp_path, capsys, lines, facts):
 @pytest.mark.parametrize(
     ("arguments", "facts"),
     [
-        (["--csv", "nowhere.csv"], ("nowhere.csv",)),
-        (["--images", "nowhere"], ("nowhere",)),
+        (["--csv", "nowhere.csv"], ("--csv nowhere.csv",)),
+        (["--images", "nowhere"], ("--images nowhere",)),
         ([], ("--csv", "--images")),
         (["--csv", "TABLE", "--media-root", "nowhere"], ("nowhere/b.mkv", "--media-root")),
         (
             ["--csv", "TABLE", "--split-by-time", "train:0.8,test:0.1"],
-            ("'train:0.8,test:0.1'", "0.9"),
+            ("--split-by-time", "'train:0.8,test:0.1'", "0.9"),
         ),
         (
             ["--csv", "TABLE", "--split-by-time", "train:0.8,test:0.2"],
-            (2, "b.mkv", "--clip-seconds", "--split-by-file"),
+            ("labeled.csv, line 2", "b.mkv", "--clip-seconds", "--split-by-file"),
         ),
         (["--csv", "TABLE", "--shard", "3/3"], ("--shard", "3/3")),
         (["--csv", "TABLE", "--fps", "-1"], ("--fps", "-1")),
-        (["--csv", "TABLE", "--classes", "CLASSES"], (2, "'stripe'", "'stripes'")),
+        (
+            ["--csv", "TABLE", "--classes", "CLASSES"],
+            ("labeled.csv, line 2", "'stripe'", "'stripes'"),
+        ),
     ],
 )
 def test_wrong_arguments_are_named(media, tmp_path, capsys, arguments, facts):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.data.build import build, manifest
+from mmjax.data.build import manifest, plan
 from mmjax.data.storage import dataset, schema
 from mmjax.data.text.synonyms import load_synonyms
 from mmjax.tools import cli
@@ -77,7 +77,7 @@ def test_touch_background_and_crop_are_stored_in_the_records(directory):
     assert info.statistics["examples_with"]["touch"] == 2
     assert info.statistics["touch_backgrounds"] == 1
     # The plan that other jobs of a job array read has the same clips as the table.
-    assert build.load_plan(directory / "ds").clips == manifest.read_table(str(table))
+    assert plan.load_plan(directory / "ds").clips == manifest.read_table(str(table))
 
 
 def test_crop_margin_is_stored_and_resized_with_the_crop(directory):
@@ -104,8 +104,8 @@ def test_csv_and_tsv_give_the_same_clips_as_jsonl(directory):
     )
     tables = [manifest.read_table(str(directory / name)) for name in ("t.csv", "t.tsv")]
     expected = manifest.read_table(str(jsonl))
-    assert [[vars(clip) | {"row": 0} for clip in table] for table in tables] == [
-        [vars(clip) | {"row": 0} for clip in expected]
+    assert [[vars(clip) | {"line": 0} for clip in table] for table in tables] == [
+        [vars(clip) | {"line": 0} for clip in expected]
     ] * 2
     assert expected[0].crop == (1, 2, 3, 4) and expected[1].file == "touch0.jpg"
 
@@ -148,7 +148,7 @@ def test_malformed_rows_of_tables_are_named(directory, capsys, row, facts):
             {"path": "see.png", "crop": [120, 0, 4, 4]},
             ("see.png", "160×120", "4×4", "top 120", "left 0"),
         ),
-        ({"path": "tone.wav", "crop": [0, 0, 4, 4]}, ("tone.wav", "crop")),
+        ({"path": "tone.wav", "crop": [0, 0, 4, 4]}, ("tone.wav", "crop", "not an image")),
     ],
 )
 def test_clips_that_cannot_be_built_are_named_and_skipped(directory, capsys, row, facts):
@@ -169,7 +169,7 @@ def test_negative_crop_margin_is_refused(directory, capsys):
 def test_commands_of_the_touch_section_run_as_printed(tmp_path, monkeypatch):
     """Runs the table and the commands of docs/your_data.md, section Touch."""
     monkeypatch.chdir(tmp_path)
-    guide = Path(__file__).parents[2] / "docs" / "your_data.md"
+    guide = Path(__file__).parents[3] / "docs" / "your_data.md"
     section = re.search(r"^## Touch\n(.*?)^## ", guide.read_text(), re.DOTALL | re.MULTILINE)[1]
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     table, *commands = (text for language, text in blocks if not language)

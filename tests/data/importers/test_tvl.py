@@ -329,7 +329,7 @@ def test_csv_and_jsonl_tables_give_the_same_clips(both):
     csv = both.out.with_suffix(".csv")
     assert both.run("--no-contact", "0.1", out=csv) == 0
     clips = [manifest.read_table(str(path)) for path in (csv, both.out)]
-    assert [vars(c) | {"row": 0} for c in clips[0]] == [vars(c) | {"row": 0} for c in clips[1]]
+    assert [vars(c) | {"line": 0} for c in clips[0]] == [vars(c) | {"line": 0} for c in clips[1]]
 
 
 def test_table_builds_a_dataset(root):

@@ -185,20 +185,20 @@ class Vectors(Encoder):
         if not os.path.isfile(path):
             raise UserError(f"--encoder vectors:{path}: there is no such file.")
         if word_vectors.is_word_vectors(path):
-            from mmjax.data.text import tokenizers
+            from mmjax.data.text import word_vocab
 
             if not os.path.isfile(vocab):
                 raise UserError(
                     f"--encoder vectors:{path} is a table without words: give them with --vocab "
                     "FILE, one per line."
                 )
-            self._table, numbers = word_vectors.load(path), tokenizers.read_word_vocab(vocab)
+            self._table, numbers = word_vectors.load(path), word_vocab.read_word_vocab(vocab)
             if max(numbers.values()) >= len(self._table):
                 raise UserError(
                     f"{vocab} has words up to number {max(numbers.values())}, but {path} only "
                     f"{len(self._table)} rows."
                 )
-            self._rows = {w: n for w, n in numbers.items() if w not in tokenizers.SPECIAL}
+            self._rows = {w: n for w, n in numbers.items() if w not in word_vocab.SPECIAL}
             self.width = self._table.shape[1]
         elif vocab:
             raise UserError(f"--vocab is for a table; {path} has the words with their vectors.")
@@ -206,7 +206,7 @@ class Vectors(Encoder):
             self.width = _vec_width(path)
 
     def prepare(self, captions: Iterable[str]) -> None:
-        from mmjax.data.text.tokenizers import split_words
+        from mmjax.data.text.word_vocab import split_words
 
         if self._table is None:  # of millions of vectors only those that are used are held
             wanted = {word for caption in captions for word in split_words(caption)}
@@ -216,7 +216,7 @@ class Vectors(Encoder):
         return {"words": len(self._rows), "fingerprint": _fingerprint(self._table)}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        from mmjax.data.text.tokenizers import split_words
+        from mmjax.data.text.word_vocab import split_words
 
         found = np.zeros((len(texts), self.width), np.float32)
         for row, text in zip(found, texts, strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from mmjax.data.storage import dataset, image_files, schema, tfrecord
-from mmjax.data.text import tokenizers
+from mmjax.data.text import word_vocab
 
 FPS, RATE, FRAMES, SIZE = 10.0, 1000.0, 20, 32
 WORDS = ("red", "blue", "circle", "square", "moves", "up")
@@ -46,8 +46,8 @@ def build(
         tfrecord.write_shard(
             os.path.join(directory, name), [payload(n) for n in range(first, last)]
         )
-    vocab = tokenizers.build_word_vocab(WORDS)
-    tokenizers.write_word_vocab(os.path.join(directory, "vocab.txt"), vocab)
+    vocab = word_vocab.build_word_vocab(WORDS)
+    word_vocab.write_word_vocab(os.path.join(directory, "vocab.txt"), vocab)
     fields = dict(
         name="toy",
         splits={split: dataset.SplitInfo(num_examples=count, shards=names)},

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from mmjax.data.text.tokenizers import WordTokenizer, build_word_vocab, write_word_vocab
+from mmjax.data.text.tokenizers import WordTokenizer
+from mmjax.data.text.word_vocab import build_word_vocab, write_word_vocab
 from mmjax.errors import UserError
 from mmjax.evals import captions
 from mmjax.evals.zero_shot import classify, zero_shot_weights
@@ -147,8 +148,8 @@ def test_caption_keywords_with_a_tokenizer_that_drops_commas(make_harness, tmp_p
     assert results["z/touch/top1_chance"] == pytest.approx(truth.mean())
     with raises(UserError, "config.data.text.tokenizer", "commas", "classes"):
         harness.run(z=dict(type="zero_shot", truth="keywords"))
-    assert captions.keep_commas(FakeTokenizer()) and not captions.keep_commas(tokenizer)
-    table = captions.mentions(
+    assert captions.keeps_commas(FakeTokenizer()) and not captions.keeps_commas(tokenizer)
+    table = captions.mention_table(
         ["Wet black <unk> ice", "skinlike black ice", ""], ["black ice", "skin-like"]
     )
     assert table.tolist() == [[False, False], [True, True], [False, False]]
@@ -160,7 +161,7 @@ def test_captions_are_split_into_keywords():
     assert captions.keywords("sandy, android.") == ["sandy", "android"]
     assert captions.keywords(" .") == []
     assert captions.all_keywords(["b, a", "a - b. c", "a-b"]) == ["a", "a - b c", "a-b", "b"]
-    table = captions.table(["fabric - like, wet", ""], ["fabric-like", "we", "wet"])
+    table = captions.keyword_table(["fabric - like, wet", ""], ["fabric-like", "we", "wet"])
     assert table.tolist() == [[True, False, True], [False] * 3]
 
 

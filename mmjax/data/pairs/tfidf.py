@@ -27,7 +27,7 @@ def vectorizer() -> TfidfVectorizer:
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    from mmjax.data.text.tokenizers import split_words
+    from mmjax.data.text.word_vocab import split_words
 
     return TfidfVectorizer(analyzer=split_words)
 

@@ -1,8 +1,8 @@
-"""Other words for the words of captions: a JSON file {word: [other words]}.
+"""Synonyms of the words in captions: a JSON file {word: [synonyms]}.
 
-A table for the adjectives of touch is part of the package. Captions that say the same in other
-words train an encoder of touch that is less bound to the words of one annotator (TVL: Fu et al.
-2024, A Touch, Vision, and Language Dataset for Multimodal Alignment, arXiv 2402.13232).
+A table of tactile adjectives is included in the package. Training on captions with synonyms makes
+a touch encoder depend less on the words of one annotator (TVL: Fu et al. 2024, A Touch, Vision, and
+Language Dataset for Multimodal Alignment, arXiv 2402.13232).
 """
 
 from __future__ import annotations
@@ -13,45 +13,55 @@ import os
 from mmjax import assets
 from mmjax.errors import UserError
 
-TACTILE = "tactile"  # names the table of the package
+TACTILE = "tactile"  # name of the included table
 
 
 def load_synonyms(path: str | os.PathLike, *, keep: int = 0) -> dict[str, list[str]]:
-    """{word: [the word itself, others]}, in the order of the file, each once.
+    """Returns {word: [the word itself, its synonyms]}, each once, in the order of the file.
 
-    Words are compared as captions are read, in small letters and without blanks around them.
+    Words are lowercased and stripped, as captions are.
 
     Args:
-      path: a JSON file {word: [other words]}, or 'tactile' for the table that comes with mmjax.
-      keep: the length that lists are cut to, the word itself included; 0 = whole.
+      path: A JSON file {word: [synonyms]}, or 'tactile' for the included table.
+      keep: Maximum length of each list, including the word itself; 0 keeps all synonyms.
 
     Raises:
-      UserError: no such file, or something else in it.
+      UserError: The file does not exist or has other content, or `keep` is negative.
     """
     if keep < 0:
-        raise UserError(f"Of each word's synonyms, {keep} are to be kept; give 0 (all) or more.")
+        raise UserError(
+            f"The number of synonyms to keep per word must be at least 0 (0 keeps all); got {keep}."
+        )
     path = os.fspath(path)
     file_name = path
     if path == TACTILE:
         file_name = os.path.join(assets.__path__[0], "synonyms", "tactile.json")
+    example = '{"rough": ["coarse", "bumpy"], …}'
     try:
         with open(file_name, encoding="utf-8-sig") as file:
             table = json.load(file)
     except FileNotFoundError as error:
         raise UserError(
-            f"There is no file {path} of synonyms. Give a JSON file "
-            f'{{"rough": ["coarse", "bumpy"], …}}, or {TACTILE!r} for the table of mmjax.'
+            f"Synonym file {path} does not exist. Give a JSON file {example}, or {TACTILE!r} for "
+            "the included table."
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+        raise UserError(f"Cannot read {path} as JSON: {error}. Expected {example}.") from error
     if not isinstance(table, dict):
-        raise UserError(f"{path} holds no object {{word: [other words]}}.")
-    found: dict[str, list[str]] = {}
-    for word, others in table.items():
-        if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
-            raise UserError(f"{path}: the synonyms of {word!r} are no list of words: {others!r}.")
-        key, *words = (text.strip().lower() for text in (word, *others))
-        if not key:
-            raise UserError(f"{path}: a word is empty, that of the synonyms {others}.")
-        found.setdefault(key, [key]).extend(other for other in words if other)
-    return {key: list(dict.fromkeys(words))[: keep or None] for key, words in found.items()}
+        raise UserError(
+            f"{path} contains a JSON {type(table).__name__}; expected an object: {example}."
+        )
+    result: dict[str, list[str]] = {}
+    for key, synonyms in table.items():
+        if not isinstance(synonyms, list) or not all(isinstance(s, str) for s in synonyms):
+            raise UserError(
+                f"{path}: the synonyms of {key!r} must be a list of strings; got {synonyms!r}."
+            )
+        word, *others = (text.strip().lower() for text in (key, *synonyms))
+        if not word:
+            raise UserError(
+                f"{path}: the key {key!r} is empty (its synonyms are {synonyms}). Remove it or "
+                "write the word."
+            )
+        result.setdefault(word, [word]).extend(other for other in others if other)
+    return {word: list(dict.fromkeys(words))[: keep or None] for word, words in result.items()}

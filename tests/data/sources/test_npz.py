@@ -130,7 +130,7 @@ def test_error_for_files_without_usable_arrays(tmp_path):
     for name, facts in (
         ("alone.npz", ("labels", "images")),
         ("other.npz", names),
-        ("array.npy", (".npz",)),
+        ("array.npy", (".npy", "uint8 [5, 6, 7, 3]", ".npz", "images", "labels")),
         ("text.npz", (".npz", "pickle")),  # from numpy, as the next one
         ("zero_bytes.npz", (".npz", "No data left")),
         ("damaged.npz", ("images", "decompressing")),

@@ -1,20 +1,15 @@
 """Data source specifications (`npz:…`, `tfds:…`), read through the interface of the loader."""
 
-import concurrent.futures
-import importlib.resources
 import io
 import os
 import sys
-import time
 
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from mmjax.data.pipeline.loader import make_eval_data
-from mmjax.data.sources import image_list
 from mmjax.data.sources import registry as sources
 from mmjax.data.storage import schema
 from mmjax.errors import UserError
@@ -61,7 +56,7 @@ def test_error_for_a_dataset_without_a_vocabulary(tmp_path):
 
 
 @pytest.fixture
-def image_folder(tmp_path):
+def three_images(tmp_path):
     """Writes two classes with a JPEG, a PNG, a GIF and a text file."""
     gray_levels = {"cat/a.jpg": 10, "cat/deep/b.png": 60, "dog/c.gif": 200}
     for name, gray in gray_levels.items():
@@ -72,45 +67,15 @@ def image_folder(tmp_path):
     return tmp_path
 
 
-def test_image_folder_classes_are_sorted_subdirectory_names(image_folder):
-    source = sources.open_source(f"images:{image_folder}", split="train")
-    assert source.num_examples == 3 and source.info.class_names == ["cat", "dog"]
-    for record, (gray, label) in enumerate([(10, 0), (60, 0), (200, 1)]):
-        example = schema.decode(source.fetch(record))
-        assert example.labels == [label] and example.label_texts == [("cat", "dog")[label]]
-        (image,) = frames(source.fetch(record))
-        assert image.shape == (9, 12, 3) and np.abs(image.astype(int) - gray).max() <= 2
-    assert_mentions(source.where(2), image_folder / "dog" / "c.gif")
-
-
-def test_image_folder_uses_the_subdirectory_of_the_split(image_folder):
-    (image_folder / "test" / "cat").mkdir(parents=True)
-    PIL.Image.new("RGB", (4, 4)).save(image_folder / "test" / "cat" / "d.png")
-    assert sources.open_source(f"images:{image_folder}", split="test").num_examples == 1
-
-
-def test_errors_of_image_folders(image_folder, tmp_path_factory):
-    with raises(UserError, "/nowhere/at/all"):
-        sources.open_source("images:/nowhere/at/all", split="train")
-    no_classes = tmp_path_factory.mktemp("images")
-    (no_classes / "abc").mkdir()
-    with raises(UserError, no_classes, "abc"):
-        sources.open_source(f"images:{no_classes}", split="train")
-    (image_folder / "dog" / "c.gif").write_bytes(b"not an image")
-    source = sources.open_source(f"images:{image_folder}", split="train")
-    with raises(UserError, image_folder / "dog" / "c.gif", "cannot identify image file"):
-        source.fetch(2)
-
-
 @pytest.mark.parametrize("spec", ["images:{}", "csv:{}/labels.csv", "npz:{}/arrays.npz"])
-def test_slices_of_image_sources_are_joined_in_order(image_folder, spec):
-    (image_folder / "labels.csv").write_text(
+def test_slices_of_image_sources_are_joined_in_order(three_images, spec):
+    (three_images / "labels.csv").write_text(
         "path,label\ncat/a.jpg,cat\ncat/deep/b.png,cat\ndog/c.gif,dog\n"
     )
     images = np.array([[[10]], [[60]], [[200]]], np.uint8)
-    np.savez(image_folder / "arrays.npz", images=images, labels=np.array([0, 0, 1]))
+    np.savez(three_images / "arrays.npz", images=images, labels=np.array([0, 0, 1]))
     whole, part = (
-        sources.open_source(spec.format(image_folder), split=split)
+        sources.open_source(spec.format(three_images), split=split)
         for split in ("train", "train[1:]+train[:1]")
     )
     assert whole.num_examples == part.num_examples == 3
@@ -135,168 +100,9 @@ def test_evaluation_of_a_slice_has_every_example_once(split, expected, tmp_path)
     assert data.num_examples == len(expected)
 
 
-class TwoColors(tfds.core.GeneratorBasedBuilder):
-    """A generated TFDS image dataset that needs no download."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "superclass": tfds.features.ClassLabel(names=["only"]),
-                "label": tfds.features.ClassLabel(names=["dark", "light"]),
-                "objects": tfds.features.Sequence({"size": tfds.features.Text()}),
-            }
-        )
-        return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(23), "validation": self._generate_examples(4)}
-
-    def _generate_examples(self, count):
-        for number in range(count):
-            gray = 20 + 200 * (number % 2)
-            image = np.full((6, 8, 3), gray, np.uint8)
-            image[0, 0, 0] = number
-            yield (
-                number,
-                {
-                    "image": image,
-                    "superclass": 0,
-                    "label": number % 2,
-                    "objects": [{"size": "small"}] * (3 + number % 8),
-                },
-            )
-
-
-def number_of(serialized):
-    """Returns the index of an example, which its first pixel encodes."""
-    (image,) = frames(serialized)
-    return int(image[0, 0, 0])
-
-
-@pytest.fixture
-def two_colors(tmp_path, monkeypatch):
-    """Registers the dataset above with TFDS and writes its training split in three shards."""
-    # TFDS imports the backport of importlib.resources, only to inspect packages.
-    monkeypatch.setitem(sys.modules, "importlib_resources", importlib.resources)
-    monkeypatch.setenv("MMJAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    make = tfds.builder
-
-    def builder(name, *, data_dir=None, **kwargs):
-        if name == "two_colors":
-            return TwoColors(data_dir=data_dir or tmp_path / "tfds")
-        return make(name, data_dir=data_dir, **kwargs)
-
-    monkeypatch.setattr(tfds, "builder", builder)
-    config = tfds.download.DownloadConfig(num_shards=3)
-    builder("two_colors").download_and_prepare(download_config=config)
-    return builder("two_colors")
-
-
-def test_tfds_splits_and_slices_equal_those_of_tfds(two_colors, tmp_path):
-    assert two_colors.info.splits["train"].num_shards == 3
-    source = sources.open_source("tfds:two_colors", split="train")
-    assert source.num_examples == 23 and source.info.class_names == ["dark", "light"]
-    for record in range(23):
-        example = schema.decode(source.fetch(record))
-        (image,) = frames(source.fetch(record))
-        assert (image[1:] == 20 + 200 * example.labels[0]).all()  # PNG: exact
-    assert sources.split_names("tfds:two_colors") == ["train", "validation"]
-    for split in ("train[:80%]", "train[80%:]", "train[5:-3]", "validation", "valid"):
-        if split != "valid":
-            order = tfds.ReadConfig(interleave_cycle_length=1)
-            dataset = two_colors.as_dataset(split=split, read_config=order)
-            truth = [int(item["image"][0, 0, 0]) for item in dataset.as_numpy_iterator()]
-        source = sources.open_source("tfds:two_colors", split=split)
-        assert [number_of(source.fetch(n)) for n in range(source.num_examples)] == truth, split
-        assert source.labels().tolist() == [number % 2 for number in truth]
-    # Slices are not copied.
-    assert len(list((tmp_path / "cache" / "tfds").iterdir())) == 2
-    # Opening it again reads the converted copy; TFDS's own copy is no longer needed.
-    (tmp_path / "tfds").rename(tmp_path / "moved")
-    assert sources.open_source("tfds:two_colors", split="train[:40%]").num_examples == 9
-
-
-def test_tfds_caches_of_earlier_versions_are_reused(two_colors, tmp_path):
-    source = sources.open_source("tfds:two_colors", split="train")
-    cache = tmp_path / "cache" / "tfds"
-    (directory,) = cache.iterdir()
-    earlier = cache / "two_colors_1.0.0-train"
-    directory.rename(earlier)
-    assert sources.open_source("tfds:two_colors", split="train").directory == str(earlier)
-    # The order of that cache may differ from the one in which TFDS slices, so it is not reused.
-    part = sources.open_source("tfds:two_colors", split="train[:40%]")
-    assert part.directory == str(directory) and part.num_examples == 9
-    info = source.info
-    info.splits = {"train[:7]": info.splits["train"]}
-    (earlier / "dataset.json").unlink()
-    earlier.rename(cache / "two_colors_1.0.0-train_7_")
-    info.save(cache / "two_colors_1.0.0-train_7_")
-    assert sources.open_source("tfds:two_colors", split="train[:7]").num_examples == 23
-
-
-def test_tfds_label_and_data_dir_settings(two_colors, tmp_path):
-    (tmp_path / "tfds").rename(tmp_path / "else, where")
-    spec = f"tfds:two_colors,label=objects,data_dir={tmp_path / 'else, where'}"
-    source = sources.open_source(spec, split="train")
-    assert source.info.class_names == ["10", "3", "4", "5", "6", "7", "8", "9"]
-    for record in range(23):
-        count = 3 + number_of(source.fetch(record)) % 8
-        (label,) = schema.decode(source.fetch(record)).labels
-        assert label == [10, 3, 4, 5, 6, 7, 8, 9].index(count)
-    with raises(UserError, "label", "tfds:two_colors", "'object'", "'objects'"):
-        sources.open_source("tfds:two_colors,label=object", split="train")
-    with raises(UserError, "tfds:two_colors", "'dir'", "data_dir, label"):
-        sources.open_source("tfds:two_colors,dir=x", split="train")
-    with raises(UserError, "tfds:two_colors", "'tests'", "train, validation"):
-        sources.open_source(
-            f"tfds:two_colors,data_dir={tmp_path / 'else, where'}", split="tests[:50%]"
-        )
-
-
-def test_an_invalid_tfds_image_is_reported_and_skipped(two_colors, tmp_path, caplog):
-    make = two_colors.as_dataset
-
-    class WithInvalidImage:
-        def as_numpy_iterator(self):
-            items = make(
-                split="validation", decoders={"image": tfds.decode.SkipDecoding()}
-            ).as_numpy_iterator()
-            for number, item in enumerate(items):
-                yield item | ({"image": b"BM not an image"} if number == 2 else {})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TwoColors, "as_dataset", lambda self, **kwargs: WithInvalidImage())
-        source = sources.open_source("tfds:two_colors", split="validation")
-    assert source.num_examples == 4
-    assert_mentions(caplog.text, "two_colors/validation/2")
-    assert "two_colors/validation/1" not in caplog.text
-    section = dict(video=dict(num_frames=1, size=4, min_resize=4), corrupt="skip")
-    data = make_eval_data(
-        dict(train="tfds:two_colors", **section), split="validation", batch_size=4
-    )
-    (batch,) = data.iterate()
-    assert batch["mask"].tolist() == [1, 1, 0, 1] and data.corrupt == 1
-
-
-def test_error_for_an_unknown_tfds_dataset():
-    with raises(UserError, "tfds:no_such_set_at_all", "TFDS"):
-        sources.open_source("tfds:no_such_set_at_all", split="train")
-
-
 def test_error_for_a_dmvr_stream_in_a_mixture():
-    with raises(UserError, "dmvr:package:Factory", "mixture"):
+    with raises(UserError, "dmvr:package:Factory", "mixture", "config.data.train"):
         sources.open_source("dmvr:package:Factory", split="train")
-
-
-def test_images_of_other_formats_are_converted_to_png():
-    out = io.BytesIO()
-    PIL.Image.new("RGB", (5, 4), (1, 2, 3)).save(out, "BMP")
-    (frame,) = frames(image_list.image_example(out.getvalue(), None, "", "x.bmp"))
-    assert (frame == [1, 2, 3]).all() and frame.shape == (4, 5, 3)
 
 
 def test_error_when_data_train_is_unset():
@@ -304,18 +110,83 @@ def test_error_when_data_train_is_unset():
         sources.open_source("", split="train")
 
 
-def test_concurrent_readers_convert_a_tfds_dataset_once(two_colors, monkeypatch):
-    from mmjax.data.sources import tfds as tfds_source
+def test_error_for_an_unknown_prefix_lists_the_valid_ones(tmp_path):
+    for spec in ("imges:/data/pets", "imges:pets"):
+        with raises(UserError, spec, "'images:'", "csv:", "npz:", "tfds:", "package.module:Name"):
+            sources.open_source(spec, split="train")
+    directory = tmp_path / "imges:pets"  # an existing directory may have a colon in its name
+    directory.mkdir()
+    toy.build(directory, 3, shards=1)
+    assert sources.open_source(str(directory), split="train").num_examples == 3
 
-    write, written = tfds_source._convert, []
 
-    def slow(*args):
-        written.append(args)
-        time.sleep(0.3)
-        write(*args)
+OWN_SOURCE = """
+import numpy as np
 
-    monkeypatch.setattr(tfds_source, "_convert", slow)
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        convert = lambda _: tfds_source.tfds_dir("two_colors", split="train")  # noqa: E731
-        directories = list(pool.map(convert, range(3)))
-    assert len(written) == 1 and len(set(directories)) == 1
+from mmjax.data.sources.base import Source
+from mmjax.data.sources.image_list import image_example
+from mmjax.data.storage.dataset import DatasetInfo
+from mmjax.errors import UserError
+
+PNG = {png!r}
+SIZES = {{"train": 5, "valid": 2}}
+
+
+class Numbers(Source):
+    def __init__(self, *, split):
+        if split not in SIZES:
+            raise UserError(f"numbers has no split {{split!r}}.")
+        self.split, self.num_examples, self.name = split, SIZES[split], f"numbers/{{split}}"
+        names = [str(n) for n in range(5)]
+        self.info = DatasetInfo(
+            name="numbers", num_classes=5, class_names=names, modalities=("video", "label")
+        )
+
+    def fetch(self, record):
+        return image_example(PNG, record, str(record), self.where(record))
+
+    def where(self, record):
+        return f"{{self.split}} {{record}}"
+
+    def labels(self):
+        return np.arange(self.num_examples)
+
+
+def incomplete(*, split):
+    return object()
+"""
+
+
+@pytest.fixture
+def own_source(tmp_path, monkeypatch):
+    """Writes the module `own_source` outside the package, and makes it importable."""
+    out = io.BytesIO()
+    PIL.Image.new("RGB", (8, 6), (10, 20, 30)).save(out, "PNG")
+    (tmp_path / "own_source.py").write_text(OWN_SOURCE.format(png=out.getvalue()))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_source", raising=False)
+
+
+def test_a_source_defined_outside_the_package_is_read_sliced_and_batched(own_source):
+    spec = "own_source:Numbers"
+    source = sources.open_source(spec, split="train[3:]+valid")
+    assert [source.where(n) for n in range(4)] == ["train 3", "train 4", "valid 0", "valid 1"]
+    assert schema.decode(source.fetch(0)).labels == [3] and sources.split_names(spec) == []
+    section = dict(train=spec, video=dict(num_frames=1, size=4, min_resize=4))
+    data = make_eval_data(section, split="train", batch_size=5)
+    (batch,) = data.iterate()
+    assert batch["label"].tolist() == [0, 1, 2, 3, 4]
+    assert batch["video"].shape[-4:] == (1, 4, 4, 3) and batch["mask"].all()
+
+
+def test_errors_of_a_source_defined_outside_the_package(own_source):
+    with raises(UserError, "numbers", "'test'"):
+        sources.open_source("own_source:Numbers", split="test")
+    with raises(UserError, "own_source:Number", "'Number'", "'Numbers'"):
+        sources.open_source("own_source:Number", split="train")
+    with raises(UserError, "no_such_module:Numbers", "cannot import no_such_module"):
+        sources.open_source("no_such_module:Numbers", split="train")
+    with raises(UserError, "own_source:incomplete", "num_examples", "fetch", "base.Source"):
+        sources.open_source("own_source:incomplete", split="train")
+    with raises(UserError, "own_source:Numbers", "mmjax vocab"):
+        sources.vocabulary("own_source:Numbers", split="train")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mmjax.data.pipeline.phases import pure_reader
+from mmjax.data.pipeline.readers import pure_reader
 from mmjax.data.sources import registry as sources
 from mmjax.data.sources import split_slicing
 from mmjax.data.storage import schema

@@ -1,0 +1,70 @@
+"""CSV tables of labeled images: classes, splits and error messages."""
+
+import PIL.Image
+import pytest
+
+from mmjax.data.sources import registry as sources
+from mmjax.errors import UserError
+from tests.data.sources.images import read, write_image
+from tests.messages import assert_mentions, raises
+
+
+def test_csv_table_with_class_names_and_splits(tmp_path):
+    for number, name in enumerate(("a.png", "deep/b.bmp", "c.jpg")):
+        write_image(tmp_path / name, 50 * number)
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "split, path, label, more\ntrain, a.png, dog, x\nval, deep/b.bmp, cat,\n"
+        "train, c.jpg, ant, y\n"
+    )
+    spec = f"csv:{table}"
+    assert read(sources.open_source(spec, split="train")) == [(0, 2, "dog"), (100, 0, "ant")]
+    assert read(sources.open_source(spec, split="validation")) == [(50, 1, "cat")]
+    assert sources.split_names(spec) == ["train", "val"]
+    with raises(UserError, table, "'test'", "train, val"):
+        sources.open_source(spec, split="test")
+
+
+def test_csv_table_with_class_indices_and_no_splits(tmp_path):
+    write_image(tmp_path / "a.png", 7)
+    (tmp_path / "t.csv").write_text("path,label\na.png,10\na.png,2\n")
+    source = sources.open_source(f"csv:{tmp_path / 't.csv'}", split="train")
+    assert read(source) == [(7, 10, "10"), (7, 2, "2")] and source.info.num_classes == 11
+
+
+@pytest.mark.parametrize(
+    "content, facts",
+    [
+        ("path,class\na.png,1\n", ("label", "path, class")),
+        ("path,label\na.png,1\n\n,2\n", ("line 4", "path")),
+        ("path,label\na.png\n", ("line 2", "label")),
+        ("path,label\n", ("rows", "path", "label", "split")),
+        ("path,label\na.png,20190523\n", ("label", "20190523", "1000000")),
+        ("", ("column", "path")),
+        (b"\xff\xfe\xff", ("utf-8", "0xff")),
+    ],
+)
+def test_error_for_an_invalid_csv_table(tmp_path, content, facts):
+    table = tmp_path / "t.csv"
+    table.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with raises(UserError, table) as info:
+        sources.open_source(f"csv:{table}", split="train")
+    assert_mentions(str(info.value).replace(str(table), ""), *facts)
+
+
+def test_error_for_an_unreadable_image_names_the_line_of_the_table(tmp_path):
+    (tmp_path / "b.png").write_text("not an image")
+    # Pillow refuses very large images, as possible decompression bombs.
+    PIL.Image.new("1", (20_000, 20_000)).save(tmp_path / "c.gif")
+    (tmp_path / "t.csv").write_text("path,label\na.png,x\nb.png,x\nc.gif,x\n")
+    source = sources.open_source(f"csv:{tmp_path / 't.csv'}", split="train")
+    problems = (  # from the operating system and from Pillow
+        ("a.png", "No such file"),
+        ("b.png", "cannot identify image file"),
+        ("c.gif", "400000000 pixels"),
+    )
+    for record, (name, problem) in enumerate(problems):
+        with raises(UserError, "t.csv", f"line {record + 2}", tmp_path / name, problem):
+            source.fetch(record)
+    with raises(UserError, "/nowhere.csv", "No such file"):
+        sources.open_source("csv:/nowhere.csv", split="train")

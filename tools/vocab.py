@@ -37,12 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the vocabulary."""
-    from mmjax.data.build import index
+    from mmjax.data.build import vocabulary
 
-    words = index.vocabulary(
+    words = vocabulary.write_vocabulary(
         args.dataset,
         split=args.split,
         size=args.size,
-        also=index.keyword_texts(args.keywords, synonyms=args.synonyms, prompt=args.prompt),
+        extra_texts=vocabulary.keyword_texts(
+            args.keywords, synonyms=args.synonyms, prompt=args.prompt
+        ),
     )
     print(f"{os.path.join(args.dataset, 'vocab.txt')}: {len(words)} words.")

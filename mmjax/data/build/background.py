@@ -1,7 +1,8 @@
-"""The image of a touch sensor that nothing touches, from many of its own: `mmjax background`."""
+"""Computes the background of a touch sensor, its image without contact: `mmjax background`."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +15,22 @@ from mmjax.data.storage import directories, image_files
 from mmjax.errors import UserError
 from mmjax.files import atomic_open
 
-_BLOCK = 1 << 28  # bytes of the counts that are held at a time
+_BLOCK = 1 << 28  # bytes of histograms in memory at a time
 
-# A source is a function that starts an iterator over (name, uint8 [H, W, 3]): a median of large
-# images reads them more than once.
-Source = Callable[[], Iterator[tuple[str, np.ndarray]]]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """Touch images that can be read more than once.
+
+    Attributes:
+      images: Starts an iterator over `(name, uint8 [H, W, 3])`.
+      count: Number of images for the progress bar, or None if it is unknown.
+      description: Where the images come from, for messages.
+    """
+
+    images: Callable[[], Iterator[tuple[str, np.ndarray]]]
+    count: int | None = None
+    description: str = "the source"
 
 
 def write_background(
@@ -38,7 +50,9 @@ def write_background(
       out: The PNG file.
       paths: Image files, or directories of images.
       dataset: A dataset whose touch images to use instead of `paths`.
-      split, label, caption: Which records of the dataset to use; see `dataset_source`.
+      split: Split of the dataset.
+      label: Use only records of this class, by name or index; None for all.
+      caption: Use only records with this caption; None for all.
       mean: Whether to compute the mean instead of the median.
       progress: Whether to show a progress bar.
 
@@ -48,16 +62,19 @@ def write_background(
     Raises:
       UserError: The arguments do not name images of one size, or `out` is not a .png file.
     """
-    if bool(paths) == bool(dataset):
-        raise UserError("Give images or directories of images, or --dataset DIR, but not both.")
+    if paths and dataset:
+        raise UserError(
+            f"PATH ({', '.join(paths)}) and --dataset {dataset} exclude each other. Remove one."
+        )
+    if not paths and not dataset:
+        raise UserError("No images. Pass PATH (image files or directories), or --dataset DIR.")
     if not out.lower().endswith(".png"):
-        raise UserError(f"--out must end in .png, which is lossless; got {out}.")
+        raise UserError(f"--out must end in .png, a lossless format; got {out}.")
     if paths:
-        files = [file for file in find_images(paths) if not _same(file, out)]
-        source, number = files_source(files), len(files)
+        source = files_source([file for file in find_images(paths) if not _is_same(file, out)])
     else:
-        source, number = dataset_source(dataset, split=split, label=label, caption=caption)
-    image, count = background(source, mean=mean, number=number, progress=progress)
+        source = dataset_source(dataset, split=split, label=label, caption=caption)
+    image, count = compute_background(source, mean=mean, progress=progress)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     with atomic_open(out, "wb") as file:
@@ -65,141 +82,154 @@ def write_background(
     return image.shape[:2], count
 
 
-def _same(file: str, out: str) -> bool:
-    """Whether an image is the background of an earlier run."""
+def _is_same(file: str, out: str) -> bool:
+    """Returns whether an image is the output of an earlier run."""
     return os.path.exists(out) and os.path.samefile(file, out)
 
 
-def background(
-    source: Source,
-    *,
-    mean: bool = False,
-    number: int | None = None,
-    progress: bool = True,
-    block: int = _BLOCK,
+def compute_background(
+    source: ImageSource, *, mean: bool = False, progress: bool = True, block: int = _BLOCK
 ) -> tuple[np.ndarray, int]:
-    """(the median of images per pixel and color, uint8 [H, W, 3]; how many there were).
+    """Returns the median of images per pixel and channel, and the number of images.
 
-    Images are read one by one, in as many passes as it takes to count the values of a block of
-    rows within `block` bytes: one pass for a DIGIT's 240×320 pixels. Of an even number of images
-    it is the mean of the two in the middle, halves to the even number.
+    Images are read one at a time. The median needs a histogram per value, so the images are read
+    once per block of pixel rows whose histograms fit in `block` bytes: once in total for the
+    240×320 pixels of a DIGIT sensor. For an even number of images, the result is the mean of the
+    two middle values, rounded half to even.
 
     Args:
-      source: of the images.
-      mean: the mean instead.
-      number: of images, for the bar.
-      progress: show a bar.
-      block: bytes.
+      source: The images.
+      mean: Whether to compute the mean instead of the median.
+      progress: Whether to show a progress bar.
+      block: Maximum bytes of histograms in memory.
+
+    Returns:
+      `(uint8 [H, W, 3], number of images)`.
 
     Raises:
-      UserError: no images, or images of different sizes.
+      UserError: There are no images, or their sizes differ.
     """
-    iterator = source()
-    first, image = next(iterator, (None, None))
-    if image is None:
-        raise UserError("There are no touch images of this kind.")
+    iterator = source.images()
+    first_name, first = next(iterator, (None, None))
+    if first is None:
+        raise UserError(f"No touch images found in {source.description}.")
     iterator.close()
-    shape, count = image.shape, 0
-    row_bytes = image[0].size * (8 if mean else 256 * 4)
-    rows = max(block // row_bytes, 1)
-    result = np.empty(shape, np.uint8)
-    for top in range(0, shape[0], rows):
-        part = slice(top, min(top + rows, shape[0]))
-        size = image[part].size
+    bytes_per_row = first[0].size * (8 if mean else 256 * 4)
+    num_rows = max(block // bytes_per_row, 1)
+    result, count = np.empty(first.shape, np.uint8), 0
+    for top in range(0, len(first), num_rows):
+        part = slice(top, min(top + num_rows, len(first)))
+        size = first[part].size
         total = np.zeros(size, np.uint64) if mean else np.zeros((size, 256), np.uint32)
-        each, count = np.arange(size), 0
-        for name, picture in tqdm(source(), "images", number, disable=not progress):
-            if picture.shape != shape:
-                sizes = [f"{s[1]}×{s[0]}" for s in (shape, picture.shape)]
+        positions, count = np.arange(size), 0
+        for name, image in tqdm(source.images(), "images", source.count, disable=not progress):
+            if image.shape != first.shape:
                 raise UserError(
-                    f"Images of one sensor have one size: {first} is {sizes[0]}, {name} is "
-                    f"{sizes[1]}."
+                    f"All images must have the same size, that of one sensor: {first_name} is "
+                    f"{_size(first)}, but {name} is {_size(image)}."
                 )
-            values = picture[part].reshape(-1)
+            values = image[part].reshape(-1)
             if mean:
                 total += values
             else:
-                total[each, values] += 1
+                total[positions, values] += 1
             count += 1
-        found = np.rint(total / count) if mean else _median(total, count)
-        result[part] = found.reshape(result[part].shape)
+        values = np.rint(total / count) if mean else _median(total, count)
+        result[part] = values.reshape(result[part].shape)
     return result, count
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
-    """The image files among paths and below folders, in order.
+    """Returns image files: the paths that are files, and the images below those that are not.
 
     Raises:
-      UserError: a path that does not exist, a folder without images.
+      UserError: A path does not exist, or a directory contains no images.
     """
     files = []
     for path in paths:
         if not os.path.exists(path):
-            raise UserError(f"There is no file or folder {path}.")
+            raise UserError(f"PATH {path}: no such file or directory.")
         if os.path.isfile(path):
             files.append(path)
             continue
-        found = [
+        images = [
             os.path.join(directory, name)
             for directory, _, names in directories.walk(path)
             for name in names
             if image_files.is_image(name)
         ]
-        if not found:
-            raise UserError(f"There are no images in {path}.")
-        files += sorted(found)
+        if not images:
+            raise UserError(f"PATH {path}: no image files in this directory.")
+        files += sorted(images)
     return files
 
 
-def files_source(files: Sequence[str]) -> Source:
-    """The images in files."""
-    return lambda: ((file, image_files.read_image(file)) for file in files)
+def files_source(files: Sequence[str]) -> ImageSource:
+    """Returns the images in files."""
+    return ImageSource(
+        images=lambda: ((file, image_files.read_image(file)) for file in files),
+        count=len(files),
+        description=f"{len(files)} image files",
+    )
 
 
 def dataset_source(
     path: str, *, split: str, label: str | None = None, caption: str | None = None
-) -> tuple[Source, int]:
-    """(the touch images of a dataset, how many records it has).
+) -> ImageSource:
+    """Returns the touch images of a dataset.
 
     Args:
-      path: the dataset.
-      split: which one.
-      label: only records of this class, by name or number; None = all.
-      caption: only records with this caption; None = all.
+      path: The dataset.
+      split: Split of the dataset.
+      label: Use only records of this class, by name or index; None for all.
+      caption: Use only records with this caption; None for all.
 
     Raises:
-      UserError: no such dataset, split or class.
+      UserError: There is no such dataset, split or class.
     """
     from mmjax.data.storage import dataset, schema
 
     directory = dataset.DatasetDir(path)
     records, names = directory.split(split), directory.info.class_names
     if label is not None and names and label not in names and not label.isdecimal():
-        raise UserError(f"{path} has no class {label!r}. It has: {', '.join(names)}.")
+        raise UserError(f"--label {label!r}: no such class in {path}. Classes: {', '.join(names)}.")
 
-    def source() -> Iterator[tuple[str, np.ndarray]]:
-        for record in range(len(records)):
+    def images() -> Iterator[tuple[str, np.ndarray]]:
+        for index in range(len(records)):
             example = schema.decode(
-                records.read(record), waveform_format="unchecked", where=records.where(record)
+                records.read(index), waveform_format="unchecked", where=records.where(index)
             )
             classes = {*map(str, example.labels), *example.label_texts}
-            if (label is None or label in classes) and (
-                caption is None or caption in example.captions
-            ):
-                for data in example.touch:
-                    image = Image.open(io.BytesIO(data)).convert("RGB")
-                    yield f"record {record} ({example.filename})", np.asarray(image)
+            if label is not None and label not in classes:
+                continue
+            if caption is not None and caption not in example.captions:
+                continue
+            for data in example.touch:
+                image = Image.open(io.BytesIO(data)).convert("RGB")
+                yield f"record {index} ({example.filename})", np.asarray(image)
 
-    return source, len(records)
+    conditions = {"--label": label, "--caption": caption}
+    conditions = [f"{flag} {value!r}" for flag, value in conditions.items() if value is not None]
+    return ImageSource(
+        images=images,
+        count=len(records),
+        description=f"the split {split!r} of {path}"
+        + (f" with {' and '.join(conditions)}" if conditions else ""),
+    )
 
 
-def _median(counts: np.ndarray, number: int) -> np.ndarray:
-    """uint8 [P] from counts uint32 [P, 256] of the values of `number` images."""
-    result = np.empty(len(counts), np.uint8)
-    for first in range(0, len(counts), 4096):  # sums of all at once would double the memory
-        upto = counts[first : first + 4096].cumsum(axis=1)
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]}×{image.shape[0]}"
+
+
+def _median(histograms: np.ndarray, count: int) -> np.ndarray:
+    """Returns the medians uint8 [P] of the histograms uint32 [P, 256] of `count` values."""
+    result = np.empty(len(histograms), np.uint8)
+    for first in range(0, len(histograms), 4096):  # all sums at once would double the memory
+        cumulative = histograms[first : first + 4096].cumsum(axis=1)
         low, high = (
-            (upto > rank).argmax(axis=1).astype(int) for rank in ((number - 1) // 2, number // 2)
+            (cumulative > rank).argmax(axis=1).astype(int)
+            for rank in ((count - 1) // 2, count // 2)
         )
         result[first : first + 4096] = np.rint((low + high) / 2)
     return result

@@ -53,7 +53,9 @@ def test_small_blocks_give_the_same_result_in_more_passes(mean):
         passes.append(None)
         return (("name", image) for image in images)
 
-    result, count = background.background(source, mean=mean, progress=False, block=1)
+    result, count = background.compute_background(
+        background.ImageSource(images=source), mean=mean, progress=False, block=1
+    )
     assert count == 7 and len(passes) == 1 + 13  # one for the shape, then one per pixel row
     expected = images.mean(axis=0) if mean else np.median(images, axis=0)
     np.testing.assert_array_equal(result, np.rint(expected))
@@ -64,7 +66,8 @@ def test_median_removes_contact_that_few_images_show():
     images = [empty.copy() for _ in range(9)]
     for index, image in enumerate(images):
         image[index : index + 3] = 255
-    result, _ = background.background(lambda: (("", i) for i in images), progress=False)
+    source = background.ImageSource(images=lambda: (("", image) for image in images))
+    result, _ = background.compute_background(source, progress=False)
     np.testing.assert_array_equal(result, empty)
 
 
@@ -95,15 +98,16 @@ def test_dataset_records_are_selected_by_class_and_caption(tmp_path, capsys):
         assert run("--dataset", path, "--out", out, *options) == 0
         expected = np.rint(np.median(images[list(selected)], axis=0))
         np.testing.assert_array_equal(pixels(out), expected)
-    assert run("--dataset", path, "--out", out, "--caption", "wet") == 2
-    assert_mentions(capsys.readouterr().err, "touch")
+    assert run("--dataset", path, "--out", out, "--caption", "wet", "--label", "left") == 2
+    facts = ("touch", "'train'", path, "--caption 'wet'", "--label 'left'")
+    assert_mentions(capsys.readouterr().err, *facts)
     assert run("--dataset", path, "--out", out, "--split", "test") == 2
     assert_mentions(capsys.readouterr().err, path, "'test'", "train")
     info = dataset.DatasetDir(path).info
     info.class_names = ["left", "right"]
     info.save(path)
     assert run("--dataset", path, "--out", out, "--label", "rihgt") == 2
-    assert_mentions(capsys.readouterr().err, path, "'rihgt'", "left, right")
+    assert_mentions(capsys.readouterr().err, path, "--label", "'rihgt'", "left, right")
 
 
 @pytest.mark.parametrize(
@@ -114,8 +118,8 @@ def test_dataset_records_are_selected_by_class_and_caption(tmp_path, capsys):
         (["text_only", "--out", "b.png"], ("text_only",)),
         (["a", "text_only/x.txt", "--out", "b.png"], ("text_only/x.txt",)),
         (["a", "--out", "b.jpg"], ("--out", "b.jpg", ".png")),
-        (["--out", "b.png"], ("--dataset",)),
-        (["a", "--dataset", "b", "--out", "b.png"], ("--dataset",)),
+        (["--out", "b.png"], ("PATH", "--dataset")),
+        (["a", "--dataset", "b", "--out", "b.png"], ("PATH (a)", "--dataset b")),
     ],
 )
 def test_wrong_arguments_are_named_and_nothing_is_written(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mmjax.data.build import index
+from mmjax.data.build import vocabulary
 from mmjax.data.pipeline import keywords, loader
 from mmjax.data.pipeline.keywords import Keywords
 from mmjax.data.storage import schema
@@ -124,7 +124,7 @@ def test_a_caption_may_have_up_to_62_keywords(number):
     words = [f"w{n}" for n in range(number)]
     sizes = [len(w) for w in sample_keywords(Keywords(shuffle=False), ", ".join(words), 60)]
     assert min(sizes) >= 1 and np.mean(sizes) == pytest.approx(number / 2, abs=0.6 + number / 20)
-    with raises(tf.errors.InvalidArgumentError, 62, "keywords"):
+    with raises(tf.errors.InvalidArgumentError, 62, "data.text.keywords.subset=False"):
         make_texts(Keywords(), [", ".join(words + ["x"] * (63 - number))])
 
 
@@ -146,7 +146,7 @@ def directory(tmp_path_factory):
     texts = ["red, blue, circle.", " ,.", "square, moves,"]
     payload = lambda n: schema.encode(toy.example(n, captions=[texts[n % 3]]))  # noqa: E731
     built = toy.build(tmp_path_factory.mktemp("toy"), 9, payload=payload)
-    index.vocabulary(str(built), also=["and"])
+    vocabulary.write_vocabulary(str(built), extra_texts=["and"])
     return built
 
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from mmjax.data.build import index
+from mmjax.data.build import vocabulary
 from mmjax.data.pipeline import loader, precomputed_features
 from mmjax.data.storage import image_files, schema
 from mmjax.errors import UserError
@@ -22,7 +22,7 @@ def directory(tmp_path_factory):
     touch = [image_files.encode_jpeg(np.full((16, 16, 3), 90, np.uint8))]
     payload = lambda n: schema.encode(toy.example(n, touch=touch * (n % 2)))  # noqa: E731
     built = toy.build(tmp_path_factory.mktemp("toy"), COUNT, payload=payload)
-    index.vocabulary(str(built), also=["and"])  # inserted by `data.text.keywords`
+    vocabulary.write_vocabulary(str(built), extra_texts=["and"])  # inserted by `data.text.keywords`
     return built
 
 

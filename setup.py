@@ -7,7 +7,7 @@ TOP_LEVEL = {"mmjax.configs": "configs", "mmjax.assets": "data", "mmjax.tools": 
 
 
 def packages() -> list[str]:
-    """Every package, those of the top-level directories under their installed names."""
+    """Returns all packages; those of top-level directories under their installed names."""
     names = find_packages(include=["mmjax", "mmjax.*"])
     for package, directory in TOP_LEVEL.items():
         names += [f"{package}.{name}" for name in find_packages(directory)]
@@ -17,7 +17,9 @@ def packages() -> list[str]:
 setup(
     name="mmjax",
     version="0.1.0",
-    description="Pretrain, fine-tune and evaluate multimodal encoders (video, audio, text, touch) in JAX",
+    description=(
+        "Pretrain, fine-tune and evaluate multimodal encoders (video, audio, text, touch) in JAX"
+    ),
     license="Apache-2.0",
     packages=packages(),
     package_dir={"mmjax": "mmjax", **TOP_LEVEL},
@@ -43,7 +45,7 @@ setup(
         'tensorflow>=2.21; platform_machine != "x86_64" or sys_platform == "darwin"',
         "tensorboardX>=2.6.4",
         "tensorflow-datasets>=4.9.9",
-        "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so
+        "importlib_resources>=6.4",  # tensorflow-datasets imports it but does not require it
         "tokenizers>=0.22",
         "tqdm>=4.67",
     ],
@@ -51,13 +53,20 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "beam": ["apache-beam>=2.77"],
-        "faiss": ["faiss-cpu>=1.9"],  # which the bench of neighbors compares with
+        "faiss": ["faiss-cpu>=1.9"],  # `mmjax bench neighbors` compares with it
         "wandb": ["wandb>=0.17"],
         "sentences": ["sentence-transformers>=5"],  # `mmjax sentences --encoder st:NAME`
         "tensorboard": ["tensorboard>=2.18"],
-        # Compares what mmjax reads and writes with PyTorch's own: tests/convert/test_torch.py.
+        # tests/convert/test_torch.py compares with PyTorch what mmjax reads and writes.
         "torch": ["open_clip_torch>=3.3", "safetensors>=0.8", "timm>=1.0.31", "torch>=2.13"],
-        "test": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
+        # tests/test_installation.py builds packages without network access if setuptools is here.
+        "test": [
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.6",
+            "setuptools>=70.1",
+        ],
     },
     entry_points={"console_scripts": ["mmjax = mmjax.tools.cli:main"]},
 )

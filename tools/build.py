@@ -59,7 +59,11 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_storage_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--fps", type=float, default=10.0, help="frames per second (default: %(default)s)"
+        "--fps",
+        type=float,
+        default=10.0,
+        metavar="FPS",
+        help="frames per second (default: %(default)s)",
     )
     group.add_argument(
         "--size",

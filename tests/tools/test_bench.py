@@ -70,9 +70,7 @@ def test_data_step_eval_and_loop_report_consistent_numbers(tmp_path, user_env):
     )
     assert process.returncode == 0, process.stderr[-3000:]
     result = json.loads(process.stdout)  # standard output holds nothing else
-    assert result["command"].startswith(
-        "mmjax bench data step eval loop --seconds=0.02"
-    )
+    assert result["command"].startswith("mmjax bench data step eval loop --seconds=0.02")
     versions = result["environment"]["versions"]
     assert versions["jax"] == importlib.metadata.version("jax")
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from mmjax.data.build import validate
+from mmjax.data.build import record_checks, validate
 from mmjax.data.storage import dataset, image_files, schema, tfrecord
 from mmjax.errors import UserError
 from mmjax.tools import cli
@@ -91,14 +91,14 @@ BROKEN_TOUCH = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN_TOUCH)
-def test_each_touch_defect_is_the_only_finding(tmp_path, kind):
-    path = write(tmp_path, [touched(0), BROKEN_TOUCH[kind], touched(2)])
+@pytest.mark.parametrize("problem", BROKEN_TOUCH)
+def test_each_touch_defect_is_the_only_finding(tmp_path, problem):
+    path = write(tmp_path, [touched(0), BROKEN_TOUCH[problem], touched(2)])
     info = dataset.DatasetInfo.load(path)
     info.modalities, info.statistics = ("video", "touch"), {"touch_backgrounds": 2}
     info.save(path)
     result = validate.validate(path, progress=False)
-    assert dict(result.counts) == {kind: 1}
+    assert dict(result.counts) == {problem: 1}
     assert result.findings[0].filename == "1.png"
 
 
@@ -110,8 +110,8 @@ def test_records_with_only_touch_pass_and_missing_touch_is_found(tmp_path):
     info.save(path)
     result = validate.validate(path, progress=False)
     (finding,) = result.findings
-    assert (finding.kind, finding.split, finding.record) == ("missing", "test", 0)
-    assert_mentions(finding.detail, "touch")
+    assert (finding.problem, finding.split, finding.record) == ("missing", "test", 0)
+    assert_mentions(finding.detail, "no touch", "the dataset has touch")
 
 
 BROKEN = {
@@ -133,14 +133,14 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_each_defect_is_the_only_finding_and_is_located(tmp_path, kind):
-    result = validate.validate(write(tmp_path, [good(0), BROKEN[kind], good(2)]), progress=False)
-    assert dict(result.counts) == {kind: 1} and result.records == 3
+@pytest.mark.parametrize("problem", BROKEN)
+def test_each_defect_is_the_only_finding_and_is_located(tmp_path, problem):
+    result = validate.validate(write(tmp_path, [good(0), BROKEN[problem], good(2)]), progress=False)
+    assert dict(result.counts) == {problem: 1} and result.records == 3
     (finding,) = result.findings
     assert (finding.split, finding.record) == ("train", 1)
-    assert finding.filename == ("" if kind == "layout" else "1.mp4")
-    assert result.num_errors == (kind in validate.ERRORS)
+    assert finding.filename == ("" if problem == "layout" else "1.mp4")
+    assert result.num_errors == (problem in record_checks.ERRORS)
 
 
 def test_empty_and_loud_waveforms_are_found(tmp_path):
@@ -148,8 +148,8 @@ def test_empty_and_loud_waveforms_are_found(tmp_path):
         tmp_path, [changed(waveform=np.zeros(0, np.float32)), raw(good(2), np.full(8000, 7.0))]
     )
     findings = validate.validate(path, progress=False).findings
-    details = {f.record: f.detail for f in findings if f.kind == "waveform"}
-    assert_mentions(details[0], "samples")
+    details = {f.record: f.detail for f in findings if f.problem == "waveform"}
+    assert_mentions(details[0], "0 samples")
     assert_line_mentions(details[1], "peak", 7, "[-1, 1]")
 
 
@@ -167,9 +167,9 @@ def test_duplicates_within_a_split_and_leaks_between_splits_are_found(tmp_path):
     path = write(tmp_path, [good(0), good(1), good(0)], [good(1), good(2)])
     result = validate.validate(path, progress=False)
     assert dict(result.counts) == {"duplicate": 1, "leak": 1}
-    details = {f.kind: f.detail for f in result.findings}
-    assert_mentions(details["duplicate"], "train-00000-of-00001.tfrecord:0")
-    assert_mentions(details["leak"], "train-00000-of-00001.tfrecord:1")
+    details = {f.problem: f.detail for f in result.findings}
+    assert_mentions(details["duplicate"], "train-00000-of-00001.tfrecord, record 0")
+    assert_mentions(details["leak"], "train-00000-of-00001.tfrecord, record 1")
 
 
 def test_folds_leak_only_between_train_and_test_of_the_same_fold(tmp_path):
@@ -214,8 +214,8 @@ def test_damaged_truncated_and_missing_shards_are_named(tmp_path, capsys):
     assert cli.main(["validate", path, "--quiet", "--workers", "1"]) == 1
     out = capsys.readouterr().out
     assert_line_mentions(out, "error ", " damaged ", 2)
-    assert_line_mentions(out, "train-00000-of-00001.tfrecord:1 ")
-    assert_line_mentions(out, "test-00000-of-00001.tfrecord:2 ", "truncated")
+    assert_line_mentions(out, "train-00000-of-00001.tfrecord, record 1 ")
+    assert_line_mentions(out, "test-00000-of-00001.tfrecord, record 2 ", "truncated")
     (tmp_path / "test-00000-of-00001.tfrecord").unlink()
     assert cli.main(["validate", path, "--quiet", "--workers", "1", "--split", "test"]) == 1
     facts = ("test-00000-of-00001.tfrecord", "No such file")

@@ -1,0 +1,189 @@
+"""Checks of one record for problems that would disturb training."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+
+import numpy as np
+from PIL import Image
+
+from mmjax.data.storage import dataset, schema
+from mmjax.errors import UserError
+
+ERRORS = {
+    "index": "the index does not belong to the shard",
+    "damaged": "the record is truncated, or its CRC is wrong",
+    "layout": "the record is not a SequenceExample, or has none of the known keys",
+    "jpeg": "an image cannot be decoded, or the frames differ in size",
+    "label": "a class index is out of range",
+    "int32": "the waveform is integer PCM whose bytes are read as floats",
+    "waveform": "the waveform is empty, not finite or outside [-1, 1]",
+    "length": "video and audio differ in length",
+    "roi": "the region of interest extends beyond the image",
+    "background": "a touch image and its background differ in size",
+    "leak": "the same content occurs in two splits that should not share examples",
+}
+WARNINGS = {
+    "silence": "the audio is below -60 dB",
+    "constant": "the frames of a video do not change",
+    "blank": "the images have a single color",
+    "repeated": "more than half of the frames repeat the previous frame",
+    "duplicate": "the same content occurs in two records",
+    "caption": "the record has no caption, but others have",
+    "unlabeled": "the record has no label, but others have",
+    "missing": "the record has no image, audio, touch or background, but others have",
+}
+
+Problem = tuple[str, str]  # key of ERRORS or WARNINGS, details
+
+_MEDIA = {"video", "audio", "touch"}  # modalities whose absence is 'missing'
+
+
+def check_record(
+    payload: bytes, info: dataset.DatasetInfo
+) -> tuple[schema.Example | None, list[Problem]]:
+    """Returns the example of a record, or None if it cannot be decoded, and its problems.
+
+    Args:
+      payload: The serialized example.
+      info: The dataset, which says what its examples should have.
+    """
+    repair = info.waveform_format == "int32"
+    try:
+        example = schema.decode(payload, waveform_format="int32" if repair else "unchecked")
+    except UserError as error:
+        return None, [("layout", str(error))]
+    if not example.modalities:
+        return example, [("layout", f"no data under known keys; the record has {_keys(payload)}")]
+    problems = _check_presence(example, info)
+    for label in example.labels:
+        if label < 0 or (info.num_classes and label >= info.num_classes):
+            problems.append(
+                ("label", f"class index {label}; {info.num_classes or 'unknown number of'} classes")
+            )
+    problems += _check_images(example) + _check_touch(example)
+    if example.waveform is not None:
+        audio = _check_audio(example.waveform, info)
+        problems += audio
+        if not any(name in ERRORS for name, _ in audio):
+            problems += _check_lengths(example, info)
+    return example, problems
+
+
+def _check_presence(example: schema.Example, info: dataset.DatasetInfo) -> list[Problem]:
+    """Returns problems about modalities that other records of the dataset have."""
+    problems = []
+    for name in sorted((set(info.modalities) & _MEDIA) - set(example.modalities)):
+        if not (name == "audio" and example.waveform is not None):
+            problems.append(("missing", f"no {name}; the dataset has {', '.join(info.modalities)}"))
+    if info.statistics.get("touch_backgrounds") and example.touch and not example.touch_background:
+        problems.append(("missing", f"no background for {len(example.touch)} touch images"))
+    if "text" in info.modalities and not any(caption.strip() for caption in example.captions):
+        problems.append(("caption", "no caption"))
+    if "label" in info.modalities and not example.labels:
+        problems.append(("unlabeled", "no label"))
+    return problems
+
+
+def _check_images(example: schema.Example) -> list[Problem]:
+    problems, thumbnails, previous = [], [], None
+    for index, frame in enumerate(example.frames):
+        if frame == previous:  # `mmjax build` stores a repeated frame as the same bytes
+            thumbnails.append(thumbnails[-1])
+            continue
+        previous = frame
+        try:
+            with Image.open(io.BytesIO(frame)) as image:
+                image.draft("L", (32, 32))  # decodes all data, but at an eighth of the size
+                image.load()
+                thumbnails.append(np.asarray(image.convert("L"), np.float32))
+        except (OSError, ValueError, SyntaxError) as error:
+            return [("jpeg", f"frame {index} of {len(example.frames)}: {error}")]
+    if not thumbnails:
+        return problems
+    if (num_sizes := len({image.shape for image in thumbnails})) > 1:
+        return [("jpeg", f"frames of {num_sizes} different sizes")]
+    if example.roi is not None:
+        top, left, height, width = example.roi
+        full_width, full_height = Image.open(io.BytesIO(example.frames[0])).size
+        if top + height > full_height or left + width > full_width:
+            region = f"{width}×{height} at left {left}, top {top}"
+            problems.append(("roi", f"{region}, in an image of {full_width}×{full_height}"))
+    frames = np.stack(thumbnails)
+    if frames.std(axis=(1, 2)).max() < 2:
+        problems.append(("blank", f"all {len(frames)} frames"))
+    elif len(frames) > 1 and np.abs(frames - frames[0]).mean(axis=(1, 2)).max() < 0.5:
+        problems.append(("constant", f"all {len(frames)} frames"))
+    else:
+        pairs = zip(example.frames[1:], example.frames, strict=False)
+        repeats = sum(frame == previous for frame, previous in pairs)
+        if repeats > len(frames) / 2:
+            problems.append(("repeated", f"{repeats} of {len(frames)} frames"))
+    return problems
+
+
+def _check_touch(example: schema.Example) -> list[Problem]:
+    images = []
+    for name, data in (
+        *(("touch image", data) for data in example.touch),
+        *(("background", data) for data in example.touch_background),
+    ):
+        try:
+            images.append(np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.float32))
+        except (OSError, ValueError, SyntaxError) as error:
+            return [("jpeg", f"{name}: {error}")]
+    problems = []
+    touch = images[: len(example.touch)]
+    if touch and max(image.std() for image in touch) < 1:
+        problems.append(("blank", f"all {len(touch)} touch images"))
+    sizes = {f"{width}×{height}" for height, width in (image.shape for image in images)}
+    if touch and len(sizes) > 1:
+        problems.append(("background", f"sizes {', '.join(sorted(sizes))}"))
+    return problems
+
+
+def _check_audio(waveform: np.ndarray, info: dataset.DatasetInfo) -> list[Problem]:
+    if not waveform.size:
+        expected = f"{info.num_samples} expected" if info.num_samples else "at least 1 expected"
+        return [("waveform", f"0 samples; {expected}")]
+    if schema.is_int32_waveform(waveform):
+        return [("int32", schema.INT32_DEFECT)]
+    if not np.isfinite(waveform).all():
+        count = int((~np.isfinite(waveform)).sum())
+        return [("waveform", f"{count} of {waveform.size} samples are NaN or infinite")]
+    peak = float(np.abs(waveform).max())
+    if peak > 1.01:
+        return [("waveform", f"peak {peak:.4g}; scale it to [-1, 1]")]
+    return [("silence", f"peak {peak:.2g}")] if peak < 1e-3 else []
+
+
+def _check_lengths(example: schema.Example, info: dataset.DatasetInfo) -> list[Problem]:
+    fps = example.frame_rate or info.fps
+    rate = example.sample_rate or info.sample_rate
+    if len(example.frames) < 2 or not fps or not rate:
+        return []
+    video, audio = len(example.frames) / fps, len(example.waveform) / rate
+    if abs(video - audio) <= max(1.5 / fps, 0.1):
+        return []
+    return [("length", f"{video:.2f} s of video, {audio:.2f} s of audio")]
+
+
+def content_digest(example: schema.Example) -> bytes | None:
+    """Returns a hash of the media of an example; None for an example without media."""
+    if not example.frames and not example.touch and example.waveform is None:
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for image in (*example.frames, *example.touch):
+        digest.update(image)
+    if example.waveform is not None:
+        digest.update(example.waveform.tobytes())
+    return digest.digest()
+
+
+def _keys(payload: bytes) -> str:
+    import tensorflow as tf
+
+    proto = tf.train.SequenceExample.FromString(payload)
+    keys = sorted([*proto.context.feature, *proto.feature_lists.feature_list])
+    return ", ".join(keys[:12]) or "no keys"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import pathlib
@@ -15,6 +16,12 @@ def partial_path(path: str | os.PathLike) -> pathlib.Path:
     """Returns the hidden name, unique to this process, under which `path` is prepared."""
     path = pathlib.Path(path)
     return path.with_name(f".{path.name}.partial-{os.getpid()}")
+
+
+def leftovers(path: str | os.PathLike) -> list[pathlib.Path]:
+    """Returns what processes have left of preparing `path`, or are still preparing."""
+    path = pathlib.Path(path)
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.partial-*"))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What people say about the scenes of `mmjax.data.world.build`: captions of varied order and wording."""
+"""Captions of the procedural world's scenes, with varied order and wording."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-# The first word of each row is the attribute's own name; captions use it in half of all cases.
+# {attribute: {value: its wordings}}. Half of all captions use the first wording, the value's name.
 WORDS = {
     "shape": {
         "circle": ("circle", "disc", "round"),
@@ -67,49 +67,54 @@ _STILL_TEMPLATES = (
     "one {shape} {one} {two} and {three}",
     "a picture of a {one} {two} {three} {shape}",
 )
-_OMITTED = "*"
-_OMISSION = 0.3  # share of the captions that leave an attribute out, where they may
+_OMITTED = "*"  # placeholder of an omitted adjective
+_OMISSION_RATE = 0.3  # probability that a caption omits an attribute, unless it must be complete
 
 
 def caption(
     rng: np.random.Generator, attributes: dict[str, str], *, complete: bool, still: bool = False
 ) -> str:
-    """One sentence of at most 16 words.
+    """Returns one sentence of at most 16 words.
 
     Args:
-      rng: decides the wording.
-      attributes: {'shape': 'star', …}, all five.
-      complete: mention all attributes; otherwise at most one is left out, at times.
-      still: do not mention the motion.
+      rng: Source of randomness for the wording.
+      attributes: All five attributes, {'shape': 'star', …}.
+      complete: Whether to mention all attributes; otherwise one may be omitted.
+      still: Whether to not mention the motion.
     """
-    words, kinds = {}, [kind for kind in WORDS if not (still and kind == "motion")]
-    for kind, value in attributes.items():
-        if kind in kinds:
+    words, mentioned = {}, [name for name in WORDS if not (still and name == "motion")]
+    for name, value in attributes.items():
+        if name in mentioned:
             choice = rng.choice(3, p=(0.5, 0.3, 0.2))
-            words[kind] = WORDS[kind][value][choice]
-    if not complete and rng.random() < _OMISSION:
-        left_out = kinds[rng.integers(len(kinds))]
-        words[left_out] = {"shape": "thing", "motion": "somehow"}.get(left_out, _OMITTED)
-    adjectives = [words[kind] for kind in ("color", "size", "texture")]
+            words[name] = WORDS[name][value][choice]
+    if not complete and rng.random() < _OMISSION_RATE:
+        omitted = mentioned[rng.integers(len(mentioned))]
+        words[omitted] = {"shape": "thing", "motion": "somehow"}.get(omitted, _OMITTED)
+    adjectives = [words[name] for name in ("color", "size", "texture")]
     one, two, three = (adjectives[i] for i in rng.permutation(3))
     templates = _STILL_TEMPLATES if still else _TEMPLATES
     sentence = templates[rng.integers(len(templates))].format(
         one=one, two=two, three=three, shape=words["shape"], motion=words.get("motion")
     )
-    return _without_gap(sentence)
+    return _without_placeholder(sentence)
 
 
 def vocabulary(*, still: bool = False) -> list[str]:
-    """Every word a caption can contain, sorted."""
-    rows = [row for kind in WORDS for row in WORDS[kind].values() if not still or kind != "motion"]
-    texts = [text for row in rows for text in row] + ["thing" if still else "thing somehow"]
+    """Returns every word that a caption can contain, sorted.
+
+    Args:
+      still: As in `caption`.
+    """
+    values = [v for name in WORDS for v in WORDS[name].values() if not still or name != "motion"]
+    texts = [text for wordings in values for text in wordings]
+    texts.append("thing" if still else "thing somehow")
     templates = _STILL_TEMPLATES if still else _TEMPLATES
     texts += [re.sub(r"{\w+}", "", template) for template in templates]
     return sorted({word for text in texts for word in text.split()})
 
 
-def _without_gap(sentence: str) -> str:
-    """The sentence without the adjective that is left out, and without the 'and' that led to it."""
+def _without_placeholder(sentence: str) -> str:
+    """Returns the sentence without the omitted adjective and the 'and' before it."""
     if _OMITTED in sentence:
         for gap in (f" and {_OMITTED} and ", f" {_OMITTED} and "):
             sentence = sentence.replace(gap, " and " if gap.startswith(" and") else " ")

@@ -1,42 +1,18 @@
-"""How the scenes of `mmjax.data.world.build` look, sound and feel.
+"""Renders the scenes of the procedural world: frames, dense annotations, audio and touch images.
 
-Functions of the attributes and of a generator, which decides everything else.
+Every function depends only on the attributes and a random generator, which decides everything else.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from mmjax.data.world.attributes import COLORS, SHAPES, SIZES
+from mmjax.data.world.config import WorldConfig
 from mmjax.errors import unknown
 
-if TYPE_CHECKING:
-    from mmjax.data.world.config import WorldConfig
-
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
-COLORS = {
-    "red": (225, 25, 25),
-    "orange": (250, 130, 10),
-    "yellow": (245, 230, 40),
-    "green": (30, 170, 50),
-    "cyan": (40, 215, 215),
-    "blue": (35, 60, 235),
-    "purple": (165, 40, 205),
-    "white": (240, 240, 240),
-}
-SIZES = {"small": 0.44, "medium": 0.60, "large": 0.80}  # diameter, as a part of the frame
-TEXTURES = ("plain", "striped", "checkered", "dotted")
-MOTIONS = ("resting", "swaying", "bouncing", "circling", "spinning", "pulsing")
-ATTRIBUTES = {
-    "shape": SHAPES,
-    "color": tuple(COLORS),
-    "size": tuple(SIZES),
-    "texture": TEXTURES,
-    "motion": MOTIONS,
-}
 _PITCH = {"small": 400.0, "medium": 260.0, "large": 170.0}  # Hz
-HARMONICS = {  # loudness of the harmonics 1 to 4
+HARMONICS = {  # amplitudes of harmonics 1 to 4
     "circle": (1, 0, 0, 0),
     "square": (1, 0, 1, 0),
     "triangle": (1, 1, 0, 0),
@@ -46,14 +22,21 @@ HARMONICS = {  # loudness of the harmonics 1 to 4
     "heart": (1, 1, 0, 1),
     "moon": (1, 1, 1, 1),
 }
-_OVERTONE, _OVERTONE_STEP = 2050.0, 200.0  # Hz: the first color's, and between colors
-_CYCLE = 1.25  # Hz: swaying, circling, pulsing; bouncing touches the ground twice as often
-LEAST_SAMPLE_RATE = 8000  # twice the highest overtone, and some
-# Sight ------------------------------------------------------------------------------------------
+_OVERTONE, _OVERTONE_STEP = 2050.0, 200.0  # Hz: overtone of the first color, and between colors
+_CYCLE = 1.25  # Hz: swaying, circling, pulsing; a bouncing object hits the ground twice as often
+
+
+# Video ------------------------------------------------------------------------------------------
 
 
 class Trajectory:
-    """Where the object is: center (x right, y up) and radius in frame widths, and its angle."""
+    """The motion of an object.
+
+    Args:
+      rng: Source of randomness for position, radius, angle and direction.
+      attributes: The attributes of the scene.
+      phase: Phase of the motion's cycle at time 0, in cycles.
+    """
 
     def __init__(self, rng: np.random.Generator, attributes: dict[str, str], phase: float):
         self.motion, self.phase = attributes["motion"], phase
@@ -61,9 +44,13 @@ class Trajectory:
         self.center = rng.uniform(-0.03, 0.03, 2)
         self.angle = rng.uniform(-0.12, 0.12)
         self.turn = rng.choice([-1.0, 1.0])
-        self.reach = 0.16 - 0.13 * self.radius  # large objects move less, so as to stay in sight
+        self.reach = 0.16 - 0.13 * self.radius  # large objects move less, to stay in the frame
 
     def at(self, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Returns (x, y, radius, angle) at each time.
+
+        x is to the right and y up from the center; they and the radius are in frame widths.
+        """
         cycle = 2 * np.pi * (_CYCLE * seconds + self.phase)
         x, y = (np.full_like(seconds, value) for value in self.center)
         radius, angle = np.full_like(seconds, self.radius), np.full_like(seconds, self.angle)
@@ -80,10 +67,10 @@ class Trajectory:
         return x, y, radius, angle
 
 
-def look(
+def render_frames(
     rng: np.random.Generator, cfg: WorldConfig, attributes: dict[str, str], trajectory: Trajectory
 ) -> tuple[np.ndarray, tuple]:
-    """Frames, and the geometry from which `dense` makes the rest."""
+    """Returns frames, uint8 [T, H, W, 3], and the geometry that `render_dense` takes."""
     size = cfg.frame_size
     axis = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
     times = np.arange(cfg.num_frames) / cfg.fps
@@ -94,10 +81,10 @@ def look(
     cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
     inside = _distance(attributes["shape"], u, v)
-    cover = np.clip(inside * (radius * size) + 0.5, 0, 1)  # antialiased over a pixel
+    cover = np.clip(inside * (radius * size) + 0.5, 0, 1)  # antialiased over one pixel
 
     color = np.array(COLORS[attributes["color"]], np.float32) + rng.normal(0, 6, 3)
-    # Light from the object's own side: without it nobody sees a plain circle spin.
+    # Shading that rotates with the object: otherwise the spinning of a plain circle is invisible.
     light = 0.85 + 0.15 * np.clip(u, -1, 1)
     light *= np.where(_pattern(attributes["texture"], u, v) > 0, 1.0, 0.5)
     backdrop = _backdrop(rng, axis)[None]  # [1, H, W, 3]
@@ -107,7 +94,10 @@ def look(
 
 
 def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """About the distance to the outline, positive inside. It fits the unit circle; v is up."""
+    """Returns the approximate distance to the outline, positive inside the shape.
+
+    Shapes fit into the unit circle; v is up.
+    """
     if shape == "circle":
         return 0.95 - np.hypot(u, v)
     if shape == "square":
@@ -116,13 +106,13 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         side = np.abs(u) * (3**0.5 / 2)
         return np.minimum(0.5 - (side + 0.5 * (v + 0.1)), v + 0.1 + 0.5)
     if shape == "star":
-        spread = 2 * np.pi / 5
-        angle = np.abs((np.arctan2(u, v) + spread / 2) % spread - spread / 2)
+        sector = 2 * np.pi / 5
+        angle = np.abs((np.arctan2(u, v) + sector / 2) % sector - sector / 2)
         tip, notch = np.array([1.05, 0.0]), 0.45 * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
         normal = np.array([notch[1] - tip[1], tip[0] - notch[0]])
         normal = normal / np.hypot(*normal)
-        reach = np.hypot(u, v)
-        return normal @ tip - reach * (normal[0] * np.cos(angle) + normal[1] * np.sin(angle))
+        distance = np.hypot(u, v)
+        return normal @ tip - distance * (normal[0] * np.cos(angle) + normal[1] * np.sin(angle))
     if shape == "cross":
         a, b = np.abs(u), np.abs(v)
         return np.minimum(0.95 - np.maximum(a, b), 0.3 - np.minimum(a, b))
@@ -136,41 +126,48 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _pattern(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """About -1 to 1; the sign is the texture's light and dark."""
-    turns = np.float32(2 * np.pi / 0.62)
+    """Returns values of about -1 to 1, whose sign distinguishes light and dark."""
+    frequency = np.float32(2 * np.pi / 0.62)
     if texture == "striped":
-        return np.sin(turns * v)
+        return np.sin(frequency * v)
     if texture == "checkered":
-        return np.sin(0.72 * turns * u) * np.sin(0.72 * turns * v)
+        return np.sin(0.72 * frequency * u) * np.sin(0.72 * frequency * v)
     if texture == "dotted":
-        return 0.35 - np.cos(turns * u) * np.cos(turns * v)
+        return 0.35 - np.cos(frequency * u) * np.cos(frequency * v)
     return np.ones_like(u)
 
 
 def _backdrop(rng: np.random.Generator, axis: np.ndarray) -> np.ndarray:
-    """A dark image, float32 [H, W, 3]."""
+    """Returns a dark image, float32 [H, W, 3]."""
     tint = rng.uniform(8, 40) * rng.uniform(0.7, 1.3, 3)
-    across, kind = rng.uniform(0, 2 * np.pi), rng.integers(4)
-    plane = np.cos(across) * axis[None, :] + np.sin(across) * axis[:, None]
-    if kind == 0:
+    direction, pattern = rng.uniform(0, 2 * np.pi), rng.integers(4)
+    plane = np.cos(direction) * axis[None, :] + np.sin(direction) * axis[:, None]
+    if pattern == 0:
         gray = np.ones_like(plane)
-    elif kind == 1:
+    elif pattern == 1:
         gray = 1 + 1.2 * plane
-    elif kind == 2:
+    elif pattern == 2:
         gray = 1 + 0.3 * np.sin(plane * rng.uniform(15, 40))
     else:
         gray = 1 + 0.25 * rng.standard_normal(plane.shape)
     return (gray[..., None] * tint).astype(np.float32)
 
 
-def dense(
+def render_dense(
     cfg: WorldConfig, attributes: dict[str, str], trajectory: Trajectory, geometry: tuple
 ) -> dict[str, np.ndarray]:
-    """Mask, depth and flow, from the geometry itself."""
+    """Returns mask, depth and flow, computed from the geometry.
+
+    Args:
+      cfg: Config of the world.
+      attributes: The attributes of the scene.
+      trajectory: The motion of the object.
+      geometry: Second result of `render_frames`.
+    """
     times, dx, dy, cover, inside = geometry
     solid = cover > 0.5
     mask = solid * np.uint8(1 + SHAPES.index(attributes["shape"]))
-    # A wall two metres away, and before it a relief that rises towards its middle.
+    # A wall at two meters, and in front of it a relief that rises towards its center.
     depth = np.where(solid, 1.2 - 0.3 * np.clip(inside, 0, 1), 2.0).astype(np.float32)
     now, then = trajectory.at(times), trajectory.at(times + 1 / cfg.fps)
     (x, y, radius, angle), (x2, y2, radius2, angle2) = (
@@ -183,42 +180,42 @@ def dense(
     return dict(mask=mask.astype(np.uint8), depth=depth, flow=flow.astype(np.float32))
 
 
-# Sound ------------------------------------------------------------------------------------------
+# Audio ------------------------------------------------------------------------------------------
 
 
-def sound(
+def render_audio(
     rng: np.random.Generator, cfg: WorldConfig, attributes: dict[str, str], phase: float
 ) -> np.ndarray:
-    """float32 [S] in (-1, 1)."""
-    seconds = np.arange(cfg.samples, dtype=np.float64) / cfg.sample_rate
+    """Returns the waveform, float32 [S] in [-1, 1]; `phase` is that of the trajectory."""
+    seconds = np.arange(cfg.waveform_length, dtype=np.float64) / cfg.sample_rate
     pitch = _PITCH[attributes["size"]] * rng.uniform(0.98, 1.02)
-    loudness = np.array(HARMONICS[attributes["shape"]]) * rng.uniform(0.8, 1.2, 4)
+    amplitudes = np.array(HARMONICS[attributes["shape"]]) * rng.uniform(0.8, 1.2, 4)
     tones = np.zeros_like(seconds)
-    for harmonic in np.flatnonzero(loudness):
+    for harmonic in np.flatnonzero(amplitudes):
         start = rng.uniform(0, 2 * np.pi)
-        tones += loudness[harmonic] * np.sin(2 * np.pi * pitch * (harmonic + 1) * seconds + start)
-    tones *= 0.3 / np.sqrt((loudness**2).sum() / 2)
+        tones += amplitudes[harmonic] * np.sin(2 * np.pi * pitch * (harmonic + 1) * seconds + start)
+    tones *= 0.3 / np.sqrt((amplitudes**2).sum() / 2)
     step = list(COLORS).index(attributes["color"])
     overtone = _OVERTONE + _OVERTONE_STEP * step + rng.uniform(-20, 20)
     steady = 0.2 * np.sin(2 * np.pi * overtone * seconds + rng.uniform(0, 2 * np.pi))
     wave = tones * _envelope(attributes["motion"], seconds, phase) + steady
-    wave = rng.uniform(0.7, 1.1) * wave + cfg.noise * rng.standard_normal(cfg.samples)
+    wave = rng.uniform(0.7, 1.1) * wave + cfg.noise * rng.standard_normal(cfg.waveform_length)
     return np.clip(wave, -1, 1).astype(np.float32)
 
 
 def _envelope(motion: str, seconds: np.ndarray, phase: float) -> np.ndarray:
-    """Loudness over time; `phase` is the trajectory's."""
+    """Returns the amplitude over time; `phase` is that of the trajectory."""
     cycle = 2 * np.pi * (_CYCLE * seconds + phase)
-    if motion == "swaying":  # wind: loud where fast
+    if motion == "swaying":  # wind: loud when fast
         return np.cos(cycle) ** 2
-    if motion == "bouncing":  # struck at each contact
+    if motion == "bouncing":  # an impact at each contact with the ground
         since = (2 * (_CYCLE * seconds + phase)) % 1 / (2 * _CYCLE)
         return 1.3 * np.exp(-since / 0.06)
-    if motion == "circling":  # rattling, five times a round
+    if motion == "circling":  # rattling, five times per round
         return np.where(np.sin(5 * cycle) > 0, 1.0, 0.1)
-    if motion == "spinning":  # buzzing, twelve times a turn
+    if motion == "spinning":  # buzzing, twelve times per turn
         return 0.55 + 0.45 * np.sin(12 * cycle)
-    if motion == "pulsing":  # loud where large
+    if motion == "pulsing":  # loud when large
         return (0.5 + 0.5 * np.sin(cycle)) ** 1.5
     return np.ones_like(seconds)
 
@@ -226,15 +223,18 @@ def _envelope(motion: str, seconds: np.ndarray, phase: float) -> np.ndarray:
 # Touch ------------------------------------------------------------------------------------------
 
 
-def touch(rng: np.random.Generator, size: int, attributes: dict[str, str]) -> np.ndarray:
-    """uint8 [size, size, 3]: pressed into a gel lit red, green and blue from three sides."""
+def render_touch(rng: np.random.Generator, size: int, attributes: dict[str, str]) -> np.ndarray:
+    """Returns a touch image, uint8 [size, size, 3].
+
+    The object is pressed into a gel that red, green and blue lamps light from three sides.
+    """
     axis = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
     x, y, angle = *rng.uniform(-0.06, 0.06, 2), rng.uniform(-0.3, 0.3)
     radius = SIZES[attributes["size"]] / 2 * rng.uniform(0.95, 1.05)
     dx, dy = axis[None, :] - x, -axis[:, None] - y
     cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
-    # The gel bends over the edge: the relief begins outside of the outline and takes its time.
+    # The gel bends over the edge, so the relief starts outside the outline and rises smoothly.
     edge = np.clip((_distance(attributes["shape"], u, v) * radius + 0.04) / 0.08, 0, 1)
     relief = edge * edge * (3 - 2 * edge)
     relief *= 1 + 0.25 * np.clip(2 * _pattern(attributes["texture"], u, v), -1, 1)

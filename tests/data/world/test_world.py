@@ -10,20 +10,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmjax import files
 from mmjax.data.storage import dataset, schema
 from mmjax.data.world import build as world
 from mmjax.data.world import captions as world_captions
-from mmjax.data.world import objects as world_objects
 from mmjax.data.world import render
+from mmjax.data.world.attributes import ATTRIBUTES, COLORS, MOTIONS, SHAPES, SIZES
+from mmjax.data.world.config import WorldConfig, attributes_of
+from mmjax.data.world.objects import ObjectsConfig, objects_of
+from mmjax.data.world.scene import make_scene
 from mmjax.errors import UserError
 from mmjax.modalities import STORED
 from tests.messages import assert_mentions, raises
 
-CFG = world.WorldConfig()
+CFG = WorldConfig()
 
 
 def scenes(split, count, cfg=CFG):
-    return [world.scene(cfg, split, index) for index in range(count)]
+    return [make_scene(cfg, split, index) for index in range(count)]
 
 
 def combination(attributes):
@@ -34,45 +38,45 @@ def combination(attributes):
 def test_splits_share_no_combination_and_have_every_value(seed):
     combinations = {}
     for split, count in (("train", 2000), ("valid", 96), ("test", 240)):
-        scene_attributes = [world.attributes_of(seed, split, i) for i in range(count)]
+        scene_attributes = [attributes_of(seed, split, i) for i in range(count)]
         combinations[split] = {combination(attributes) for attributes in scene_attributes}
-        for name, values in world.ATTRIBUTES.items():
+        for name, values in ATTRIBUTES.items():
             actual = {attributes[name] for attributes in scene_attributes}
             assert actual == set(values), (split, name)
     for one, other in itertools.combinations(combinations.values(), 2):
         assert not one & other
     assert len(combinations["test"]) == 240  # All differ, so that retrieval is well posed.
     assert sum(map(len, combinations.values())) == 8 * 8 * 3 * 6
-    full = [tuple(world.attributes_of(seed, "test", i).values()) for i in range(4 * 240)]
+    full = [tuple(attributes_of(seed, "test", i).values()) for i in range(4 * 240)]
     assert len(set(full)) == 4 * 240
 
 
 def test_held_out_combinations_do_not_depend_on_the_seed():
     first, second = (
-        {combination(world.attributes_of(seed, "test", i)) for i in range(240)} for seed in (0, 1)
+        {combination(attributes_of(seed, "test", i)) for i in range(240)} for seed in (0, 1)
     )
     assert first == second
-    assert world.attributes_of(0, "test", 0) != world.attributes_of(1, "test", 0)
+    assert attributes_of(0, "test", 0) != attributes_of(1, "test", 0)
 
 
 def test_scenes_do_not_depend_on_scenes_generated_before():
-    cfg = world.WorldConfig(dense=True)
-    first = world.scene(cfg, "train", 5)
-    world.scene(cfg, "train", 4)
-    repeated = world.scene(world.WorldConfig(dense=True), "train", 5)
+    cfg = WorldConfig(dense=True)
+    first = make_scene(cfg, "train", 5)
+    make_scene(cfg, "train", 4)
+    repeated = make_scene(WorldConfig(dense=True), "train", 5)
     for name in ("frames", "waveform", "touch", "mask", "depth", "flow"):
         np.testing.assert_array_equal(getattr(first, name), getattr(repeated, name))
     assert first.captions == repeated.captions
-    others = [world.scene(cfg, "test", 5), world.scene(world.WorldConfig(seed=1), "train", 5)]
+    others = [make_scene(cfg, "test", 5), make_scene(WorldConfig(seed=1), "train", 5)]
     assert all((first.frames != other.frames).any() for other in others)
 
 
 @pytest.mark.parametrize("size, frames, rate", [(16, 1, 8000), (33, 3, 16000), (64, 12, 48000)])
 def test_shapes_and_types_follow_the_config(size, frames, rate):
-    cfg = world.WorldConfig(
+    cfg = WorldConfig(
         frame_size=size, num_frames=frames, sample_rate=rate, touch_size=size, dense=True
     )
-    scene = world.scene(cfg, "train", 10**6)
+    scene = make_scene(cfg, "train", 10**6)
     assert scene.frames.shape == (frames, size, size, 3) and scene.frames.dtype == np.uint8
     assert scene.waveform.shape == (frames * rate // 10,) and scene.waveform.dtype == np.float32
     assert scene.touch.shape == (size, size, 3) and scene.touch.dtype == np.uint8
@@ -87,7 +91,7 @@ def test_captions_use_the_vocabulary_and_omit_attributes_only_in_training():
     used, omissions, count = set(), 0, 0
     for split in ("train", "test"):
         for index in range(300):
-            attributes = world.attributes_of(0, split, index)
+            attributes = attributes_of(0, split, index)
             rng = np.random.default_rng(index)
             text = world_captions.caption(rng, attributes, complete=split == "test")
             words = text.split()
@@ -111,20 +115,21 @@ def test_no_wording_has_two_meanings():
     lists = [wordings for values in world_captions.WORDS.values() for wordings in values.values()]
     wordings = [wording for one in lists for wording in one]
     assert len(wordings) == len(set(wordings))
-    assert set(world_captions.WORDS) == set(world.ATTRIBUTES)
-    for attribute, values in world.ATTRIBUTES.items():
+    assert set(world_captions.WORDS) == set(ATTRIBUTES)
+    for attribute, values in ATTRIBUTES.items():
         assert set(world_captions.WORDS[attribute]) == set(values)
 
 
 def test_frames_agree_with_mask_depth_and_color():
     """Frames have the object's color inside the mask and are dark outside it."""
-    cfg = world.WorldConfig(frame_size=64, dense=True)
+    cfg = WorldConfig(frame_size=64, dense=True)
     for scene in scenes("train", 60, cfg):
         mask = scene.mask > 0
-        assert (scene.mask[mask] == 1 + world.SHAPES.index(scene.attributes["shape"])).all()
+        assert (scene.mask[mask] == 1 + SHAPES.index(scene.attributes["shape"])).all()
         mean = scene.frames[mask].mean(0)
         nearest = min(
-            world.COLORS, key=lambda name: _angle(np.array(world.COLORS[name], float), mean)
+            COLORS,
+            key=lambda name: _angle(np.array(COLORS[name], float), mean),
         )
         assert nearest == scene.attributes["color"], mean
         assert scene.frames[~mask].mean() < 0.6 * scene.frames[mask].max(-1).mean()
@@ -132,36 +137,36 @@ def test_frames_agree_with_mask_depth_and_color():
 
 
 def test_diameter_of_resting_circles_is_the_size_attribute():
-    cfg = world.WorldConfig(frame_size=64, dense=True)
+    cfg = WorldConfig(frame_size=64, dense=True)
     checked = set()
     for index in range(402):
-        attributes = world.attributes_of(0, "train", index)
+        attributes = attributes_of(0, "train", index)
         if (attributes["shape"], attributes["motion"]) != ("circle", "resting"):
             continue
-        mask = world.scene(cfg, "train", index).mask[0] > 0
+        mask = make_scene(cfg, "train", index).mask[0] > 0
         diameter = np.ptp(np.nonzero(mask)[0]) + 1
-        expected = 0.95 * world.SIZES[attributes["size"]]
+        expected = 0.95 * SIZES[attributes["size"]]
         assert abs(diameter / 64 / expected - 1) < 0.1, (index, diameter)
         checked.add(attributes["size"])
-    assert checked == set(world.SIZES)
+    assert checked == set(SIZES)
 
 
 def _angle(one, other):
     return np.arccos(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
-@pytest.mark.parametrize("motion", world.MOTIONS)
+@pytest.mark.parametrize("motion", MOTIONS)
 def test_flow_maps_the_object_to_the_next_frame(motion):
     """A pixel of the object, moved by its flow, is inside the object one frame later."""
-    cfg = world.WorldConfig(frame_size=96, dense=True)
+    cfg = WorldConfig(frame_size=96, dense=True)
     index = next(
         i
         for i in itertools.count()
-        if (a := world.attributes_of(0, "train", i))["motion"] == motion
+        if (a := attributes_of(0, "train", i))["motion"] == motion
         and a["size"] == "large"
         and a["shape"] in ("square", "cross")
     )
-    scene = world.scene(cfg, "train", index)
+    scene = make_scene(cfg, "train", index)
     moved = np.abs(scene.flow).max()
     assert moved == 0 if motion == "resting" else moved > 3
     hits = total = stays = 0
@@ -179,7 +184,7 @@ def test_flow_maps_the_object_to_the_next_frame(motion):
 
 def test_audio_encodes_color_size_and_shape():
     """The loudest tone gives the color, the pitch the size, and the harmonics the shape."""
-    for scene in scenes("train", 40, world.WorldConfig(num_frames=16, noise=0.0)):
+    for scene in scenes("train", 40, WorldConfig(num_frames=16, noise=0.0)):
         attributes = scene.attributes
         spectrum = np.abs(np.fft.rfft(scene.waveform * np.hanning(scene.waveform.size)))
         hertz = np.fft.rfftfreq(scene.waveform.size, 1 / 8000)
@@ -189,7 +194,7 @@ def test_audio_encodes_color_size_and_shape():
 
         tones = [2050 + 200 * step for step in range(8)]
         loudest = max(range(8), key=lambda step: level(tones[step] - 30, tones[step] + 30))
-        assert tuple(world.COLORS)[loudest] == attributes["color"]
+        assert tuple(COLORS)[loudest] == attributes["color"]
         pitch = {"small": 400, "medium": 260, "large": 170}[attributes["size"]]
         harmonics = [level(0.97 * pitch * h, 1.03 * pitch * h) for h in (1, 2, 3, 4)]
         audible = tuple(int(value > 0.4 * max(harmonics)) for value in harmonics)
@@ -198,10 +203,10 @@ def test_audio_encodes_color_size_and_shape():
 
 def test_audio_is_in_phase_with_the_motion():
     """A bouncing object is loudest near its lowest point, a pulsing one when it is largest."""
-    cfg = world.WorldConfig(num_frames=32, fps=40.0, noise=0.0, frame_size=48, dense=True)
+    cfg = WorldConfig(num_frames=32, fps=40.0, noise=0.0, frame_size=48, dense=True)
     checked = 0
     for index in range(60):
-        scene = world.scene(cfg, "train", index)
+        scene = make_scene(cfg, "train", index)
         motion = scene.attributes["motion"]
         if motion not in ("bouncing", "pulsing"):
             continue
@@ -249,16 +254,16 @@ def test_attributes_of_held_out_clips_can_be_predicted_from_audio_and_touch():
 
 
 def test_written_world_reads_back_as_generated(tmp_path):
-    cfg = world.WorldConfig(num_frames=2, num_samples=640, dense=True, label="motion")
+    cfg = WorldConfig(num_frames=2, num_samples=640, dense=True, label="motion")
     info = world.build_world(tmp_path, cfg, {"train": 300, "test": 5})
     directory = dataset.DatasetDir(tmp_path)
-    assert directory.info == info and info.class_names == list(world.MOTIONS)
+    assert directory.info == info and info.class_names == list(MOTIONS)
     assert info.modalities == STORED
     train = directory.split("train")
     assert len(train) == 300 and len(train.files) == 2 and len(directory.split("test")) == 5
     for index in (0, 149, 150, 299):
         stored = schema.decode(train.read(index))
-        scene = world.scene(cfg, "train", index)
+        scene = make_scene(cfg, "train", index)
         assert stored.captions == scene.captions and stored.labels == scene.labels
         assert stored.label_texts == [scene.attributes["motion"]]
         np.testing.assert_array_equal(stored.waveform, scene.waveform)
@@ -279,7 +284,7 @@ def test_written_world_reads_back_as_generated(tmp_path):
 
 
 def test_number_of_workers_does_not_change_the_files(tmp_path):
-    cfg = world.WorldConfig(num_frames=1, num_samples=320)
+    cfg = WorldConfig(num_frames=1, num_samples=320)
     one = world.build_world(tmp_path / "one", cfg, {"test": 5})
     two = world.build_world(tmp_path / "two", cfg, {"test": 5}, workers=2)
     assert one == two
@@ -288,8 +293,8 @@ def test_number_of_workers_does_not_change_the_files(tmp_path):
 
 
 def test_label_all_gives_one_label_per_attribute():
-    scene = world.scene(world.WorldConfig(label="all"), "train", 3)
-    names = world.WorldConfig(label="all").class_names
+    scene = make_scene(WorldConfig(label="all"), "train", 3)
+    names = WorldConfig(label="all").class_names
     assert [names[label] for label in scene.labels] == list(scene.attributes.values())
 
 
@@ -318,15 +323,19 @@ def test_ensure_world_writes_once_from_concurrent_threads(tmp_path, capsys, monk
 def test_ensure_world_replaces_incomplete_data(tmp_path, damage):
     path = world.ensure_world(SPEC, cache_dir=str(tmp_path))
     if damage == "incomplete":
-        os.rename(path, f"{path}.part")
-        os.remove(os.path.join(f"{path}.part", dataset.FILE))
+        leftover = f"{files.partial_path(path)}0"  # of another process
+        os.rename(path, leftover)
+        os.remove(os.path.join(leftover, dataset.FILE))
     elif damage == "missing shard":
         os.remove(os.path.join(path, dataset.shard_name("train", 0, 1)))
     else:
         os.remove(os.path.join(path, dataset.FILE))
     assert world.ensure_world(SPEC, cache_dir=str(tmp_path)) == path
     assert len(dataset.DatasetDir(path).split("train")) == 6
-    assert not os.path.exists(f"{path}.part")
+    assert sorted(os.listdir(tmp_path)) == [
+        os.path.basename(path),
+        f"{os.path.basename(path)}.lock",
+    ]
 
 
 def test_ensure_world_names_a_cache_it_cannot_write(tmp_path):
@@ -361,12 +370,12 @@ def test_invalid_specs_are_named(spec, facts, tmp_path):
 
 
 def test_evaluation_objects_are_never_in_training():
-    splits = {split: world_objects.objects_of(split) for split in world.ObjectsConfig.SPLITS}
+    splits = {split: objects_of(split) for split in ObjectsConfig.SPLITS}
     assert len(splits["train"]) == 48 and len(splits["novel_train"]) == 16
     assert splits["novel_train"] == splits["novel_test"]
     assert not set(splits["train"]) & set(splits["novel_test"])
     for split, each in (("train", 6), ("novel_test", 2)):
-        for at, values in enumerate((world.COLORS, world.SHAPES)):
+        for at, values in enumerate((COLORS, SHAPES)):
             counts = {value: 0 for value in values}
             for names in splits[split]:
                 counts[names[at]] += 1
@@ -380,7 +389,7 @@ def test_each_split_samples_its_objects_evenly_and_in_many_styles(name):
     for split, count in sizes.items():
         scene_attributes = [cfg.attributes(split, index) for index in range(count)]
         names = [cfg.names_of(attributes)[0] for attributes in scene_attributes]
-        expected = {f"{color} {shape}" for color, shape in world_objects.objects_of(split)}
+        expected = {f"{color} {shape}" for color, shape in objects_of(split)}
         assert set(names) == expected
         counts = [names.count(name) for name in expected]
         assert max(counts) - min(counts) <= 1
@@ -395,23 +404,23 @@ def test_each_split_samples_its_objects_evenly_and_in_many_styles(name):
 
 
 def test_object_images_are_deterministic_and_captions_describe_them():
-    cfg = world.ObjectsConfig()
+    cfg = ObjectsConfig()
     words = set(world_captions.vocabulary(still=True))
     assert words < set(world_captions.vocabulary()) | {"picture", "of", "is"}
     assert not {"bouncing", "swaying", "spinning", "somehow"} & words and len(words) < 110
     for split in cfg.SPLITS:
         for index in (0, 5, 700):
-            scene, repeated = (world.scene(cfg, split, index) for _ in range(2))
+            scene, repeated = (make_scene(cfg, split, index) for _ in range(2))
             assert scene.frames.shape == (1, 32, 32, 3) and not scene.waveform.size
             assert (scene.frames == repeated.frames).all()
             assert scene.captions == repeated.captions
-            other = world.scene(world.ObjectsConfig(seed=1), split, index)
+            other = make_scene(ObjectsConfig(seed=1), split, index)
             assert (scene.frames != other.frames).any()
             assert cfg.class_names[scene.labels[0]] == "{color} {shape}".format(**scene.attributes)
     omitted = 0
     for index in range(400):
         split = "train" if index % 2 else "novel_test"
-        for text in world.scene(cfg, split, index).captions:
+        for text in make_scene(cfg, split, index).captions:
             tokens = text.split()
             assert set(tokens) <= words and tokens[-1] not in ("and", "is", "a"), text
             assert "and and" not in text and "is and" not in text, text
@@ -446,12 +455,12 @@ def test_written_objects_have_images_captions_and_labels_only(tmp_path):
         with raises(UserError, *facts):
             world.ensure_world(spec, cache_dir=str(tmp_path))
     with raises(UserError, "split", "'test'", "'novel_test'", "train"):
-        world.scene(world.ObjectsConfig(), "test", 0)
+        make_scene(ObjectsConfig(), "test", 0)
 
 
 def test_generated_data_does_not_change():
     """Published results depend on it, and caches are identified by the world's version."""
-    first_scenes = [world.scene(world.WORLDS["tiny"][0], "train", index) for index in range(4)]
+    first_scenes = [make_scene(world.WORLDS["tiny"][0], "train", index) for index in range(4)]
     described = repr([(one.captions, one.labels) for one in first_scenes])
     assert hashlib.sha256(described.encode()).hexdigest()[:16] == "399b394b349527f2"
     means = [[one.frames.mean(), one.touch.mean()] for one in first_scenes]
@@ -464,4 +473,4 @@ def test_generated_data_does_not_change():
 
 def test_unknown_split_is_named_with_the_nearest():
     with raises(UserError, "split", "'trian'", "'train'"):
-        world.scene(CFG, "trian", 0)
+        make_scene(CFG, "trian", 0)

@@ -1,4 +1,4 @@
-"""Classification losses in float32: soft targets, several labels, examples that do not count."""
+"""Classification losses for soft targets and for several labels per example, in float32."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mmjax.errors import UserError
 def softmax_cross_entropy(
     logits: jax.Array, targets: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Mean cross entropy with probabilities as targets (one-hot, smoothed or mixed).
+    """Returns the mean cross entropy with class probabilities as targets.
 
     Args:
       logits: [N, C].
-      targets: [N, C], rows that sum to 1.
-      mask: [N], the weight of each example; None is 1 for all.
+      targets: Probabilities [N, C] (one-hot, smoothed or mixed), which sum to 1 over classes.
+      mask: Weight of each example, [N]. None weights all examples equally.
 
     Returns:
-      A float32 scalar: the weighted mean, 0 when no example counts.
+      A float32 scalar: the weighted mean, or 0 if all weights are 0.
     """
     losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets.astype(jnp.float32))
     return _mean(losses, mask)
@@ -34,34 +34,35 @@ def sigmoid_cross_entropy(
     balance: bool = True,
     groups: int = 1,
 ) -> jax.Array:
-    """VATT's loss for several labels: binary cross entropies, summed over classes.
+    """Returns VATT's multi-label loss: binary cross entropies summed over classes.
 
-    With `balance`, example b counts w_b = Σ_c (y_bc / n_c) / Σ_c y_bc, where n_c = Σ_b y_bc is how
-    often class c occurs in the batch: rare classes count more. An example without any label then
-    counts 0 (VATT's published code gets 0 / 0 there), but is still one of the examples that the
-    mean is over.
+    With `balance`, example b has the weight w_b = Σ_c (y_bc / n_c) / Σ_c y_bc, where n_c = Σ_b y_bc
+    counts class c in the batch, so that rare classes have larger weights. An example without
+    labels has weight 0 (0 / 0 in VATT's published code), but it still counts in the mean.
 
     Args:
       logits: [N, C].
       targets: [N, C] in [0, 1].
-      mask: [N], 1 for examples that count; the others are not in the mean nor in n_c.
-      balance: weigh by inverse occurrence.
-      groups: count occurrences within each of so many equal, consecutive parts of the batch, as
-        data-parallel VATT does on so many replicas. As n_c grows with the batch, this sets the
-        scale of the loss.
+      mask: [N], 1 for valid examples. Other examples are excluded from the mean and from n_c.
+      balance: Whether to weight examples by inverse class frequency.
+      groups: Number of equal, consecutive parts of the batch within which classes are counted.
+        Data-parallel VATT counts within each replica. The scale of the loss depends on it, because
+        n_c grows with the batch.
 
     Returns:
-      A float32 scalar, 0 when no example counts.
+      A float32 scalar, or 0 if no example is valid.
 
     Raises:
       UserError: `groups` does not divide N.
+
+    Source: Akbari et al. 2021 (VATT), published code.
     """
     targets = targets.astype(jnp.float32)
     losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets).sum(axis=-1)
     if balance:
         count = targets.shape[0]
         if groups < 1 or count % groups:
-            raise UserError(f"groups={groups} does not divide the batch of {count} examples.")
+            raise UserError(f"groups={groups} must divide the batch size, {count}.")
         labels = targets if mask is None else targets * mask[:, None]
         labels = labels.reshape(groups, -1, targets.shape[-1])
         occurrences = labels.sum(axis=1, keepdims=True)
@@ -71,17 +72,20 @@ def sigmoid_cross_entropy(
 
 
 def smooth_labels(targets: jax.Array, smoothing: float) -> jax.Array:
-    """Gives a part `smoothing` of each row of [..., C] to all its classes alike."""
+    """Returns targets [..., C] mixed with the uniform distribution of weight `smoothing`."""
     return (1.0 - smoothing) * targets + smoothing / targets.shape[-1]
 
 
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b, and 0 where b is 0."""
+    """Returns a / b, or 0 where b is 0."""
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)
 
 
 def _mean(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The mean weighed by `mask`; what weighs nothing is left out of the gradient too."""
+    """Returns the mean weighted by `mask`.
+
+    Losses of weight 0 may be NaN: they affect neither the value nor the gradient.
+    """
     if mask is None:
         return losses.mean()
     mask = mask.astype(jnp.float32)

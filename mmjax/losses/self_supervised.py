@@ -1,58 +1,60 @@
-"""Losses between views of the same thing: SimCLR's, SimSiam's, NNCLR's and SwAV's.
+"""Self-supervised losses between views of the same example: SimCLR, SimSiam, NNCLR and SwAV.
 
-Arrays are global, as in `mmjax.losses.contrastive`: under `jax.jit` on a mesh the negatives, and
-the assignments of SwAV, are of the whole batch. Embeddings are L2-normalized here, and everything
-is computed in float32, whatever comes in.
+Arrays are global, as in `mmjax.losses.contrastive`: under `jax.jit` on a mesh, the negatives and
+SwAV's assignments are those of the whole batch. Embeddings are L2-normalized here. All computations
+are in float32, whatever the input dtype.
 
-Values are those of LGSSL's published code (El Banani et al. 2023, Learning Visual Representations
-via Language-Guided Sampling, arXiv 2302.12248); each function names the paper it is from.
+Values equal those of LGSSL's published code (El Banani et al. 2023, Learning Visual Representations
+via Language-Guided Sampling, arXiv 2302.12248). Each function names the paper that introduced it.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
-from mmjax.errors import UserError
+from mmjax.errors import check_choice
 from mmjax.losses.similarity import EXCLUDED, map_chunks, normalize, products, weighted_mean
 
 
 def nt_xent(
-    first: jax.Array,
-    second: jax.Array,
+    anchor: jax.Array,
+    positive: jax.Array,
     *,
     temperature: float = 0.1,
     mask: jax.Array | None = None,
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """SimCLR's loss (Chen et al. 2020, arXiv 2002.05709): each of 2B embeddings finds its partner.
-
-    Candidates are all other 2B − 1 embeddings, of both views.
+    """Returns SimCLR's loss: each of 2B embeddings has one positive among the other 2B − 1.
 
     Args:
-      first, second: [B, D], two views; row b of one belongs to row b of the other.
-      temperature: divides the cosines.
-      mask: [B], 1 where both exist; other examples are neither positives nor negatives.
-      chunk_size: of the 2B embeddings, compared at a time; must divide 2B. None compares all at
-        once.
+      anchor: [B, D], one view.
+      positive: [B, D], another view of the same examples.
+      temperature: Divisor of the cosine similarities.
+      mask: [B], 1 where both exist. Other examples are neither positives nor negatives.
+      chunk_size: Number of the 2B embeddings per chunk; must divide 2B. None compares all at once.
 
     Returns:
-      A float32 scalar, 0 when no example is valid.
+      A float32 scalar, or 0 if no example is valid.
 
     Raises:
       UserError: `chunk_size` does not divide 2B.
+
+    Source: Chen et al. 2020, arXiv 2002.05709 (SimCLR).
     """
-    count = len(first)
-    z = jnp.concatenate([normalize(first), normalize(second)])  # [2B, D]
+    count = len(anchor)
+    z = jnp.concatenate([normalize(anchor), normalize(positive)])  # [2B, D]
     valid = jnp.tile(_valid(mask, count), 2)
 
     def compare(block):
-        row, number = block
-        scores = products(row, z) / temperature
-        itself = number[:, None] == jnp.arange(2 * count)
+        query, index = block
+        scores = products(query, z) / temperature
+        itself = index[:, None] == jnp.arange(2 * count)
         scores = jnp.where(itself | ~valid, EXCLUDED, scores)
-        positive = (number + count) % (2 * count)
-        own = jnp.take_along_axis(scores, positive[:, None], axis=1)[:, 0]
+        positive_index = (index + count) % (2 * count)
+        own = jnp.take_along_axis(scores, positive_index[:, None], axis=1)[:, 0]
         return jax.nn.logsumexp(scores, axis=1) - own
 
     losses = map_chunks(compare, (z, jnp.arange(2 * count)), chunk_size)
@@ -60,39 +62,57 @@ def nt_xent(
 
 
 def one_way_nce(
-    query: jax.Array,
-    key: jax.Array,
+    anchor: jax.Array,
+    positive: jax.Array,
     *,
     temperature: float = 0.1,
     mask: jax.Array | None = None,
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """The cross entropy with which each query finds its own key among all of the batch.
+    """Returns the cross entropy of finding each anchor's positive among all positives of the batch.
 
-    NNCLR (Dwibedi et al. 2021, arXiv 2104.14548) takes predictions and neighbors of the other
-    view. Arguments, result and errors otherwise as of `nt_xent`, for B rows.
+    NNCLR uses predictions as anchors, and nearest neighbors of the other view as positives.
+
+    Args:
+      anchor: [B, D].
+      positive: [B, D]; `positive[b]` belongs to `anchor[b]`, all others are negatives.
+      temperature: Divisor of the cosine similarities.
+      mask: [B], 1 where both exist. Other examples are neither positives nor negatives.
+      chunk_size: Number of anchors per chunk; must divide B. None compares all at once.
+
+    Returns:
+      A float32 scalar, or 0 if no example is valid.
+
+    Raises:
+      UserError: `chunk_size` does not divide B.
+
+    Source: Dwibedi et al. 2021, arXiv 2104.14548 (NNCLR).
     """
-    query, key, valid = normalize(query), normalize(key), _valid(mask, len(query))
+    anchor, positive, valid = normalize(anchor), normalize(positive), _valid(mask, len(anchor))
 
     def compare(block):
-        row, number = block
-        scores = jnp.where(valid, products(row, key) / temperature, EXCLUDED)
-        own = jnp.take_along_axis(scores, number[:, None], axis=1)[:, 0]
+        query, index = block
+        scores = jnp.where(valid, products(query, positive) / temperature, EXCLUDED)
+        own = jnp.take_along_axis(scores, index[:, None], axis=1)[:, 0]
         return jax.nn.logsumexp(scores, axis=1) - own
 
-    return _mean(map_chunks(compare, (query, jnp.arange(len(query))), chunk_size), valid)
+    return _mean(map_chunks(compare, (anchor, jnp.arange(len(anchor))), chunk_size), valid)
 
 
 def negative_cosine(
     prediction: jax.Array, target: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
-    """SimSiam's loss of one direction (Chen & He 2021, arXiv 2011.10566): −cos, averaged.
-
-    No gradient flows into `target`.
+    """Returns SimSiam's loss of one direction: the mean of −cos(prediction, target).
 
     Args:
-      prediction, target: [B, D].
+      prediction: [B, D].
+      target: [B, D]; no gradient flows into it.
       mask: [B], 1 where both exist.
+
+    Returns:
+      A float32 scalar, or 0 if no example is valid.
+
+    Source: Chen & He 2021, arXiv 2011.10566 (SimSiam).
     """
     target = jax.lax.stop_gradient(normalize(target))
     losses = -jnp.sum(normalize(prediction) * target, axis=-1)
@@ -106,23 +126,25 @@ def sinkhorn(
     iterations: int = 3,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Soft assignments in which all prototypes get the same share of the rows.
+    """Returns soft assignments of examples to prototypes in which all prototypes are used equally.
 
-    Sinkhorn-Knopp as in SwAV (Caron et al. 2020, arXiv 2006.09882): exp(scores / epsilon), whose
-    columns and rows are scaled in turn.
+    The Sinkhorn-Knopp algorithm starts with exp(scores / epsilon) and normalizes columns and rows
+    in turn.
 
     Args:
-      scores: [N, K], cosines of rows and prototypes.
-      epsilon: the smaller, the harder the assignments.
-      iterations: how often both are scaled.
-      mask: [N], 1 for rows that count; the others get zeros.
+      scores: [N, K], cosine similarities of embeddings and prototypes.
+      epsilon: Regularization; smaller values make assignments harder.
+      iterations: Number of times that both are normalized.
+      mask: [N], 1 for valid examples. Other examples get zeros.
 
     Returns:
-      float32 [N, K]; the rows that count sum to 1.
+      float32 [N, K]; assignments of a valid example sum to 1.
+
+    Source: Caron et al. 2020, arXiv 2006.09882 (SwAV).
     """
     scores = scores.astype(jnp.float32)
     valid = _valid(mask, len(scores))[:, None]
-    # Of logarithms: with a small epsilon, all of a row may be less than the least float32.
+    # Logarithms, because all values of a row may underflow float32 if epsilon is small.
     codes = jnp.where(valid, scores / epsilon, EXCLUDED)
     for _ in range(iterations):
         codes = codes - jax.nn.logsumexp(codes, axis=0, keepdims=True)
@@ -136,24 +158,25 @@ def swapped_prediction(
     codes: jax.Array,
     *,
     temperature: float = 0.1,
-    axis: str = "prototypes",
+    axis: Literal["prototypes", "batch"] = "prototypes",
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """SwAV's loss of one direction: the cross entropy of one view's scores with the other's codes.
+    """Returns SwAV's loss of one direction: one view predicts the assignments of the other.
 
     Args:
-      scores: [B, K], cosines of this view's embeddings and the prototypes.
+      scores: [B, K], cosine similarities of this view's embeddings and the prototypes.
       codes: [B, K], assignments of the other view; no gradient flows into them.
-      temperature: divides the scores.
-      axis: 'prototypes', over which the softmax is taken, or 'batch', as LGSSL's published code
-        takes it.
-      mask: [B], 1 for rows that count.
+      temperature: Divisor of the scores.
+      axis: Axis of the softmax: 'prototypes', or 'batch' as in LGSSL's published code.
+      mask: [B], 1 for valid examples.
+
+    Returns:
+      A float32 scalar, or 0 if no example is valid.
 
     Raises:
-      UserError: another axis.
+      UserError: Another axis.
     """
-    if axis not in ("prototypes", "batch"):
-        raise UserError(f"softmax_axis={axis!r} must be 'prototypes' or 'batch'.")
+    check_choice("softmax_axis", axis, ("prototypes", "batch"))
     valid = _valid(mask, len(scores))
     logits = scores.astype(jnp.float32) / temperature
     if axis == "batch":
@@ -168,5 +191,5 @@ def _valid(mask: jax.Array | None, count: int) -> jax.Array:
 
 
 def _mean(losses: jax.Array, valid: jax.Array) -> jax.Array:
-    """Over the valid ones; 0 if there is none."""
+    """Returns the mean over valid examples, or 0 if no example is valid."""
     return weighted_mean(losses, valid / jnp.maximum(valid.sum(), 1))

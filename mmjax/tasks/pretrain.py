@@ -1,20 +1,20 @@
-"""`--task=pretrain`: towers of several modalities, trained to agree on what belongs together.
+"""`--task=pretrain`: contrastive pretraining of towers of several modalities.
 
-Each modality has a tower; a head maps the towers' outputs into spaces where two modalities are
-compared; a contrastive loss per pair of modalities is taken over the global batch.
+Each modality has a tower. A head maps the outputs of the towers into spaces in which two modalities
+are compared. The loss is a contrastive loss per pair of modalities over the global batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mmjax import config
+from mmjax import config, registry
+from mmjax.config import Config
 from mmjax.data_spec import DataSpec
-from mmjax.errors import UserError, choose
+from mmjax.errors import UserError
 from mmjax.losses import contrastive
 from mmjax.modalities import INPUTS
 from mmjax.models import vatt
@@ -26,23 +26,23 @@ _LOSSES = {
     "asymmetric_nce": contrastive.asymmetric_nce,
     "symmetric_nce": contrastive.symmetric_nce,
 }
-# Arguments of the losses that come from the batch.
-_ARRAYS = ("anchor", "other", "mask", "candidate_mask", "anchor_mask")
+# Arguments of the losses that the task provides.
+_PROVIDED = ("anchor", "candidates", "mask", "candidate_mask", "anchor_mask")
 
 
 class Pretrain:
-    """Contrastive pretraining of `cfg.model` on pairs of modalities.
+    """Contrastive pretraining on pairs of modalities.
 
-    Config sections: `model` (keywords of `mmjax.models.vatt.make_model`), `augment` (of
-    `mmjax.preprocess.inputs.Inputs`), `loss`: `name`, `weights` ({'video_text': 1.0, …}; the first of a
-    pair is the anchor) and the keywords of that loss.
+    Config sections: `model` (keywords of `mmjax.models.vatt.make_model`); `augment` (of
+    `mmjax.preprocess.inputs.Inputs`); `loss`: `name` of a loss or `package.module:Name`, `weights`
+    ({'video_text': 1.0, …}; the first modality of a pair is the anchor), and the keywords of the
+    loss.
 
     Raises:
-      UserError: a pair that the head or the data do not have, or a vocabulary larger than the
-      table.
+      UserError: The head or the data lack a pair, or the vocabulary exceeds the token embedding.
     """
 
-    def __init__(self, cfg: Any, data_spec: DataSpec):
+    def __init__(self, cfg: Config, data_spec: DataSpec):
         model = cfg.model
         if data_spec.vocab_size is not None:
             model = fit_vocabulary(model, data_spec.vocab_size)
@@ -52,32 +52,39 @@ class Pretrain:
         self._inputs = Inputs.from_config(cfg.augment, data_spec, towers=towers)
 
         loss = dict(cfg.loss)
-        self._loss = choose("config.loss.name", loss.pop("name", "asymmetric_nce"), _LOSSES)
+        name = loss.pop("name", "asymmetric_nce")
+        self._loss = registry.resolve("config.loss.name", name, _LOSSES)
         weights = loss.pop("weights", {"video_text": 1.0, "video_audio": 1.0})
-        self._loss_keywords = config.keywords(self._loss, loss, "loss", provided=_ARRAYS)
+        self._loss_keywords = config.keywords(
+            self._loss, loss, "loss", provided=_PROVIDED, owner=name
+        )
         self._pairs = parse_weights(weights)
+        self._check_pairs(data_spec)
+        self.predict = {"features": self._features}
+
+    def _check_pairs(self, data_spec: DataSpec) -> None:
         compared = self._compared()
         for pair in self._pairs:
             name = "_".join(pair)
             if pair not in compared:
                 pairs = ", ".join("_".join(p) for p in compared)
                 raise UserError(
-                    f"config.loss.weights: the head does not compare {name}. Pairs: {pairs}. "
-                    "config.model.head=joint compares all."
+                    f"config.loss.weights.{name}: the head does not compare these modalities. Valid "
+                    f"pairs: {pairs}. config.model.head=joint compares all."
                 )
             for modality in pair:
                 if modality not in data_spec.batch:
                     raise UserError(
-                        f"config.loss.weights: {name} needs {modality}, "
-                        "which config.data does not load."
+                        f"config.loss.weights.{name} needs {modality}. Set config.data.{modality}, "
+                        "or remove the pair."
                     )
-        self.predict = {"features": self._features}
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
+        """Returns randomly initialized `(params, extra)`."""
         return self.model.init(key)
 
     def encode(self, params, extra, batch, key):
-        """{modality: [B, D] or, for text, [B, L, D]}, the towers' pooled outputs."""
+        """Returns {modality: [B, D], or [B, L, D] for text}, the pooled outputs of the towers."""
         inputs_key, model_key = jax.random.split(key)
         inputs = self._inputs(batch, inputs_key, train=True)
         captions = inputs["text"].shape[:2] if "text" in inputs else None
@@ -90,7 +97,7 @@ class Pretrain:
         return pooled, self.model.extra_of(module)
 
     def objective(self, params, extra, features, batch, key):
-        """The weighted mean of the pairs' losses, as in VATT."""
+        """Returns the weighted mean of the losses of all pairs, as in VATT."""
         module = self.model.bind(params, extra)
         projected = self._project(module, features, train=True)
         total, metrics = jnp.float32(0), {}
@@ -100,25 +107,25 @@ class Pretrain:
             value = self._loss(first, second, **masks, **self._loss_keywords)
             total += weight * value
             metrics[f"loss_{anchor}_{other}"] = (value, jnp.float32(1))
-            if (seen := masks.pop("anchor_mask")) is not None:
-                seen = seen.reshape(len(seen), -1).max(axis=1)
-                masks["mask"] = seen if masks["mask"] is None else seen * masks["mask"]
+            if (anchors := masks.pop("anchor_mask")) is not None:
+                anchors = anchors.reshape(len(anchors), -1).max(axis=1)
+                masks["mask"] = anchors if masks["mask"] is None else anchors * masks["mask"]
             metrics[f"top1_{anchor}_{other}"] = contrastive.batch_top1(
                 first, second, **masks, chunk_size=self._loss_keywords.get("chunk_size")
             )
         total /= sum(self._pairs.values())
         return total, (self.model.extra_of(module), metrics)
 
-    def flops(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-        """Operations of one training step: forward, and twice that backward."""
-        shapes = self._inputs.shapes(spec)
+    def flops(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+        """Returns the operations of one training step: forward, and twice as many backward."""
+        shapes = self._inputs.shapes(batch)
         batch_size = next(iter(shapes.values()))[0]
         return batch_size * self.model.module.flops(
             {m: s[1:] for m, s in shapes.items()}, train=True
         )
 
     def _compared(self) -> list[tuple[str, str]]:
-        """The pairs of modalities that the head embeds for each other."""
+        """Returns the pairs of modalities that the head can compare."""
         module = self.model.module
         pooled = {
             modality: jax.ShapeDtypeStruct((2, getattr(module, modality).out_features), "float32")
@@ -134,7 +141,7 @@ class Pretrain:
         return [pair for pair in pairs if pair[::-1] in pairs]
 
     def _project(self, module, features, *, train: bool) -> dict[str, jax.Array]:
-        """The head's outputs; captions are [B, L, d]."""
+        """Returns the outputs of the head; those of captions are [B, L, d]."""
         text = features.get("text")
         flat = dict(features)
         if text is not None and text.ndim == 3:
@@ -147,7 +154,7 @@ class Pretrain:
         return projected
 
     def _masks(self, batch, anchor: str, other: str) -> dict[str, jax.Array | None]:
-        """Which examples have the anchor, the other modality, and which of its candidates."""
+        """Returns masks of the anchors, the other modality and its candidates."""
         anchor_mask, mask = batch.get(f"{anchor}_mask"), batch.get(f"{other}_mask")
         candidates = mask if mask is not None and mask.ndim == 2 else None
         return {
@@ -157,7 +164,7 @@ class Pretrain:
         }
 
     def _features(self, params, extra, batch) -> dict[str, jax.Array]:
-        """Towers' and head's outputs: {'video': [B, V, D], 'video/text': [B, V, d], …}."""
+        """Returns {'video': [B, V, D], 'video/text': [B, V, d], …} of towers and head."""
         module = self.model.bind(params, extra)
 
         def pool(modality):

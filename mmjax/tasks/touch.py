@@ -32,7 +32,7 @@ _LOSSES = {
     "sigmoid": contrastive.sigmoid_loss,
 }
 # Arguments of the losses that the task gives.
-_GIVEN = ("first", "second", "mask", "logit_scale", "logit_bias")
+_GIVEN = ("anchor", "positive", "mask", "logit_scale", "logit_bias")
 _THUMBNAIL = 96  # pixels
 MAX_LOGIT_SCALE = 100.0  # by default, as CLIP
 

@@ -372,8 +372,14 @@ def test_soft_targets_get_no_gradient():
 
 
 def test_soft_targets_need_a_positive_temperature():
-    with raises(UserError, "target_temperature=0"):
+    with raises(UserError, "target_temperature", "got 0", "'info_nce'"):
         contrastive.soft_nce(TOUCH, TEXT, logit_scale=SCALE, target_temperature=0)
+
+
+def test_soft_targets_approach_info_nce_at_low_temperature():
+    soft = contrastive.soft_nce(TOUCH, TEXT, logit_scale=SCALE, target_temperature=1e-3)
+    hard = contrastive.info_nce(TOUCH, TEXT, logit_scale=SCALE)
+    np.testing.assert_allclose(soft, hard, rtol=1e-5)
 
 
 def test_clamped_scale_stops_increases_at_the_limit_and_allows_decreases():

@@ -149,5 +149,5 @@ def test_small_epsilon_keeps_every_example_assigned(epsilon):
 
 
 def test_unknown_softmax_axis_is_rejected_with_the_valid_ones():
-    with raises(UserError, "softmax_axis='rows'", "'prototypes'", "'batch'"):
+    with raises(UserError, "softmax_axis", "'rows'", "prototypes", "batch"):
         swapped_prediction(P0, P1, axis="rows")

@@ -14,7 +14,10 @@ from mmjax.data.pairs import tfidf
 from mmjax.data.pipeline import precomputed_features
 from mmjax.data.sources import registry as sources
 from mmjax.data.storage import schema
-from mmjax.sentence_encoders import backends, embed_captions
+from mmjax.sentence_encoders import text_features
+from mmjax.sentence_encoders.bag_of_words import BagOfWords
+from mmjax.sentence_encoders.registry import make_encoder
+from mmjax.sentence_encoders.sentence_transformers import truncate
 from mmjax.tools import cli
 from tests.data import toy_clips as toy
 from tests.data.importers.importing import assert_line_mentions
@@ -53,7 +56,7 @@ def run(data, out, encoder, *options):
     return cli.main(["sentences", *map(str, arguments)])
 
 
-def rows(data, out, encoder, *options):
+def embeddings_of(data, out, encoder, *options):
     assert run(data, out, encoder, *options) == 0
     return np.load(out / "train" / "text.npy")
 
@@ -69,8 +72,8 @@ def unit(row):
 
 @pytest.mark.parametrize("chunk", [3, 100])
 def test_first_caption_of_each_record_is_embedded(data, bert, tmp_path, monkeypatch, capsys, chunk):
-    monkeypatch.setattr(embed_captions, "CHUNK", chunk)
-    result = rows(data, tmp_path, bert, "--batch-size", 8)
+    monkeypatch.setattr(text_features, "CHUNK", chunk)
+    result = embeddings_of(data, tmp_path, bert, "--batch-size", 8)
     assert result.dtype == np.float32 and result.shape == (COUNT, 24)
     first = [texts[0] if texts else None for texts in TEXTS]
     first[3] = "the dog runs"  # the first caption that is not blank
@@ -91,12 +94,12 @@ def test_first_caption_of_each_record_is_embedded(data, bert, tmp_path, monkeypa
 
 
 def test_captions_mean_and_all(data, bert, tmp_path, capsys):
-    mean = rows(data, tmp_path / "mean", bert, "--captions", "mean")
+    mean = embeddings_of(data, tmp_path / "mean", bert, "--captions", "mean")
     both = embedded("a red cat sits", "the cat")
     np.testing.assert_allclose(mean[0], unit(both.mean(axis=0)), atol=2e-6)
     np.testing.assert_allclose(mean[2], embedded("blue dogs, running")[0], atol=2e-6)
     assert_mentions(capsys.readouterr().out, f"mmjax neighbors {tmp_path / 'mean'}")
-    each = rows(data, tmp_path / "all", bert, "--captions", "all")
+    each = embeddings_of(data, tmp_path / "all", bert, "--captions", "all")
     output = capsys.readouterr().out
     assert_mentions(output, f"--config.data.text.features={tmp_path / 'all'}")
     assert "mmjax neighbors" not in output  # one embedding per record is needed
@@ -107,7 +110,7 @@ def test_captions_mean_and_all(data, bert, tmp_path, capsys):
 
 
 def test_written_features_are_opened_for_training(data, tmp_path):
-    rows(data, tmp_path, "words", "--width", 32)
+    embeddings_of(data, tmp_path, "words", "--width", 32)
     source = sources.open_source(data, split="train")
     (array,) = precomputed_features.open_features(
         str(tmp_path), "text", sources=[source], split="train"
@@ -121,7 +124,7 @@ def test_captions_of_the_built_in_world_are_embedded(tmp_path, monkeypatch):
 
     monkeypatch.setenv("MMJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(world, "ensure_world", lambda spec: build(tmp_path, [["a"], ["b"]], "w"))
-    features = rows("world:demo", tmp_path / "f", "words")
+    features = embeddings_of("world:demo", tmp_path / "f", "words")
     assert features.shape == (2, 1024)
     # The two captions have no word in common, and hashed directions are almost orthogonal.
     np.testing.assert_allclose(features @ features.T, np.eye(2), atol=0.2)
@@ -132,9 +135,9 @@ class Interrupted(Exception):
 
 
 def test_interrupted_run_is_resumed(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(embed_captions, "CHUNK", 2)
-    uninterrupted = rows(data, tmp_path / "whole", "words")
-    embed, seen = backends.Words.embed, []
+    monkeypatch.setattr(text_features, "CHUNK", 2)
+    uninterrupted = embeddings_of(data, tmp_path / "whole", "words")
+    embed, seen = BagOfWords.embed, []
 
     def interrupted(self, texts):
         if len(seen) == 2:
@@ -142,15 +145,15 @@ def test_interrupted_run_is_resumed(data, tmp_path, monkeypatch, capsys):
         seen.append(list(texts))
         return embed(self, texts)
 
-    monkeypatch.setattr(backends.Words, "embed", interrupted)
+    monkeypatch.setattr(BagOfWords, "embed", interrupted)
     with pytest.raises(Interrupted):
         run(data, tmp_path / "f", "words")
     assert not (tmp_path / "f" / "train" / "text.npy").exists()
     assert precomputed_features.read_description(tmp_path / "f") is None
     rest = []
-    monkeypatch.setattr(backends.Words, "embed", lambda s, t: rest.append(list(t)) or embed(s, t))
+    monkeypatch.setattr(BagOfWords, "embed", lambda s, t: rest.append(list(t)) or embed(s, t))
     capsys.readouterr()
-    np.testing.assert_array_equal(rows(data, tmp_path / "f", "words"), uninterrupted)
+    np.testing.assert_array_equal(embeddings_of(data, tmp_path / "f", "words"), uninterrupted)
     assert rest == [["A red cat sits", "!"], ["the cat"]]  # the first two chunks are kept
     # Record 1 has no caption and record 5 no word: both chunks count, before and after.
     notices = [line for line in capsys.readouterr().out.splitlines() if line.startswith("1 ")]
@@ -159,21 +162,21 @@ def test_interrupted_run_is_resumed(data, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("change", [{"of": ["other", None]}, {"made": {}}, {"shape": [7, 3]}, None])
 def test_partial_file_of_a_different_job_is_not_resumed(data, tmp_path, change):
-    complete = rows(data, tmp_path / "whole", "words")
+    complete = embeddings_of(data, tmp_path / "whole", "words")
     made = precomputed_features.read_description(tmp_path / "whole")["made"]["train/text"]
     job = {"of": ["toy/train", None], "shape": [COUNT, 1024], "made": made}
     directory = tmp_path / "f" / "train"
     directory.mkdir(parents=True)
     np.lib.format.open_memmap(directory / "text.npy.partial", "w+", np.float32, (COUNT, 1024))
-    state = {"job": job | (change or {}), "done": 6, "without": 0, "blank": 0}
+    state = {"job": job | (change or {}), "done": 6, "no_caption": 0, "no_known_word": 0}
     (directory / "text.npy.partial.json").write_text(json.dumps(state))
-    result = rows(data, tmp_path / "f", "words")
+    result = embeddings_of(data, tmp_path / "f", "words")
     assert np.array_equal(result, complete) == bool(change)  # the same job keeps the stored zeros
 
 
 def test_description_depends_on_vectors_and_captions(tmp_path):
     def describe(spec, captions):
-        encoder = backends.make_encoder(spec)
+        encoder = make_encoder(spec)
         encoder.prepare(captions)
         return encoder.describe()
 
@@ -191,7 +194,7 @@ def test_words_encoder_preserves_tf_idf_cosines(tmp_path):
     rng = np.random.default_rng(0)
     vocabulary = [f"word{n}" for n in range(200)]
     texts = [[" ".join(rng.choice(vocabulary, 8))] for _ in range(80)]
-    result = rows(build(tmp_path, texts), tmp_path / "f", "words", "--width", 4096)
+    result = embeddings_of(build(tmp_path, texts), tmp_path / "f", "words", "--width", 4096)
     exact = tfidf.vectorizer().fit_transform([t[0] for t in texts]).toarray()
     np.testing.assert_allclose(np.linalg.norm(result, axis=1), 1, atol=1e-6)
     difference = np.abs(result @ result.T - exact @ exact.T)
@@ -202,13 +205,15 @@ def test_words_encoder_preserves_tf_idf_cosines(tmp_path):
 
 
 def test_captions_without_a_known_word_get_zeros(data, tmp_path, capsys):
-    result = rows(data, tmp_path / "f", "words")
+    result = embeddings_of(data, tmp_path / "f", "words")
     assert np.flatnonzero(~result.any(axis=1)).tolist() == [1, 5]
-    assert_line_mentions(capsys.readouterr().out, 1, "word")
+    output = capsys.readouterr().out
+    assert_line_mentions(output, 1, COUNT, "toy/train", "no caption")
+    assert_line_mentions(output, 1, COUNT, "toy/train", "without a known word")
     np.testing.assert_array_equal(result[0], result[4])  # these differ only in capitalization
     for captions, name in (([["!"], []], "none"), ([[], []], "empty")):
         assert run(build(tmp_path, captions, name), tmp_path / "g", "words") == 2
-        assert_mentions(capsys.readouterr().err, "--encoder words", "captions")
+        assert_mentions(capsys.readouterr().err, "toy/train", "--encoder words", "captions")
 
 
 VECTORS = {"cat": [1, 2, 2], "dog": [0, 3, 4], "red": [2, 0, 0], "zebra": [9, 9, 9]}
@@ -218,7 +223,7 @@ VECTORS = {"cat": [1, 2, 2], "dog": [0, 3, 4], "red": [2, 0, 0], "zebra": [9, 9,
 def test_word_vectors_are_averaged_and_normalized(data, tmp_path, header):
     lines = [f"{word} {' '.join(map(str, row))}" for word, row in VECTORS.items()]
     (tmp_path / "wiki.vec").write_text(header + "\n".join(lines))
-    result = rows(data, tmp_path / "f", f"vectors:{tmp_path / 'wiki.vec'}")
+    result = embeddings_of(data, tmp_path / "f", f"vectors:{tmp_path / 'wiki.vec'}")
     expected = np.zeros((COUNT, 3))
     expected[[0, 4]] = unit(np.array([1.5, 1, 1]))
     expected[3], expected[6] = np.array([0, 0.6, 0.8]), unit(np.array([1, 2, 2]))
@@ -231,7 +236,7 @@ def test_embedding_table_with_a_vocabulary(data, tmp_path):
     np.savez(tmp_path / "t.npz", word_embeddings=table)
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
     encoder, vocab = f"vectors:{tmp_path / 't.npz'}", ("--vocab", tmp_path / "vocab.txt")
-    result = rows(data, tmp_path / "f", encoder, *vocab)
+    result = embeddings_of(data, tmp_path / "f", encoder, *vocab)
     np.testing.assert_allclose(result[6], unit(np.array([1, 2, 2])), atol=1e-6)
     assert not result[2].any()
 
@@ -263,7 +268,7 @@ def package(monkeypatch):
 
 
 def test_sentence_transformers_encoder_and_its_errors(package, data, tmp_path, capsys):
-    result = rows(data, tmp_path, "st:some-model", "--batch-size", 5)
+    result = embeddings_of(data, tmp_path, "st:some-model", "--batch-size", 5)
     np.testing.assert_array_equal(result[2], [len("blue dogs, running"), 1])
     made = precomputed_features.read_description(tmp_path)["made"]["train/text"]
     assert made["sentence_transformers"] == "5.0" and made["max_length"] is None
@@ -286,13 +291,13 @@ class FakeTokenizer:
 
 def test_long_texts_are_truncated_for_clip(package, monkeypatch):
     text = " ".join(["½"] * 400)
-    short = backends.shortened(text, FakeTokenizer(), 77)
+    short = truncate(text, FakeTokenizer(), 77)
     assert short == " ".join((["1", "2"] * 40)[:75])
-    assert backends.shortened("a ½ cat", FakeTokenizer(), 77) == "a ½ cat"
-    doubling = backends.shortened("∞ " * 400, FakeTokenizer(), 77).split()
+    assert truncate("a ½ cat", FakeTokenizer(), 77) == "a ½ cat"
+    doubling = truncate("∞ " * 400, FakeTokenizer(), 77).split()
     assert 1 <= len(doubling) <= 75 and set(doubling) == {"∞"}
     monkeypatch.setattr(FakeTransformer, "tokenizer", FakeTokenizer())
-    encoder = backends.make_encoder("st:clip-ViT-B-32", batch_size=5)
+    encoder = make_encoder("st:clip-ViT-B-32", batch_size=5)
     encoder.embed([text, "a cat"])
     assert encoder._model.max_seq_length == 77 and encoder._model.seen[-2:] == [short, "a cat"]
 
@@ -306,10 +311,10 @@ def test_missing_sentence_transformers_package_is_named(data, tmp_path, monkeypa
 
 @pytest.mark.parametrize("shape", [(COUNT, 4), (COUNT, 2, 4)])
 def test_existing_embeddings_are_copied_in_float32(data, tmp_path, monkeypatch, shape):
-    monkeypatch.setattr(embed_captions, "CHUNK", 3)
+    monkeypatch.setattr(text_features, "CHUNK", 3)
     embeddings = np.random.default_rng(0).normal(size=shape)
     np.save(tmp_path / "g.npy", embeddings)
-    result = rows(data, tmp_path / "f", f"npy:{tmp_path / 'g.npy'}")
+    result = embeddings_of(data, tmp_path / "f", f"npy:{tmp_path / 'g.npy'}")
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, embeddings.astype(np.float32))
 
@@ -319,13 +324,16 @@ def test_existing_embeddings_are_assigned_by_file_name(data, tmp_path, capsys):
     embeddings = np.arange(7 * 2, dtype=np.float16).reshape(7, 2)
     np.save(tmp_path / "g.npy", embeddings)
     (tmp_path / "ids").write_text("".join(f"d/{n}.jpg\n" for n in order) + "elsewhere.jpg\n")
-    result = rows(data, tmp_path / "f", f"npy:{tmp_path / 'g.npy'}", "--ids", tmp_path / "ids")
+    result = embeddings_of(
+        data, tmp_path / "f", f"npy:{tmp_path / 'g.npy'}", "--ids", tmp_path / "ids"
+    )
     expected = np.zeros((COUNT, 2))
     expected[order] = embeddings[:6]
     np.testing.assert_array_equal(result, expected)
     notices = [line for line in capsys.readouterr().out.splitlines() if line.startswith("1 ")]
     assert len(notices) == 2  # a record without an embedding, an embedding without a record
-    assert_mentions(notices[0], "'d/4.jpg'")
+    assert_mentions(notices[0], COUNT, "toy/train", tmp_path / "g.npy", "'d/4.jpg'")
+    assert_mentions(notices[1], 7, "toy/train", tmp_path / "g.npy", "'elsewhere.jpg'")
 
 
 def test_commands_of_the_docs_page_run_as_printed(bert, tmp_path, monkeypatch):
@@ -371,19 +379,25 @@ def test_wrong_encoders_options_and_files_are_named(data, bert, tmp_path, capsys
     model_files = ("config.json", "model.safetensors", "words", "vectors:", "npy:", "st:")
     for encoder, options, facts in (
         ("nowhere", (), ("--encoder nowhere", *model_files)),
-        ("minilm:x", (), ("--encoder minilm:x", *model_files)),
+        ("minilm:x", (), ("--encoder minilm:x", *model_files, "package.module:Name")),
+        ("mmjax.nowhere:Name", (), ("--encoder", "mmjax.nowhere")),
+        ("mmjax.sharding:Name", (), ("--encoder", "mmjax.sharding", "Name")),
         (bert, ("--width", 3), ("--width", f"--encoder {bert}", "--max-length")),
         ("words", ("--batch-size", 3), ("--batch-size", "--encoder words", "--width")),
         ("words", ("--width", 0), ("--width", 0, 1)),
         ("words", ("--ids", "x"), ("--ids", "--encoder npy:FILE")),
-        (good, ("--captions", "mean"), ("--captions",)),
+        (good, ("--captions", "mean"), ("--captions mean", f"--encoder {good}")),
         ("npy:none.npy", (), ("--encoder npy:none.npy",)),
         (
             save(tmp_path / "a.npy", np.ones((6, 2))),
             (),
             (tmp_path / "a.npy", 6, "toy/train", 7, "--ids"),
         ),
-        (save(tmp_path / "b.npy", nan), (), (tmp_path / "b.npy", "row 3", "record 3", "finite")),
+        (
+            save(tmp_path / "b.npy", nan),
+            (),
+            (tmp_path / "b.npy", "vector 3", "record 3", "toy/train", "finite"),
+        ),
         (
             save(tmp_path / "c.npy", np.ones((COUNT, 2), int)),
             (),
@@ -419,7 +433,8 @@ def test_embeddings_that_are_not_finite_are_refused(data, tmp_path, capsys):
     arrays["embeddings.word_embeddings.weight"][tiny_bert.WORDS.index("dog")] = np.inf
     bert = tiny_bert.write(tmp_path / "bert", arrays=arrays)
     assert run(data, tmp_path / "f", bert, "--captions", "all") == 2
-    assert_mentions(capsys.readouterr().err, "'blue dogs, running'", "finite")
+    facts = ("toy/train, record 2", f"--encoder {bert}", "'blue dogs, running'", "finite")
+    assert_mentions(capsys.readouterr().err, *facts)
 
 
 def test_other_splits_and_modalities_are_kept(data, tmp_path, capsys):
@@ -430,7 +445,7 @@ def test_other_splits_and_modalities_are_kept(data, tmp_path, capsys):
         towers={"text": "0", "image": "1"},
         made={"of": ["runs/a"]},
     )
-    rows(data, tmp_path, "words")
+    embeddings_of(data, tmp_path, "words")
     result = precomputed_features.read_description(tmp_path)
     assert result["num_examples"] == {"test": 3, "train": COUNT}
     assert result["towers"] == {"image": "1"}

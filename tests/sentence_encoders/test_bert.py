@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from mmjax.errors import UserError
-from mmjax.sentence_encoders import encoder, weights
+from mmjax.sentence_encoders import bert, bert_files
+from mmjax.sentence_encoders.bert import BertEncoder
+from mmjax.sentence_encoders.registry import make_encoder
 from tests.messages import raises
 from tests.sentence_encoders import tiny_bert
 
@@ -35,7 +37,7 @@ def model_dir(tmp_path_factory):
 
 @pytest.mark.parametrize("batch_size", [3, 16])
 def test_embeddings_match_numpy(model_dir, batch_size):
-    model = encoder.SentenceModel(model_dir, batch_size=batch_size)
+    model = BertEncoder(model_dir, batch_size=batch_size)
     assert (model.width, model.max_length, model.normalized) == (24, 40, True)
     result = model.embed(TEXTS * 3)
     assert result.dtype == np.float32
@@ -44,8 +46,8 @@ def test_embeddings_match_numpy(model_dir, batch_size):
 
 
 def test_texts_of_similar_lengths_are_batched_together(model_dir, monkeypatch):
-    monkeypatch.setattr(encoder, "LENGTHS", (12, 24))
-    model = encoder.SentenceModel(model_dir, batch_size=8)
+    monkeypatch.setattr(bert, "LENGTHS", (12, 24))
+    model = BertEncoder(model_dir, batch_size=8)
     texts = [" ".join(["cat"] * n) for n in np.random.default_rng(0).permutation(24)]
     ids = [tiny_bert.pieces(text) for text in texts]
     batches = list(model._batches(ids))
@@ -69,33 +71,33 @@ def test_texts_of_similar_lengths_are_batched_together(model_dir, monkeypatch):
     ],
 )  # fmt: skip
 def test_pooling_normalization_and_length_are_read_from_the_files(tmp_path, options, reference):
-    model = encoder.SentenceModel(tiny_bert.write(tmp_path / "m", **options), batch_size=8)
+    model = BertEncoder(tiny_bert.write(tmp_path / "m", **options), batch_size=8)
     assert model.normalized is reference.get("normalize", True)
     np.testing.assert_allclose(model.embed(TEXTS), expected(TEXTS, **reference), atol=5e-6)
 
 
 def test_the_pooling_file_of_version_5_is_read(tmp_path):
     model_dir = tiny_bert.write(tmp_path / "m", pooling={"pooling_mode": "cls"})
-    assert weights.load(model_dir)[0].pooling == "cls"
+    assert bert_files.load(model_dir)[0].pooling == "cls"
 
 
 def test_max_length_truncates_and_is_limited_by_the_model(model_dir):
-    model = encoder.SentenceModel(model_dir, batch_size=8, max_length=5)
+    model = BertEncoder(model_dir, batch_size=8, max_length=5)
     np.testing.assert_allclose(model.embed(TEXTS), expected(TEXTS, length=5), atol=2e-6)
     for length in (2, 41):
-        with raises(UserError, f"max_length={length}", 3, 40):
-            encoder.SentenceModel(model_dir, max_length=length)
+        with raises(UserError, "--max-length", model_dir, length, 3, 40):
+            BertEncoder(model_dir, max_length=length)
 
 
 def test_bfloat16_is_close_to_float32(model_dir):
-    result = encoder.SentenceModel(model_dir, batch_size=8, dtype="bfloat16").embed(TEXTS)
+    result = BertEncoder(model_dir, batch_size=8, dtype="bfloat16").embed(TEXTS)
     cosines = (result * expected(TEXTS)).sum(axis=1)
     assert 0.99 < cosines.min() and 1e-5 < np.abs(result - expected(TEXTS)).max()
 
 
 def test_float32_uses_the_highest_matmul_precision(model_dir):
     for dtype in ("float32", "bfloat16"):
-        model = encoder.SentenceModel(model_dir, dtype=dtype)
+        model = BertEncoder(model_dir, dtype=dtype)
         (_, batch), *_ = model._batches([[2, 3]])
         text = str(jax.make_jaxpr(model._run)(model._params, **batch))
         products, exact = text.count("dot_general["), text.count("precision=(Precision.HIGHEST,")
@@ -103,24 +105,24 @@ def test_float32_uses_the_highest_matmul_precision(model_dir):
 
 
 def test_batches_are_sharded_over_all_devices(model_dir):
-    model = encoder.SentenceModel(model_dir, batch_size=9)
+    model = BertEncoder(model_dir, batch_size=9)
     assert model._batch_size == 16 and jax.device_count() == 8
-    with raises(UserError, "batch_size=0", 1):
-        encoder.SentenceModel(model_dir, batch_size=0)
+    with raises(UserError, "--batch-size", 0, 1):
+        make_encoder(str(model_dir), batch_size=0)
     values = {id(x): x for x in jax.tree.leaves(model._params)}.values()
     assert all(len(x.sharding.device_set) == 8 for x in values)
 
 
 def test_the_fingerprint_depends_only_on_the_weights(model_dir, tmp_path):
-    same = encoder.SentenceModel(tiny_bert.write(tmp_path / "a", prefix="bert."))
-    other = encoder.SentenceModel(tiny_bert.write(tmp_path / "b", arrays=tiny_bert.weights(1)))
-    fingerprint = encoder.SentenceModel(model_dir).fingerprint
+    same = BertEncoder(tiny_bert.write(tmp_path / "a", prefix="bert."))
+    other = BertEncoder(tiny_bert.write(tmp_path / "b", arrays=tiny_bert.weights(1)))
+    fingerprint = BertEncoder(model_dir).fingerprint
     assert fingerprint == same.fingerprint != other.fingerprint
 
 
 def test_the_tokenizer_is_read_without_its_padding_and_truncation(model_dir, tmp_path):
     """tokenizer.json and vocab.txt are equivalent."""
-    _, _, tokenizer = weights.load(model_dir)
+    _, _, tokenizer = bert_files.load(model_dir)
     for text in TEXTS:
         assert tokenizer.encode(text.strip()).ids == tiny_bert.pieces(text)
     other = tiny_bert.write(tmp_path / "json")
@@ -129,13 +131,13 @@ def test_the_tokenizer_is_read_without_its_padding_and_truncation(model_dir, tmp
     tokenizer.save(str(other / "tokenizer.json"))
     (other / "vocab.txt").unlink()
     np.testing.assert_allclose(
-        encoder.SentenceModel(other, batch_size=8).embed(TEXTS), expected(TEXTS), atol=2e-6
+        BertEncoder(other, batch_size=8).embed(TEXTS), expected(TEXTS), atol=2e-6
     )
     lower = tiny_bert.write(tmp_path / "lower", sentence={"do_lower_case": True})
     (lower / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert weights.load(lower)[2].encode("RED Cats").ids == tiny_bert.pieces("red cats")
+    assert bert_files.load(lower)[2].encode("RED Cats").ids == tiny_bert.pieces("red cats")
     (lower / "sentence_bert_config.json").unlink()
-    assert weights.load(lower)[2].encode("RED").ids == [2, 1, 3]
+    assert bert_files.load(lower)[2].encode("RED").ids == [2, 1, 3]
 
 
 def test_unused_arrays_are_ignored(tmp_path):
@@ -143,7 +145,7 @@ def test_unused_arrays_are_ignored(tmp_path):
         "embeddings.position_ids": np.arange(40)[None],
         "pooler.dense.weight": np.zeros((24, 24), np.float32),
     }
-    result = encoder.SentenceModel(tiny_bert.write(tmp_path / "m", arrays=arrays)).embed(TEXTS)
+    result = BertEncoder(tiny_bert.write(tmp_path / "m", arrays=arrays)).embed(TEXTS)
     np.testing.assert_allclose(result, expected(TEXTS), atol=2e-6)
 
 
@@ -189,7 +191,7 @@ OTHER_ENCODERS = ('pip install "mmjax[sentences]"', "st:all-mpnet-base-v2")
         (dict(arrays=without(QUERY)), ("/model.safetensors", QUERY)),
         (
             dict(arrays=without("embeddings.token_type_embeddings.weight")),
-            ("/model.safetensors", "types"),
+            ("/model.safetensors", "embeddings.token_type_embeddings.weight"),
         ),
         (
             dict(arrays=tiny_bert.weights() | {"adapter.w": np.zeros(3)}),
@@ -201,14 +203,32 @@ OTHER_ENCODERS = ('pip install "mmjax[sentences]"', "st:all-mpnet-base-v2")
         ),
         (
             dict(config={"intermediate_size": 41}),
-            ("/model.safetensors", "encoder/layers/mlp/up/bias (2, 40)", "(2, 41)", "config.json"),
+            (
+                "/model.safetensors",
+                "encoder.layer.0.intermediate.dense.bias",
+                "(40,)",
+                "(41,)",
+                "config.json",
+            ),
         ),
-        (dict(config={"num_hidden_layers": None}), ("m/config.json", *OTHER_ENCODERS)),
+        (
+            dict(config={"num_hidden_layers": 3}),
+            ("/model.safetensors", "encoder.layer.2.", "num_hidden_layers", 3, 2),
+        ),
+        (
+            dict(config={"num_hidden_layers": None}),
+            ("m/config.json", "num_hidden_layers", None, *OTHER_ENCODERS),
+        ),
+        (dict(config={"hidden_size": "24"}), ("m/config.json", "hidden_size", "'24'")),
+        (
+            dict(config={"num_attention_heads": 5}),
+            ("m/config.json", "num_attention_heads", 5, "hidden_size", 24),
+        ),
     ],
 )
 def test_unsupported_models_are_an_error(tmp_path, options, facts):
     with raises(UserError, *facts):
-        encoder.SentenceModel(tiny_bert.write(tmp_path / "m", **options))
+        BertEncoder(tiny_bert.write(tmp_path / "m", **options))
 
 
 @pytest.mark.parametrize(
@@ -221,8 +241,8 @@ def test_unsupported_models_are_an_error(tmp_path, options, facts):
         ("vocab.txt", None, ("tokenizer.json", "vocab.txt")),
         ("vocab.txt", "a\nb", ("m/vocab.txt", "[CLS], [SEP], [UNK]")),
         ("tokenizer.json", "{}", ("m/tokenizer.json", "line 1 column 2")),
-        ("modules.json", "[3]", ("m/modules.json",)),
-        ("modules.json", "{}", ("m/modules.json",)),
+        ("modules.json", "[3]", ("m/modules.json", "entry 0", "'type'", "'path'", 3)),
+        ("modules.json", "{}", ("m/modules.json", "list", "object")),
         ("1_Pooling/config.json", None, ("m/1_Pooling/config.json",)),
     ],
 )
@@ -232,14 +252,14 @@ def test_missing_or_damaged_files_are_an_error(tmp_path, file, content, facts):
     if content is not None:
         (model_dir / file).write_text(content)
     with raises(UserError, *facts):
-        encoder.SentenceModel(model_dir)
+        BertEncoder(model_dir)
 
 
 def test_a_tokenizer_larger_than_the_token_embedding_is_an_error(tmp_path):
     model_dir = tiny_bert.write(tmp_path / "bert")
     (model_dir / "vocab.txt").write_text("\n".join([*tiny_bert.WORDS, "parrot"]))
     with raises(UserError, model_dir, "'parrot'", len(tiny_bert.WORDS)):
-        encoder.SentenceModel(model_dir)
+        BertEncoder(model_dir)
 
 
 def test_embeddings_match_transformers(tmp_path):
@@ -248,14 +268,14 @@ def test_embeddings_match_transformers(tmp_path):
     reference = transformers.BertModel(transformers.BertConfig(**tiny_bert.CONFIG)).eval()
     arrays = {name: x.numpy() for name, x in reference.state_dict().items()}
     model_dir = tiny_bert.write(tmp_path / "m", arrays=arrays, modules=())
-    result = encoder.SentenceModel(model_dir, batch_size=8).embed(TEXTS)
+    result = BertEncoder(model_dir, batch_size=8).embed(TEXTS)
     for embedding, text in zip(result, TEXTS, strict=True):
         with torch.no_grad():
             tokens = reference(torch.tensor([tiny_bert.pieces(text)])).last_hidden_state[0]
         np.testing.assert_allclose(embedding, tokens.mean(0).numpy(), atol=5e-6)
 
 
-def test_is_folder_recognizes_a_model_by_its_files(model_dir, tmp_path):
-    assert weights.is_directory(model_dir) and not weights.is_directory(tmp_path)
+def test_a_model_directory_is_recognized_by_its_files(model_dir, tmp_path):
+    assert bert_files.is_directory(model_dir) and not bert_files.is_directory(tmp_path)
     (tmp_path / "modules.json").write_text(json.dumps([]))
-    assert weights.is_directory(str(tmp_path))
+    assert bert_files.is_directory(str(tmp_path))

@@ -152,7 +152,7 @@ class Search:
     def run(self) -> Result:
         """Finds the neighbors and writes them; an interrupted search continues where it stopped."""
         from mmjax import neighbors
-        from mmjax.data.pairs import positives
+        from mmjax.data.pairs import pair_files
 
         options, features, source = self.options, self._features, self._source
         texts = [" ".join((*own, "")[0].split()).casefold() for own in self._captions]
@@ -188,7 +188,7 @@ class Search:
         if options.mutual:
             keep &= both
         _keep(found, keep, both)
-        positives.write_pairs(
+        pair_files.write_pairs(
             options.out,
             found.neighbors,
             found.similarity,

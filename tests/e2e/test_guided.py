@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from mmjax.data.pairs import positives
+from mmjax.data.pairs import pair_files
 from mmjax.data.pipeline import precomputed_features
 from mmjax.data.sources import registry as sources
 from mmjax.tools import cli
@@ -171,7 +171,7 @@ def test_image_features_of_a_run_give_nearest_neighbors(trained, directory, monk
     assert np.unique(unit.round(4), axis=0).shape[0] > 32  # the encoder has not collapsed
     best = np.load(neighbors / "neighbors.npy")[:, 0]
     np.testing.assert_allclose(cosines[np.arange(64), best], cosines.max(axis=1), atol=1e-5)
-    assert positives.read_description(neighbors)["dataset"] == "objects"
+    assert pair_files.read_description(neighbors)["dataset"] == "objects"
 
 
 def test_pairs_of_another_dataset_are_rejected(command, directory, paired):

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mmjax.data.pairs import positives, scopes
+from mmjax.data.pairs import pair_files, scopes
 from mmjax.data.pipeline import precomputed_features
 from mmjax.data.sources import registry as sources
 from mmjax.data.storage import schema
@@ -66,7 +66,7 @@ def find(features, out, *options):
 
 
 def read(out, data):
-    return positives.open_pairs(out, source=sources.open_source(data, split="train"), split="train")
+    return pair_files.open_pairs(out, source=sources.open_source(data, split="train"), split="train")
 
 
 def nearest(allowed):
@@ -92,14 +92,14 @@ def test_nearest_neighbors_are_written_as_pairs(features, data, tmp_path, capsys
     np.testing.assert_array_equal(result.neighbors[:, 0], expected)
     np.testing.assert_allclose(result.similarity[:, 0], cosine, atol=2e-6)
     assert (result.neighbors[30:35, 0] == np.arange(5)).all()
-    made = positives.read_description(tmp_path / "pairs")["made"]
+    made = pair_files.read_description(tmp_path / "pairs")["made"]
     assert made["modality"] == "text" and made["k"] == 1 and made["distinct"] == 35
     output = capsys.readouterr().out
     assert_line_mentions(output, tmp_path / "pairs", "40 of 40", "40 pairs")
     assert_line_mentions(output, "100 %: 1.000")  # quantiles of the similarity
     assert_line_mentions(output, 40, 6, "float32", 1)
     assert sorted(path.name for path in (tmp_path / "pairs").iterdir()) == sorted(
-        [positives.FILE, positives.NEIGHBORS, positives.SIMILARITY]
+        [pair_files.FILE, pair_files.NEIGHBORS, pair_files.SIMILARITY]
     )
 
 
@@ -193,7 +193,7 @@ def test_scope_restricts_neighbors_to_a_group(features, data, tmp_path, scope):
     np.testing.assert_array_equal(
         read(tmp_path / "pairs", data).neighbors[:, 0], nearest(allowed)[0]
     )
-    alone = positives.read_description(tmp_path / "pairs")["made"]["alone"]
+    alone = pair_files.read_description(tmp_path / "pairs")["made"]["alone"]
     assert alone == sum(value is None for value in groups)
 
 
@@ -275,7 +275,7 @@ def test_min_similarity_and_min_ratio_filter_lists(data, tmp_path):
     options = ["--data", data, "--out", str(out), "--min-similarity", "0.5", "--min-ratio", "0.9"]
     assert cli.main(["pairs", str(path), *options]) == 0
     assert read(out, data).neighbors[:5, 0].tolist() == [1, -1, -1, 0, -1]
-    assert positives.read_description(out)["made"]["below"] == 2
+    assert pair_files.read_description(out)["made"]["below"] == 2
 
 
 def test_repeated_pair_of_a_list_becomes_one_neighbor(data, tmp_path):
@@ -312,7 +312,7 @@ def test_wrong_options_are_named(features, data, tmp_path, capsys, options, fact
     options = [data if option == "DATA" else option for option in options]
     assert find(features, tmp_path / "pairs", *options) == 2
     assert_line_mentions(capsys.readouterr().err, *facts)
-    assert not (tmp_path / "pairs" / positives.FILE).exists()
+    assert not (tmp_path / "pairs" / pair_files.FILE).exists()
 
 
 def test_wrong_features_are_named(features, data, tmp_path, capsys):
@@ -387,7 +387,7 @@ def test_tilde_in_out_is_expanded(features, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert find(features, "~/pairs") == 0
-    assert not (tmp_path / "~").exists() and (tmp_path / "pairs" / positives.FILE).exists()
+    assert not (tmp_path / "~").exists() and (tmp_path / "pairs" / pair_files.FILE).exists()
 
 
 def test_existing_file_at_out_is_kept(features, tmp_path, capsys):

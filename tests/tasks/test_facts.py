@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax import config, evaluate
-from mmjax.data.pairs import positives
+from mmjax.data.pairs import pair_files
 from mmjax.data.pipeline import loader, precomputed_features
 from mmjax.data_spec import DataSpec
 
@@ -41,7 +41,7 @@ def test_shapes_from_the_config_equal_loaded_batches(tmp_path):
     section = dict(image=dict(size=16, crops=CROPS), pairs=dict(path=str(tmp_path)))
     data = loader.make_train_data(dict(train=WORLD, image=section["image"]), batch_size=4, seed=0)
     info = data.info
-    positives.write_pairs(
+    pair_files.write_pairs(
         tmp_path, (np.arange(8)[:, None] + 1) % 8, np.ones((8, 1)), dataset=info.name, split="train"
     )
     for changes in ({}, section):

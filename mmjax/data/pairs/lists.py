@@ -43,7 +43,7 @@ def convert(
     Raises:
       UserError: The source or the dataset cannot be read, or they share no record.
     """
-    from mmjax.data.pairs import positives
+    from mmjax.data.pairs import pair_files
     from mmjax.data.sources import captions
     from mmjax.data.sources import registry as sources
 
@@ -53,7 +53,7 @@ def convert(
     if os.path.isdir(path):
         if min_ratio is not None:
             raise UserError("--min-ratio is for lists: folders of pairs have no ratios.")
-        found = positives.open_pairs(path, source=source, split=split)
+        found = pair_files.open_pairs(path, source=source, split=split)
         entries = to_list(found.neighbors, found.similarity, names, least=min_similarity)
         try:
             with open(out, "w", encoding="utf-8") as file:
@@ -79,7 +79,7 @@ def convert(
             f"{path} fits no record of {source.name}, so nothing is written: {told} Entries "
             f"name folder/id of a file; the dataset's first is {'/'.join(names[0])}."
         )
-    positives.write_pairs(
+    pair_files.write_pairs(
         out,
         neighbors,
         similarity,

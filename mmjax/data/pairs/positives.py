@@ -1,287 +1,172 @@
-"""Pairs of records: which other record of its dataset each record is trained with.
-
-    FOLDER/pairs.json        {"dataset": "redcaps", "split": "train", "num_examples": N, …}
-    FOLDER/neighbors.npy    int32 [N, K], record numbers, best first; -1 is none
-    FOLDER/similarity.npy    float32 [N, K], cosines; 0 where there is no neighbor
-
-`data.pairs.path` names such folders; `mmjax neighbors` and `mmjax pairs` write them.
+"""The section `data.pairs`: which record provides the second view of each training example.
 
 Source: El Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling, arXiv
-2302.12248 (LGSSL): the image of the nearest caption in place of an augmented copy.
+2302.12248 (LGSSL): the positive of an image is the image with the nearest caption, instead of an
+augmented copy.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmjax.data.storage import metadata
+from mmjax.data.pairs.pair_files import Pairs, open_pairs
 from mmjax.errors import UserError
 
-if TYPE_CHECKING:  # which imports TensorFlow
-    from mmjax.data.sources.registry import Source
+if TYPE_CHECKING:  # imports TensorFlow
+    from mmjax.data.sources.base import Source
 
 log = logging.getLogger(__name__)
 
-FILE, NEIGHBORS, SIMILARITY = "pairs.json", "neighbors.npy", "similarity.npy"
 WORDS = "words"
-_KEYS = {"dataset": str, "split": str, "num_examples": int}
+_PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairsConfig:
-    """The section `data.pairs`: each example gets the image of another record as a second view.
+    """The section `data.pairs`: the second view of each example is an image of another record.
 
     Attributes:
-      path: a folder of pairs, or several, one for each source; or 'words': the nearest captions by
-        their words, which are looked for when training starts.
-      min_similarity: records whose neighbors are less similar are left out.
-      neighbors: draw the neighbor among the best so many, anew at each visit.
+      path: Directory of pairs, or several, one for each source. 'words' finds the nearest captions
+        by tf-idf when training starts.
+      min_similarity: Records whose neighbors are less similar (cosine) are not used.
+      neighbors: Number of nearest neighbors from which the positive is sampled at each visit.
     """
 
     path: str | tuple[str, ...] = ""
     min_similarity: float = 0.0
     neighbors: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.neighbors < 1:
-            raise UserError(f"data.pairs.neighbors must be at least 1, not {self.neighbors}.")
+            raise UserError(f"data.pairs.neighbors must be at least 1; got {self.neighbors}.")
         if not -1 <= self.min_similarity <= 1:
             raise UserError(
-                f"data.pairs.min_similarity={self.min_similarity} is a cosine, between -1 and 1."
+                f"data.pairs.min_similarity={self.min_similarity} must be a cosine between -1 and "
+                "1."
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """The neighbors of every record of one source, best first.
-
-    Attributes:
-      neighbors: int32 [N, K], record numbers; -1 is none.
-      similarity: float32 [N, K], cosines; 0 where there is no neighbor.
-    """
-
-    neighbors: np.ndarray
-    similarity: np.ndarray
-
-
-def write_pairs(
-    directory: str | os.PathLike,
-    neighbors: np.ndarray,
-    similarity: np.ndarray,
-    *,
-    dataset: str,
-    split: str,
-    **more: Any,
-) -> None:
-    """Writes a folder of pairs; its description comes last, so that a folder with one is whole.
-
-    Args:
-      folder: made if need be; pairs that are there are replaced.
-      neighbors: [N, K], record numbers of the dataset, best first, -1 = none.
-      similarity: [N, K], cosines.
-      dataset: the name in its dataset.json.
-      split: of it.
-      more: anything else that is to be remembered, such as how they were made.
-
-    Raises:
-      UserError: arrays of other shapes, or numbers of records that there are not.
-    """
-    neighbors = np.asarray(neighbors, np.int32)
-    similarity = np.where(neighbors >= 0, similarity, 0).astype(np.float32)
-    if problem := _problem(neighbors, similarity, number=len(neighbors)):
-        raise UserError(f"Pairs of {dataset}/{split}: {problem}.")
-    directory = os.path.expanduser(directory)
-    os.makedirs(directory, exist_ok=True)
-    path = os.path.join(directory, FILE)
-    if os.path.exists(path):  # until the arrays are whole again
-        os.remove(path)
-    for name, array in ((NEIGHBORS, neighbors), (SIMILARITY, similarity)):
-        with open(os.path.join(directory, f"{name}.tmp"), "wb") as file:
-            np.save(file, array)
-        os.replace(os.path.join(directory, f"{name}.tmp"), os.path.join(directory, name))
-    content = {"dataset": dataset, "split": split, "num_examples": len(neighbors), **more}
-    metadata.write(path, content)
-
-
-def read_description(directory: str | os.PathLike) -> dict[str, Any] | None:
-    """The content of `pairs.json`; None if nothing is there.
-
-    Raises:
-      UserError: the file is damaged or another one.
-    """
-
-    def checked(content: Any) -> dict[str, Any]:
-        if wrong := [key for key, kind in _KEYS.items() if not isinstance(content[key], kind)]:
-            raise ValueError(f"{wrong[0]}={content[wrong[0]]!r}")
-        return content
-
-    return metadata.read(os.path.join(os.path.expanduser(directory), FILE), "pairs", checked)
-
-
-def open_pairs(directory: str | os.PathLike, *, source: Source, split: str) -> Pairs:
-    """The pairs of a folder, mapped into memory.
-
-    Args:
-      folder: that `write_pairs` wrote.
-      source: whose records they are of.
-      split: of it.
-
-    Raises:
-      UserError: a missing or damaged file, or pairs of another dataset, another split, or another
-        number of records.
-    """
-    what, content = f"data.pairs.path={os.fspath(directory)}", read_description(directory)
-    if content is None:
-        raise UserError(f"{what} is no folder of pairs: it has no {FILE}.")
-    source_keys = content["dataset"], content["split"], content["num_examples"]
-    if source_keys != (source.info.name, split, source.num_examples):
-        name, part, number = source_keys
-        raise UserError(
-            f"{what} has the neighbors of {number} records of {name}/{part}, but the training "
-            f"data are {source.num_examples} of {source.info.name}/{split}: find the neighbors "
-            "of these."
-        )
-    arrays = []
-    for name in (NEIGHBORS, SIMILARITY):
-        path = os.path.join(os.path.expanduser(directory), name)
-        try:
-            arrays.append(np.lib.format.open_memmap(path, mode="r"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{what}: {path} is missing or no array: {error}.") from error
-    if problem := _problem(*arrays, number=source.num_examples):
-        raise UserError(f"{what}: {problem}.")
-    return Pairs(*arrays)
-
-
-def _problem(neighbors: np.ndarray, similarity: np.ndarray, *, number: int) -> str | None:
-    """What is wrong with the arrays of `number` records; None if nothing is."""
-    shape = neighbors.shape
-    if len(shape) != 2 or shape != similarity.shape or len(neighbors) != number or not shape[-1]:
-        return (
-            f"neighbors {list(shape)} and similarity {list(similarity.shape)} are not both "
-            f"[{number}, K]"
-        )
-    integers = np.issubdtype(neighbors.dtype, np.integer)
-    if not integers or not np.issubdtype(similarity.dtype, np.floating):
-        return f"neighbors are {neighbors.dtype} and similarity {similarity.dtype}"
-    if number and not -1 <= neighbors.min() <= neighbors.max() < number:
-        return (
-            f"neighbors between {neighbors.min()} and {neighbors.max()} are not among the "
-            f"{number} records (-1 is none)"
-        )
-    if not np.isfinite(similarity).all():
-        return "a similarity is not a number"
-    return None
-
-
 class Positives:
-    """Which records are trained on, and with which other: `data.pairs` on the training data.
+    """The records that have a positive, and their positives, for all training sources.
 
-    Arguments and results of the methods are int64 [n], one of each example.
+    Arguments and results of the methods are int64 [n], one value per example.
 
     Args:
-      options: the section.
-      sources: the training data.
-      split: of all of them.
+      options: The section `data.pairs`.
+      sources: The training sources.
+      split: The split of all sources.
 
     Attributes:
-      sizes: of each source, how many of its records have a neighbor.
+      sizes: For each source, the number of records that have a positive.
 
     Raises:
-      UserError: folders that do not fit the sources, too few neighbors in them, or a source of
-        which no record has a neighbor.
+      UserError: The pairs do not fit the sources, contain too few neighbors, or have no positive
+        for any record of a source.
     """
 
     def __init__(self, options: PairsConfig, *, sources: Sequence[Source], split: str):
         self._neighbors, self._counts, self._records = [], [], []
         for path, source in zip(_paths(options, sources), sources, strict=True):
             if path == WORDS:
-                pairs = _by_words(source, number=options.neighbors)
+                pairs = _nearest_captions(source, k=options.neighbors)
             else:
                 pairs = open_pairs(path, source=source, split=split)
             stored = pairs.neighbors.shape[1]
             if options.neighbors > stored:
                 raise UserError(
-                    f"data.pairs.neighbors={options.neighbors}, but {path} has {stored} for each "
-                    "record: find more, or ask for fewer."
+                    f"data.pairs.neighbors={options.neighbors}, but {path} has only {stored} per "
+                    f"record. Reduce it, or run `mmjax neighbors` with --k {options.neighbors}."
                 )
             neighbors = pairs.neighbors[:, : options.neighbors]
             similarity = pairs.similarity[:, : options.neighbors]
-            near = (neighbors >= 0) & (similarity >= options.min_similarity)
-            counts = np.logical_and.accumulate(near, axis=1).sum(1)  # the best come first
+            similar = (neighbors >= 0) & (similarity >= options.min_similarity)
+            counts = np.logical_and.accumulate(similar, axis=1).sum(1)  # sorted: nearest first
             records = np.flatnonzero(counts)
-            best = np.asarray(pairs.similarity[:, 0])[np.asarray(neighbors[:, 0]) >= 0]
-            _log_pairs(source.name, len(records), best, options.min_similarity, len(counts))
+            nearest = np.asarray(pairs.similarity[:, 0])[np.asarray(neighbors[:, 0]) >= 0]
+            _report(
+                source.name,
+                nearest,
+                min_similarity=options.min_similarity,
+                num_used=len(records),
+                num_records=len(counts),
+            )
             self._neighbors.append(neighbors)
             self._counts.append(counts)
             self._records.append(records)
         self.sizes = [len(records) for records in self._records]
 
     def pair(
-        self, source: np.ndarray, number: np.ndarray, draw: np.ndarray
+        self, source: np.ndarray, index: np.ndarray, random: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A record that has a neighbor, and this neighbor.
+        """Returns `(record, positive)`: record indices.
 
         Args:
-          source: numbers of the sources.
-          number: which one of the records that have a neighbor.
-          draw: a random number from 0, for the choice among several neighbors.
+          source: Index of the source.
+          index: Index among the records of the source that have a positive.
+          random: Random number >= 0 that selects one of several neighbors.
         """
-        record, positive = np.empty_like(number), np.empty_like(number)
-        for which in np.unique(source):
-            rows = source == which
-            found = self._records[which][number[rows]]
-            rank = draw[rows] % self._counts[which][found]
-            record[rows], positive[rows] = found, self._neighbors[which][found, rank]
+        record, positive = np.empty_like(index), np.empty_like(index)
+        for s in np.unique(source):
+            selected = source == s
+            records = self._records[s][index[selected]]
+            rank = random[selected] % self._counts[s][records]
+            record[selected], positive[selected] = records, self._neighbors[s][records, rank]
         return record, positive
 
     def following(
-        self, source: np.ndarray, record: np.ndarray, steps: np.ndarray, draw: np.ndarray
+        self, source: np.ndarray, record: np.ndarray, steps: np.ndarray, random: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `pair`, so many steps after the `record`, and at the end again from the first."""
-        number = np.empty_like(record)
-        for which in np.unique(source):
-            rows, records = source == which, self._records[which]
-            at = np.searchsorted(records, record[rows])
-            number[rows] = (at + steps[rows]) % len(records)
-        return self.pair(source, number, draw)
+        """Like `pair`, for the record `steps` positions after `record`, in cyclic order.
+
+        Args:
+          source: Index of the source.
+          record: Index of a record of the source.
+          steps: Positions to advance among the records that have a positive.
+          random: See `pair`.
+        """
+        index = np.empty_like(record)
+        for s in np.unique(source):
+            selected, records = source == s, self._records[s]
+            start = np.searchsorted(records, record[selected])
+            index[selected] = (start + steps[selected]) % len(records)
+        return self.pair(source, index, random)
 
 
 def _paths(options: PairsConfig, sources: Sequence[Source]) -> Sequence[str]:
-    """A folder of pairs for each source, or 'words'."""
+    """Returns a directory of pairs or 'words' for each source."""
     paths = (options.path,) if isinstance(options.path, str) else options.path
     if not all(paths) or not paths:
         raise UserError(
-            f"data.pairs.path={options.path!r}: name the folder of pairs that `mmjax neighbors` "
-            f"wrote, or {WORDS!r} for the nearest captions by their words; or set data.pairs=None."
+            f"data.pairs.path={options.path!r} is empty. Set it to a directory that `mmjax "
+            f"neighbors` has written, or to {WORDS!r} for the nearest captions by their words; or "
+            "set data.pairs=None."
         )
     if paths == (WORDS,):
         return paths * len(sources)
     if len(paths) != len(sources):
         raise UserError(
-            f"data.pairs.path names {len(paths)} folders, but data.train {len(sources)} sources: "
-            "give one for each."
+            f"data.pairs.path has {len(paths)} directories, but data.train has {len(sources)} "
+            "sources. List one directory for each source."
         )
     return paths
 
 
-def _by_words(source: Source, *, number: int) -> Pairs:
-    """The pairs of a source's first captions by the words in them."""
+def _nearest_captions(source: Source, *, k: int) -> Pairs:
+    """Returns the nearest neighbors of records by the words of their first captions."""
     from mmjax.data.pairs.tfidf import nearest_by_tfidf
     from mmjax.data.sources.captions import read_captions  # imports TensorFlow
 
     start = time.monotonic()
-    captions = [(*found, "")[0] for found in read_captions(source, range(source.num_examples))]
-    pairs = Pairs(*nearest_by_tfidf(captions, k=number))
+    captions = [(*texts, "")[0] for texts in read_captions(source, range(source.num_examples))]
+    pairs = Pairs(*nearest_by_tfidf(captions, k=k))
     log.info(
-        "data.pairs: found the nearest of %d captions of %s by their words in %.1f s.",
+        "data.pairs: compared %d captions of %s by their words in %.1f s.",
         len(captions),
         source.name,
         time.monotonic() - start,
@@ -289,24 +174,40 @@ def _by_words(source: Source, *, number: int) -> Pairs:
     return pairs
 
 
-def _log_pairs(name: str, used: int, similarity: np.ndarray, minimum: float, number: int) -> None:
-    """Says how many records have a neighbor, and how near these are; raises if none has."""
-    points = (0, 5, 25, 50, 75, 95, 100)
+def _report(
+    name: str,
+    similarity: np.ndarray,
+    *,
+    min_similarity: float,
+    num_used: int,
+    num_records: int,
+) -> None:
+    """Logs how many records have a positive and how similar it is; raises if none has one.
+
+    Args:
+      name: Name of the source.
+      similarity: float [n]: similarity of the nearest neighbor, for records with a neighbor.
+      min_similarity: Similarity that is required.
+      num_used: Number of records with a positive.
+      num_records: Number of records.
+    """
     quantiles = "none"
     if len(similarity):
-        values = np.percentile(similarity, points)
-        quantiles = ", ".join(f"{v:.3f} ({p} %)" for p, v in zip(points, values, strict=True))
-    if not used:
+        values = np.percentile(similarity, _PERCENTILES)
+        pairs = zip(_PERCENTILES, values, strict=True)
+        quantiles = ", ".join(f"{value:.3f} ({percent}%)" for percent, value in pairs)
+    if not num_used:
         raise UserError(
-            f"data.pairs: no record of {name} has a neighbor of similarity {minimum:g} or more "
-            f"(data.pairs.min_similarity); quantiles of the nearest ones: {quantiles}."
+            f"data.pairs: no record of {name} has a neighbor with a similarity of at least "
+            f"data.pairs.min_similarity={min_similarity:g}. Reduce it; quantiles of the similarity "
+            f"of the nearest neighbors: {quantiles}."
         )
     log.info(
-        "data.pairs: %d of %d records of %s have a neighbor of similarity %g or more; quantiles "
-        "of the nearest ones: %s.",
-        used,
-        number,
+        "data.pairs: %d of %d records of %s have a neighbor with a similarity of at least %g; the "
+        "others are skipped. Quantiles of the similarity of the nearest neighbors: %s.",
+        num_used,
+        num_records,
         name,
-        minimum,
+        min_similarity,
         quantiles,
     )

@@ -12,7 +12,7 @@ from mmjax.data.storage import tables
 from mmjax.errors import UserError, unknown
 
 if TYPE_CHECKING:  # which imports TensorFlow
-    from mmjax.data.sources.registry import Source
+    from mmjax.data.sources.base import Source
 
 # Folders of RedCaps are called <subreddit>_<year>_<number>; a subreddit may contain underscores.
 _FOLDERS: dict[str, Callable[[str, str], str]] = {

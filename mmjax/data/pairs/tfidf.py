@@ -1,6 +1,7 @@
-"""Nearest captions by their words alone: no weights, no folder of features, small sets only.
+"""Nearest captions by the words that they share: tf-idf vectors and their cosine similarity.
 
-tf-idf with the cosine, as in text retrieval: a word that few captions have counts much.
+Needs neither weights nor precomputed features. Every caption is compared with every other, so it is
+meant for small datasets.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from mmjax.errors import UserError
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-MOST = 100_000  # captions; every one is compared with every other: minutes for so many
-_BLOCK_BYTES = 1 << 28  # of similarities that are held at a time
+MAX_CAPTIONS = 100_000  # comparing this many takes minutes
+_BLOCK_BYTES = 1 << 28  # of similarities in memory at a time
 
 
 def vectorizer() -> TfidfVectorizer:
-    """What makes tf-idf rows of length 1 of captions: scikit-learn's, with VATT's words.
+    """Returns scikit-learn's tf-idf vectorizer with the word tokenizer of VATT.
 
-    A word counts tf · (1 + ln((1 + N) / (1 + df))), where tf is how often it is in the caption and
-    df in how many of the N captions it is.
+    The weight of a word is tf · (1 + ln((1 + N) / (1 + df))), where tf is its number of occurrences
+    in the caption and df is the number of captions, of N, that contain it. Vectors have length 1.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -33,46 +34,47 @@ def vectorizer() -> TfidfVectorizer:
 
 
 def nearest_by_tfidf(captions: Sequence[str], *, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The captions most like each caption, itself left out; exact.
+    """Returns the k most similar other captions of each caption. The search is exact.
 
     Args:
-      captions: one for each record; '' = none, which is nobody's neighbor and has none.
-      k: how many.
+      captions: One caption per record. '' means none: such a record has no neighbors and is no
+        neighbor.
+      k: Number of neighbors.
 
     Returns:
-      `(numbers, similarities)`, int32 [N, k] and float32 [N, k], best first, equals by number;
-      -1 and 0 where no further caption shares a word.
+      `(indices, similarities)`: int32 [N, k] and float32 [N, k], most similar first, ties in order
+      of the index. -1 and 0 where no further caption shares a word.
 
     Raises:
-      UserError: more captions than can be compared here.
+      UserError: More than `MAX_CAPTIONS` captions.
     """
     count = len(captions)
-    if count > MOST:
+    if count > MAX_CAPTIONS:
         raise UserError(
-            f"{count} captions are too many to compare by their words while training starts (at "
-            f"most {MOST}). Find the neighbors beforehand: `mmjax sentences DATASET --out "
-            "FEATURES --encoder words`, then `mmjax neighbors FEATURES --out PAIRS`, and "
+            f"{count} captions are too many to compare by their words when training starts (at "
+            f"most {MAX_CAPTIONS}). Find the neighbors beforehand: `mmjax sentences DATASET --out "
+            "FEATURES --encoder words`, then `mmjax neighbors FEATURES --out PAIRS`, and set "
             "data.pairs.path=PAIRS."
         )
-    numbers = np.full((count, k), -1, np.int32)
+    indices = np.full((count, k), -1, np.int32)
     similarities = np.zeros((count, k), np.float32)
     model = vectorizer()
     try:
-        rows = model.fit_transform(captions)  # [N, words], sparse
-    except ValueError:  # scikit-learn's word for it: the vocabulary is empty
-        return numbers, similarities
-    columns = rows.T.tocsr()
+        vectors = model.fit_transform(captions)  # sparse [N, words]
+    except ValueError:  # scikit-learn raises it for an empty vocabulary
+        return indices, similarities
+    transposed = vectors.T.tocsr()
     block = max(_BLOCK_BYTES // (4 * max(count, 1)), 1)
-    for first in range(0, count, block):
-        found = (rows[first : first + block] @ columns).astype(np.float32).toarray()  # [block, N]
-        each = np.arange(len(found))
-        found[each, first + each] = 0
-        for place in range(min(k, count)):
-            best = found.argmax(axis=1)  # of equals the first
-            value = found[each, best]
-            some = value > 0
-            numbers[first + each[some], place] = best[some]
-            # Rounding makes a few cosines of equal captions larger than 1.
-            similarities[first + each, place] = np.minimum(value, 1)
-            found[each, best] = 0
-    return numbers, similarities
+    for start in range(0, count, block):
+        scores = (vectors[start : start + block] @ transposed).astype(np.float32).toarray()
+        query = np.arange(len(scores))  # [block]; scores: [block, N]
+        scores[query, start + query] = 0  # a caption is not its own neighbor
+        for rank in range(min(k, count)):
+            best = scores.argmax(axis=1)  # the first among equal ones
+            value = scores[query, best]
+            valid = value > 0
+            indices[start + query[valid], rank] = best[valid]
+            # Rounding errors make some cosines of equal captions larger than 1.
+            similarities[start + query, rank] = np.minimum(value, 1)
+            scores[query, best] = 0
+    return indices, similarities

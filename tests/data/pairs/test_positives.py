@@ -1,15 +1,15 @@
-"""Tests of `data.pairs`: files on disk, choice of the positive, and corrupt records."""
+"""Training on pairs: choice of the positive, corrupt records, and invalid options."""
 
 import itertools
-import json
 import logging
 import os
 
 import numpy as np
 import pytest
 
-from mmjax.data.pairs import positives
+from mmjax.data.pairs import pair_files
 from mmjax.data.pipeline import loader
+from mmjax.data.pipeline.examples import Examples
 from mmjax.data.storage import dataset, image_files, schema, tfrecord
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
@@ -40,7 +40,7 @@ def directory(tmp_path_factory):
 
 
 def write(directory, neighbors=NEIGHBORS, similarity=SIMILARITY, dataset="toy", split="train"):
-    positives.write_pairs(directory, neighbors, similarity, dataset=dataset, split=split)
+    pair_files.write_pairs(directory, neighbors, similarity, dataset=dataset, split=split)
     return str(directory)
 
 
@@ -69,106 +69,6 @@ def batches(data, first=0, count=1):
 def records_shown(batch):
     """Returns [B, V]: index of the record that each view comes from."""
     return np.rint((batch["image"].mean((2, 3, 4)) - 10) / 5).astype(int)
-
-
-# Files on disk.
-
-
-def test_written_pairs_can_be_opened(directory, tmp_path):
-    neighbors = np.where(RNG.random((COUNT, 3)) < 0.3, -1, NEIGHBORS)
-    positives.write_pairs(
-        tmp_path, neighbors, SIMILARITY, dataset="toy", split="train", encoder="bow", scope=None
-    )
-    assert positives.read_description(tmp_path) == dict(
-        dataset="toy", split="train", num_examples=COUNT, encoder="bow", scope=None
-    )
-    assert sorted(os.listdir(tmp_path)) == ["neighbors.npy", "pairs.json", "similarity.npy"]
-    (source,) = make(directory, write(tmp_path / "all")).sources
-    opened = positives.open_pairs(tmp_path, source=source, split="train")
-    assert opened.neighbors.dtype == np.int32 and opened.similarity.dtype == np.float32
-    assert np.array_equal(opened.neighbors, neighbors)
-    expected = np.where(neighbors < 0, 0, SIMILARITY.astype(np.float32))
-    assert np.array_equal(opened.similarity, expected)
-    assert positives.read_description(tmp_path / "nothing") is None
-
-
-@pytest.mark.parametrize(
-    "neighbors, similarity, facts",
-    [
-        ([1, 0], [1.0, 1.0], ("neighbors", "similarity", "[2]", "[2, K]")),
-        ([[1], [0]], [[1.0, 1.0]] * 2, ("[2, 1]", "[2, 2]", "[2, K]")),
-        ([[1], [2]], [[1.0], [1.0]], ("neighbors", 2, -1)),
-        ([[-2], [0]], [[1.0], [1.0]], ("neighbors", -2, -1)),
-        ([[1], [0]], [[1.0], [np.nan]], ("similarity",)),
-    ],
-)
-def test_invalid_pairs_are_not_written(tmp_path, neighbors, similarity, facts):
-    with raises(UserError, "toy/train", *facts):
-        write(tmp_path, np.array(neighbors), np.array(similarity))
-    assert not (tmp_path / "pairs.json").exists()
-
-
-@pytest.mark.parametrize(
-    "change, facts",
-    [
-        (lambda path: write(path, dataset="other"), ("other/train", "toy/train", 23)),
-        (lambda path: write(path, split="test"), ("toy/test", "toy/train", 23)),
-        (
-            lambda path: write(path, np.zeros((9, 1)), np.ones((9, 1))),
-            ("toy/train", 9, 23),
-        ),
-        (lambda path: os.remove(write(path) + "/pairs.json"), ("DIR", "pairs.json")),
-        (lambda path: os.remove(write(path) + "/similarity.npy"), ("DIR/similarity.npy",)),
-        (
-            lambda path: np.save(write(path) + "/neighbors.npy", NEIGHBORS[:9]),
-            ("[9, 3]", "[23, 3]", "[23, K]"),
-        ),
-        (
-            lambda path: np.save(write(path) + "/neighbors.npy", NEIGHBORS + 1),
-            ("neighbors", 1, 23, -1),
-        ),
-        (
-            lambda path: np.save(write(path) + "/neighbors.npy", NEIGHBORS / 1),
-            ("neighbors", "float64"),
-        ),
-    ],
-)
-def test_pairs_of_other_data_and_damaged_arrays_are_rejected(directory, tmp_path, change, facts):
-    change(tmp_path)
-    with raises(UserError, "data.pairs.path", tmp_path) as info:
-        make(directory, str(tmp_path))
-    # The numbers of the temporary directory must not stand in for those of the message.
-    assert_mentions(str(info.value).replace(str(tmp_path), "DIR"), *facts)
-
-
-@pytest.mark.parametrize(
-    "text, fact",
-    [
-        ("{", "line 1 column 2"),
-        ("[]", "list"),
-        ('{"dataset": "toy"}', "'split'"),
-        ('{"dataset": 3}', "'split'"),
-    ],
-)
-def test_invalid_pairs_json_is_rejected(directory, tmp_path, text, fact):
-    (tmp_path / "pairs.json").write_text(text)
-    with raises(UserError, tmp_path / "pairs.json", fact):
-        make(directory, str(tmp_path))
-
-
-def test_an_interrupted_write_leaves_no_description(tmp_path, monkeypatch):
-    write(tmp_path)
-
-    def fail(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(np, "save", fail)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path)
-    assert positives.read_description(tmp_path) is None
-
-
-# Choice of the positive.
 
 
 @pytest.mark.parametrize("read", ["pread", "tf"])
@@ -221,15 +121,15 @@ def test_hosts_together_read_the_global_batch(directory, tmp_path):
 
 def test_reading_only_the_needed_frames_gives_the_same_batches(directory, tmp_path, monkeypatch):
     expected = batches(make(directory, write(tmp_path)), count=2)
-    monkeypatch.setattr(loader._Data, "_records_per_read", lambda data: 1)
+    monkeypatch.setattr(Examples, "records_per_read", 1)
     for changes in ({}, dict(corrupt="skip")):
         data = make(directory, str(tmp_path), **changes)
-        assert data._without == schema.FRAMES[0]
+        assert data.examples.omitted_list == schema.FRAMES[0]
         actual = batches(data, count=2)
         assert all(toy.same(a, b) for a, b in zip(expected, actual, strict=True))
     data = make(directory, str(tmp_path))
     data.positive_pipeline.add("parse", "own", lambda features: features)
-    assert data._without is None
+    assert data.examples.omitted_list is None
 
 
 def test_the_neighbor_is_sampled_independently_at_each_visit(directory, tmp_path):
@@ -262,7 +162,7 @@ def test_records_below_min_similarity_are_skipped(directory, tmp_path, caplog):
     assert data.num_examples == 19
     (message,) = caplog.messages
     assert_mentions(message, 19, COUNT, "toy/train", 0.1)
-    assert_mentions(message, "0.050 (5 %)", "0.900 (25 %)", "0.900 (95 %)")
+    assert_mentions(message, "0.050 (5%)", "0.900 (25%)", "0.900 (95%)")
     kept = sorted(set(range(COUNT)) - {3, 7, 8, 11})
     for step in range(2):
         assert sorted(data.batch_ids(step)["record"]) == kept
@@ -421,8 +321,3 @@ def test_evaluation_ignores_pairs(directory):
     batch = next(loader.make_eval_data(section, split="train", batch_size=4).iterate())
     assert batch["image"].shape == (4, 1, 8, 8, 3)
     assert records_shown(batch)[:, 0].tolist() == [0, 1, 2, 3]
-
-
-def test_pairs_json_holds_dataset_split_and_count(tmp_path):
-    with open(os.path.join(write(tmp_path), "pairs.json"), encoding="utf-8") as file:
-        assert json.load(file) == dict(dataset="toy", split="train", num_examples=COUNT)

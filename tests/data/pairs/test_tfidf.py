@@ -66,7 +66,7 @@ def test_empty_captions_have_no_neighbors():
 
 
 def test_too_many_captions_are_rejected_with_the_commands_to_run_instead(monkeypatch):
-    monkeypatch.setattr(tfidf, "MOST", 3)
+    monkeypatch.setattr(tfidf, "MAX_CAPTIONS", 3)
     commands = ("mmjax sentences DATASET", "mmjax neighbors FEATURES", "data.pairs.path=PAIRS")
     with raises(UserError, 4, 3, *commands):
         nearest_by_tfidf(["a"] * 4, k=1)

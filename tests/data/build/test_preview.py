@@ -1,4 +1,4 @@
-"""The commands `mmjax preview`, `mmjax index` and `mmjax vocab`."""
+"""`mmjax preview`: contact sheets of datasets."""
 
 import numpy as np
 import pytest
@@ -103,35 +103,6 @@ def test_unknown_split_and_unwritable_file_are_named(tmp_path, capsys):
     out = tmp_path / "file" / "p.png"
     assert cli.main(["preview", path, "--out", str(out)]) == 2
     assert_mentions(capsys.readouterr().err, f"{out} ", "Errno")
-
-
-def test_index_writes_dataset_json_and_keeps_edited_fields(tmp_path):
-    path = write(tmp_path)
-    index = tmp_path / (dataset.shard_name("train", 0, 1) + ".idx")
-    index.unlink()
-    assert cli.main(["index", path]) == 0
-    info = dataset.DatasetInfo.load(path)
-    assert index.exists() and info.splits["train"].num_examples == 6
-    assert info.modalities == ("video", "audio", "text", "label")
-    info.num_classes = 17
-    info.save(path)
-    write(tmp_path, count=4)  # the shard is replaced
-    assert cli.main(["index", path]) == 0
-    info = dataset.DatasetInfo.load(path)
-    assert (info.splits["train"].num_examples, info.num_classes) == (4, 17)
-
-
-def test_vocab_writes_the_words_of_a_split(tmp_path, capsys):
-    path = write(tmp_path)
-    assert cli.main(["vocab", path, "--size", "20"]) == 0
-    words = (tmp_path / "vocab.txt").read_text().split("\n")
-    assert "caption" in words and "costs" in words
-    count = len(set(words) - {""})
-    assert_line_mentions(capsys.readouterr().out, tmp_path / "vocab.txt", count)
-    other = tmp_path / "silent"
-    other.mkdir()
-    assert cli.main(["vocab", write(other, captions=[])]) == 2
-    assert_mentions(capsys.readouterr().err, other, "'train'", "captions")
 
 
 @pytest.mark.parametrize("command", ["index", "preview", "validate", "vocab"])

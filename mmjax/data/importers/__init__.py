@@ -58,5 +58,9 @@ def find(name: str) -> Importer:
             "mmjax.data.importers.base.Importer."
         )
     if registry.is_reference(name):
-        importer = dataclasses.replace(importer, reference=name)
+        # A subclass may not accept all fields, so this is not `dataclasses.replace`.
+        values = {
+            field.name: getattr(importer, field.name) for field in dataclasses.fields(Importer)
+        }
+        importer = Importer(**{**values, "reference": name})
     return importer

@@ -380,7 +380,7 @@ def test_ambiguous_record_names_are_refused(tmp_path, capsys):
     (tmp_path / "list.json").write_text("[]")
     options = ["--data", data, "--out", str(tmp_path / "out")]
     assert cli.main(["pairs", str(tmp_path / "list.json"), *options]) == 2
-    assert_mentions(capsys.readouterr().err, "d/same")
+    assert_mentions(capsys.readouterr().err, "toy/train", "d/same", "records 0 and 1")
 
 
 def test_tilde_in_out_is_expanded(features, tmp_path, monkeypatch):

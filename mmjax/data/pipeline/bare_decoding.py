@@ -80,4 +80,4 @@ def decode(frames: Frames, data: loader.TrainData, *, crop: bool) -> Iterator[np
     options.autotune.enabled = False
     options.threading.max_intra_op_parallelism = 1
     options.threading.private_threadpool_size = data.threads
-    return dataset.batch(data.rows).prefetch(2).with_options(options).as_numpy_iterator()
+    return dataset.batch(data.batch_size).prefetch(2).with_options(options).as_numpy_iterator()

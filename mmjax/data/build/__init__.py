@@ -1,0 +1,1 @@
+"""Builds datasets from media files, and checks and draws them."""

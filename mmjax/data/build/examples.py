@@ -34,11 +34,8 @@ class Reader:
         is_directory = os.path.isdir(path)
         is_image = image_files.is_image(path) and not is_directory
         if clip.crop and not is_image:
-            found = "a directory" if is_directory else "a file"
-            raise UserError(
-                f"{path}: only images can have a crop; this is {found} that is not an image. "
-                "Remove the crop."
-            )
+            found = "a directory" if is_directory else "not an image file"
+            raise UserError(f"{path} is {found}, but only image files can have a crop. Remove it.")
         if is_directory:
             return media.read_frame_directory(
                 path,

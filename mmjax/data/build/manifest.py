@@ -104,10 +104,8 @@ def read_image_directory(directory: str, *, split: str = "train") -> list[Clip]:
         parts = os.path.relpath(root, directory).split(os.sep) if root != directory else []
         images += [(parts, file) for file in sorted(files) if image_files.is_image(file)]
     if not images:
-        raise UserError(
-            f"--images {directory}: no image files. Supported: "
-            f"{', '.join(sorted(image_files.IMAGE_SUFFIXES))}."
-        )
+        suffixes = [s for s in image_files.IMAGE_SUFFIXES if image_files.is_image(f"x{s}")]
+        raise UserError(f"--images {directory}: no image files ({', '.join(suffixes)}).")
     by_split = {parts[0] if parts else "" for parts, _ in images} <= set(splits.SPLIT_DIRECTORIES)
     clips = []
     for number, (parts, file) in enumerate(images, 1):

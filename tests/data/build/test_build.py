@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.data.build import cutting, examples, manifest, runners
-from mmjax.data.build.options import BuildOptions
+from mmjax.data.build import runners
 from mmjax.data.storage import dataset, schema
-from mmjax.data.storage import media as segments
 from mmjax.tools import cli
 from tests.data import films
 from tests.data.importers.importing import assert_line_mentions
@@ -211,30 +209,6 @@ def test_videos_are_cut_and_split_by_time(media, tmp_path):
         assert {len(clip.frames) for clip in clips} == {5}
 
 
-def test_cut_keeps_a_remainder_of_at_least_half_a_clip():
-    def cut(duration, **options):
-        clips = cutting.cut([manifest.Clip(path="f")], durations={"f": duration}, **options)
-        return [(clip.split, clip.start, clip.end) for clip in clips]
-
-    assert cut(7.6, clip_seconds=3) == [("train", 0, 3), ("train", 3, 6), ("train", 6, 7.6)]
-    assert cut(7.4, clip_seconds=3) == [("train", 0, 3), ("train", 3, 6)]
-    assert cut(1.0, clip_seconds=3) == [("train", 0, 1)]
-    parts = [("train", 0.7), ("valid", 0.2), ("test", 0.1)]
-    clips = cut(100, clip_seconds=5, by_time=parts)
-    assert [sum(c[0] == name for c in clips) for name in ("train", "valid", "test")] == [14, 4, 2]
-    assert max(end for split, _, end in clips if split == "train") == 70
-    assert min(start for split, start, _ in clips if split == "test") == 90
-
-
-def test_split_by_file_keeps_files_together_and_is_stable():
-    clips = [manifest.Clip(path=f"{k % 200}.mp4", line=k) for k in range(400)]
-    parts = [("train", 0.75), ("test", 0.25)]
-    split = {c.path: c.split for c in cutting.split_by_file(clips, parts)}
-    again = cutting.split_by_file([*clips[::-1], manifest.Clip(path="new.mp4")], parts)
-    assert all(split.get(clip.path, clip.split) == clip.split for clip in again)
-    assert 0.15 < np.mean([name == "test" for name in split.values()]) < 0.35
-
-
 def test_image_directory_gives_splits_classes_and_captions(tmp_path):
     for split in ("train", "test"):
         for color in ("red", "blue"):
@@ -261,27 +235,6 @@ def test_split_options_are_refused_for_a_table_with_splits(media, tmp_path, caps
             capsys.readouterr().err, "test, train", "--split-by-file", "--split-by-time"
         )
     assert not (tmp_path / "ds").exists()
-
-
-def test_class_indices_come_from_the_file_the_names_or_the_labels(tmp_path):
-    def indices(labels, names=None):
-        clips = [manifest.Clip(path="f", labels=(label,)) for label in labels]
-        return manifest.class_indices(clips, names)
-
-    assert indices(["b", "a", "b"]) == {"a": 0, "b": 1}
-    assert indices(["7", "3"]) == {}
-    assert indices(["b"], ["b", "a"]) == {"b": 0, "a": 1}
-    example = examples.make_example(
-        manifest.Clip(path="f.png", labels=("7",)), _OneFrame(), indices(["7", "3"])
-    )
-    assert example.labels == [7] and example.label_texts == []
-
-
-class _OneFrame:
-    options = BuildOptions()
-
-    def read(self, clip):
-        return segments.Segment(frames=[b"\xff\xd8"], waveform=None, start=0.0, end=0.0)
 
 
 @pytest.mark.parametrize(
@@ -333,16 +286,6 @@ def test_wrong_arguments_are_named(media, tmp_path, capsys, arguments, facts):
     arguments = [paths.get(argument, argument) for argument in arguments]
     assert run(*arguments, "--out", tmp_path / "ds", "--quiet") == 2
     assert_line_mentions(capsys.readouterr().err, *facts)
-
-
-def test_jsonl_and_tsv_give_the_same_clips_as_csv(tmp_path):
-    (tmp_path / "t.csv").write_text('path,caption,caption2,label\nf.mp4,"x, y",z,a|b\n')
-    (tmp_path / "t.tsv").write_text("path\tcaption\tcaption2\tlabel\nf.mp4\tx, y\tz\ta|b\n")
-    row = {"path": "f.mp4", "captions": ["x, y", "z"], "labels": ["a", "b"]}
-    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
-    tables = [manifest.read_table(str(tmp_path / f"t.{s}")) for s in ("csv", "tsv", "jsonl")]
-    clips = [(c.path, c.captions, c.labels) for (c,) in tables]
-    assert clips == [("f.mp4", ("x, y", "z"), ("a", "b"))] * 3
 
 
 def test_unknown_arguments_are_refused_without_beam(capsys):

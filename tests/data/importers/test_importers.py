@@ -223,10 +223,10 @@ def test_large_json_files_are_read_with_a_small_buffer(tmp_path, monkeypatch, bu
 
 
 def test_missing_ambiguous_and_undecodable_annotations_are_named(workspace, capsys):
-    workspace.annotate("a/esc50.csv", "")
-    workspace.annotate("b/esc50.csv", "")
+    for name in "abcd":
+        workspace.annotate(f"{name}/esc50.csv", "")
     assert workspace.run("esc50") == 2
-    matches = (workspace.annotations / "a/esc50.csv", workspace.annotations / "b/esc50.csv")
+    matches = [workspace.annotations / name / "esc50.csv" for name in "abcd"]
     assert_mentions(capsys.readouterr().err, *matches, "--annotations")
     assert workspace.run("ucf101") == 2
     assert_mentions(capsys.readouterr().err, "classInd.txt", workspace.annotations, "esc50.csv")

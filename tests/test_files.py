@@ -41,3 +41,11 @@ def test_directory_appears_complete_or_not_at_all(tmp_path):
         partial.mkdir()
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == ["run"]
+
+
+def test_leftovers_are_the_partial_files_of_one_path(tmp_path):
+    path = tmp_path / "file[1].txt"
+    expected = [files.partial_path(path), tmp_path / ".file[1].txt.partial-1"]
+    for file in (*expected, path, files.partial_path(tmp_path / "file1.txt")):
+        file.touch()
+    assert files.leftovers(path) == sorted(expected)

@@ -203,8 +203,8 @@ def parse_spec(spec: str) -> tuple[str, WorldConfig, dict[str, int]]:
         key, _, text = setting.partition("=")
         expected = choose(f"setting in {spec!r}:", key, types)
         try:
-            parse = {"true": True, "false": False}.__getitem__ if expected is bool else expected
-            value = parse(text.lower())
+            boolean = expected is bool
+            value = {"true": True, "false": False}[text.lower()] if boolean else expected(text)
         except (ValueError, KeyError):
             raise UserError(
                 f"{spec!r}: {key} must be of type {expected.__name__}; got {text!r}."

@@ -25,8 +25,14 @@ def unknown(what: str, name: object, choices: Iterable[object]) -> UserError:
       choices: Valid names.
     """
     choices = sorted(str(choice) for choice in choices)
-    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    section = str(name).rpartition(".")[0]
+    prefix = f"{section}." if section else ""
+    if not all(choice.startswith(prefix) for choice in choices):
+        prefix = ""
+    # A common section is left out of the comparison: it would make all keys similar.
+    keys = [choice.removeprefix(prefix) for choice in choices]
+    near = difflib.get_close_matches(str(name).removeprefix(prefix), keys, n=1, cutoff=0.5)
+    hint = f" Did you mean {prefix + near[0]!r}?" if near else ""
     return UserError(f"Unknown {what} {name!r}.{hint} Valid: {', '.join(choices)}.")
 
 

@@ -82,14 +82,24 @@ def make_mesh(
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def check_batch(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> None:
-    """Raises UserError unless each microbatch can be split evenly over the mesh."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % (ways * accumulate_steps):
+def check_batch(
+    batch_size: int, mesh: Mesh, accumulate_steps: int = 1, *, key: str = "config.batch_size"
+) -> None:
+    """Raises UserError unless each microbatch can be split evenly over the mesh.
+
+    Args:
+      batch_size: Global batch size.
+      mesh: Mesh whose data and fsdp axes share a batch.
+      accumulate_steps: Number of microbatches.
+      key: Full config key or flag of the batch size, for the error message.
+    """
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = devices * accumulate_steps
+    if batch_size < 1 or batch_size % parts:
+        steps = f" × {accumulate_steps} accumulation steps" if accumulate_steps > 1 else ""
         raise UserError(
-            f"config.batch_size={batch_size} must be divisible by {ways} devices × "
-            f"{accumulate_steps} accumulation steps. The nearest valid size is "
-            f"{max(1, round(batch_size / (ways * accumulate_steps))) * ways * accumulate_steps}."
+            f"{key}={batch_size} must be a positive multiple of {devices} devices{steps}. The "
+            f"nearest valid size is {max(1, round(batch_size / parts)) * parts}."
         )
 
 

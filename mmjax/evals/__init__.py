@@ -1,4 +1,8 @@
-"""Evaluators: what a train state is worth, as numbers. One file each; see `base.Evaluator`."""
+"""Evaluators, which compute metrics from a train state; one file each, see `base.Evaluator`.
+
+Each section of `config.evals` configures one evaluator. Its `type` is a key of `EVALUATORS` or
+`package.module:Name`, a subclass of `Evaluator` outside this package.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "affinity": Affinity,
     "suite": Suite,
 }
-_MADE_BY = ("task", "model", "loss", "augment")  # sections that decide what outputs are
+_TASK_SECTIONS = ("task", "model", "loss", "augment")  # they determine the outputs of the task
 
 
 def make_evaluators(
@@ -52,31 +56,32 @@ def make_evaluators(
     where: str | None = None,
     directory: str | os.PathLike = ".",
     make_eval_data: Callable[..., Any] | None = None,
-    made_by: Mapping[str, Any] | None = None,
+    task_cfg: Mapping[str, Any] | None = None,
 ) -> list[Evaluator]:
-    """The evaluators of a config; they share one feature store.
+    """Returns the evaluators of a config, which share one feature store.
 
     Args:
       cfg: {name: dict(type=…, every=… or at='final', where='train' or 'eval', cache=True or False,
-        options of the type)}; None for one that is left out.
-      task: its `predict` functions give features and logits.
-      data_cfg: the `data` section of the config.
-      mesh: the devices that share a batch.
-      where: only those for this place; all are checked.
-      folder: the run directory, for evaluators that leave files.
-      make_eval_data: replaces `mmjax.data.pipeline.loader.make_eval_data`.
-      made_by: the config that the task was made from; needed by `cache=True`.
+        options of the type)}. A section that is None is skipped.
+      task: Its `predict` functions compute features and logits.
+      data_cfg: The `data` section of the config.
+      mesh: Devices that share a batch.
+      where: 'train' or 'eval' returns only evaluators that run there; all are checked.
+      directory: The run directory, for evaluators that write files.
+      make_eval_data: Replaces `mmjax.data.pipeline.loader.make_eval_data`.
+      task_cfg: The config that the task was made from; required by `cache=True`.
 
     Raises:
-      UserError: an unknown type or key, with the nearest valid one, or a value that cannot be.
+      UserError: An unknown type or key, or a value of the wrong type or out of range.
     """
-    sections = {key: made_by[key] for key in _MADE_BY if key in made_by} if made_by else None
+    if task_cfg:
+        task_cfg = {key: task_cfg[key] for key in _TASK_SECTIONS if key in task_cfg}
     store = FeatureStore(
         task=task,
         data_cfg=data_cfg,
         mesh=mesh,
         make_eval_data=make_eval_data,
-        made_by=sections,
+        task_cfg=task_cfg or None,
     )
     evaluators = [
         make_evaluator(name, section, types=EVALUATORS, store=store, directory=directory)

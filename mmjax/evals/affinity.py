@@ -1,4 +1,4 @@
-"""How near two modalities of the same and of other examples are, as numbers and as a figure."""
+"""Cosines between two modalities of the same and of different examples, as metrics and a figure."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from absl import logging
 from mmjax.errors import UserError
 from mmjax.evals import affinity_figure, captions, metrics
 from mmjax.evals.base import Evaluator
-from mmjax.evals.features.store import Features, Request
+from mmjax.evals.features.arrays import Features, Request
+from mmjax.evals.features.embeddings import example_vectors
 from mmjax.evals.features.views import merge
-from mmjax.evals.semantic_retrieval import vectors
 
 
 class Affinity(Evaluator):
-    """Mean cosine of matching and of other examples, and a figure of some of them.
+    """Mean cosine of matching and of other pairs of examples, and a figure of some examples.
 
-    The metrics are of all examples of the split that have both modalities: `diagonal`, the mean
-    cosine of the two modalities of one example, and `off_diagonal`, that of different examples.
-    The figure, `figures/<evaluator>-<step>.png` of the run directory, shows a few of them, the same
-    at every step: their cosines, what stands at rows and columns, and an outline of the cells that
-    belong together.
+    The metrics use all examples of the split that have both modalities: `diagonal` is the mean
+    cosine of the two modalities of one example, `off_diagonal` that of different examples. The
+    figure, `figures/<evaluator>-<step>.png` in the run directory, shows the cosines of a few
+    examples, the same ones at every step. Images and captions label the axes; the cells of
+    positives are outlined.
 
     Args:
-      query: modality of the columns.
-      target: modality of the rows.
-      num_examples: examples in the figure. Above 32 it has neither images nor captions.
-      seed: draws those examples.
-      threshold: cosine that the captions of outlined cells exceed, for a text tower that is known
-        (OpenCLIP's, TVL: 0.636); 0 outlines the diagonal.
-      path: folder of the figure instead of `figures` in the run directory.
-      data: dataset; default the one of training.
-      split: of the dataset.
-      batch_size: over all devices.
-      views: what differs from the training's data config.
-      limit: only the first so many examples (0: all).
+      query: Modality on the columns.
+      target: Modality on the rows.
+      num_examples: Number of examples in the figure. Above 32 it has no images and captions.
+      seed: Seed of the sample of examples.
+      threshold: Cosine above which two captions are similar and their cells outlined. It depends on
+        the text tower (OpenCLIP's, TVL: 0.636). 0 outlines only the diagonal.
+      path: Directory of the figure; '' for `figures` in the run directory.
+      data: Dataset; '' for the training dataset.
+      split: Split of the dataset.
+      batch_size: Number of examples in a batch, over all devices.
+      views: Changes of the data config.
+      limit: Number of leading examples to use; 0 for all.
     """
 
     def __init__(
@@ -59,29 +59,34 @@ class Affinity(Evaluator):
         **common: Any,
     ):
         super().__init__(**common)
-        if query == target or num_examples < 1:
+        self.check_minimum(1, num_examples=num_examples)
+        if query == target:
             raise UserError(
-                f"Evaluator {self.name}: query={query!r} and target={target!r} must be two "
-                f"modalities, and num_examples={num_examples} at least 1."
+                f"{self.key('query')} and {self.key('target')} must be different modalities; both "
+                f"are {query!r}."
             )
         self._query, self._target, self._split = query, target, split
         self._num_examples, self._seed, self._threshold = num_examples, seed, threshold
         self._path = pathlib.Path(path) if path else self.directory / "figures"
-        self._has_text = merge(self.store.data_cfg, views or {}).get("text") is not None
-        self._text = f"text/{target if query == 'text' else query}"  # whose cosines are compared
+        data_cfg = merge(self.store.data_cfg, views or {}, key=self.key("views"))
+        self._has_text = data_cfg.get("text") is not None
+        self._text = f"text/{target if query == 'text' else query}"  # embeddings of the captions
         common = dict(data=data, split=split, batch_size=batch_size, views=views, limit=limit)
         names = [f"{query}/{target}", f"{target}/{query}", *([self._text] * self._has_text)]
-        self._request = self.ask(names, **common)
+        self._request = self.add_request(names, **common)
         self._inputs: Request | None = None
         if num_examples <= affinity_figure.MAX_DETAILED:
             shown = [query, target, *(["text"] * self._has_text)]
-            self._inputs = self.ask(shown, predict="inputs", **common)
+            self._inputs = self.add_request(shown, predict="inputs", **common)
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the mean cosines, and draws the figure."""
         features = self.store.get(state, self._request)
-        present = np.flatnonzero(features.having(self._query, self._target, who=self.name))
+        present = np.flatnonzero(
+            features.with_modalities(self._query, self._target, section=self.section)
+        )
         query, target = (
-            vectors(features, *names)[present]
+            example_vectors(features, *names)[present]
             for names in ((self._query, self._target), (self._target, self._query))
         )
         count = min(self._num_examples, len(present))
@@ -102,26 +107,16 @@ class Affinity(Evaluator):
         examples: np.ndarray,
         cosines: np.ndarray,
     ) -> None:
-        """The figure of these examples [n], with cosines [n, n] of target and query."""
-        own = np.eye(len(examples), dtype=bool)
-        alike, outlined = own, ""
-        if self._has_text and self._threshold:
-            captions_of = vectors(features, "text", self._text.split("/")[1])[examples]
-            has_caption = features.present("text")[examples].any(axis=1)
-            alike = (captions_of @ captions_of.T > self._threshold) & np.outer(
-                has_caption, has_caption
-            ) | own
-            outlined = f" Outlined: captions with a cosine above {self._threshold:.3g}"
-            by_caption = "text" in (self._query, self._target)
-            outlined += ", which count as right." if by_caption else "; the diagonal is right."
-        right = alike if "text" in (self._query, self._target) else own
-        there, back = (metrics.top_k_any(x, right) for x in (cosines.T, cosines))
-        rows, columns = self._sides(state, features.example_id[examples])
+        """Draws the figure of examples [n] with their cosines [n targets, n queries]."""
+        similar, legend = self._similar(features, examples)
+        with_text = "text" in (self._query, self._target)
+        positives = similar if with_text else np.eye(len(examples), dtype=bool)
+        forward, backward = (metrics.top_k_any(x, positives) for x in (cosines.T, cosines))
+        rows, columns = self._axes(state, features.example_id[examples])
         if jax.process_index():
             return
         path = self._path / f"{self.name}-{self.step:08d}.png"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             affinity_figure.draw(
                 cosines,
                 path,
@@ -129,30 +124,44 @@ class Affinity(Evaluator):
                 columns=columns,
                 title=f"{self.name} · step {self.step} · {self._query} × {self._target}",
                 subtitle=f"{len(examples)} of {len(features)} examples of {features.info.name}, "
-                f"{self._split}. Top-1 among them: {self._query} → {self._target} {there:.0%}, "
-                f"{self._target} → {self._query} {back:.0%}.{outlined}",
-                outlined=alike,
+                f"{self._split}. Top-1 among them: {self._query} → {self._target} {forward:.0%}, "
+                f"{self._target} → {self._query} {backward:.0%}.{legend}",
+                outlined=similar,
             )
         except OSError as error:
-            logging.warning("%s: no figure, %s cannot be written: %s", self.name, path, error)
+            logging.warning("%s: cannot write the figure %s: %s", self.name, path, error)
         else:
-            logging.info("%s: %s", self.name, path)
+            logging.info("%s: wrote %s", self.name, path)
 
-    def _sides(
+    def _similar(self, features: Features, examples: np.ndarray) -> tuple[np.ndarray, str]:
+        """Returns which pairs of examples have similar captions, bool [n, n], and a legend."""
+        own = np.eye(len(examples), dtype=bool)
+        if not (self._has_text and self._threshold):
+            return own, ""
+        vectors = example_vectors(features, "text", self._text.split("/")[1])[examples]
+        has_caption = features.present("text")[examples].any(axis=1)
+        similar = vectors @ vectors.T > self._threshold
+        similar = similar & np.outer(has_caption, has_caption) | own
+        legend = f" Outlined: captions with a cosine above {self._threshold:.3g}"
+        if "text" in (self._query, self._target):
+            return similar, f"{legend}, which count as positives."
+        return similar, f"{legend}. Positives are on the diagonal."
+
+    def _axes(
         self, state: Mapping[str, Any], ids: np.ndarray
-    ) -> tuple[affinity_figure.Side, affinity_figure.Side]:
-        """What stands at the rows (targets) and columns (queries) of the figure."""
+    ) -> tuple[affinity_figure.Axis, affinity_figure.Axis]:
+        """Returns the labels of the rows (targets) and of the columns (queries)."""
         if self._inputs is None:
-            return affinity_figure.Side(self._target), affinity_figure.Side(self._query)
-        inputs = self.store.pick(state, self._inputs, ids)
-        sides = {}
+            return affinity_figure.Axis(self._target), affinity_figure.Axis(self._query)
+        inputs = self.store.get_examples(state, self._inputs, ids)
+        axes = {}
         texts = captions.decode(inputs) if self._has_text else None
         for modality in (self._target, self._query):
             images = None
             if modality != "text":
-                first = inputs.arrays[modality][:, 0]  # of the views
+                first = inputs.arrays[modality][:, 0]  # the first view
                 images = np.clip(np.round(first), 0, 255).astype(np.uint8)
-            # The captions of a pair without text stand beside the rows.
+            # Without text in the pair, captions label the rows.
             shown = modality == "text" or (modality == self._target and self._query != "text")
-            sides[modality] = affinity_figure.Side(modality, images, texts if shown else None)
-        return sides[self._target], sides[self._query]
+            axes[modality] = affinity_figure.Axis(modality, images, texts if shown else None)
+        return axes[self._target], axes[self._query]

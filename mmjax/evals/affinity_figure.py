@@ -1,4 +1,4 @@
-"""The figure of the evaluator `affinity`: cosines, with what their rows and columns are."""
+"""The figure of the evaluator `affinity`: a matrix of cosines with labeled rows and columns."""
 
 from __future__ import annotations
 
@@ -7,26 +7,32 @@ import os
 import textwrap
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-MAX_DETAILED = 32  # a larger matrix has neither images nor captions
-_MAX_VALUES = 12  # nor does one larger than this have its values written in the cells
+from mmjax import files
+
+MAX_DETAILED = 32  # rows or columns above which there are no images, captions and outlines
+_MAX_VALUES = 12  # rows or columns above which cells have no numbers
 _INK, _OUTLINE = "#1a1a1a", "#ff2d2d"
-_LINE = 0.155  # inches of a line of text
-_LETTER = 0.066  # and of a letter, on average
+# Sizes in inches.
+_LINE_HEIGHT = 0.155
+_LETTER_WIDTH = 0.066  # on average
 _MARGIN, _GAP = 0.3, 0.08
-_CAPTION = 2.3  # inches of the captions beside the rows
+_CAPTION_WIDTH = 2.3  # of captions beside the rows
+_NARROW_CELL = 0.9  # below this width, captions of columns are rotated
+_IMAGE_SHARE = 0.94  # of the width of a cell
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
-    """What stands at the rows, or the columns, of the matrix.
+class Axis:
+    """Labels of the rows or of the columns.
 
     Attributes:
-      name: the modality.
-      images: uint8 [h, w, 3] each, or None.
-      captions: or None.
+      name: Name of the modality.
+      images: uint8 [H, W, 3] for each row or column, or None.
+      captions: A text for each row or column, or None.
     """
 
     name: str
@@ -38,144 +44,201 @@ def draw(
     cosines: np.ndarray,
     path: str | os.PathLike,
     *,
-    rows: Side,
-    columns: Side,
+    rows: Axis,
+    columns: Axis,
     title: str,
     subtitle: str = "",
     outlined: np.ndarray | None = None,
 ) -> None:
-    """Draws a matrix of cosines as a PNG.
+    """Draws a matrix of cosines as a PNG file.
 
     Args:
       cosines: float [R, C].
-      path: the PNG; its folder must be there.
-      rows, columns: images and captions, left out where the matrix is larger than MAX_DETAILED.
-      title, subtitle: above it.
-      outlined: bool [R, C], cells to mark.
+      path: The PNG file. Its directory is created.
+      rows, columns: Labels. Matrices larger than MAX_DETAILED have only the names.
+      title, subtitle: Text above the matrix.
+      outlined: bool [R, C], cells to outline.
 
     Raises:
-      OSError: the file cannot be written.
+      OSError: The file cannot be written.
     """
-    # Imported here: a run that draws nothing need not wait for it.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    high, wide = cosines.shape
-    size = max(high, wide)
-    detailed = size <= MAX_DETAILED
-    cell = 0.95 if size <= _MAX_VALUES else 0.6 if detailed else 8.0 / size
-    caption_letters, below = _column_text(columns, cell) if detailed else (0, 0.25)
-    pictures_left = cell + _GAP if detailed and rows.images is not None else 0.0
-    captions_left = _CAPTION + _GAP if detailed and rows.captions is not None else 0.0
-    pictures_below = cell + _GAP if detailed and columns.images is not None else 0.0
-
-    left = _MARGIN + 0.3 + captions_left + pictures_left
-    lines = textwrap.wrap(subtitle, int(max(left + wide * cell, 6.0) / 0.075))
-    top = 0.75 + 0.2 * len(lines)
-    width = max(left + wide * cell + 1.1, 7.0)
-    height = top + high * cell + pictures_below + below + 0.35 + _MARGIN
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-
-    def axes(x: float, y: float, w: float, h: float):
-        """Axes whose top left is x, y inches from that of the figure."""
-        return figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
-
-    def text(x: float, y: float, words: str, **style) -> None:
-        # Captions may hold $ and _, which matplotlib would take for mathematics.
-        figure.text(x / width, 1 - y / height, words, parse_math=False, color=_INK, **style)
-
-    text(_MARGIN, 0.3, title, fontsize=14, weight="bold", va="center")
-    for number, line in enumerate(lines):
-        text(_MARGIN, 0.6 + 0.2 * number, line, fontsize=10, va="center")
-
-    matrix = axes(left, top, wide * cell, high * cell)
-    image = matrix.imshow(cosines, cmap="viridis", aspect="auto", interpolation="nearest")
-    matrix.set(xticks=(), yticks=())
-    if size <= _MAX_VALUES:
-        _write_values(matrix, cosines, image)
-    if outlined is not None and detailed:
-        for row, column in zip(*np.nonzero(outlined), strict=True):
-            place = (column - 0.46, row - 0.46)
-            matrix.add_patch(Rectangle(place, 0.92, 0.92, fill=False, edgecolor=_OUTLINE, lw=1.8))
-    bar = figure.colorbar(image, cax=axes(left + wide * cell + 0.15, top, 0.18, high * cell))
-    bar.set_label("cosine", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-
-    side = cell * 0.94
-    for row in range(high if detailed else 0):
-        y = top + (row + 0.5) * cell
-        if rows.images is not None:
-            _image(axes(left - _GAP - side, y - side / 2, side, side), rows.images[row])
-        if rows.captions is not None:
-            words = _wrapped(rows.captions[row], int(_CAPTION / _LETTER), int(cell / _LINE))
-            x = left - pictures_left - _GAP
-            text(x, y, words, fontsize=9, ha="right", va="center", linespacing=1.15)
-    for column in range(wide if detailed else 0):
-        x = left + (column + 0.5) * cell
-        y = top + high * cell + _GAP
-        if columns.images is not None:
-            _image(axes(x - side / 2, y, side, side), columns.images[column])
-        if columns.captions is not None:
-            turned = cell < 0.9
-            words = _wrapped(columns.captions[column], caption_letters, 3 if turned else 7)
-            style = dict(fontsize=8, ha="center", va="top", linespacing=1.15)
-            text(x, y + pictures_below, words, rotation=90 if turned else 0, **style)
-    text(
-        left + wide * cell / 2,
-        height - _MARGIN,
-        columns.name,
-        fontsize=12,
-        ha="center",
-        va="center",
-    )
-    text(
-        _MARGIN,
-        top + high * cell / 2,
-        rows.name,
-        fontsize=12,
-        rotation=90,
-        ha="center",
-        va="center",
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # scripts the font lacks show as boxes
-        figure.savefig(path, dpi=100)
+    layout = _Layout.of(cosines, rows, columns, subtitle)
+    canvas = _Canvas(layout.width, layout.height)
+    canvas.text(_MARGIN, 0.3, title, fontsize=14, weight="bold", va="center")
+    for n, line in enumerate(layout.subtitle):
+        canvas.text(_MARGIN, 0.6 + 0.2 * n, line, fontsize=10, va="center")
+    _draw_matrix(canvas, layout, cosines, outlined)
+    if layout.detailed:
+        _draw_rows(canvas, layout, rows, len(cosines))
+        _draw_columns(canvas, layout, columns, cosines.shape[1])
+    center = dict(fontsize=12, ha="center", va="center")
+    x, y = layout.left + layout.matrix_width / 2, layout.top + layout.matrix_height / 2
+    canvas.text(x, layout.height - _MARGIN, columns.name, **center)
+    canvas.text(_MARGIN, y, rows.name, rotation=90, **center)
+    with warnings.catch_warnings(), files.atomic_path(path) as partial:
+        warnings.filterwarnings("ignore", message="Glyph")  # missing glyphs are drawn as boxes
+        canvas.figure.savefig(partial, dpi=100, format="png")
 
 
-def _column_text(columns: Side, cell: float) -> tuple[int, float]:
-    """Letters of a line of the captions below the columns, and inches they need."""
-    if columns.captions is None:
-        return 0, 0.0
-    if cell < 0.9:  # too narrow: turned by a quarter
-        return 28, 28 * _LETTER
-    letters = int(cell / 0.062)
-    lines = max(len(_wrapped(words, letters, 7).splitlines()) for words in columns.captions)
-    return letters, lines * _LINE
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Positions and sizes in inches from the top left corner of the figure.
 
+    Attributes:
+      cell: Width and height of a cell.
+      left, top: Top left corner of the matrix.
+      matrix_width, matrix_height: Size of the matrix.
+      width, height: Size of the figure.
+      detailed: Whether there are images, captions and outlines.
+      row_image, column_image: Space for an image beside a row and below a column.
+      caption_letters: Number of letters in a line of the captions below the columns.
+      subtitle: Lines of the subtitle.
+    """
 
-def _wrapped(words: str, letters: int, lines: int) -> str:
-    options = dict(max_lines=lines, placeholder=" …", break_on_hyphens=False)
-    return "\n".join(textwrap.wrap(words, letters, **options))
+    cell: float
+    left: float
+    top: float
+    matrix_width: float
+    matrix_height: float
+    width: float
+    height: float
+    detailed: bool
+    row_image: float
+    column_image: float
+    caption_letters: int
+    subtitle: Sequence[str]
 
-
-def _write_values(axes, cosines: np.ndarray, image) -> None:
-    for (row, column), value in np.ndenumerate(cosines):
-        red, green, blue, _ = image.cmap(image.norm(value))
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-        color = "white" if dark else _INK
-        axes.text(
-            column,
-            row,
-            f"{round(float(value), 2) + 0.0:.2f}",
-            ha="center",
-            va="center",
-            color=color,
-            fontsize=10,
+    @classmethod
+    def of(cls, cosines: np.ndarray, rows: Axis, columns: Axis, subtitle: str) -> _Layout:
+        num_rows, num_columns = cosines.shape
+        size = max(num_rows, num_columns)
+        detailed = size <= MAX_DETAILED
+        cell = 0.95 if size <= _MAX_VALUES else 0.6 if detailed else 8.0 / size
+        letters, caption_height = _column_captions(columns, cell) if detailed else (0, 0.25)
+        row_image = cell + _GAP if detailed and rows.images is not None else 0.0
+        row_caption = _CAPTION_WIDTH + _GAP if detailed and rows.captions is not None else 0.0
+        column_image = cell + _GAP if detailed and columns.images is not None else 0.0
+        left = _MARGIN + 0.3 + row_caption + row_image
+        matrix_width, matrix_height = num_columns * cell, num_rows * cell
+        lines = textwrap.wrap(subtitle, int(max(left + matrix_width, 6.0) / 0.075))
+        top = 0.75 + 0.2 * len(lines)
+        return cls(
+            cell=cell,
+            left=left,
+            top=top,
+            matrix_width=matrix_width,
+            matrix_height=matrix_height,
+            width=max(left + matrix_width + 1.1, 7.0),
+            height=top + matrix_height + column_image + caption_height + 0.35 + _MARGIN,
+            detailed=detailed,
+            row_image=row_image,
+            column_image=column_image,
+            caption_letters=letters,
+            subtitle=lines,
         )
 
 
-def _image(axes, picture: np.ndarray) -> None:
-    axes.imshow(picture, interpolation="antialiased")
-    axes.axis("off")
+class _Canvas:
+    """A Matplotlib figure whose positions are inches from the top left corner."""
+
+    def __init__(self, width: float, height: float):
+        # Imported here because a run that draws nothing need not wait for it.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.figure = Figure(figsize=(width, height), facecolor="white")
+        FigureCanvasAgg(self.figure)
+        self._width, self._height = width, height
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Any:
+        """Returns axes with their top left corner at (x, y)."""
+        left, bottom = x / self._width, 1 - (y + height) / self._height
+        return self.figure.add_axes((left, bottom, width / self._width, height / self._height))
+
+    def text(self, x: float, y: float, text: str, **style: Any) -> None:
+        """Writes text at (x, y)."""
+        # Captions may contain $ and _, which Matplotlib would parse as mathematics.
+        x, y = x / self._width, 1 - y / self._height
+        self.figure.text(x, y, text, parse_math=False, color=_INK, **style)
+
+    def image(self, x: float, y: float, size: float, image: np.ndarray) -> None:
+        """Draws an image with its top left corner at (x, y)."""
+        axes = self.axes(x, y, size, size)
+        axes.imshow(image, interpolation="antialiased")
+        axes.axis("off")
+
+
+def _draw_matrix(
+    canvas: _Canvas, layout: _Layout, cosines: np.ndarray, outlined: np.ndarray | None
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    left, top = layout.left, layout.top
+    axes = canvas.axes(left, top, layout.matrix_width, layout.matrix_height)
+    image = axes.imshow(cosines, cmap="viridis", aspect="auto", interpolation="nearest")
+    axes.set(xticks=(), yticks=())
+    if max(cosines.shape) <= _MAX_VALUES:
+        _write_values(axes, cosines, image)
+    if outlined is not None and layout.detailed:
+        for row, column in zip(*np.nonzero(outlined), strict=True):
+            corner = (column - 0.46, row - 0.46)
+            axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=_OUTLINE, lw=1.8))
+    bar_axes = canvas.axes(left + layout.matrix_width + 0.15, top, 0.18, layout.matrix_height)
+    bar = canvas.figure.colorbar(image, cax=bar_axes)
+    bar.set_label("cosine", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _draw_rows(canvas: _Canvas, layout: _Layout, rows: Axis, num_rows: int) -> None:
+    """Draws the images and captions beside the rows."""
+    size = layout.cell * _IMAGE_SHARE
+    for row in range(num_rows):
+        y = layout.top + (row + 0.5) * layout.cell
+        if rows.images is not None:
+            canvas.image(layout.left - _GAP - size, y - size / 2, size, rows.images[row])
+        if rows.captions is not None:
+            letters = int(_CAPTION_WIDTH / _LETTER_WIDTH)
+            text = _wrapped(rows.captions[row], letters, int(layout.cell / _LINE_HEIGHT))
+            x = layout.left - layout.row_image - _GAP
+            canvas.text(x, y, text, fontsize=9, ha="right", va="center", linespacing=1.15)
+
+
+def _draw_columns(canvas: _Canvas, layout: _Layout, columns: Axis, num_columns: int) -> None:
+    """Draws the images and captions below the columns."""
+    size = layout.cell * _IMAGE_SHARE
+    rotated = layout.cell < _NARROW_CELL
+    for column in range(num_columns):
+        x = layout.left + (column + 0.5) * layout.cell
+        y = layout.top + layout.matrix_height + _GAP
+        if columns.images is not None:
+            canvas.image(x - size / 2, y, size, columns.images[column])
+        if columns.captions is not None:
+            text = _wrapped(columns.captions[column], layout.caption_letters, 3 if rotated else 7)
+            style = dict(fontsize=8, ha="center", va="top", linespacing=1.15)
+            canvas.text(x, y + layout.column_image, text, rotation=90 if rotated else 0, **style)
+
+
+def _column_captions(columns: Axis, cell: float) -> tuple[int, float]:
+    """Returns letters per line and height in inches of the captions below the columns."""
+    if columns.captions is None:
+        return 0, 0.0
+    if cell < _NARROW_CELL:
+        return 28, 28 * _LETTER_WIDTH
+    letters = int(cell / 0.062)
+    lines = max(len(_wrapped(text, letters, 7).splitlines()) for text in columns.captions)
+    return letters, lines * _LINE_HEIGHT
+
+
+def _wrapped(text: str, letters: int, lines: int) -> str:
+    options = dict(max_lines=lines, placeholder=" …", break_on_hyphens=False)
+    return "\n".join(textwrap.wrap(text, letters, **options))
+
+
+def _write_values(axes: Any, cosines: np.ndarray, image: Any) -> None:
+    """Writes the cosines into the cells, in a color that is readable on them."""
+    for (row, column), value in np.ndenumerate(cosines):
+        red, green, blue, _ = image.cmap(image.norm(value))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+        text = f"{round(float(value), 2) + 0.0:.2f}"
+        color = "white" if dark else _INK
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=10)

@@ -1,4 +1,7 @@
-"""What every evaluator is: a name, a schedule, and numbers from a train state."""
+"""The base class of evaluators, their schedule, and their construction from a config section.
+
+An evaluator computes metrics from a train state. The result tables are formatted here as well.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ import jax
 from absl import logging
 
 from mmjax import config, registry
-from mmjax.errors import UserError, check_choice
+from mmjax.errors import UserError
 from mmjax.evals.features.store import FeatureStore, Request
 from mmjax.monitor import report
 
-# Beside a metric `x` may stand what a model that knows nothing would reach, half of the 95 %
-# confidence interval of x, and the standard deviation of x over random trials.
+# Suffixes of values that describe a metric: the value of an uninformative model, half the width of
+# the 95 % confidence interval, and the standard deviation over random trials.
 CHANCE, CONFIDENCE, DEVIATION = "_chance", "_ci95", "_std"
 _COLUMNS = {CHANCE: "chance", CONFIDENCE: "± (95 %)", DEVIATION: "std"}
 
@@ -30,34 +33,24 @@ class Schedule:
     """When and where an evaluator runs.
 
     Attributes:
-      every: at multiples of so many steps, and at the last one.
-      at: 'final', at the last step only (the default if `every` is not given).
-      where: 'train', inside the training process, or 'eval', in the evaluation job beside it.
+      every: Interval in steps. The evaluator runs at multiples of it and at the last step.
+      at: 'final' runs only at the last step, which is also the default if `every` is 0.
+      where: 'train' runs inside the training process, 'eval' in a separate evaluation job.
     """
 
     every: int = 0
     at: Literal["", "final"] = ""
     where: Literal["train", "eval"] = "train"
 
-    def __post_init__(self):
-        check_choice("evaluator option where:", self.where, ("train", "eval"))
-        check_choice("evaluator option at:", self.at, ("", "final"))
-        if not isinstance(self.every, int) or self.every < 0:
-            raise UserError(f"An evaluator's every={self.every!r} must be a number of steps.")
-        if self.every and self.at:
-            raise UserError(
-                f"An evaluator has every={self.every} or at={self.at!r}, not both; "
-                "every=N includes the last step."
-            )
-
     def due(self, step: int, *, final: bool, last: int | None = None) -> bool:
-        """Whether to run at `step`.
+        """Returns whether to run at `step`.
 
         Args:
-          step: updates done.
-          final: whether it is the last step of the training.
-          last: for those who do not see every step (the evaluation job sees checkpoints): the step
-            of the run before. Then it is due once a multiple of `every` was passed.
+          step: Number of updates done.
+          final: Whether this is the last step of the training run.
+          last: Step of the previous evaluation, for callers that do not see every step (the
+            evaluation job sees only checkpoints). The evaluator is due if a multiple of `every`
+            lies between `last` and `step`. None means that every step is seen.
         """
         if final or not self.every:
             return final
@@ -66,17 +59,23 @@ class Schedule:
 
 
 class Evaluator(abc.ABC):
-    """Numbers from a train state. Subclasses take their options as keyword arguments.
+    """Computes metrics from a train state.
+
+    Subclasses take the options of their config section as keyword arguments, and pass the others on
+    as `**common`. The annotations of the options are checked against the config.
 
     Args:
-      name: first part of the names of its metrics.
-      store: where features come from, shared by the evaluators of a run.
-      schedule: when and where it runs.
-      folder: where it may leave files, the run directory; default the current one.
-      cache: keep features on disk, so that the same weights need not compute them again.
+      name: Name of the evaluator, which precedes the names of its metrics.
+      store: Source of features, shared by the evaluators of a run.
+      schedule: When and where to run.
+      directory: Directory for output files; the run directory inside a run.
+      section: Config key of the section, for error messages; default 'evals.<name>'.
+      cache: Whether to keep features on disk and reuse them for the same weights.
 
     Attributes:
-      step: updates of the state that `run` was last called with.
+      name, store, schedule, directory, section: The arguments.
+      step: Number of updates of the state that `run` was last called with.
+      requests: The features that this evaluator needs, in the order of `add_request` calls.
     """
 
     def __init__(
@@ -86,51 +85,80 @@ class Evaluator(abc.ABC):
         store: FeatureStore,
         schedule: Schedule | None = None,
         directory: str | os.PathLike = ".",
+        section: str = "",
         cache: bool = False,
     ):
         self.name = name
         self.store = store
         self.schedule = schedule or Schedule()
         self.directory = pathlib.Path(directory)
+        self.section = section or f"evals.{name}"
         self._cache = cache
         self.step = 0
         self.requests: list[Request] = []
 
-    def ask(self, names: Sequence[str], **options: Any) -> Request:
-        """`FeatureStore.request`; kept in `requests`, so that `check` finds what cannot be."""
-        self.requests.append(self.store.request(names, cache=self._cache, **options))
-        return self.requests[-1]
+    def key(self, option: str) -> str:
+        """Returns the full config key of an option, for error messages."""
+        return f"config.{self.section}.{option}"
 
-    def check(self, state: Mapping[str, Any]) -> None:
-        """Opens the datasets and traces the outputs, so that mistakes show before the training.
+    def check_minimum(self, minimum: int, **options: int) -> None:
+        """Raises UserError for an option that is less than `minimum`."""
+        for option, value in options.items():
+            if value < minimum:
+                raise UserError(f"{self.key(option)} must be at least {minimum}; got {value}.")
+
+    def add_request(self, names: Sequence[str], **options: Any) -> Request:
+        """Returns a request for features, and records it so that `check` verifies it.
 
         Args:
-          state: a train state, arrays or `jax.ShapeDtypeStruct`.
+          names: Outputs of the predict function that are needed.
+          **options: Arguments of `FeatureStore.request`.
 
         Raises:
-          UserError: a dataset, split or output that is not there.
+          UserError: The request is invalid.
+        """
+        request = self.store.request(names, cache=self._cache, section=self.section, **options)
+        self.requests.append(request)
+        return request
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Opens the datasets and traces the outputs, so that mistakes show up before training.
+
+        Args:
+          state: A train state of arrays or of `jax.ShapeDtypeStruct`.
+
+        Raises:
+          UserError: A dataset, split or output does not exist.
         """
         for request in self.requests:
-            self.store.check(state, request)
+            try:
+                self.store.check(state, request)
+            except UserError as error:
+                raise UserError(f"config.{self.section}: {error}") from error
 
     @abc.abstractmethod
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
-        """The metrics of a state, by names without the evaluator's own."""
+        """Returns the metrics of a state by name, without the name of the evaluator."""
 
     def run(self, state: Mapping[str, Any], step: int) -> dict[str, float]:
-        """`{name/metric: value}` for a train state: `params` or `ema`, and `extra` are read."""
-        began = time.monotonic()
+        """Returns `{name/metric: value}` for a train state.
+
+        Args:
+          state: A train state. `ema`, or `params` without it, and `extra` are read.
+          step: Number of updates of the state.
+        """
+        start = time.monotonic()
         self.step = step
         with _one_device():
             metrics = self.evaluate(state)
         logging.info(
-            "Evaluated %s at step %d in %.1f s.", self.name, step, time.monotonic() - began
+            "Evaluated %s at step %d in %.1f s.", self.name, step, time.monotonic() - start
         )
         return {f"{self.name}/{metric}": float(value) for metric, value in metrics.items()}
 
 
-# Arguments of every evaluator that are not options of its section.
-_PROVIDED = ("name", "store", "schedule", "folder")
+# Arguments of every evaluator that its section cannot set.
+PROVIDED = ("name", "store", "schedule", "directory", "section")
 
 
 def make_evaluator(
@@ -147,40 +175,64 @@ def make_evaluator(
       name: Name of the evaluator in `config.evals`.
       section: `type`, the keys of `Schedule`, and options of the type.
       types: Evaluator classes by type; `package.module:Name` works as well.
-      store: Where features come from.
-      folder: Where the evaluator may write files.
+      store: Source of features.
+      directory: Directory for output files.
 
     Raises:
       UserError: An unknown type or key, or a value of the wrong type or out of range.
     """
     section, where = dict(section), f"evals.{name}"
     if "type" not in section:
-        raise UserError(f"config.{where}.type is missing. Valid: {', '.join(types)}.")
-    kind = registry.resolve(f"config.{where}.type", section.pop("type"), types)
-    timing = [field.name for field in dataclasses.fields(Schedule)]
-    schedule = {key: section.pop(key) for key in timing if key in section}
-    options = config.keywords(kind, section, where, provided=_PROVIDED, also=timing)
-    return kind(
+        raise UserError(
+            f"config.{where}.type is missing. Set it to one of {', '.join(types)}, or to "
+            "'package.module:Name'."
+        )
+    cls = registry.resolve(f"config.{where}.type", section.pop("type"), types)
+    schedule = _make_schedule(section, where)
+    options = {key: value for key, value in section.items() if key not in _SCHEDULE}
+    return cls(
         name=name,
         store=store,
-        schedule=Schedule(**config.keywords(Schedule, schedule, where)),
+        schedule=schedule,
         directory=directory,
-        **options,
+        **config.keywords(cls, options, where, provided=PROVIDED, also=("type", *_SCHEDULE)),
     )
 
 
-def _one_device() -> contextlib.AbstractContextManager:
-    """What follows the features is the same on every process: it runs on one device of each.
+_SCHEDULE = tuple(field.name for field in dataclasses.fields(Schedule))
 
-    Without this, the mesh of the training (`jax.set_mesh`) would make every device repeat it.
+
+def _make_schedule(section: Mapping[str, Any], where: str) -> Schedule:
+    values = {key: section[key] for key in _SCHEDULE if key in section}
+    schedule = Schedule(**config.keywords(Schedule, values, where))
+    if schedule.every < 0:
+        raise UserError(f"config.{where}.every must be at least 0 steps; got {schedule.every}.")
+    if schedule.every and schedule.at:
+        raise UserError(
+            f"config.{where}.every={schedule.every} and config.{where}.at={schedule.at!r} exclude "
+            "each other. Remove one of them: every=N includes the last step."
+        )
+    return schedule
+
+
+def _one_device() -> contextlib.AbstractContextManager:
+    """Returns a context with a mesh of one local device.
+
+    Everything after the features is the same on every process. With the mesh of the training run
+    (`jax.set_mesh`), every device would repeat it.
     """
     types = (jax.sharding.AxisType.Auto,)
     device = jax.local_devices()[:1]
     return jax.set_mesh(jax.make_mesh((1,), ("one",), axis_types=types, devices=device))
 
 
+def names_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns one or several names as a tuple."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def with_chance(metrics: Mapping[str, float], chance: Mapping[str, float]) -> dict[str, float]:
-    """Metrics, each followed by its chance level where there is one."""
+    """Returns the metrics, each followed by its chance level if that is known."""
     result = {}
     for name, value in metrics.items():
         result[name] = value
@@ -190,13 +242,16 @@ def with_chance(metrics: Mapping[str, float], chance: Mapping[str, float]) -> di
 
 
 def format_results(results: Mapping[str, float], *, title: str = "") -> str:
-    """A table from `{evaluator/metric: value}`; what stands beside a metric has its own columns."""
-    beside = {name + suffix: suffix for name in results for suffix in _COLUMNS}
-    used = {beside[name] for name in results if name in beside} | {CHANCE}
+    """Returns a table of `{evaluator/metric: value}`.
+
+    Chance levels, confidence intervals and standard deviations have columns of their own.
+    """
+    suffixes = {name + suffix: suffix for name in results for suffix in _COLUMNS}
+    used = {suffixes[name] for name in results if name in suffixes} | {CHANCE}
     columns = {suffix: title for suffix, title in _COLUMNS.items() if suffix in used}
     rows, previous = [], None
     for name, value in results.items():
-        if name in beside:
+        if name in suffixes:
             continue
         evaluator, _, metric = name.partition("/")
         others = [results.get(name + suffix) for suffix in columns]

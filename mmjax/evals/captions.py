@@ -1,4 +1,4 @@
-"""Captions as text again, from the token numbers in a batch."""
+"""Captions as text, decoded from the token ids of a batch, and the keywords in them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.evals.features.store import Features
+from mmjax.evals.features.arrays import Features
 
 
 def decode(features: Features) -> list[str]:
-    """The first caption of each example; '' where there is none.
+    """Returns the first caption of each example; '' for examples without a caption.
 
     Args:
-      features: with the array 'text', token numbers as float32 [N, L, W].
+      features: Has the array 'text', token ids as float32 [N, captions, tokens].
     """
     present = features.present("text")
     texts = [""] * len(features)
@@ -26,46 +26,50 @@ def decode(features: Features) -> list[str]:
 
 
 def keywords(caption: str) -> list[str]:
-    """The keywords of 'soft, smooth, and gray.': ['soft', 'smooth', 'gray'], empty ones dropped."""
-    words = re.split(r",\s*(?:and\s)?|\sand\s", caption.lower().replace(".", ""))
-    return [stripped for word in words if (stripped := word.strip())]
+    """Returns the keywords of a caption without empty ones.
+
+    For example, 'soft, smooth, and gray.' has the keywords 'soft', 'smooth' and 'gray'.
+    """
+    parts = re.split(r",\s*(?:and\s)?|\sand\s", caption.lower().replace(".", ""))
+    return [stripped for part in parts if (stripped := part.strip())]
 
 
-def table(captions: Sequence[str], words: Sequence[str]) -> np.ndarray:
-    """bool [captions, words]: which of the words are keywords of which caption."""
-    bare = [_bare(word) for word in words]
-    of = [{_bare(word) for word in keywords(caption)} for caption in captions]
-    return np.array([[word in found for word in bare] for found in of]).reshape(len(of), len(bare))
+def keyword_table(captions: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Returns which classes are keywords of which caption, bool [captions, classes]."""
+    names = [_normalized(name) for name in classes]
+    sets = [{_normalized(keyword) for keyword in keywords(caption)} for caption in captions]
+    table = np.array([[name in keyword_set for name in names] for keyword_set in sets])
+    return table.reshape(len(sets), len(names))
 
 
-def mentions(captions: Sequence[str], words: Sequence[str]) -> np.ndarray:
-    """bool [captions, words]: which of the words stand in which caption, whatever is around them.
+def mention_table(captions: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Returns which classes occur anywhere in which caption, bool [captions, classes].
 
-    For captions without commas, whose keywords cannot be told apart: those of the tokenizer 'word',
-    which leaves out all punctuation.
+    For captions without commas, which cannot be split into keywords. The tokenizer 'word' removes
+    all punctuation.
     """
 
-    def bare(text: str) -> str:
+    def normalized(text: str) -> str:
         return " ".join(["", *re.sub(r"[^\w\s]", "", text.lower()).split(), ""])
 
-    of = [bare(caption) for caption in captions]
-    found = [[bare(word) in caption for word in words] for caption in of]
-    return np.array(found).reshape(len(of), len(words))
+    texts = [normalized(caption) for caption in captions]
+    table = np.array([[normalized(name) in text for name in classes] for text in texts])
+    return table.reshape(len(texts), len(classes))
 
 
-def keep_commas(tokenizer: Any) -> bool:
-    """Whether captions that a tokenizer decodes are still lists of keywords."""
+def keeps_commas(tokenizer: Any) -> bool:
+    """Returns whether captions that a tokenizer decodes are still lists of keywords."""
     return "," in tokenizer.decode(tokenizer.encode(["hard, cold."])[0])
 
 
 def all_keywords(captions: Sequence[str]) -> list[str]:
-    """Each keyword of the captions once, in alphabetical order."""
-    found: dict[str, Any] = {}
+    """Returns each keyword of the captions once, in alphabetical order."""
+    result: dict[str, str] = {}
     for caption in captions:
-        for word in keywords(caption):
-            found.setdefault(_bare(word), word)
-    return sorted(found.values())
+        for keyword in keywords(caption):
+            result.setdefault(_normalized(keyword), keyword)
+    return sorted(result.values())
 
 
-def _bare(word: str) -> str:
-    return "".join(word.lower().split())
+def _normalized(keyword: str) -> str:
+    return "".join(keyword.lower().split())

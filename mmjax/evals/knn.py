@@ -1,4 +1,4 @@
-"""Weighted nearest neighbors by cosine: what a frozen encoder knows, without training anything."""
+"""Weighted k-nearest-neighbor classification of frozen features, which trains nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import numpy as np
 
 from mmjax.errors import UserError
 from mmjax.evals import classification, metrics
-from mmjax.evals.base import Evaluator, with_chance
-from mmjax.evals.retrieval import aggregate_views
-
-_MAX_SCORES = 2**24  # similarities held at once
-_MAX_BLOCK = 1024
+from mmjax.evals.base import Evaluator, names_tuple, with_chance
+from mmjax.evals.blocks import map_blocks
+from mmjax.evals.features.embeddings import aggregate_views
 
 
 def knn_scores(
@@ -27,55 +25,54 @@ def knn_scores(
     neighbors: int = 20,
     temperature: float = 0.07,
 ) -> np.ndarray:
-    """Votes [Q, C] of the nearest training examples, each with weight exp(cosine / temperature).
+    """Returns the votes [Q, C] of the nearest training examples.
 
-    The rule of Wu et al., "Unsupervised feature learning via non-parametric instance
-    discrimination" (2018). Scores of a query are divided by its largest weight, which changes no
-    order.
+    Each neighbor has the weight exp(cosine / temperature), as in Wu et al., "Unsupervised feature
+    learning via non-parametric instance discrimination" (2018). Scores of a query are divided by
+    its largest weight, which does not change their order.
 
     Args:
-      train: [N, D], normalized.
+      train: float [N, D], normalized.
       labels: int [N].
-      queries: [Q, D], normalized.
-      num_classes: C.
-      neighbors: how many vote; all of them if there are fewer.
-      temperature: of the weights.
+      queries: float [Q, D], normalized.
+      num_classes: Number of classes C.
+      neighbors: Number of neighbors that vote; at most N.
+      temperature: Temperature of the weights.
     """
     neighbors = min(neighbors, len(train))
 
     @jax.jit
     def block_scores(queries, train, labels):
         cosine = jnp.matmul(queries, train.T, precision=jax.lax.Precision.HIGHEST)
-        nearest, where = jax.lax.top_k(cosine, neighbors)  # [Q, K]
+        nearest, indices = jax.lax.top_k(cosine, neighbors)  # [Q, K]
         weight = jnp.exp((nearest - nearest[:, :1]) / temperature)
-        rows = jnp.arange(len(queries))[:, None]
-        return jnp.zeros((len(queries), num_classes)).at[rows, labels[where]].add(weight)
+        query = jnp.arange(len(queries))[:, None]
+        return jnp.zeros((len(queries), num_classes)).at[query, labels[indices]].add(weight)
 
-    block = max(1, min(len(queries), _MAX_BLOCK, _MAX_SCORES // len(train)))
     train, labels = jnp.asarray(train, jnp.float32), jnp.asarray(labels)
-    scores = []
-    for start in range(0, len(queries), block):
-        part = np.asarray(queries[start : start + block], np.float32)
-        missing = block - len(part)
-        part = np.pad(part, ((0, missing), (0, 0)))
-        scores.append(np.asarray(block_scores(part, train, labels))[: block - missing])
-    return np.concatenate(scores)
+    (scores,) = map_blocks(
+        lambda x: (block_scores(x, train, labels),),
+        (np.asarray(queries, np.float32),),
+        num_targets=len(train),
+    )
+    return scores
 
 
 class NearestNeighbors(Evaluator):
-    """k-nearest-neighbor accuracy of frozen features (single labels).
+    """k-nearest-neighbor accuracy of frozen features on single-label data.
 
-    Several views of an example are averaged before features are normalized.
+    The views of an example are averaged before the features are normalized.
 
     Args:
-      feature: output(s) of the task, e.g. 'video' or ('video', 'audio').
-      data, train_split, split: dataset (default the one of training), where neighbors come from,
-        and where accuracy is measured.
-      batch_size: over all devices.
-      views: what differs from the training's data config, e.g. `dict(video=dict(num_clips=4))`.
-      neighbors: how many vote.
-      temperature: of their weights exp(cosine / temperature).
-      train_limit: only the first so many training examples (0: all).
+      feature: Output(s) of the task, for example 'video' or ('video', 'audio').
+      data: Dataset; '' for the training dataset.
+      train_split: Split that neighbors come from.
+      split: Split that accuracy is measured on.
+      batch_size: Number of examples in a batch, over all devices.
+      views: Changes of the data config, for example `dict(video=dict(num_clips=4))`.
+      neighbors: Number of neighbors that vote.
+      temperature: Temperature of their weights exp(cosine / temperature).
+      train_limit: Number of leading training examples to use; 0 for all.
     """
 
     def __init__(
@@ -93,26 +90,29 @@ class NearestNeighbors(Evaluator):
         **common: Any,
     ):
         super().__init__(**common)
-        if neighbors < 1 or temperature <= 0:
-            raise UserError(
-                f"Evaluator {self.name}: neighbors={neighbors} must be at least 1 and "
-                f"temperature={temperature} positive."
-            )
-        self._features = (feature,) if isinstance(feature, str) else tuple(feature)
+        self.check_minimum(1, neighbors=neighbors)
+        self.check_minimum(0, train_limit=train_limit)
+        if temperature <= 0:
+            raise UserError(f"{self.key('temperature')} must be positive; got {temperature}.")
+        self._features = names_tuple(feature)
         self._neighbors, self._temperature = neighbors, temperature
         common = dict(data=data, batch_size=batch_size, views=views)
-        self._train = self.ask(self._features, split=train_split, limit=train_limit, **common)
-        self._test = self.ask(self._features, split=split, **common)
+        self._train = self.add_request(
+            self._features, split=train_split, limit=train_limit, **common
+        )
+        self._test = self.add_request(self._features, split=split, **common)
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
+        """Returns `top1` and, with more than 5 classes, `top5` of each feature."""
         train, test = self.store.get(state, self._train), self.store.get(state, self._test)
         result = {}
         for name in self._features:
-            x, labels = train.labeled(name)
-            queries, right = test.labeled(name)
-            if labels.ndim > 1:
-                raise UserError(f"Evaluator {self.name}: knn needs data with single labels.")
-            num_classes = classification.num_classes(labels, right, train.info)
+            x, labels = train.labeled(name, section=self.section)
+            queries, test_labels = test.labeled(name, section=self.section)
+            classification.check_single_label(
+                labels, train, section=self.section, evaluator_type="knn"
+            )
+            num_classes = classification.num_classes(labels, test_labels, train.info)
             scores = knn_scores(
                 aggregate_views(x, "embd"),
                 labels,
@@ -121,10 +121,10 @@ class NearestNeighbors(Evaluator):
                 neighbors=self._neighbors,
                 temperature=self._temperature,
             )
-            found = {"top1": metrics.top_k_accuracy(scores, right, 1)}
+            values = {"top1": metrics.top_k_accuracy(scores, test_labels, 1)}
             if num_classes > 5:
-                found["top5"] = metrics.top_k_accuracy(scores, right, 5)
-            guess = metrics.classification_chance(len(np.unique(labels)))
-            found = with_chance(found, guess)
-            result |= {f"{name}/{metric}": value for metric, value in found.items()}
+                values["top5"] = metrics.top_k_accuracy(scores, test_labels, 5)
+            chance = metrics.classification_chance(len(np.unique(labels)))
+            values = with_chance(values, chance)
+            result |= {f"{name}/{metric}": value for metric, value in values.items()}
         return result

@@ -1,71 +1,65 @@
-"""Classifiers on frozen features: the linear probe of a representation."""
+"""Linear classifiers on frozen features: the linear probe of a representation."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from mmjax.errors import UserError, choose, unknown
+from mmjax import config
+from mmjax.errors import UserError
 from mmjax.evals import classification, metrics
-from mmjax.evals.base import Evaluator, with_chance
-from mmjax.evals.features.store import Features, Request
+from mmjax.evals.base import Evaluator, names_tuple, with_chance
+from mmjax.evals.features.arrays import Features, Request
 from mmjax.evals.probes.classifiers import Fitted, fit_logistic, fit_svm, fit_vatt
 from mmjax.evals.probes.lgssl_sweep import fit_sweep
 
+Classifier = Literal["logistic", "sweep", "svm", "vatt"]
 CLASSIFIERS: dict[str, Callable[..., Fitted]] = {
     "logistic": fit_logistic,
     "sweep": fit_sweep,
     "svm": fit_svm,
     "vatt": fit_vatt,
 }
-# What the values of a classifier's options must be.
-_RANGES = {
-    "Cs": (lambda values: len(values) and min(values) > 0, "positive numbers"),
-    "validation": (lambda value: 0 < value < 1, "within 0 and 1"),
-    "average": (lambda value: value in ("probabilities", "logits"), "'probabilities' or 'logits'"),
-    "penalty": (lambda value: value in ("norm", "squared"), "'norm' or 'squared'"),
-    "metric": (lambda value: value in ("top1", "mean_per_class"), "'top1' or 'mean_per_class'"),
-    "max_iterations": (lambda value: value > 0, "positive"),
-    "epochs": (lambda value: value > 0, "positive"),
-}
+# Arguments of the fit functions that are not options of the config.
+_FIT_ARGUMENTS = ("x", "labels", "num_classes", "held_out")
 
 
 class LinearProbe(Evaluator):
     """Accuracy of a linear classifier on frozen features; mAP, AUC and d' for multi-label data.
 
-    Besides the test metrics it gives `train_top1`, `train_top5` (of all examples that the
-    classifier is fitted to) and the chosen `C`. With several splits, each has its metrics under
-    `split1/…` and so on, and their means stand without.
+    In addition to the test metrics, reports `train_top1` and `train_top5` over all examples that
+    the classifier is fitted to, and the selected `C`. With several splits, the metrics of each are
+    under `split1/…` and so on, and their means have no prefix.
 
     Args:
-      feature: output(s) of the task, e.g. 'video' or ('video', 'audio'), each probed on its own.
-      classifier: 'logistic' (regression, by default its C chosen on a validation part), 'sweep'
-        (LGSSL's protocol), 'svm' (that of VATT's paper) or 'vatt' (of its published code).
-      data: dataset; default the one of training.
-      train_split, split: to train on and to test on; tuples of equal length for datasets that come
-        with several pairs.
-      valid_split: to choose C on, instead of a part of train_split; then the classifier is fitted
-        to both. A tuple like the others.
-      batch_size: over all devices.
-      views, train_views: what differs from the training's data config, for test and train clips,
-        e.g. `views=dict(video=dict(num_clips=4))`.
-      train_limit: only the first so many training examples (0: all).
-      strengths, validation, standardize, average, penalty, metric, seed, max_iterations, epochs:
-        those that the classifier has, see `mmjax.evals.probes.classifiers` and `mmjax.evals.probes.lgssl_sweep`; None
-        is its own default.
+      feature: Output(s) of the task, for example 'video' or ('video', 'audio'), each probed
+        separately.
+      classifier: 'logistic' (regression; by default C is selected on validation examples), 'sweep'
+        (LGSSL's protocol), 'svm' (the protocol of VATT's paper) or 'vatt' (of its published code).
+      data: Dataset; '' for the training dataset.
+      train_split, split: Splits to train and test on. Tuples of equal length evaluate several pairs
+        of splits.
+      valid_split: Split to select C on, instead of a part of `train_split`. The classifier is then
+        fitted to both. A tuple like the others.
+      batch_size: Number of examples in a batch, over all devices.
+      views, train_views: Changes of the data config for test and training examples, for example
+        `dict(video=dict(num_clips=4))`.
+      train_limit: Number of leading training examples to use; 0 for all.
+      Cs, validation, standardize, average, penalty, metric, seed, max_iterations, epochs: Options
+        of the classifier, see `probes.classifiers` and `probes.lgssl_sweep`. None selects the
+        default of the classifier.
 
     Raises:
-      UserError: an option that the classifier does not have, or a value out of range.
+      UserError: An option that the classifier does not have, or a value out of range.
     """
 
     def __init__(
         self,
         *,
         feature: str | Sequence[str] = "video",
-        classifier: str = "logistic",
+        classifier: Classifier = "logistic",
         data: str = "",
         train_split: str | Sequence[str] = "train",
         split: str | Sequence[str] = "test",
@@ -77,23 +71,16 @@ class LinearProbe(Evaluator):
         Cs: Sequence[float] | None = None,
         validation: float | None = None,
         standardize: bool | None = None,
-        average: str | None = None,
-        penalty: str | None = None,
-        metric: str | None = None,
+        average: Literal["probabilities", "logits"] | None = None,
+        penalty: Literal["norm", "squared"] | None = None,
+        metric: Literal["top1", "mean_per_class"] | None = None,
         seed: int | None = None,
         max_iterations: int | None = None,
         epochs: int | None = None,
         **common: Any,
     ):
         super().__init__(**common)
-        train_splits, splits = _tuple(train_split), _tuple(split)
-        valid_splits = _tuple(valid_split) if valid_split else (None,) * len(splits)
-        if not len(train_splits) == len(splits) == len(valid_splits):
-            raise UserError(
-                f"Evaluator {self.name}: {len(train_splits)} train_split but {len(splits)} split"
-                + (f" and {len(valid_splits)} valid_split." if valid_split else ".")
-            )
-        self._fit = choose("classifier", classifier, CLASSIFIERS)
+        self.check_minimum(0, train_limit=train_limit)
         options = dict(
             Cs=Cs,
             validation=validation,
@@ -105,87 +92,126 @@ class LinearProbe(Evaluator):
             max_iterations=max_iterations,
             epochs=epochs,
         )
-        self._options = {key: value for key, value in options.items() if value is not None}
-        self._check_options(classifier, bool(valid_split))
-        self._features = _tuple(feature)
-        common = dict(data=data, batch_size=batch_size)
-
-        def ask(train: str, valid: str | None, test: str) -> tuple[Request, ...]:
-            asked = [
-                dict(split=train, views=train_views, limit=train_limit),
-                dict(split=test, views=views),
-            ]
-            if valid:
-                asked.append(dict(split=valid, views=train_views))
-            return tuple(self.ask(self._features, **one, **common) for one in asked)
-
+        self._fit = CLASSIFIERS[classifier]
+        self._options = config.keywords(
+            self._fit,
+            {key: value for key, value in options.items() if value is not None},
+            self.section,
+            provided=_FIT_ARGUMENTS,
+            owner=f"classifier={classifier}",
+        )
+        self._check_ranges(**self._options)
+        if valid_split and not takes_valid_split(classifier):
+            raise UserError(
+                f"{self.key('valid_split')}={valid_split!r} has no effect, because "
+                f"classifier={classifier!r} selects nothing on validation examples. Remove it."
+            )
+        self._features = names_tuple(feature)
         self._requests = [
-            ask(*names) for names in zip(train_splits, valid_splits, splits, strict=True)
+            self._add_requests(
+                train=dict(split=train, views=train_views, limit=train_limit),
+                test=dict(split=test, views=views),
+                valid=dict(split=valid, views=train_views) if valid else None,
+                data=data,
+                batch_size=batch_size,
+            )
+            for train, valid, test in self._split_triples(train_split, valid_split, split)
         ]
 
+    def _split_triples(
+        self,
+        train_split: str | Sequence[str],
+        valid_split: str | Sequence[str] | None,
+        split: str | Sequence[str],
+    ) -> list[tuple[str, str | None, str]]:
+        """Returns (train, validation or None, test) splits."""
+        train, test = names_tuple(train_split), names_tuple(split)
+        valid = names_tuple(valid_split) if valid_split else (None,) * len(test)
+        if not len(train) == len(test) == len(valid):
+            counts = f"train_split has {len(train)}, split has {len(test)}"
+            counts += f", valid_split has {len(valid)}" if valid_split else ""
+            raise UserError(
+                f"config.{self.section}: the split options must name equally many splits, but "
+                f"{counts}."
+            )
+        return list(zip(train, valid, test, strict=True))
+
+    def _add_requests(
+        self,
+        *,
+        train: Mapping[str, Any],
+        test: Mapping[str, Any],
+        valid: Mapping[str, Any] | None,
+        **common: Any,
+    ) -> tuple[Request, ...]:
+        parts = [train, test, *([valid] if valid else [])]
+        return tuple(self.add_request(self._features, **part, **common) for part in parts)
+
+    def _check_ranges(
+        self,
+        *,
+        Cs: Sequence[float] = (1.0,),
+        validation: float = 0.5,
+        max_iterations: int = 1,
+        epochs: int = 1,
+        **_: Any,
+    ) -> None:
+        """Raises UserError for a value out of range."""
+        if not Cs or min(Cs) <= 0:
+            raise UserError(f"{self.key('Cs')} must be one or more positive numbers; got {Cs}.")
+        if not 0 < validation < 1:
+            raise UserError(
+                f"{self.key('validation')} must be a fraction between 0 and 1 (exclusive); got "
+                f"{validation}."
+            )
+        self.check_minimum(1, max_iterations=max_iterations, epochs=epochs)
+
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the metrics of each feature, and the means over several splits."""
         result = {}
         for name in self._features:
-            found = [
-                self._probe(name, *(self.store.get(state, request) for request in several))
-                for several in self._requests
+            splits = [
+                self._probe(name, *(self.store.get(state, request) for request in requests))
+                for requests in self._requests
             ]
-            for metric in found[0]:
-                result[f"{name}/{metric}"] = float(np.mean([one[metric] for one in found]))
-            if len(found) > 1:
-                for number, one in enumerate(found, 1):
-                    result |= {f"{name}/split{number}/{key}": value for key, value in one.items()}
+            for metric in splits[0]:
+                result[f"{name}/{metric}"] = float(np.mean([values[metric] for values in splits]))
+            if len(splits) > 1:
+                for n, values in enumerate(splits, 1):
+                    result |= {f"{name}/split{n}/{key}": value for key, value in values.items()}
         return result
-
-    def _check_options(self, classifier: str, has_valid_split: bool) -> None:
-        takes = list(inspect.signature(self._fit).parameters)[3:]  # after x, labels, num_classes
-        if takes_valid_split(classifier):
-            takes.remove("held_out")
-        elif has_valid_split:
-            raise UserError(
-                f"Evaluator {self.name}: classifier={classifier!r} has nothing to choose on a "
-                "valid_split: leave it out."
-            )
-        for key, value in self._options.items():
-            if key not in takes:
-                kind = f"Evaluator {self.name}: option of classifier={classifier!r}:"
-                raise unknown(kind, key, takes)
-            if key in _RANGES and not _RANGES[key][0](value):
-                raise UserError(
-                    f"Evaluator {self.name}: {key}={value!r} must be {_RANGES[key][1]}."
-                )
 
     def _probe(
         self, name: str, train: Features, test: Features, valid: Features | None = None
     ) -> dict[str, float]:
-        x, labels = train.labeled(name)
-        test_x, test_labels = test.labeled(name)
+        """Fits a classifier and returns its metrics."""
+        x, labels = train.labeled(name, section=self.section)
+        test_x, test_labels = test.labeled(name, section=self.section)
         options = dict(self._options)
         if valid is not None:
-            valid_x, valid_labels = valid.labeled(name)
+            valid_x, valid_labels = valid.labeled(name, section=self.section)
             options["held_out"] = np.repeat([False, True], [len(labels), len(valid_labels)])
             x, labels = np.concatenate([x, valid_x]), np.concatenate([labels, valid_labels])
         num_classes = classification.num_classes(labels, test_labels, train.info)
-        fitted = self._fit(x, labels, num_classes=num_classes, **options)
+        try:
+            fitted = self._fit(x, labels, num_classes=num_classes, **options)
+        except UserError as error:
+            raise UserError(f"config.{self.section}, {train.source}: {error}") from error
         scores = fitted.scores(test_x)
         if labels.ndim > 1:
-            found = classification.multi_label(scores, test_labels, test.info, self.name)
-            return found | fitted.facts
-        found = metrics.classification_metrics(scores, test_labels)
+            values = classification.multi_label_metrics(scores, test_labels, test, self.section)
+            return values | fitted.selection
+        values = metrics.classification_metrics(scores, test_labels)
         if not fitted.probabilistic:
-            del found["loss"]
-        guess = metrics.classification_chance(len(np.unique(labels)))
-        found = with_chance(found, guess)
-        own = metrics.classification_metrics(fitted.scores(x), labels)
-        own = {f"train_{key}": own[key] for key in ("top1", "top5") if key in own}
-        return found | own | fitted.facts
+            del values["loss"]
+        values = with_chance(values, metrics.classification_chance(len(np.unique(labels))))
+        train_values = metrics.classification_metrics(fitted.scores(x), labels)
+        for key in ("top1", "top5"):
+            if key in train_values:
+                values[f"train_{key}"] = train_values[key]
+        return values | fitted.selection
 
 
-def takes_valid_split(classifier: str) -> bool:
-    """Whether a classifier chooses something on validation examples."""
-    fit = choose("classifier", classifier, CLASSIFIERS)
-    return "held_out" in inspect.signature(fit).parameters
-
-
-def _tuple(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+def takes_valid_split(classifier: Classifier) -> bool:
+    """Returns whether a classifier selects something on validation examples."""
+    return "held_out" in config.parameters(CLASSIFIERS[classifier])

@@ -1,8 +1,8 @@
-"""Metrics as pure functions of scores and labels, in numpy; float64 where sums are long.
+"""Metrics as pure functions of scores and labels, in NumPy; long sums are in float64.
 
-Ties are never resolved in favor of the model: with `t` other entries tied with the right one,
-every order of these `t + 1` entries is taken as equally likely, so a collapsed model scores exactly
-chance, not 100 %. Scores that are not finite raise ValueError: comparisons with NaN would count as
+Ties are never resolved in favor of the model: if t other entries are tied with the correct one, all
+orders of these t + 1 entries are equally likely. So a collapsed model scores exactly chance, not
+100 %. Scores that are not finite raise an error, because comparisons with NaN would count as
 perfect.
 """
 
@@ -14,39 +14,55 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special, stats
 
+from mmjax.errors import UserError
 
-def check_finite(scores: np.ndarray, what: str) -> np.ndarray:
-    """`scores` as an array, or ValueError naming how many of its rows hold NaN or infinity."""
+
+def check_finite(scores: np.ndarray, name: str) -> np.ndarray:
+    """Returns scores [N, …] as an array.
+
+    Raises:
+      UserError: Scores of an example are NaN or infinite.
+    """
     scores = np.asarray(scores)
     bad = ~np.isfinite(scores).reshape(len(scores), -1).all(axis=-1)
     if bad.any():
-        raise ValueError(f"{bad.sum()} of {len(scores)} rows of the {what} are not finite.")
+        raise UserError(
+            f"The {name} of {bad.sum()} of {len(scores)} examples are not finite (first at index "
+            f"{bad.argmax()}). The model or the classifier diverged, or a value overflowed: check "
+            "the training loss, and set config.model.dtype='float32'."
+        )
     return scores
 
 
-# ---------------------------------------------------------------------------------- ranks
+# --------------------------------------------------------------------------------------------------
+# Ranks.
 
 
 def expected_hits(greater: np.ndarray, ties: np.ndarray, k: int) -> np.ndarray:
-    """Probability [N] that the right entry is among the first k, over all orders of the tied ones.
+    """Returns the probability [N] that the correct entry is among the first k.
 
     Args:
-      greater: [N] how many other entries score above the right one.
-      ties: [N] how many other entries score the same as the right one.
-      k: length of the list.
+      greater: Number of other entries with a higher score than the correct one, [N].
+      ties: Number of other entries with the same score, [N].
+      k: Length of the list.
     """
     return np.clip((k - np.asarray(greater)) / (np.asarray(ties) + 1.0), 0.0, 1.0)
 
 
 def mean_ranks(greater: np.ndarray, ties: np.ndarray) -> np.ndarray:
-    """Rank [N] of the right entry, counted from 1, averaged over all orders of the tied ones."""
+    """Returns the rank [N] of the correct entry from 1, averaged over all orders of ties."""
     return 1.0 + np.asarray(greater) + np.asarray(ties) / 2.0
 
 
 def rank_metrics(
     greater: np.ndarray, ties: np.ndarray, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """R@k as fractions, median and mean rank (from 1), for queries with these counts."""
+    """Returns R@k as fractions, and median and mean rank from 1.
+
+    Args:
+      greater, ties: As in `expected_hits`.
+      ks: Lengths of the list.
+    """
     ranks = mean_ranks(greater, ties)
     result = {f"R@{k}": float(expected_hits(greater, ties, k).mean()) for k in ks}
     return result | {"median_rank": float(np.median(ranks)), "mean_rank": float(ranks.mean())}
@@ -55,12 +71,12 @@ def rank_metrics(
 def rank_chance(
     num_positives: np.ndarray, num_targets: int, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """What `rank_metrics` gives in expectation when targets come in random order.
+    """Returns the expectation of `rank_metrics` for targets in random order.
 
     Args:
-      num_positives: [N] right targets of each query; the best placed one counts.
-      num_targets: how many targets there are in all.
-      ks: lengths of the list.
+      num_positives: Number of correct targets of each query [N]; the best one counts.
+      num_targets: Number of targets.
+      ks: Lengths of the list.
     """
     positives, counts = np.unique(num_positives, return_counts=True)
     share = counts / counts.sum()
@@ -76,50 +92,63 @@ def rank_chance(
 
 
 def any_hits(above: np.ndarray, tied: np.ndarray, tied_others: np.ndarray, k: int) -> np.ndarray:
-    """Probability [N] that a right entry is among the first k, where several entries are right.
+    """Returns the probability [N] that a positive is among the first k, for several positives.
 
     Args:
-      above: [N] how many wrong entries score above the best right one.
-      tied: [N] how many right entries score the same as the best one, itself included.
-      tied_others: [N] how many wrong entries score the same as it.
-      k: length of the list; there may be fewer entries.
+      above: Number of negatives with a higher score than the best positive, [N].
+      tied: Number of positives with the score of the best one, including it, [N].
+      tied_others: Number of negatives with that score, [N].
+      k: Length of the list; there may be fewer entries.
     """
-    above, right, wrong = (np.asarray(x, np.float64) for x in (above, tied, tied_others))
-    none = np.ones(above.shape)
-    for drawn in range(k):  # wrong ones alone, in a random order of the tied ones
-        odds = np.maximum(wrong - drawn, 0) / np.maximum(right + wrong - drawn, 1)
-        none *= np.where(above + drawn < k, odds, 1.0)
-    return np.where(right > 0, 1.0 - none, 0.0)
+    above, positives, negatives = (np.asarray(x, np.float64) for x in (above, tied, tied_others))
+    miss = np.ones(above.shape)  # probability that the tied entries in the list are negatives
+    for n in range(k):
+        odds = np.maximum(negatives - n, 0) / np.maximum(positives + negatives - n, 1)
+        miss *= np.where(above + n < k, odds, 1.0)
+    return np.where(positives > 0, 1.0 - miss, 0.0)
 
 
 def any_chance(positives: np.ndarray, num_targets: int, k: int) -> float:
-    """Mean of `any_hits` when `num_targets` entries, so many [N] of them right, are shuffled."""
+    """Returns the mean of `any_hits` for entries in random order.
+
+    Args:
+      positives: Number of positives of each query, [N].
+      num_targets: Number of entries.
+      k: Length of the list.
+    """
     positives = np.asarray(positives)
     return float(any_hits(np.zeros(len(positives)), positives, num_targets - positives, k).mean())
 
 
 def half_width(values: np.ndarray) -> float:
-    """Half of the 95 % confidence interval of the mean of independent values (normal law)."""
+    """Returns half the width of the 95 % confidence interval of a mean (normal approximation)."""
     return float(1.96 * np.std(values) / np.sqrt(len(values)))
 
 
-# ------------------------------------------------------------------------- classification
+# --------------------------------------------------------------------------------------------------
+# Classification.
 
 
 def _hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     scores = check_finite(scores, "class scores")
-    right = np.take_along_axis(scores, np.asarray(labels)[:, None], axis=1)  # [N, 1]
-    greater = (scores > right).sum(axis=1)
-    return expected_hits(greater, (scores == right).sum(axis=1) - 1, k)
+    own = np.take_along_axis(scores, np.asarray(labels)[:, None], axis=1)  # [N, 1]
+    greater = (scores > own).sum(axis=1)
+    return expected_hits(greater, (scores == own).sum(axis=1) - 1, k)
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """Share of examples whose label [N] is among the k highest of their scores [N, C]."""
+    """Returns the fraction of examples whose label [N] is among the k highest scores [N, C]."""
     return float(_hits(scores, labels, k).mean())
 
 
 def top_k_any(scores: np.ndarray, positives: np.ndarray, k: int = 1) -> float:
-    """Share of examples with a right class (bool [N, C]) among the k highest of scores [N, C]."""
+    """Returns the fraction of examples with a positive class among the k highest scores.
+
+    Args:
+      scores: [N, C].
+      positives: bool [N, C].
+      k: Length of the list.
+    """
     scores, positives = check_finite(scores, "class scores"), np.asarray(positives, bool)
     best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)
     tied = scores == best
@@ -128,25 +157,30 @@ def top_k_any(scores: np.ndarray, positives: np.ndarray, k: int = 1) -> float:
 
 
 def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Top-1 accuracy of each class, averaged with equal weight over the classes that occur."""
+    """Returns the top-1 accuracy of each class, averaged over the classes that occur."""
     hits, labels = _hits(scores, labels, 1), np.asarray(labels)
     return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
 
 
 def softmax_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log-likelihood in nats (logits [N, C], labels int [N])."""
+    """Returns the mean negative log-likelihood in nats of labels int [N], for logits [N, C]."""
     log_probs = special.log_softmax(np.asarray(logits, np.float64), axis=1)
     return float(-np.take_along_axis(log_probs, np.asarray(labels)[:, None], axis=1).mean())
 
 
 def sigmoid_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over examples and classes of the binary cross-entropy in nats (both [N, C])."""
+    """Returns the mean binary cross-entropy in nats over examples and classes; both [N, C]."""
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
     return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """`top1`, `top5` (with more than 5 classes), `mean_class_top1` and `loss` for single labels."""
+    """Returns `top1`, `top5` (with more than 5 classes), `mean_class_top1` and `loss`.
+
+    Args:
+      logits: [N, C].
+      labels: int [N].
+    """
     result = {"top1": top_k_accuracy(logits, labels, 1)}
     if logits.shape[1] > 5:
         result["top5"] = top_k_accuracy(logits, labels, 5)
@@ -155,24 +189,25 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 def classification_chance(num_classes: int) -> dict[str, float]:
-    """What `classification_metrics` gives for a guess with equal probabilities among so many."""
+    """Returns `classification_metrics` of a uniform guess among `num_classes` classes."""
     result = {"top1": 1 / num_classes, "mean_class_top1": 1 / num_classes}
     if num_classes > 5:
         result["top5"] = 5 / num_classes
     return result | {"loss": float(np.log(num_classes))}
 
 
-# ---------------------------------------------------------------------------- multi label
+# --------------------------------------------------------------------------------------------------
+# Multi-label classification.
 
 
 def d_prime(auc: np.ndarray, num_pairs: np.ndarray) -> np.ndarray:
-    """Sensitivity index sqrt(2) * Phi^-1(AUC).
+    """Returns the sensitivity index d' = sqrt(2) * Phi^-1(AUC).
 
-    An AUC of 1 (or 0) would be infinite. An AUC from P positives and Q negatives is a count out of
-    P * Q pairs, so a perfect one is taken as half a pair short of perfect, the usual correction.
+    It would be infinite for an AUC of 1 or 0. The AUC of P positives and Q negatives is a fraction
+    of P * Q pairs, so it is clipped to half a pair below 1 or above 0, the usual correction.
 
     Args:
-      auc: area(s) under the ROC curve.
+      auc: Area(s) under the ROC curve.
       num_pairs: P * Q of each.
     """
     half_pair = 0.5 / np.asarray(num_pairs, np.float64)
@@ -181,13 +216,12 @@ def d_prime(auc: np.ndarray, num_pairs: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class MultiLabelMetrics:
-    """Per class and averaged results of `multi_label_metrics`.
+    """Results of `multi_label_metrics`.
 
     Attributes:
-      average_precision, auc, d_prime: [C], NaN for a class that has only positives or only
-        negatives.
-      num_pairs: [C] positives times negatives.
-      skipped: classes (numbers) left out of the averages for that reason.
+      average_precision, auc, d_prime: [C]; NaN for a class with only positives or only negatives.
+      num_pairs: Number of positives times number of negatives, [C].
+      skipped: Indices of the classes with NaN, which are excluded from the means.
     """
 
     average_precision: np.ndarray
@@ -197,13 +231,19 @@ class MultiLabelMetrics:
     skipped: tuple[int, ...]
 
     def means(self) -> dict[str, float]:
-        """Unweighted class means `mAP`, `AUC`, `d_prime`; and `d_prime_of_mean_AUC`.
+        """Returns the unweighted class means `mAP`, `AUC`, `d_prime`, and `d_prime_of_mean_AUC`.
 
-        VATT reports the mean of the classes' d'; AudioSet papers mostly compute d' from the mean
-        AUC. They differ, hence both.
+        VATT reports the mean of the classes' d', but most AudioSet papers compute d' from the mean
+        AUC.
+
+        Raises:
+          ValueError: No class has both positive and negative examples.
         """
         if len(self.skipped) == len(self.auc):
-            raise ValueError("No class has both positive and negative examples: mAP is undefined.")
+            raise ValueError(
+                f"None of {len(self.auc)} classes has both positive and negative examples, so mAP "
+                "is undefined."
+            )
         auc = float(np.nanmean(self.auc))
         return {
             "mAP": float(np.nanmean(self.average_precision)),
@@ -214,13 +254,13 @@ class MultiLabelMetrics:
 
 
 def multi_label_metrics(scores: np.ndarray, labels: np.ndarray) -> MultiLabelMetrics:
-    """Average precision, area under ROC and d' of each class.
+    """Returns the average precision, area under the ROC curve and d' of each class.
 
     Args:
-      scores: [N, C], any monotone function of the probability.
-      labels: [N, C], positive where above 0.5.
+      scores: Any monotone function of the probability, [N, C].
+      labels: Positive where above 0.5, [N, C].
     """
-    # Imported here: a second that runs without multi-label evaluation need not wait for.
+    # Imported here because it takes a second.
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     scores = check_finite(scores, "class scores")

@@ -1,4 +1,4 @@
-"""The table of a suite: a row for each dataset, in per cent, and the averages."""
+"""The result table of a suite: one row per dataset, in percent, and the averages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from mmjax.evals.base import CONFIDENCE, DEVIATION
 from mmjax.monitor import report
 
-# Numbers of a dataset and what their columns are called.
+# Metrics of a dataset, and the titles of their columns.
 COLUMNS = {
     "linear": "linear",
     "few_shot": "few-shot",
@@ -22,45 +22,47 @@ _TEX = {"±": r"$\pm$", "%": r"\%", "–": "--", "_": r"\_", "&": r"\&", "#": r"
 
 
 def averages(results: Mapping[str, float], datasets: Sequence[str]) -> dict[str, float]:
-    """`average/linear` and so on, each over the datasets that have the number, and how many those
-    are, `average/linear_datasets`."""
-    found = {}
+    """Returns the average of each metric over the datasets that have it, and their number.
+
+    They are called `average/linear`, `average/linear_datasets`, and so on.
+    """
+    result = {}
     for column in AVERAGED:
         values = [results[f"{d}/{column}"] for d in datasets if f"{d}/{column}" in results]
         if values:
-            found[f"average/{column}"] = sum(values) / len(values)
-            found[f"average/{column}_datasets"] = float(len(values))
-    return found
+            result[f"average/{column}"] = sum(values) / len(values)
+            result[f"average/{column}_datasets"] = float(len(values))
+    return result
 
 
 def _columns(results: Mapping[str, float], datasets: Sequence[str]) -> list[str]:
-    """The columns that any dataset has a number in."""
+    """Returns the columns that are not empty."""
     return [c for c in COLUMNS if any(f"{d}/{c}" in results for d in datasets)]
 
 
-def _per_cent(results: Mapping[str, float], name: str) -> str:
+def _percent(results: Mapping[str, float], name: str) -> str:
     return f"{100 * results[name]:.1f}" if name in results else "–"
 
 
 def _rows(
     results: Mapping[str, float], metrics: Mapping[str, str]
 ) -> tuple[list[str], list[list[str]], list[list[str]]]:
-    """The header, the rows of the datasets and the last rows.
+    """Returns the header, the rows of the datasets, and the rows of the averages.
 
     Args:
-      results: by `<dataset>/<column>`, with `averages`.
-      metrics: what `linear` is, by dataset.
+      results: Results by `<dataset>/<column>`, including `averages`.
+      metrics: Name of the metric in the column `linear`, by dataset.
     """
     columns = _columns(results, list(metrics))
     header = ["dataset", "metric", *(COLUMNS[c] for c in columns)]
     rows = [
-        [dataset, metric, *(_per_cent(results, f"{dataset}/{c}") for c in columns)]
+        [dataset, metric, *(_percent(results, f"{dataset}/{c}") for c in columns)]
         for dataset, metric in metrics.items()
     ]
     averaged = [c if c in AVERAGED else "" for c in columns]
     counts = [results.get(f"average/{c}_datasets", 0) for c in averaged]
     last = [
-        ["average", "", *(_per_cent(results, f"average/{c}") if c else "" for c in averaged)],
+        ["average", "", *(_percent(results, f"average/{c}") if c else "" for c in averaged)],
         [
             "of datasets",
             "",
@@ -71,7 +73,7 @@ def _rows(
 
 
 def as_text(results: Mapping[str, float], metrics: Mapping[str, str], *, title: str) -> str:
-    """An aligned table; – where there is no number."""
+    """Returns an aligned table with – in empty cells; see `_rows` for the arguments."""
     header, rows, last = _rows(results, metrics)
     widths = [max(map(len, column)) for column in zip(header, *rows, *last, strict=True)]
 
@@ -83,7 +85,7 @@ def as_text(results: Mapping[str, float], metrics: Mapping[str, str], *, title: 
 
 
 def as_csv(results: Mapping[str, float], metrics: Mapping[str, str]) -> str:
-    """Comma-separated per cents with four decimals; empty where there is no number."""
+    """Returns comma-separated percentages with four decimals and empty cells without a result."""
     columns = _columns(results, list(metrics))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -97,7 +99,7 @@ def as_csv(results: Mapping[str, float], metrics: Mapping[str, str]) -> str:
 
 
 def as_tex(results: Mapping[str, float], metrics: Mapping[str, str]) -> str:
-    """A LaTeX tabular with the rules of booktabs."""
+    """Returns a LaTeX tabular with the rules of the package booktabs."""
     header, rows, last = _rows(results, metrics)
 
     def line(row: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
-"""Thresholds of `semantic_retrieval` from synonyms: how near words of one meaning are in a model.
+"""Thresholds of `semantic_retrieval`: cosines of synonyms in the text embedding space of a model.
 
 TVL's four thresholds are percentiles of the cosines between touch adjectives and their synonyms in
-the text space of OpenCLIP (Fu et al. 2024, A Touch, Vision, and Language Dataset for Multimodal
-Alignment, arXiv 2402.13232).
+the text embedding space of OpenCLIP (Fu et al. 2024, A Touch, Vision, and Language Dataset for
+Multimodal Alignment, arXiv 2402.13232).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from mmjax.errors import UserError, choose
 
 PERCENTILES = (0.0, 25.0, 50.0, 75.0)
-# What counts as two words of one meaning, among a word and its synonyms [word, synonyms…].
+# Pairs of words with the same meaning, from a group [word, synonyms…].
 _PAIRS: dict[str, Callable[[Sequence[str]], Any]] = {
     "key": lambda group: ((group[0], other) for other in group[1:]),
     "all": lambda group: itertools.combinations(group, 2),
@@ -30,63 +30,69 @@ def similarities(
     prompt: str = "",
     pairs: str = "key",
 ) -> dict[tuple[str, str], float]:
-    """{(word, other): cosine} of words with the same meaning, each unordered pair once.
+    """Returns {(word, other): cosine} of words with the same meaning, each unordered pair once.
 
     Args:
-      synonyms: {word: [word, synonyms…]}, as `mmjax.data.text.synonyms.load_synonyms` gives them.
-      embed_text: texts → embeddings [texts, D]; a text is the prompt, a word and a full stop.
-      prompt: text in front of each word.
-      pairs: 'key', a word and each of its synonyms, or 'all', also two synonyms of one word.
+      synonyms: {word: [word, synonyms…]}, from `mmjax.data.text.synonyms.load_synonyms`.
+      embed_text: Maps texts to embeddings [texts, D]. A text consists of the prompt, a word and a
+        period.
+      prompt: Text before each word.
+      pairs: 'key' for a word and each of its synonyms, 'all' for all pairs in a group.
 
     Raises:
-      UserError: an unknown kind of pairs, or no pair.
+      UserError: Unknown pairs, or no pair.
     """
     pairs_of = choose("--pairs", pairs, _PAIRS)
-    found = {}
+    unique = {}
     for word, others in synonyms.items():
         group = list(dict.fromkeys([word, *others]))
         for first, second in pairs_of(group):
-            found.setdefault(frozenset((first, second)), (first, second))
-    if not found:
-        raise UserError("There is no word with a synonym, so no threshold.")
-    words = list(dict.fromkeys(word for pair in found.values() for word in pair))
-    embedded = np.asarray(embed_text([f"{prompt}{word}." for word in words]), np.float32)
-    embedded = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
-    row = {word: number for number, word in enumerate(words)}
+            unique.setdefault(frozenset((first, second)), (first, second))
+    if not unique:
+        raise UserError(
+            f"None of the {len(synonyms)} words in --synonyms has a synonym, so there are no pairs "
+            'to compare. Expected {"word": ["synonym", …], …}.'
+        )
+    words = list(dict.fromkeys(word for pair in unique.values() for word in pair))
+    vectors = np.asarray(embed_text([f"{prompt}{word}." for word in words]), np.float32)
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vector = dict(zip(words, vectors, strict=True))
     return {
-        (first, second): float(min(embedded[row[first]] @ embedded[row[second]], 1.0))
-        for first, second in found.values()
+        (first, second): float(min(vector[first] @ vector[second], 1.0))
+        for first, second in unique.values()
     }
 
 
 def report(
     cosines: Mapping[tuple[str, str], float], percentiles: Sequence[float] = PERCENTILES
 ) -> dict[str, Any]:
-    """What the command prints: percentiles of the cosines, and how far they are from TVL's.
+    """Returns percentiles of cosines, and their differences from TVL's thresholds.
 
     Args:
-      cosines: of `similarities`.
-      percentiles: in [0, 100].
+      cosines: From `similarities`.
+      percentiles: Percentiles in [0, 100].
 
     Raises:
-      UserError: a percentile that is none.
+      UserError: A percentile is out of range.
     """
     from mmjax.evals.semantic_retrieval import THRESHOLDS  # imports jax
 
     if not percentiles or not all(0 <= p <= 100 for p in percentiles):
-        raise UserError(f"--percentiles {list(percentiles)} must be numbers from 0 to 100.")
+        raise UserError(
+            f"--percentiles must be one or more numbers from 0 to 100; got {list(percentiles)}."
+        )
     values = np.percentile(list(cosines.values()), percentiles).tolist()
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "pairs": len(cosines),
         "percentiles": {f"{p:g}": value for p, value in zip(percentiles, values, strict=True)},
         "least_similar": [list(pair) for pair in sorted(cosines, key=cosines.get)[:3]],
         "option": f"'--config.evals.NAME.thresholds=({','.join(f'{v:.10g}' for v in values)},)'",
     }
     if tuple(percentiles) == PERCENTILES:
-        differences = [value - theirs for value, theirs in zip(values, THRESHOLDS, strict=True)]
-        found["minus_published"] = differences
-        found["distance_to_published"] = max(map(abs, differences))
-    return found
+        differences = [value - other for value, other in zip(values, THRESHOLDS, strict=True)]
+        result["minus_published"] = differences
+        result["distance_to_published"] = max(map(abs, differences))
+    return result
 
 
 def thresholds_of_run(

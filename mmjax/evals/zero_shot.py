@@ -1,22 +1,22 @@
-"""Zero-shot classification: the class whose words are nearest to what is touched or seen."""
+"""Zero-shot classification: the class whose text embedding is nearest to that of an example."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from absl import logging
 
-from mmjax.errors import UserError, choose
-from mmjax.evals import captions, metrics
-from mmjax.evals.base import Evaluator, with_chance
-from mmjax.evals.features.store import Features, Request
+from mmjax.errors import UserError
+from mmjax.evals import captions, classification, metrics
+from mmjax.evals.base import Evaluator, names_tuple, with_chance
+from mmjax.evals.features.arrays import Features, Request
+from mmjax.evals.features.embeddings import aggregate_views, normalize
 from mmjax.evals.features.views import leave_out
-from mmjax.evals.retrieval import aggregate_views, normalize
 
 TEMPLATES = ("{}.",)
-_BLOCK = 64  # texts that go through the model at once
+_BLOCK = 64  # texts that the model encodes at once
 
 
 def zero_shot_weights(
@@ -25,59 +25,61 @@ def zero_shot_weights(
     *,
     templates: Sequence[str] = TEMPLATES,
 ) -> np.ndarray:
-    """float32 [C, D]: for each class the normalized mean of the embeddings of its sentences.
+    """Returns a weight vector per class: the normalized mean of the embeddings of its prompts.
 
     Args:
-      classes: names.
-      embed_text: texts → embeddings [texts, D]; they are normalized here.
-      templates: sentences with {} where the name goes.
+      classes: Class names.
+      embed_text: Maps texts to embeddings [texts, D], which are normalized here.
+      templates: Prompts in which {} is replaced by the class name.
+
+    Returns:
+      float32 [C, D].
 
     Raises:
-      UserError: no class, or a template without {}.
+      UserError: There are no classes or templates, or a template has no {}.
     """
     if not classes or not templates or any("{}" not in template for template in templates):
         raise UserError(
-            f"Zero-shot classification needs classes ({len(classes)} given) and templates with "
-            f"{{}} for their names, not {tuple(templates)}."
+            f"Zero-shot classification needs at least one class (classes has {len(classes)}) and "
+            f"templates that contain {{}} for the class name; got templates={tuple(templates)}."
         )
     texts = [template.replace("{}", name) for name in classes for template in templates]
-    embedded = normalize(np.asarray(embed_text(texts), np.float32))
-    return normalize(embedded.reshape(len(classes), len(templates), -1).mean(axis=1))
+    embeddings = normalize(np.asarray(embed_text(texts), np.float32))
+    return normalize(embeddings.reshape(len(classes), len(templates), -1).mean(axis=1))
 
 
 def classify(embeddings: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Cosines [N, C] of embeddings [N, D] with the `zero_shot_weights` [C, D] of classes."""
+    """Returns the cosines [N, C] of embeddings [N, D] with `zero_shot_weights` [C, D]."""
     return normalize(np.asarray(embeddings, np.float32)) @ weights.T
 
 
 class ZeroShot(Evaluator):
-    """Top-1 and top-5 of classification by words, without a trained classifier.
+    """Top-1 and top-5 of zero-shot classification with text prompts.
 
-    Metrics are called `touch/top1`. With single labels there are `top1`, `top5` and
-    `mean_class_top1`. Where an example can have several classes, `top1` and `top5` ask for one of
-    them, and `mAP` is the mean of the classes' average precision. Examples without a class are left
-    out.
+    Metrics are called `touch/top1`. Single-label data have `top1`, `top5` and `mean_class_top1`. If
+    an example can have several classes, `top1` and `top5` require one of them, and `mAP` is the
+    mean of the classes' average precision. Examples without a class are skipped.
 
     Args:
-      modality: what is classified, one or several; compared by the task's outputs
+      modality: Modality to classify, one or several. It is compared with text by the task's outputs
         'modality/text' and 'text/modality'.
-      truth: 'label', the dataset's labels, or 'keywords', the parts of each example's caption.
-      classes: names; default those of the dataset, or all keywords of the split, which a tokenizer
-        that leaves out commas ('word') cannot tell. With 'label', one for each class of the
-        dataset, in its order.
-      templates: sentences with {} where the name goes; their embeddings are averaged.
-      data: dataset; default the one of training.
-      split: of the dataset.
-      batch_size: over all devices.
-      views: what differs from the training's data config.
-      limit: only the first so many examples (0: all).
+      truth: 'label' uses the dataset's labels, 'keywords' the keywords of each example's caption.
+      classes: Class names. The default is the dataset's class names, or all keywords of the split;
+        the latter needs a tokenizer that keeps commas. With truth='label', there must be one name
+        for each class of the dataset, in its order.
+      templates: Prompts with {} for the class name; their embeddings are averaged.
+      data: Dataset; '' for the training dataset.
+      split: Split of the dataset.
+      batch_size: Number of examples in a batch, over all devices.
+      views: Changes of the data config.
+      limit: Number of leading examples to use; 0 for all.
     """
 
     def __init__(
         self,
         *,
         modality: str | Sequence[str] = "touch",
-        truth: str = "label",
+        truth: Literal["label", "keywords"] = "label",
         classes: Sequence[str] = (),
         templates: str | Sequence[str] = TEMPLATES,
         data: str = "",
@@ -88,31 +90,34 @@ class ZeroShot(Evaluator):
         **common: Any,
     ):
         super().__init__(**common)
-        choose("truth", truth, {"label": 0, "keywords": 0})
-        self._modalities = (modality,) if isinstance(modality, str) else tuple(modality)
-        self._templates = (templates,) if isinstance(templates, str) else tuple(templates)
-        self._classes, self._by_label = tuple(classes), truth == "label"
+        self._modalities, self._templates = names_tuple(modality), names_tuple(templates)
+        self._classes, self._use_labels = tuple(classes), truth == "label"
+        if not self._templates or any("{}" not in template for template in self._templates):
+            raise UserError(
+                f"{self.key('templates')} must be prompts that contain {{}} for the class name, "
+                f"for example ('a photo of a {{}}.',); got {self._templates}."
+            )
         common = dict(data=data, split=split, batch_size=batch_size, limit=limit)
         names = [f"{modality}/text" for modality in self._modalities]
-        self._request = self.ask(names, views=views, **common)
+        self._request = self.add_request(names, views=views, **common)
         self._captions: Request | None = None
-        if not self._by_label:
+        if not self._use_labels:
             views = {**(views or {}), **leave_out(self.store.data_cfg, "text")}
-            self._captions = self.ask(["text"], predict="inputs", views=views, **common)
+            self._captions = self.add_request(["text"], predict="inputs", views=views, **common)
 
     def check(self, state: Mapping[str, Any]) -> None:
+        """Also checks that the data have a tokenizer; see `Evaluator.check`."""
         super().check(state)
-        if self.store.tokenizer(self._request) is None:
-            raise UserError(
-                f"Evaluator {self.name} classifies by words: it needs config.data.text."
-            )
+        self._check_tokenizer(self.store.tokenizer(self._request))
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the metrics of each modality."""
         features = self.store.get(state, self._request)
-        if self._by_label:
-            classes, truth = self._labels(features)
+        self._check_tokenizer(features.tokenizer)
+        if self._use_labels:
+            classes, truth = self._label_truth(features)
         else:
-            classes, truth = self._keywords(state, features)
+            classes, truth = self._keyword_truth(state, features)
         result = {}
         for modality in self._modalities:
             weights = zero_shot_weights(
@@ -120,94 +125,113 @@ class ZeroShot(Evaluator):
                 lambda texts, modality=modality: self._embed(state, features, texts, modality),
                 templates=self._templates,
             )
-            found = self._judge(features, modality, weights, truth)
-            result |= {f"{modality}/{metric}": value for metric, value in found.items()}
+            values = self._evaluate_modality(features, modality, weights, truth, classes)
+            result |= {f"{modality}/{metric}": value for metric, value in values.items()}
         return result
 
-    def _labels(self, features: Features) -> tuple[list[str], np.ndarray]:
-        """Names, and labels int [N] (-1: none) or bool [N, C]."""
+    def _check_tokenizer(self, tokenizer: Any) -> None:
+        if tokenizer is None:
+            raise UserError(
+                f"config.{self.section}: zero-shot classification encodes class names as text, but "
+                "config.data.text is None. Add a config.data.text section, or remove this "
+                f"evaluator with --config.{self.section}=None."
+            )
+
+    def _label_truth(self, features: Features) -> tuple[list[str], np.ndarray]:
+        """Returns class names, and labels as int [N] (-1: unlabeled) or bool [N, C]."""
         info, labels = features.info, features.label
         if labels is None:
             raise UserError(
-                f"Evaluator {self.name}: {info.name} has no labels; truth='keywords' takes "
-                "captions for the truth."
+                f"config.{self.section}: {features.source} has no labels. Set config.data.label if "
+                f"the dataset has some, or set {self.key('truth')}='keywords' to use the keywords "
+                "of the captions."
             )
         names = self._classes or [name.replace("_", " ") for name in info.class_names]
-        needed = labels.shape[1] if labels.ndim > 1 else int(labels.max()) + 1
-        if len(names) < max(needed, info.num_classes):
+        num_classes = labels.shape[1] if labels.ndim > 1 else int(labels.max()) + 1
+        num_classes = max(num_classes, info.num_classes)
+        if len(names) < num_classes:
             raise UserError(
-                f"Evaluator {self.name}: {info.name} has {max(needed, info.num_classes)} classes "
-                f"but {len(names)} names: give one for each with classes=(…)."
+                f"config.{self.section}: {features.source} has {num_classes} classes, but there "
+                f"are {len(names)} class names. Set {self.key('classes')} to one name per class, "
+                "in the order of the labels."
             )
         return list(names), labels if labels.ndim == 1 else labels > 0.5
 
-    def _keywords(
+    def _keyword_truth(
         self, state: Mapping[str, Any], features: Features
     ) -> tuple[list[str], np.ndarray]:
-        """Names, and which of them [N, C] are in the captions."""
-        read = self.store.get(state, self._captions)
-        texts = dict(zip(read.example_id.tolist(), captions.decode(read), strict=True))
-        texts = [texts.get(number, "") for number in features.example_id.tolist()]
-        if not captions.keep_commas(read.tokenizer):
+        """Returns class names, and which of them are in the captions, bool [N, C]."""
+        inputs = self.store.get(state, self._captions)
+        texts = dict(zip(inputs.example_id.tolist(), captions.decode(inputs), strict=True))
+        texts = [texts.get(example_id, "") for example_id in features.example_id.tolist()]
+        if not captions.keeps_commas(inputs.tokenizer):
             if not self._classes:
                 raise UserError(
-                    f"Evaluator {self.name}: config.data.text.tokenizer leaves out commas, between "
-                    "which keywords stand: name those that matter, classes=(…)."
+                    f"config.{self.section}: config.data.text.tokenizer removes commas, so "
+                    "captions cannot be split into keywords. List the keywords to classify in "
+                    f"{self.key('classes')}, or use a tokenizer that keeps commas."
                 )
-            return list(self._classes), captions.mentions(texts, self._classes)
+            return list(self._classes), captions.mention_table(texts, self._classes)
         names = list(self._classes) or captions.all_keywords(texts)
-        return names, captions.table(texts, names)
+        return names, captions.keyword_table(texts, names)
 
     def _embed(
         self, state: Mapping[str, Any], features: Features, texts: list[str], modality: str
     ) -> np.ndarray:
-        """Embeddings [texts, D], in blocks of one size."""
-        if features.tokenizer is None:
-            raise UserError(
-                f"Evaluator {self.name} classifies by words: it needs config.data.text."
-            )
+        """Returns embeddings [texts, D], computed in blocks of one size."""
         ids = features.tokenizer.encode(texts)
-        made = []
+        results = []
         for start in range(0, len(ids), _BLOCK):
-            rows = ids[start : start + _BLOCK]
-            batch = np.pad(rows, ((0, _BLOCK - len(rows)), (0, 0)))[:, None]  # [B, 1, W]
-            fields = {"text": batch, "text_mask": np.ones(batch.shape[:2], np.float32)}
-            embedded = self.store.apply(state, fields, f"text/{modality}", "features")
-            made.append(embedded[: len(rows), 0])
-        return np.concatenate(made)
+            block = ids[start : start + _BLOCK]
+            tokens = np.pad(block, ((0, _BLOCK - len(block)), (0, 0)))[:, None]  # [B, 1, tokens]
+            fields = {"text": tokens, "text_mask": np.ones(tokens.shape[:2], np.float32)}
+            embeddings = self.store.apply(state, fields, f"text/{modality}", "features")
+            results.append(embeddings[: len(block), 0])
+        return np.concatenate(results)
 
-    def _judge(
-        self, features: Features, modality: str, weights: np.ndarray, truth: np.ndarray
+    def _evaluate_modality(
+        self,
+        features: Features,
+        modality: str,
+        weights: np.ndarray,
+        truth: np.ndarray,
+        classes: Sequence[str],
     ) -> dict[str, float]:
-        known = truth >= 0 if truth.ndim == 1 else truth.any(axis=1)
-        keep = features.having(modality, who=self.name) & known
+        has_class = truth >= 0 if truth.ndim == 1 else truth.any(axis=1)
+        keep = features.with_modalities(modality, section=self.section) & has_class
         if not keep.any():
-            raise UserError(f"Evaluator {self.name}: no example with {modality} has a class.")
-        if not known.all():
+            raise UserError(
+                f"config.{self.section}: no example with {modality} in {features.source} has one "
+                f"of the {len(classes)} classes: "
+                f"{classification.name_list(classes)}. Check {self.key('classes')} and the "
+                f"{'labels' if self._use_labels else 'captions'} of the dataset."
+            )
+        if not has_class.all():
             logging.info(
-                "%s: %d of %d examples have none of the classes and are left out.",
-                self.name,
-                (~known).sum(),
-                len(known),
+                "config.%s: %d of %d examples of %s have none of the classes and are skipped.",
+                self.section,
+                (~has_class).sum(),
+                len(has_class),
+                features.source,
             )
         embeddings = aggregate_views(features.arrays[f"{modality}/text"][keep], "embd")
         scores, truth = classify(embeddings, weights), truth[keep]
         if truth.ndim > 1:
-            return _multi_label(scores, truth)
-        found = metrics.classification_metrics(scores, truth)
-        del found["loss"]  # cosines are no logits
-        return with_chance(found, metrics.classification_chance(len(weights)))
+            return _multi_label_metrics(scores, truth)
+        values = metrics.classification_metrics(scores, truth)
+        del values["loss"]  # cosines are not logits
+        return with_chance(values, metrics.classification_chance(len(weights)))
 
 
-def _multi_label(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Metrics of scores [N, C] where each example has one or more right classes, bool [N, C]."""
+def _multi_label_metrics(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Returns metrics of scores [N, C] for examples with one or more classes, bool [N, C]."""
     size, positives = scores.shape[1], truth.sum(axis=1)
     ks = (1, 5) if size > 5 else (1,)
-    found = {f"top{k}": metrics.top_k_any(scores, truth, k) for k in ks}
+    values = {f"top{k}": metrics.top_k_any(scores, truth, k) for k in ks}
     chance = {f"top{k}": metrics.any_chance(positives, size, k) for k in ks}
     usable = truth.any(axis=0) & ~truth.all(axis=0)
     if usable.any():
-        judged = metrics.multi_label_metrics(scores[:, usable], truth[:, usable])
-        found["mAP"] = judged.means()["mAP"]
+        result = metrics.multi_label_metrics(scores[:, usable], truth[:, usable])
+        values["mAP"] = result.means()["mAP"]
         chance["mAP"] = float(truth[:, usable].mean())
-    return with_chance(found, chance)
+    return with_chance(values, chance)

@@ -77,7 +77,7 @@ class EvalHarness:
             corrupt=policy, video=dict(num_frames=4), text=dict(max_tokens=4), label=None
         )
         self.tokenizer = None
-        self.made_by = {"model": {"name": "fake"}}
+        self.task_cfg = {"model": {"name": "fake"}}
 
     def make_eval_data(
         self, data_cfg, *, data, split, batch_size, max_examples, process_index, process_count
@@ -101,7 +101,7 @@ class EvalHarness:
             mesh=mesh or self.mesh,
             directory=directory,
             make_eval_data=self.make_eval_data,
-            made_by=self.made_by,
+            task_cfg=self.task_cfg,
         )
 
     def run(self, directory=".", **cfg):

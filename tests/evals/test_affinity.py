@@ -62,7 +62,7 @@ def test_metrics_use_all_examples_and_the_figure_shows_a_sample(touch, figures, 
     with Image.open(figure.path) as image:
         assert min(image.size) > 900
     # Rows are images and columns touches, of the same examples in the same order.
-    colors = np.array([pixels[0, 0] for pixels in figure.columns.pictures])
+    colors = np.array([pixels[0, 0] for pixels in figure.columns.images])
     all_colors = np.clip(np.round(40 * touch.splits["test"]["touch"][:, 0, :3] + 128), 0, 255)
     chosen = [int(np.flatnonzero((all_colors == color).all(1))[0]) for color in colors]
     assert len(set(chosen)) == 9 and chosen == sorted(chosen) and 5 not in chosen
@@ -70,7 +70,7 @@ def test_metrics_use_all_examples_and_the_figure_shows_a_sample(touch, figures, 
     np.testing.assert_allclose(figure.cosines, matrix.T[np.ix_(positions, positions)], atol=1e-5)
     shown = [text.replace(" ", "") for text in figure.rows.captions]
     assert shown == [touch.texts[i].replace(" ", "") for i in chosen]
-    assert figure.columns.captions is None and figure.rows.pictures[0].dtype == np.uint8
+    assert figure.columns.captions is None and figure.rows.images[0].dtype == np.uint8
     same = np.array([[touch.texts[i] == touch.texts[j] for j in chosen] for i in chosen])
     assert (figure.outlined >= same).all() and not figure.outlined.all()
     top1 = (figure.cosines.argmax(axis=0) == np.arange(9)).mean()
@@ -85,7 +85,7 @@ def test_captions_label_the_text_axis_and_similar_captions_are_positives(touch, 
     touch.run(near=cfg)
     (figure,) = figures
     assert figure.path.parent == tmp_path
-    assert figure.rows.pictures is None and len(figure.rows.captions) == 6
+    assert figure.rows.images is None and len(figure.rows.captions) == 6
     correct = figure.outlined[figure.cosines.argmax(axis=0), np.arange(6)]
     assert_mentions(figure.subtitle, "touch", "text", f"{correct.mean():.0%}", 0.636)
     touch.run(near=dict(type="affinity", query="text", path=str(tmp_path)))
@@ -100,7 +100,7 @@ def test_large_figures_have_no_images(touch, figures, tmp_path):
             touch.splits["test"][name], (2, *[1] * (touch.splits["test"][name].ndim - 1))
         )
     touch.run(near=dict(type="affinity", num_examples=40, path=str(tmp_path)))
-    assert figures[0].cosines.shape == (40, 40) and figures[0].rows.pictures is None
+    assert figures[0].cosines.shape == (40, 40) and figures[0].rows.images is None
 
 
 def test_without_text_the_diagonal_is_outlined(touch, figures, tmp_path):
@@ -124,7 +124,7 @@ def test_metrics_do_not_need_a_writable_figure_directory(touch, tmp_path, caplog
 
 @pytest.mark.parametrize("size, sides", [(1, "both"), (13, "both"), (33, "none")])
 def test_only_small_figures_show_images_and_outlines(tmp_path, size, sides):
-    side = affinity_figure.Side(
+    side = affinity_figure.Axis(
         "touch", [np.zeros((5, 9, 3), np.uint8)] * size, ["$a_b$ " * 30] * size
     )
     affinity_figure.draw(

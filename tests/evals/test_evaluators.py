@@ -39,7 +39,7 @@ def clips():
 
 @pytest.mark.parametrize("block", [5, 1024])
 def test_retrieval_equals_sorting_the_whole_matrix(make_harness, clips, monkeypatch, block):
-    monkeypatch.setattr("mmjax.evals.retrieval._MAX_BLOCK", block)
+    monkeypatch.setattr("mmjax.evals.blocks.MAX_BLOCK", block)
     results = make_harness({"test": clips}).run(
         r=dict(type="retrieval", aggregate=("embd", "cosine"), batch_size=8)
     )
@@ -289,19 +289,24 @@ def test_linear_probe_protocols(make_harness, options):
 @pytest.mark.parametrize(
     ("options", "facts"),
     [
-        (dict(classifier="svm", average="logits"), ("classifier", "'svm'", "'average'")),
+        (dict(classifier="svm", average="logits"), ("classifier=svm", "evals.p.average")),
         (
             dict(classifier="svm", epochs=3),
-            ("classifier", "'svm'", "'epochs'", "seed, standardize"),
+            ("classifier=svm", "'evals.p.epochs'", "evals.p.seed, evals.p.standardize"),
         ),
-        (dict(classifier="vatt", Cs=(1.0,)), ("'vatt'", "'Cs'", "epochs, seed")),
-        (dict(epochs=3), ("classifier", "'logistic'", "'epochs'")),
-        (dict(classifier="smv"), ("classifier", "'smv'", "'svm'", "vatt")),
-        (dict(Cs=()), ("Cs", "()")),
-        (dict(classifier="svm", validation=1.0), ("validation", 1.0)),
-        (dict(average="mean"), ("average", "'mean'", "'probabilities'", "'logits'")),
-        (dict(classifier="vatt", epochs=0), ("epochs", 0)),
-        (dict(train_split=("a", "b")), ("train_split", 2, 1)),
+        (
+            dict(classifier="vatt", Cs=(1.0,)),
+            ("classifier=vatt", "'evals.p.Cs'", "evals.p.epochs, evals.p.seed"),
+        ),
+        (dict(epochs=3), ("classifier=logistic", "'evals.p.epochs'")),
+        (dict(classifier="smv"), ("config.evals.p.classifier", "'smv'", "'svm'", "vatt")),
+        (dict(Cs=()), ("config.evals.p.Cs", "()")),
+        (dict(Cs=1.0), ("config.evals.p.Cs", "tuple", 1.0)),
+        (dict(classifier="svm", validation=1.0), ("config.evals.p.validation", 1.0)),
+        (dict(average="mean"), ("config.evals.p.average", "'mean'", "logits, probabilities")),
+        (dict(classifier="vatt", epochs=0), ("config.evals.p.epochs", 0)),
+        (dict(train_split=("a", "b")), ("config.evals.p", "train_split", 2, 1)),
+        (dict(train_limit=-1), ("config.evals.p.train_limit", -1)),
     ],
 )
 def test_invalid_linear_probe_options_are_refused(make_harness, options, facts):
@@ -366,15 +371,21 @@ def test_a_missing_output_is_reported_before_anything_is_computed(make_harness, 
     [
         (dict(), ("config.evals.r", "type", "linear_probe")),
         (dict(type="retreival"), ("evals.r.type", "'retreival'", "'retrieval'")),
-        (dict(type="retrieval", agregate="embd"), ("evals.r.agregate", "'aggregate'")),
+        (dict(type="retrieval", agregate="embd"), ("'evals.r.agregate'", "'evals.r.aggregate'")),
         (dict(type="retrieval", aggregate="max"), ("aggregate", "'max'", "cosine", "embd")),
         (dict(type="retrieval", query="video", target="video"), ("query", "target", "'video'")),
         (dict(type="retrieval", every=10, at="final"), ("every", 10, "'final'")),
         (dict(type="retrieval", every=-1), ("every", -1)),
         (dict(type="retrieval", where="evaluation"), ("where", "'evaluation'", "'eval'")),
         (dict(type="linear_probe", split=("a", "b")), ("train_split", 1, 2)),
-        (dict(type="linear_probe", Cs=(0.0,)), ("Cs", 0.0)),
-        (dict(type="knn", neighbors=0), ("neighbors", 0, 1)),
+        (dict(type="linear_probe", Cs=(0.0,)), ("config.evals.r.Cs", 0.0)),
+        (dict(type="knn", neighbors=0), ("config.evals.r.neighbors", 0, 1)),
+        (dict(type="knn", neighbors="20"), ("config.evals.r.neighbors", "int", "'20'")),
+        (dict(type="knn", temperature=0.0), ("config.evals.r.temperature", "positive", 0.0)),
+        (dict(type="classification", limit=-1), ("config.evals.r.limit", -1)),
+        (dict(type="classification", batch_size=0), ("config.evals.r.batch_size", 0)),
+        (dict(type="retrieval", name="x"), ("evals.r.name", "evals.r.query")),
+        (dict(type="zero_shot", templates="a"), ("config.evals.r.templates", "{}", "'a'")),
     ],
 )
 def test_invalid_sections_fail_at_construction(make_harness, section, facts):
@@ -416,7 +427,9 @@ def test_views_keep_the_other_keys_of_nested_sections(make_harness, clips):
 def test_selected_examples_are_computed_in_id_order(make_harness, clips):
     harness = make_harness({"test": clips})
     (evaluator,) = harness.make(r=dict(type="retrieval", batch_size=8))
-    features = evaluator.store.pick(harness.state, evaluator.requests[0], np.array([30, 4, 9]))
+    features = evaluator.store.get_examples(
+        harness.state, evaluator.requests[0], np.array([30, 4, 9])
+    )
     np.testing.assert_array_equal(features.example_id, [4, 9, 30])
     np.testing.assert_array_equal(
         features.arrays["text/video"], 2 * clips["text/video"][[4, 9, 30]]

@@ -28,13 +28,13 @@ def data():
 def reference_accuracy(support, queries, classes, *, ways, shots, num_queries, average, key):
     """Accuracy of one episode, sampled as in the library but classified in NumPy."""
     of_classes, *bits = few_shot.random_bits(key, ways, shots, num_queries)
-    chosen = classes[np.asarray(few_shot.draw(of_classes, len(classes))[0])]
+    chosen = classes[np.asarray(few_shot.sample_subset(of_classes, len(classes))[0])]
 
     def pick(x, labels, bits):
         picked = []
         for label, of_class in zip(chosen, bits, strict=True):
             own = np.flatnonzero(labels == label)
-            indices, valid = few_shot.draw(of_class, len(own))
+            indices, valid = few_shot.sample_subset(of_class, len(own))
             picked.append(x[own[np.asarray(indices)[np.asarray(valid)]]].astype(np.float64))
         return picked
 
@@ -67,7 +67,7 @@ def test_accuracies_equal_the_reference(data, average, ways, shots, num_queries)
 
 def test_samples_are_uniform_over_subsets():
     bits = jax.random.bits(jax.random.key(0), (20_000, 3))
-    samples = np.sort(np.asarray(jax.vmap(few_shot.draw, (0, None))(bits, 5)[0]), axis=1)
+    samples = np.sort(np.asarray(jax.vmap(few_shot.sample_subset, (0, None))(bits, 5)[0]), axis=1)
     assert ((samples >= 0) & (samples < 5)).all() and (np.diff(samples, axis=1) > 0).all()
     sets, counts = np.unique(samples, axis=0, return_counts=True)
     assert len(sets) == 10
@@ -75,9 +75,9 @@ def test_samples_are_uniform_over_subsets():
 
 
 def test_sampling_more_than_the_total_returns_all():
-    indices, valid = few_shot.draw(jax.random.bits(jax.random.key(0), (6,)), 4)
+    indices, valid = few_shot.sample_subset(jax.random.bits(jax.random.key(0), (6,)), 4)
     assert sorted(np.asarray(indices)[np.asarray(valid)]) == [0, 1, 2, 3]
-    indices, valid = few_shot.draw(jax.random.bits(jax.random.key(0), (6,)), 6)
+    indices, valid = few_shot.sample_subset(jax.random.bits(jax.random.key(0), (6,)), 6)
     assert sorted(np.asarray(indices)) == list(range(6)) and valid.all()
 
 
@@ -141,7 +141,7 @@ def test_classes_without_queries_are_excluded(make_harness, data):
         (dict(shots=0), ("shots", 0, 1)),
         (dict(support="train+valid"), ("support", "train+valid", "valid_split")),
         (dict(support="valid"), ("support", "'valid'", "train+valid")),
-        (dict(way=3), ("evals.f.way", "'ways'")),
+        (dict(way=3), ("'evals.f.way'", "'evals.f.ways'")),
     ],
 )
 def test_invalid_options_are_refused(make_harness, data, options, facts):

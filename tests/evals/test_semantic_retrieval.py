@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from mmjax.errors import UserError
-from mmjax.evals import metrics, semantic_retrieval
+from mmjax.evals import metrics
 from mmjax.evals.semantic_retrieval import count_exact, count_similar
 from tests.messages import raises
 
@@ -74,7 +74,7 @@ def test_without_text_only_the_paired_example_is_positive(make_harness):
 
 @pytest.mark.parametrize("block", [7, 1024])
 def test_all_pairs_directions_and_thresholds_equal_sorting(make_harness, monkeypatch, block):
-    monkeypatch.setattr(semantic_retrieval, "_MAX_BLOCK", block)
+    monkeypatch.setattr("mmjax.evals.blocks.MAX_BLOCK", block)
     arrays = tvl_like(np.random.default_rng(0), 41, views=2)
     thresholds = (0.5, 0.7, 0.95)
     results = make_harness({"test": arrays}).run(

@@ -1,4 +1,8 @@
-"""Features on disk, found again by what they were made from: weights, model, data and request."""
+"""A cache of features on disk.
+
+Files are keyed by everything that determines the features: weights, model, data and request. A
+change of the code of mmjax is not detected.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -16,26 +19,28 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from mmjax import files
 from mmjax.cache import cache_dir
 
-_FORMAT = 1  # of the files; another number finds none of them
-_FIELDS = ("output", "field")  # what the model gave, and what the data did
-# Keys of config.data that change nothing about an evaluation.
+_FORMAT = 1  # version of the files; a change invalidates all of them
+_GROUPS = ("output", "field")  # arrays from the model, and arrays from the data
+# Keys of config.data that do not affect an evaluation.
 _INERT = (
     *("split", "weights", "limit", "pairs", "max_corrupt"),
     *("check_crc", "read", "threads", "prefetch"),
 )
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_READ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 Arrays = dict[str, np.ndarray]
 
 
 def path_of(key: Mapping[str, Any], name: str) -> pathlib.Path:
-    """The file of the features that `key` describes.
+    """Returns the file of the features that `key` describes.
 
     Args:
-      key: all that they depend on; written as JSON.
-      name: of the dataset and split, for people who look into the folder.
+      key: Everything that determines the features; must be JSON-serializable.
+      name: Name of the dataset and split. It precedes the hash in the file name, for people who
+        look into the directory.
     """
     text = json.dumps({"format": _FORMAT, **key}, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -44,55 +49,62 @@ def path_of(key: Mapping[str, Any], name: str) -> pathlib.Path:
 
 
 def read(path: pathlib.Path, names: Collection[str]) -> tuple[Arrays, Arrays] | None:
-    """`(outputs, fields)` of a file; None if it is not there, lacks one of the outputs, or is
-    damaged, which is logged."""
+    """Returns `(outputs, fields)` of a file.
+
+    Args:
+      path: From `path_of`.
+      names: Names of the outputs to read.
+
+    Returns:
+      None if the file does not exist, lacks an output, or is damaged; the latter is logged.
+    """
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            groups = {kind: {} for kind in _FIELDS}
+            groups: dict[str, Arrays] = {group: {} for group in _GROUPS}
             for entry in file.files:
-                kind, _, name = entry.partition(":")
-                if kind == _FIELDS[0] and name not in names:
+                group, _, name = entry.partition(":")
+                if group == _GROUPS[0] and name not in names:
                     continue
-                groups[kind][name] = file[entry]
+                groups[group][name] = file[entry]
         sizes = {len(value) for group in groups.values() for value in group.values()}
-        if len(sizes) != 1 or "example_id" not in groups[_FIELDS[1]]:
-            raise ValueError(f"arrays of {sorted(sizes)} rows")
-    except _DAMAGE as error:
-        logging.warning("%s is damaged (%s); the features are computed again.", path, error)
+        if len(sizes) != 1 or "example_id" not in groups[_GROUPS[1]]:
+            raise ValueError(f"arrays of {sorted(sizes)} examples")
+    except _READ_ERRORS as error:
+        logging.warning("%s is damaged (%s). Recomputing the features.", path, error)
         return None
     outputs, fields = groups.values()
     return (outputs, fields) if set(names) <= outputs.keys() else None
 
 
 def write(path: pathlib.Path, outputs: Arrays, fields: Arrays) -> None:
-    """Puts a file there, all at once. A disk that is full only costs the time of the next run."""
-    groups = zip(_FIELDS, (outputs, fields), strict=True)
-    arrays = {f"{kind}:{name}": value for kind, group in groups for name, value in group.items()}
-    partial = None
+    """Writes a file atomically. If that fails, logs a warning: only the next run takes longer."""
+    groups = zip(_GROUPS, (outputs, fields), strict=True)
+    arrays = {f"{group}:{name}": value for group, part in groups for name, value in part.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            partial = file.name
+        with files.atomic_open(path, "wb") as file:
             np.savez(file, **arrays)
-        os.replace(partial, path)
     except OSError as error:
-        logging.warning("Features cannot be kept in %s: %s", path.parent, error)
-        if partial and os.path.exists(partial):
-            os.remove(partial)
-
-
-# ---- what features depend on
+        logging.warning(
+            "Cannot write features to %s: %s. They will be computed again next time.",
+            path.parent,
+            error,
+        )
 
 
 def data_identity(data: Any, spec: str, data_cfg: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What tells data from others, short of reading them: names, sizes and dates of their files.
+    """Returns a description that changes if the data change, without reading the records.
+
+    It consists of the names, sizes and modification times of their files.
 
     Args:
-      data: an evaluation dataset; None for a stream, which cannot be known without reading it.
-      spec: its specification.
-      data_cfg: the section that it was opened with; files and folders that it names count too.
+      data: An evaluation dataset.
+      spec: Its specification, as in `config.data.train`.
+      data_cfg: The data config that it was opened with, including files that it refers to.
+
+    Returns:
+      None for a stream, which cannot be identified without reading it.
     """
     if not hasattr(data, "sources"):
         return None
@@ -108,33 +120,28 @@ def data_identity(data: Any, spec: str, data_cfg: Mapping[str, Any]) -> dict[str
 
 def _source_identity(source: Any) -> dict[str, Any]:
     info = source.info
-    found = {
+    result = {
         "name": source.name,
         "num_examples": source.num_examples,
         "info": dataclasses.asdict(info) if dataclasses.is_dataclass(info) else vars(info),
     }
     if source.files is not None:
-        described = os.path.join(source.directory, "dataset.json")
-        return found | {"files": _stats([described, *map(os.fspath, source.files)])}
-    places = [source.where(record) for record in range(source.num_examples)]
-    files = dict.fromkeys(_file_of(place) for place in places)
-    digest = hashlib.sha256(json.dumps([places, _stats(files)]).encode()).hexdigest()
-    return found | {"records": digest, "labels": hashlib.sha256(source.labels()).hexdigest()}
+        metadata = os.path.join(source.directory, "dataset.json")
+        return result | {"files": _stats([metadata, *map(os.fspath, source.files)])}
+    locations = [source.where(record) for record in range(source.num_examples)]
+    paths = dict.fromkeys(_file_of(location) for location in locations)
+    digest = hashlib.sha256(json.dumps([locations, _stats(paths)]).encode()).hexdigest()
+    return result | {"records": digest, "labels": hashlib.sha256(source.labels()).hexdigest()}
 
 
-def _file_of(place: str) -> str:
-    """The file in what a source says of a record: `FILE`, `FILE, row 3` or `TABLE, row 3: FILE`."""
-    return next(
-        (
-            part
-            for part in (place, place.rpartition(": ")[2], place.rpartition(", ")[0])
-            if os.path.isfile(part)
-        ),
-        place,
-    )
+def _file_of(location: str) -> str:
+    """Returns the file in a record's location: `FILE`, `FILE, row 3` or `TABLE, row 3: FILE`."""
+    candidates = (location, location.rpartition(": ")[2], location.rpartition(", ")[0])
+    return next((path for path in candidates if os.path.isfile(path)), location)
 
 
 def _strings(value: Any) -> Iterable[str]:
+    """Yields all strings in nested mappings and sequences."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -146,15 +153,18 @@ def _strings(value: Any) -> Iterable[str]:
 
 
 def _stats(paths: Iterable[str]) -> list[tuple[str, int, int]]:
-    """(path, bytes, date) of the files, and of what lies in the folders; others are passed over."""
-    found = []
+    """Returns (path, size in bytes, modification time in ns) of files.
+
+    A directory stands for the files directly in it; paths that do not exist are ignored.
+    """
+    result = []
     for path in paths:
         path = os.path.expanduser(path)
         if os.path.isdir(path):
-            files = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+            found = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
         else:
-            files = [path] if path and os.path.exists(path) else []
-        for file in files:
+            found = [path] if path and os.path.exists(path) else []
+        for file in found:
             stat = os.stat(file)
-            found.append((file, stat.st_size, stat.st_mtime_ns))
-    return found
+            result.append((file, stat.st_size, stat.st_mtime_ns))
+    return result

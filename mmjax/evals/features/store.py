@@ -1,4 +1,4 @@
-"""Outputs of a model for every example of a split, computed once and shared by evaluators."""
+"""Features: outputs of a model for all examples of a split, computed once for all evaluators."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from absl import logging
 
 from mmjax import distributed, sharding
 from mmjax import step as step_lib
-from mmjax.checkpoints import manager as checkpoint
-from mmjax.errors import UserError, choose, unknown
+from mmjax.checkpoints.manager import fingerprint
+from mmjax.errors import UserError, check_choice, unknown
 from mmjax.evals.features import cache as feature_cache
 from mmjax.evals.features import views as views_lib
 from mmjax.evals.features.arrays import Features, Request
@@ -24,17 +24,17 @@ _MASK_SUFFIX = "_mask"
 
 
 class FeatureStore:
-    """Computes features and keeps those of one state, so that evaluators share them.
+    """Computes features and keeps those of the latest state, so that evaluators share them.
 
     Args:
-      task: its `predict` functions are compiled here, once for all evaluators and steps.
-      data_cfg: the `data` section of the config.
-      mesh: the devices that share a batch.
-      make_eval_data: replaces `mmjax.data.pipeline.loader.make_eval_data`.
-      made_by: what the task was made from (the sections of the config), for features on disk.
+      task: Its `predict` functions are compiled once for all evaluators and steps.
+      data_cfg: The `data` section of the config.
+      mesh: Devices that share a batch.
+      make_eval_data: Replaces `mmjax.data.pipeline.loader.make_eval_data`.
+      task_cfg: Config sections that the task was made from; required for features on disk.
 
     Attributes:
-      data_cfg: as given.
+      data_cfg: The argument.
     """
 
     def __init__(
@@ -44,20 +44,20 @@ class FeatureStore:
         data_cfg: Mapping[str, Any],
         mesh: jax.sharding.Mesh,
         make_eval_data: Callable[..., Any] | None = None,
-        made_by: Mapping[str, Any] | None = None,
+        task_cfg: Mapping[str, Any] | None = None,
     ):
         self._task = task
         self.data_cfg = dict(data_cfg)
         self._mesh = mesh
         self._make_eval_data = make_eval_data
-        self._made_by = made_by
+        self._task_cfg = task_cfg
         self._on_disk: set[Request] = set()
         self._weights: str | None = None  # fingerprint of the state
         self._names: dict[Request, set[str]] = collections.defaultdict(set)
         self._data: dict[Request, Any] = {}
         self._compiled: dict[str, Callable] = {}
         self._applied: dict[tuple[str, str], Callable] = {}
-        self._outputs: dict[tuple, set[str]] = {}  # by predict function and form of the batch
+        self._outputs: dict[tuple, set[str]] = {}  # by predict function and batch signature
         self._state: Any = None
         self._features: dict[Request, Features] = {}
 
@@ -72,83 +72,93 @@ class FeatureStore:
         views: Mapping[str, Any] | None = None,
         limit: int = 0,
         cache: bool = False,
+        section: str = "",
     ) -> Request:
-        """Says what will be asked for with `get`; same requests are computed together.
+        """Returns a request for `get`. Equal requests are computed together.
 
         Args:
-          names: outputs of the predict function that are needed.
-          predict: name of the task's function.
-          data: dataset, as in `config.data.train`; '' is the (first) one of training.
-          split: of the dataset.
-          batch_size: over all devices.
-          views: {section of the data config: {key: value}} that differ from training, e.g.
+          names: Outputs of the predict function that are needed.
+          predict: Name of the task's predict function.
+          data: Dataset, as in `config.data.train`; '' for the (first) training dataset.
+          split: Split of the dataset.
+          batch_size: Number of examples in a batch, over all devices.
+          views: {section of the data config: {key: value}} that differ from training, for example
             `dict(video=dict(num_clips=4), text=None)`; see `mmjax.evals.features.views.merge`.
-          limit: only the first so many examples (0: all).
-          cache: keep the features on disk, and look for them there; see
+          limit: Number of leading examples to use; 0 for all.
+          cache: Whether to keep the features on disk and look for them there; see
             `mmjax.evals.features.cache`.
+          section: Config key of the evaluator's section, for error messages.
 
         Raises:
-          UserError: anything in the request that is not possible.
+          UserError: An argument is invalid.
         """
-        choose("output of this task", predict, dict(self._task.predict))
-        sharding.check_batch(batch_size, self._mesh)
+        prefix = f"config.{section}." if section else ""
+        where = f" for config.{section}" if section else ""
+        check_choice(f"predict function of this task{where}:", predict, self._task.predict)
+        sharding.check_batch(batch_size, self._mesh, key=f"{prefix}batch_size")
+        if limit < 0:
+            raise UserError(f"{prefix}limit must be at least 0 (0: all examples); got {limit}.")
+        if cache and self._task_cfg is None:
+            raise UserError(
+                f"{prefix}cache=True needs the config that the task was made from: pass task_cfg "
+                "to make_evaluators."
+            )
         request = Request(
             predict=predict,
             data=data,
             split=split,
             batch_size=batch_size,
-            views=views_lib.to_json(self.data_cfg, views or {}),
+            views=views_lib.to_json(self.data_cfg, views or {}, key=f"{prefix}views"),
             limit=limit,
         )
         self._names[request].update(names)
-        if cache and self._made_by is None:
-            raise UserError("cache=True needs made_by=…, the config that the task was made from.")
         if cache:
             self._on_disk.add(request)
         return request
 
     def get(self, state: Mapping[str, Any], request: Request) -> Features:
-        """Features of a train state; all requests at the same state share the work.
+        """Returns the features of a train state, computing each request once per state.
 
         Raises:
-          UserError: an output that the task does not have, or outputs that are not finite.
+          UserError: The task does not have a requested output, or an output is not finite.
         """
         if state is not self._state:
             self.clear()
             self._state = state
         if request not in self._features:
-            found = self._read(state, request) if request in self._on_disk else None
-            self._features[request] = found or self._extract(state, request)
+            features = self._read(state, request) if request in self._on_disk else None
+            self._features[request] = features or self._extract(state, request)
         return self._features[request]
 
     def release(self, requests: Sequence[Request]) -> None:
-        """Frees the memory of features and of their data; who still asks for them has the data
-        opened and the features computed again."""
+        """Frees the memory of features and of their data; a later `get` computes them again."""
         for request in requests:
             self._features.pop(request, None)
             self._data.pop(request, None)
 
-    def pick(self, state: Mapping[str, Any], request: Request, ids: np.ndarray) -> Features:
-        """`get` of some examples alone, ordered by their ids and not kept for others.
+    def get_examples(self, state: Mapping[str, Any], request: Request, ids: np.ndarray) -> Features:
+        """Returns the features of some examples, ordered by id, without keeping them.
 
         For outputs that are too large to hold for every example, such as images.
 
         Args:
-          ids: example ids that the request has.
+          state: A train state.
+          request: From `request`.
+          ids: Example ids in the data of the request.
         """
         return self._extract(state, request, only=np.unique(ids))
 
     def apply(
         self, state: Mapping[str, Any], batch: Mapping[str, np.ndarray], name: str, predict: str
     ) -> np.ndarray:
-        """float32 output `name` of a predict function for a batch that is not of a dataset.
+        """Returns an output of a predict function as float32 for a batch made by the caller.
 
         Args:
-          state: a train state.
-          batch: fields as a dataset has them, the same on every process. Batches of one size
+          state: A train state.
+          batch: Fields as in a dataset's batch, the same on every process. Batches of one size
             share a compilation.
-          name: of the output.
-          predict: name of the task's function.
+          name: Name of the output.
+          predict: Name of the task's predict function.
         """
         if (predict, name) not in self._applied:
             function = self._task.predict[predict]
@@ -157,69 +167,81 @@ class FeatureStore:
                 out_shardings=sharding.replicated(self._mesh),
             )
         with jax.set_mesh(self._mesh):
-            made = self._applied[predict, name](
+            output = self._applied[predict, name](
                 step_lib.evaluation_params(state), state["extra"], dict(batch)
             )
-        return np.asarray(made)
+        return np.asarray(output)
 
     def tokenizer(self, request: Request) -> Any:
-        """The tokenizer of a request's data; None without text."""
+        """Returns the tokenizer of a request's data; None without text."""
         return self._open(request).tokenizer
 
     def check(self, state: Mapping[str, Any], request: Request) -> None:
         """Opens the data of a request and traces its outputs, without computing anything.
 
         Raises:
-          UserError: a dataset, split or output that is not there.
+          UserError: The dataset, split or output does not exist.
         """
         batch = {
-            name: jax.ShapeDtypeStruct((request.batch_size, *rows.shape[1:]), rows.dtype)
-            for name, rows in self._open(request).spec.items()
+            name: jax.ShapeDtypeStruct((request.batch_size, *field.shape[1:]), field.dtype)
+            for name, field in self._open(request).spec.items()
         }
         predict, params = self._task.predict[request.predict], step_lib.evaluation_params(state)
-        form = request.predict, tuple((k, v.shape, v.dtype) for k, v in sorted(batch.items()))
-        if form not in self._outputs:
+        signature = tuple((k, v.shape, v.dtype) for k, v in sorted(batch.items()))
+        if (request.predict, signature) not in self._outputs:
             with jax.set_mesh(self._mesh):
-                made = jax.eval_shape(predict, params, state["extra"], batch)
-            self._outputs[form] = set(made)
-        outputs = self._outputs[form]
+                outputs = jax.eval_shape(predict, params, state["extra"], batch)
+            self._outputs[request.predict, signature] = set(outputs)
+        names = self._outputs[request.predict, signature]
         for name in sorted(self._names[request]):
-            if name not in outputs:
-                raise unknown(f"output {request}:", name, outputs)
+            if name not in names:
+                raise unknown(f"output in {request}:", name, names)
 
     def clear(self) -> None:
-        """Forgets the features of the last state."""
+        """Forgets the features of the latest state."""
         self._state = self._weights = None
         self._features = {}
 
     def _path(self, state: Mapping[str, Any], request: Request) -> pathlib.Path | None:
-        """Where the features are on disk, or would be; None for data that cannot be known."""
+        """Returns the cache file of features; None for data that cannot be identified."""
         data_cfg = self._data_cfg_of(request)
         specs = data_cfg.get("train", "")
         spec = request.data or (specs if isinstance(specs, str) else specs[0])
         data = feature_cache.data_identity(self._open(request), spec, data_cfg)
         if data is None:
-            logging.warning("%s: features of a stream are not kept on disk.", request)
+            logging.warning(
+                "cache=True has no effect on %s: %s is a stream, so features on disk could not be "
+                "matched to its examples.",
+                request,
+                spec,
+            )
             return None
         if self._weights is None:
             params = step_lib.evaluation_params(state)
             with jax.set_mesh(self._mesh):
-                parts = {"params": params, "extra": state["extra"]}
-                self._weights = checkpoint.fingerprint(parts)
-        asked = dict(predict=request.predict, split=request.split, limit=request.limit)
-        key = {"weights": self._weights, "made_by": self._made_by, "data": data, **asked}
+                self._weights = fingerprint({"params": params, "extra": state["extra"]})
+        key = {
+            "weights": self._weights,
+            "task_cfg": self._task_cfg,
+            "data": data,
+            "predict": request.predict,
+            "split": request.split,
+            "limit": request.limit,
+        }
         return feature_cache.path_of(key, f"{data['sources'][0]['info']['name']}-{request.split}")
 
     def _read(self, state: Mapping[str, Any], request: Request) -> Features | None:
-        """The features on disk; None if any process does not have them."""
-        began, path = time.monotonic(), self._path(state, request)
-        found = path and feature_cache.read(path, self._names[request])
-        if distributed.any_process(found is None):
+        """Returns the features on disk; None if any process does not have them."""
+        start, path = time.monotonic(), self._path(state, request)
+        result = path and feature_cache.read(path, self._names[request])
+        if distributed.any_process(result is None):
             return None
-        logging.info("%s: features from %s.", request, path)
-        return self._made(request, *found, began)
+        logging.info("Read %s from %s.", request, path)
+        return self._make_features(request, *result, start)
 
-    def _made(self, request: Request, outputs: dict, fields: dict, began: float) -> Features:
+    def _make_features(
+        self, request: Request, outputs: dict, fields: dict, start: float
+    ) -> Features:
         fields, data = dict(fields), self._open(request)
         ids, label = fields.pop("example_id"), fields.pop("label", None)
         return Features(
@@ -228,8 +250,9 @@ class FeatureStore:
             label=label,
             example_id=ids,
             info=data.info,
+            split=request.split,
             tokenizer=data.tokenizer,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - start,
         )
 
     def _data_cfg_of(self, request: Request) -> dict[str, Any]:
@@ -254,10 +277,10 @@ class FeatureStore:
         return self._data[request]
 
     def _function(self, predict_name: str) -> Callable:
-        """`(params, extra, batch) -> (outputs, fields)`; replicated, for all processes to read.
+        """Returns the compiled `(params, extra, batch) -> (outputs, fields)`, replicated.
 
-        It gives what any evaluator wants of a predict function and the data allow: so that splits
-        of one form share a compilation, which costs more than an output too many.
+        It computes the outputs that any evaluator requests from the predict function, so that
+        splits with equal shapes share a compilation, which costs more than an unused output.
         """
         if predict_name not in self._compiled:
             predict = self._task.predict[predict_name]
@@ -271,103 +294,123 @@ class FeatureStore:
                     for name, value in batch.items()
                     if name in ("mask", "label", "example_id") or name.endswith(_MASK_SUFFIX)
                 }
-                wanted = {n: outputs[n].astype("float32") for n in names if n in outputs}
-                return wanted, fields
+                return {n: outputs[n].astype("float32") for n in names if n in outputs}, fields
 
             replicated = sharding.replicated(self._mesh)
             self._compiled[predict_name] = jax.jit(function, out_shardings=replicated)
         return self._compiled[predict_name]
 
     def _run(self, state: Mapping[str, Any], request: Request, data: Any) -> Iterator[tuple]:
-        """Host copies of each batch's results; the device is one batch ahead of the copies."""
+        """Yields host copies of each batch's results; the device is one batch ahead."""
         function, params = self._function(request.predict), step_lib.evaluation_params(state)
-        ahead = None
+        previous = None
         for batch in _batches(data, request):
             batch = sharding.make_global(batch, self._mesh)
             outputs, fields = function(params, state["extra"], batch)
-            if ahead is not None:
-                yield jax.device_get(ahead)
+            if previous is not None:
+                yield jax.device_get(previous)
             if not self._names[request] <= outputs.keys():
-                self.check(state, request)  # says what there is
-            ahead = {name: outputs[name] for name in self._names[request]}, fields
-        if ahead is not None:
-            yield jax.device_get(ahead)
+                self.check(state, request)  # raises the error for the missing output
+            previous = {name: outputs[name] for name in self._names[request]}, fields
+        if previous is not None:
+            yield jax.device_get(previous)
 
     def _extract(
         self, state: Mapping[str, Any], request: Request, only: np.ndarray | None = None
     ) -> Features:
-        began = time.monotonic()
+        """Returns computed features, of all examples or of those with the ids in `only`."""
+        start = time.monotonic()
         data = self._open(request)
+        outputs, fields, count = self._collect(state, request, data, only)
         total = data.num_examples if only is None else len(only)
-        filled, arrays, fields = 0, {}, {}
-        with jax.set_mesh(self._mesh):
-            for outputs, extras in self._run(state, request, data):
-                real = extras.pop("mask") > 0
-                if only is not None:
-                    real &= np.isin(extras["example_id"], only)
-                rows = int(real.sum())
-                for target, source in ((arrays, outputs), (fields, extras)):
-                    for name, value in source.items():
-                        if name not in target:
-                            target[name] = np.zeros((total, *value.shape[1:]), value.dtype)
-                        target[name][filled : filled + rows] = value[real]
-                filled += rows
-                if filled == total and only is not None:
-                    break
-        total = self._check_count(request, fields["example_id"], filled, total)
-        arrays, fields = ({k: v[:total] for k, v in group.items()} for group in (arrays, fields))
-        ids = fields["example_id"]
-        order = np.argsort(ids, kind="stable")
-        for name, value in arrays.items():
-            bad = ~np.isfinite(value).reshape(total, -1).all(axis=1)
-            if bad.any():
-                raise UserError(
-                    f"{request}: {name!r} is not finite for {bad.sum()} of {total} examples "
-                    f"(first: {ids[bad][:5].tolist()}). The parameters are broken or the compute "
-                    "dtype overflows."
-                )
-        arrays, fields = ({k: v[order] for k, v in group.items()} for group in (arrays, fields))
+        total = self._check_count(request, fields["example_id"], count, total)
+        outputs, fields = ({k: v[:total] for k, v in part.items()} for part in (outputs, fields))
+        _check_finite(request, outputs, fields["example_id"])
+        order = np.argsort(fields["example_id"], kind="stable")
+        outputs, fields = ({k: v[order] for k, v in part.items()} for part in (outputs, fields))
         if request in self._on_disk and only is None:
             path = self._path(state, request)
             if path and distributed.is_primary():
-                feature_cache.write(path, arrays, fields)
-        found = self._made(request, arrays, fields, began)
-        logging.info("%s: %d examples in %.1f s.", request, total, found.seconds)
-        return found
+                feature_cache.write(path, outputs, fields)
+        features = self._make_features(request, outputs, fields, start)
+        logging.info("Computed %s: %d examples in %.1f s.", request, total, features.seconds)
+        return features
 
-    def _check_count(self, request: Request, ids: np.ndarray, filled: int, total: int) -> int:
-        """How many examples there are to judge: all of them, or all but the corrupt records."""
-        if 0 < filled < total and self._data_cfg_of(request).get("corrupt") == "skip":
+    def _collect(
+        self, state: Mapping[str, Any], request: Request, data: Any, only: np.ndarray | None
+    ) -> tuple[dict, dict, int]:
+        """Returns `(outputs, fields, number of examples)`, in the order of the data."""
+        total = data.num_examples if only is None else len(only)
+        count, outputs, fields = 0, {}, {}
+        with jax.set_mesh(self._mesh):
+            for batch_outputs, batch_fields in self._run(state, request, data):
+                valid = batch_fields.pop("mask") > 0
+                if only is not None:
+                    valid &= np.isin(batch_fields["example_id"], only)
+                size = int(valid.sum())
+                for target, source in ((outputs, batch_outputs), (fields, batch_fields)):
+                    for name, value in source.items():
+                        if name not in target:
+                            target[name] = np.zeros((total, *value.shape[1:]), value.dtype)
+                        target[name][count : count + size] = value[valid]
+                count += size
+                if count == total and only is not None:
+                    break
+        return outputs, fields, count
+
+    def _check_count(self, request: Request, ids: np.ndarray, count: int, total: int) -> int:
+        """Returns the number of examples: all, or all but the corrupt records."""
+        if 0 < count < total and self._data_cfg_of(request).get("corrupt") == "skip":
             logging.warning(
-                "%s: %d corrupt records are left out, %d remain.", request, total - filled, filled
+                "%s: %d corrupt records are skipped, %d remain.", request, total - count, count
             )
-            total = filled
-        if filled != total or len(np.unique(ids[:total])) != total:
-            different = len(np.unique(ids[:filled]))
+            total = count
+        distinct = len(np.unique(ids[: min(count, total)]))
+        if count != total or distinct != total:
             raise RuntimeError(
-                f"{request}: {filled} examples came, {different} different ones, of {total}."
+                f"{request}: the data pipeline returned {count} examples ({distinct} distinct), "
+                f"but the dataset has {total}. If records are corrupt, set "
+                "views=dict(corrupt='skip') in the evaluator to skip them. Otherwise the dataset "
+                "changed while it was read: run `mmjax validate` on it."
             )
         return total
 
 
+def _check_finite(request: Request, outputs: Mapping[str, np.ndarray], ids: np.ndarray) -> None:
+    """Raises UserError for outputs that contain NaN or infinity."""
+    for name, value in outputs.items():
+        bad = ~np.isfinite(value).reshape(len(ids), -1).all(axis=1)
+        if bad.any():
+            raise UserError(
+                f"{request}: output {name!r} is not finite for {bad.sum()} of {len(ids)} examples "
+                f"(first ids: {ids[bad][:5].tolist()}). Check that the checkpoint is from a run "
+                "whose loss is finite, or set config.model.dtype='float32' if the compute dtype "
+                "overflows."
+            )
+
+
 def _batches(data: Any, request: Request) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of this process, on which the others wait, whatever happens.
+    """Yields the batches of this process; every process yields the same number.
+
+    Computations on a batch involve all processes. After an error of the data, zeros are yielded for
+    the remaining batches, and the error is raised at the end on every process.
 
     Raises:
-      UserError: the data of another process failed. This and an error of the own data come after
-        the last batch, where no process waits for another: all go on with the same next thing.
+      UserError: The data of another process failed.
     """
     if jax.process_count() == 1:
         yield from data.iterate()
         return
-    failure, made = None, 0
+    failure, count = None, 0
     try:
         for batch in data.iterate():
             yield batch
-            made += 1
+            count += 1
     except Exception as error:  # noqa: BLE001 - raised below
         failure = error
-    for _ in range(made, -(-data.num_examples // request.batch_size)):
-        yield {name: np.zeros(rows.shape, rows.dtype) for name, rows in data.spec.items()}
+    for _ in range(count, -(-data.num_examples // request.batch_size)):
+        yield {name: np.zeros(field.shape, field.dtype) for name, field in data.spec.items()}
     if distributed.any_process(failure is not None):
-        raise failure or UserError(f"{request}: the data of another process failed, see its log.")
+        raise failure or UserError(
+            f"{request}: reading the data failed on another process. See its log."
+        )

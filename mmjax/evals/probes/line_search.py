@@ -1,5 +1,9 @@
-"""A strong-Wolfe line search inside a jitted program: bracketing, then zooming (Nocedal & Wright,
-Numerical Optimization, section 3.5), with the constants and safeguards of torch's L-BFGS."""
+"""Line searches of L-BFGS inside a jitted program.
+
+`newton` is for smooth convex functions and uses only derivatives. `strong_wolfe` is the bracketing
+and zooming search of Nocedal & Wright, Numerical Optimization, section 3.5, with the constants and
+safeguards of torch's L-BFGS; published results depend on it.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,48 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-DECREASE = 1e-4  # a step must gain this part of what the slope at 0 promises …
-CURVATURE = 0.9  # … and leave at most this part of the slope
+DECREASE = 1e-4  # a step must achieve this part of the decrease that the slope at 0 predicts,
+CURVATURE = 0.9  # and leave at most this part of the slope
 MAX_STEPS = 25
+_NEWTON_STEPS = 12  # each costs no matrix product
+_NEWTON_TOLERANCE = 0.1  # of the slope at 0
+
+
+def newton(
+    slope_and_curvature: Callable[[jax.Array], tuple[jax.Array, jax.Array]], slope: jax.Array
+) -> jax.Array:
+    """Returns the step that approximately minimizes a smooth convex function along a line.
+
+    It uses only derivatives, which are precise in float32 near the minimum, where differences of
+    values are rounding noise.
+
+    Args:
+      slope_and_curvature: Maps a step to the first and second derivative.
+      slope: First derivative at step 0.
+    """
+
+    def refine(carry):
+        low, high, t, _, count = carry
+        first, second = slope_and_curvature(t)
+        low, high = jnp.where(first < 0, t, low), jnp.where(first < 0, high, t)
+        proposal = t - first / jnp.maximum(second, 1e-30)
+        proposal = jnp.minimum(proposal, 10.0 * t)
+        middle = jnp.where(jnp.isinf(high), 2.0 * t, 0.5 * (low + high))
+        done = jnp.abs(first) <= _NEWTON_TOLERANCE * jnp.abs(slope)
+        inside = (proposal > low) & (proposal < high)
+        t = jnp.where(done, t, jnp.where(inside, proposal, middle))
+        return low, high, t, done, count + 1
+
+    def unfinished(carry):
+        *_, done, count = carry
+        return ~done & (count < _NEWTON_STEPS)
+
+    start = (0.0 * slope, jnp.inf + 0.0 * slope, 1.0 + 0.0 * slope, slope >= 0, 0)
+    return jax.lax.while_loop(unfinished, refine, start)[2]
 
 
 class Point(NamedTuple):
-    """Where a line was looked at: the step, and the function's value and slope there."""
+    """A step along the line, and the value and slope of the function there."""
 
     step: jax.Array
     value: jax.Array
@@ -31,13 +70,13 @@ class _Bracketing(NamedTuple):
 class _Zooming(NamedTuple):
     low: Point  # the end of the bracket with the smaller value
     high: Point
-    low_is_first: jax.Array  # of the two ends: it counts as the lower one if they tie
-    stalled: jax.Array  # the last trial fell too near to an end
+    low_is_first: jax.Array  # which end counts as the lower one if both have the same value
+    stalled: jax.Array  # whether the last trial was too near to an end
     done: jax.Array
     count: jax.Array
 
 
-def search(
+def strong_wolfe(
     line: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     start: Point,
     first_step: jax.Array,
@@ -45,17 +84,17 @@ def search(
     length: jax.Array,
     tolerance: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """A step that meets the strong Wolfe conditions, or the best end of the last bracket.
+    """Returns a step that meets the strong Wolfe conditions, or the best end of the last bracket.
 
     Args:
-      line: step → value and slope there.
-      start: the line at step 0; its slope is negative.
-      first_step: to try first.
-      length: largest entry of the direction.
-      tolerance: a bracket that moves no entry by more than this is left.
+      line: Maps a step to the value and slope there.
+      start: The point at step 0; its slope is negative.
+      first_step: The first step to try.
+      length: Largest entry of the direction.
+      tolerance: The search ends if the bracket moves no entry by more than this.
 
     Returns:
-      The step, and how often `line` was called.
+      The step, and the number of calls of `line`.
     """
 
     def at(step: jax.Array) -> Point:
@@ -67,7 +106,7 @@ def search(
     def is_flat(point: Point) -> jax.Array:
         return jnp.abs(point.slope) <= -CURVATURE * start.slope
 
-    # Steps grow until a bracket holds a minimum, or the conditions are met.
+    # Steps grow until a bracket contains a minimum, or the conditions are met.
     def rose(s: _Bracketing) -> jax.Array:
         return too_high(s.now) | ((s.count > 1) & (s.now.value >= s.before.value))
 
@@ -84,7 +123,7 @@ def search(
     exhausted = wide.count == MAX_STEPS
     done = ~exhausted & ~rose(wide) & is_flat(wide.now)
     before = _select(exhausted, start, wide.before)
-    before = _select(done, wide.now, before)  # then both ends are what was found
+    before = _select(done, wide.now, before)  # then both ends are the result
 
     # The bracket shrinks until one of its ends meets the conditions.
     def unfinished(s: _Zooming) -> jax.Array:
@@ -95,10 +134,11 @@ def search(
         step, stalled = _inner_step(s)
         new = at(step)
         worse = too_high(new) | (new.value >= s.low.value)
-        # A worse point becomes the high end (and might still be lower than the other one).
+        # A worse point becomes the high end, unless it is lower than the low end.
         swap = (new.value < s.low.value) | ((new.value == s.low.value) & ~s.low_is_first)
         shrunk = (_select(swap, new, s.low), _select(swap, s.low, new), s.low_is_first ^ swap)
-        # A better one becomes the low end, whose place the high end takes if the minimum is there.
+        # A better point becomes the low end. The old low end becomes the high end if the minimum
+        # is between them.
         turned = new.slope * (s.high.step - s.low.step) >= 0
         moved = (new, _select(turned, s.low, s.high), s.low_is_first)
         low, high, low_is_first = _select(worse, shrunk, moved)
@@ -118,7 +158,7 @@ def search(
 
 
 def _inner_step(s: _Zooming) -> tuple[jax.Array, jax.Array]:
-    """The next trial, kept away from the ends if the one before was near them too."""
+    """Returns the next trial, away from the ends if the previous one was too near to them, too."""
     least = jnp.minimum(s.low.step, s.high.step)
     most = jnp.maximum(s.low.step, s.high.step)
     step = _cubic(s.low, s.high, least, most)
@@ -130,8 +170,10 @@ def _inner_step(s: _Zooming) -> tuple[jax.Array, jax.Array]:
 
 
 def _cubic(a: Point, b: Point, least: jax.Array, most: jax.Array) -> jax.Array:
-    """The minimum of the cubic through two points with their slopes, within bounds; their middle
-    if it has none."""
+    """Returns the minimum of the cubic through two points with their slopes, within bounds.
+
+    If the cubic has no minimum, returns the middle of the bounds.
+    """
     a, b = _select(a.step <= b.step, a, b), _select(a.step <= b.step, b, a)
     width = b.step - a.step
     mean = a.slope + b.slope - 3 * (a.value - b.value) / (a.step - b.step)

@@ -1,8 +1,9 @@
 """The classifier that VATT's published code trains on frozen features.
 
 Dense(128, no activation) → Dropout(0.9) → Dense(C, softmax) with an L2 penalty of 0.1 on the last
-kernel; Keras' Adam at 5e-4, categorical cross entropy, batches of 64 (the last, smaller one too),
-1000 epochs in a new order each. The whole training is one compiled program.
+kernel. Keras' Adam with a learning rate of 5e-4 minimizes the categorical cross-entropy in batches
+of 64, including the last, smaller batch; the examples are shuffled in each of 1000 epochs. The
+training is one compiled program.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 
 from mmjax import optim
-from mmjax.evals.probes.logistic import Linear
+from mmjax.evals.probes.linear import Linear, matmul
 
 _HIDDEN, _DROPOUT, _PENALTY, _RATE, _BATCH = 128, 0.9, 0.1, 5e-4, 64
 
@@ -23,7 +24,7 @@ Params = dict[str, dict[str, jax.Array]]
 
 
 def init(key: jax.Array, num_features: int, num_classes: int) -> Params:
-    """{'hidden', 'classes'}, each with `kernel` (Glorot, normal) and `bias` 0."""
+    """Returns initial parameters: Glorot-normal kernels and zero biases."""
     keys = jax.random.split(key)
     glorot = jax.nn.initializers.glorot_normal()
     return {
@@ -38,12 +39,14 @@ def init(key: jax.Array, num_features: int, num_classes: int) -> Params:
 def loss(
     params: Params, x: jax.Array, labels: jax.Array, weight: jax.Array, noise: jax.Array
 ) -> jax.Array:
-    """Mean cross entropy of a batch, and the penalty.
+    """Returns the mean cross-entropy of a batch plus the L2 penalty.
 
     Args:
-      params: of `init`.
-      x: [B, D]; labels: int [B]; weight: [B], 0 for padding.
-      noise: [B, 128] factors of the hidden units, of `dropout`.
+      params: From `init`.
+      x: Features [B, D].
+      labels: int [B].
+      weight: [B], 0 for padding.
+      noise: Factors of the hidden units [B, 128], from `dropout`.
     """
     hidden = _dense(params["hidden"], x) * noise
     logits = _dense(params["classes"], hidden)
@@ -52,11 +55,11 @@ def loss(
     return jnp.sum(weight * losses) / jnp.sum(weight) + penalty
 
 
-def dropout(key: jax.Array, rows: int, rate: float) -> jax.Array:
-    """Factors [rows, 128]: 0 with probability `rate`, else 1 / (1 - rate)."""
+def dropout(key: jax.Array, batch_size: int, rate: float) -> jax.Array:
+    """Returns factors [batch_size, 128]: 0 with probability `rate`, else 1 / (1 - rate)."""
     if not rate:
-        return jnp.ones((rows, _HIDDEN))
-    return jax.random.bernoulli(key, 1.0 - rate, (rows, _HIDDEN)) / (1.0 - rate)
+        return jnp.ones((batch_size, _HIDDEN))
+    return jax.random.bernoulli(key, 1.0 - rate, (batch_size, _HIDDEN)) / (1.0 - rate)
 
 
 @functools.partial(jax.jit, static_argnames=("epochs", "rate", "shuffle"))
@@ -70,32 +73,33 @@ def train(
     rate: float = _DROPOUT,
     shuffle: bool = True,
 ) -> Params:
-    """The parameters after so many epochs.
+    """Returns the parameters after training.
 
     Args:
-      params: to start from.
-      x: [N, D]; labels: int [N].
-      key: of orders and dropout.
-      epochs: passes over the examples.
-      rate: of dropout.
-      shuffle: a new order in every epoch, else that of x.
+      params: Initial parameters.
+      x: Features [N, D].
+      labels: int [N].
+      key: Random key of orders and dropout.
+      epochs: Number of passes over the examples.
+      rate: Dropout rate.
+      shuffle: Whether to shuffle in every epoch; otherwise the order is that of x.
     """
     count = len(x)
     steps = -(-count // _BATCH)
     tx = optim.keras_adam(optim.constant(base=_RATE))
 
-    def epoch(carry, number):
-        order_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
+    def epoch(carry, index):
+        order_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
         order = jax.random.permutation(order_key, count) if shuffle else jnp.arange(count)
         order = jnp.pad(order, (0, steps * _BATCH - count), constant_values=count)
 
         def step(carry, inputs):
             params, state = carry
-            rows, number = inputs
-            real = rows < count
-            rows = jnp.minimum(rows, count - 1)
-            noise = dropout(jax.random.fold_in(noise_key, number), _BATCH, rate)
-            grads = jax.grad(loss)(params, x[rows], labels[rows], real.astype(x.dtype), noise)
+            examples, step_index = inputs
+            weight = (examples < count).astype(x.dtype)
+            examples = jnp.minimum(examples, count - 1)
+            noise = dropout(jax.random.fold_in(noise_key, step_index), _BATCH, rate)
+            grads = jax.grad(loss)(params, x[examples], labels[examples], weight, noise)
             updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
 
@@ -106,13 +110,14 @@ def train(
 
 
 def fit(x: np.ndarray, labels: np.ndarray, *, num_classes: int, epochs: int, seed: int) -> Linear:
-    """The trained classifier; without dropout, its two layers are one linear map.
+    """Returns the trained classifier. Without dropout, its two layers are one linear map.
 
     Args:
-      x: [N, D]; labels: int [N].
-      num_classes: C.
-      epochs: passes over the examples.
-      seed: of initialization, orders and dropout.
+      x: Features [N, D].
+      labels: int [N].
+      num_classes: Number of classes C.
+      epochs: Number of passes over the examples.
+      seed: Seed of initialization, orders and dropout.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
     params = init(init_key, x.shape[1], num_classes)
@@ -127,5 +132,4 @@ def fit(x: np.ndarray, labels: np.ndarray, *, num_classes: int, epochs: int, see
 
 
 def _dense(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    # Accelerators would round the factors to TF32 or bfloat16.
-    return jnp.matmul(x, params["kernel"], precision=jax.lax.Precision.HIGHEST) + params["bias"]
+    return matmul(x, params["kernel"]) + params["bias"]

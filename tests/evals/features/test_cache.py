@@ -115,7 +115,7 @@ def test_any_change_of_the_inputs_recomputes_the_features(make, change):
     if change == "statistics":
         state = {**harness.state, "extra": {"mean": np.ones(3, np.float32)}}
     if change == "model":
-        harness.made_by = {"model": {"name": "another"}}
+        harness.task_cfg = {"model": {"name": "another"}}
     if change == "file":
         os.utime(harness.file, (1, 1))
     if change == "split":
@@ -152,7 +152,7 @@ def test_irrelevant_changes_keep_the_cached_features(make):
     assert features(make())[1] == 1
     harness = make()
     harness.data_cfg |= dict(prefetch=7, threads=3, limit=5)
-    harness.made_by = {"model": {"name": "fake"}, "total_steps": 99, "evals": {"a": {}}}
+    harness.task_cfg = {"model": {"name": "fake"}, "total_steps": 99, "evals": {"a": {}}}
     assert features(harness, batch_size=8)[1] == 0
 
 
@@ -227,6 +227,6 @@ def test_the_identity_of_records_covers_all_their_files(tmp_path):
 
 def test_caching_requires_the_model_config(make_harness):
     harness = make_harness({"train": {}, "test": {}})
-    harness.made_by = None
-    with raises(UserError, "cache", "made_by"):
+    harness.task_cfg = None
+    with raises(UserError, "cache", "task_cfg"):
         harness.make(k=dict(type="knn", cache=True))

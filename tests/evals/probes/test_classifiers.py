@@ -52,8 +52,8 @@ def test_logistic_refits_on_all_examples_with_the_selected_c(data):
         reference = LogisticRegression(C=c, tol=1e-8, max_iter=5000)
         reference.fit(standard[~held_out], labels[~held_out])
         accuracy[c] = reference.score(standard[held_out], labels[held_out])
-    assert accuracy[fitted.facts["C"]] == max(accuracy.values())
-    reference = LogisticRegression(C=fitted.facts["C"], tol=1e-8, max_iter=5000).fit(
+    assert accuracy[fitted.selection["C"]] == max(accuracy.values())
+    reference = LogisticRegression(C=fitted.selection["C"], tol=1e-8, max_iter=5000).fit(
         standard, labels
     )
     scores = fitted.scores(x[:, None])
@@ -103,7 +103,7 @@ def test_svm_equals_scikit_learn(data, standardize):
     expected = (scaled.decision_function(x) + scaled.decision_function(x[::-1])) / 2
     fitted = fit_svm(x[:, None], labels, num_classes=5, Cs=(1e-3,), standardize=standardize)
     np.testing.assert_allclose(fitted.scores(views), expected, atol=1e-4)
-    assert fitted.facts == {"C": 1e-3}
+    assert fitted.selection == {"C": 1e-3}
 
 
 def test_svm_with_two_classes_scores_both(data):
@@ -122,7 +122,7 @@ def test_svm_selects_c_on_the_validation_part(data):
         reference = LinearSVC(C=c).fit(x[~held_out], labels[~held_out])
         accuracy[c] = reference.score(x[held_out], labels[held_out])
     fitted = fit_svm(x[:, None], labels, num_classes=5, Cs=(1e-6, 1e-3, 10.0))
-    assert accuracy[fitted.facts["C"]] == max(accuracy.values()) > min(accuracy.values())
+    assert accuracy[fitted.selection["C"]] == max(accuracy.values()) > min(accuracy.values())
 
 
 def test_svm_needs_two_classes(data):

@@ -120,7 +120,7 @@ def test_the_line_search_meets_the_wolfe_conditions(first):
     line = lambda t: value_and_slope(t + 1.2)  # noqa: E731
     start = line_search.Point(jnp.float32(0), *line(jnp.float32(0)))
     assert start.slope < 0
-    step, calls = line_search.search(
+    step, calls = line_search.strong_wolfe(
         line, start, jnp.float32(first), length=jnp.float32(1), tolerance=1e-9
     )
     end, slope = line(step)
@@ -202,23 +202,25 @@ def test_squared_penalty_equals_scikit_learn_at_the_selected_c(data):
     x, labels = data
     held_out = np.arange(500) % 4 == 0
     fitted = fit_sweep(x[:, None], labels, num_classes=5, held_out=held_out, penalty="squared")
-    reference = LogisticRegression(C=fitted.facts["C"], tol=1e-8, max_iter=20000).fit(x, labels)
+    reference = LogisticRegression(C=fitted.selection["C"], tol=1e-8, max_iter=20000).fit(x, labels)
     probabilities = special.softmax(fitted.scores(x[:, None]), axis=1)
     np.testing.assert_allclose(probabilities, reference.predict_proba(x), atol=5e-3)
-    reference = LogisticRegression(C=fitted.facts["C"], tol=1e-8, max_iter=20000)
+    reference = LogisticRegression(C=fitted.selection["C"], tol=1e-8, max_iter=20000)
     reference.fit(x[~held_out], labels[~held_out])
     accuracy = reference.score(x[held_out], labels[held_out])
-    assert fitted.facts["valid_top1"] == pytest.approx(accuracy, abs=0.01)
+    assert fitted.selection["valid_top1"] == pytest.approx(accuracy, abs=0.01)
     for c in (1e-6, 1e-3, 1e-2):
         reference = LogisticRegression(C=c, max_iter=20000).fit(x[~held_out], labels[~held_out])
-        assert reference.score(x[held_out], labels[held_out]) <= fitted.facts["valid_top1"] + 0.01
+        assert (
+            reference.score(x[held_out], labels[held_out]) <= fitted.selection["valid_top1"] + 0.01
+        )
 
 
 def test_norm_penalty_is_refitted_on_all_examples(data):
     x, labels = data
     options = dict(num_classes=6, max_iterations=60)
     fitted = fit_sweep(x[:, None], labels, validation=0.3, **options)
-    refitted = lgssl_logistic.fit(x, labels, C=fitted.facts["C"], **options)
+    refitted = lgssl_logistic.fit(x, labels, C=fitted.selection["C"], **options)
     logits = refitted.logits(x)
     log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     scores = fitted.scores(x[:, None])
@@ -243,9 +245,9 @@ def test_the_metric_changes_the_selected_c():
     mean_class = fit_sweep(
         x[:, None], labels, num_classes=2, metric="mean_per_class", penalty="squared"
     )
-    assert set(top1.facts) == {"C", "valid_top1"}
-    assert set(mean_class.facts) == {"C", "valid_mean_per_class"}
-    assert mean_class.facts["C"] != top1.facts["C"]
+    assert set(top1.selection) == {"C", "valid_top1"}
+    assert set(mean_class.selection) == {"C", "valid_mean_per_class"}
+    assert mean_class.selection["C"] != top1.selection["C"]
 
 
 def test_multi_label_data_are_refused(data):
@@ -276,7 +278,7 @@ def test_sweep_selects_c_on_the_valid_split(make_harness, data):
     options = dict(num_classes=7, held_out=held_out, max_iterations=60)
     fitted = fit_sweep(2 * both[0], both[1], **options)
     correct = fitted.scores(2 * parts["test"]["image"]).argmax(1) == parts["test"]["label"]
-    assert results["p/image/C"] == pytest.approx(fitted.facts["C"])
+    assert results["p/image/C"] == pytest.approx(fitted.selection["C"])
     assert results["p/image/top1"] == pytest.approx(correct.mean())
     assert results["p/image/top1_chance"] == pytest.approx(1 / 5)  # five classes occur in training
 
@@ -300,13 +302,16 @@ def test_logistic_selects_c_on_the_valid_split(make_harness, data):
     [
         (dict(classifier="vatt", valid_split="val"), ("'vatt'", "valid_split")),
         (dict(valid_split=("a", "b")), ("train_split", "valid_split", 1, 2)),
-        (dict(classifier="sweep", penalty="cubed"), ("penalty", "'cubed'", "'norm'", "'squared'")),
+        (
+            dict(classifier="sweep", penalty="cubed"),
+            ("evals.p.penalty", "'cubed'", "norm, squared"),
+        ),
         (
             dict(classifier="sweep", metric="top5"),
-            ("metric", "'top5'", "'top1'", "'mean_per_class'"),
+            ("evals.p.metric", "'top5'", "'top1'", "mean_per_class"),
         ),
-        (dict(classifier="sweep", Cs=(1.0,)), ("'sweep'", "'Cs'", "penalty")),
-        (dict(classifier="logistic", penalty="norm"), ("'logistic'", "'penalty'", "Cs")),
+        (dict(classifier="sweep", Cs=(1.0,)), ("classifier=sweep", "evals.p.Cs", "penalty")),
+        (dict(classifier="logistic", penalty="norm"), ("classifier=logistic", "evals.p.penalty")),
     ],
 )
 def test_invalid_options_are_refused(make_harness, options, facts):

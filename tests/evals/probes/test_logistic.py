@@ -88,11 +88,3 @@ def test_correlated_features_converge():
     best = objective(reference.coef_.T, reference.intercept_, x, labels, 100.0)
     assert objective(result.kernel, result.bias, x, labels, 100.0) == pytest.approx(best, rel=1e-6)
     assert result.gradient <= 1e-6 and result.iterations < 150
-
-
-@pytest.mark.parametrize("size", [3, 512, 513, 1500])
-def test_the_blocked_product_equals_the_product(size):
-    rng = np.random.default_rng(0)
-    x, y = (rng.normal(size=(size, n)).astype(np.float32) for n in (7, 4))
-    result = logistic.transposed_product(x, y)
-    np.testing.assert_allclose(result, x.T.astype(np.float64) @ y, atol=1e-4)

@@ -90,7 +90,7 @@ def test_scores_are_the_mean_probabilities_of_the_views(data):
     first, second = (p / p.sum(1, keepdims=True) for p in (first, second))
     mean = np.exp(fitted.scores(np.stack([x, x[::-1]], axis=1)))
     np.testing.assert_allclose(mean, (first + second) / 2, rtol=1e-4)
-    assert (first.argmax(1) == labels).mean() > 0.9 and fitted.facts == {}
+    assert (first.argmax(1) == labels).mean() > 0.9 and fitted.selection == {}
 
 
 def test_multi_label_data_are_refused(data):

@@ -17,7 +17,8 @@ LAYERS = (
     "state models checkpoints optim sharding sentence_encoders",
     "data_spec step program preprocess",
     "tasks evals configs.*",
-    "init_from evaluate convert plan embed",
+    "convert",
+    "init_from evaluate plan embed",
     "session train",
     "inference main",
     "tools",
@@ -144,6 +145,21 @@ def test_no_circle_between_directories():
             if source and destination and source != destination:
                 graph.setdefault(source, set()).add(destination)
     assert find_circle(graph) is None
+
+
+def test_converters_import_no_recipe():
+    """Converted runs must not change with a recipe that a user edits."""
+    below, seen = [name for name in MODULES if name.startswith("mmjax.convert")], set()
+    assert len(below) > 15
+    while below:
+        name = below.pop()
+        if name not in seen:
+            seen.add(name)
+            below += [target for target, _ in GRAPH[name] if target != "mmjax"]
+    assert not [name for name in seen if name.startswith("mmjax.configs.")]
+    for name in MODULES:
+        if name.startswith("mmjax.convert"):
+            assert "importlib" not in MODULES[name].read_text(), name
 
 
 def test_tensorflow_is_imported_only_where_data_are_read():

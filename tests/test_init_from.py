@@ -170,7 +170,7 @@ def test_load_params_reads_the_newest_or_the_requested_step(run):
 
 def test_a_source_without_checkpoints_is_an_error(run, tmp_path):
     path, _ = run
-    with raises(UserError, f"{tmp_path}:", "<run>/checkpoints/<step>"):
+    with raises(UserError, tmp_path, "<run>/checkpoints/<step>"):
         load_params(str(tmp_path))
     with raises(UserError, path / "checkpoints/7", "[1, 2]"):
         load_params(str(path / "checkpoints" / "7"))

@@ -21,7 +21,7 @@ from mmjax.errors import UserError
 from mmjax.formats import safetensors, torch_reader
 from mmjax.models.guided import make_model
 from mmjax.models.towers.registry import build_tower
-from mmjax.preprocess import image as image_ops
+from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
 from mmjax.state import ModelDef
 from mmjax.tools import cli
 from tests.convert.runs import module_of, read_report
@@ -205,8 +205,8 @@ def test_published_backbone_is_converted_with_its_preprocessing(backbone):
     assert (image.name, image.blocks, image.width_multiplier) == ("resnet50", (1, 2), 1 / 8)
     assert (cfg.data.image.size, cfg.data.image.resize) == (224, "bicubic")
     assert cfg.data.image.square == "crop_resized"
-    assert tuple(cfg.augment.image.mean) == image_ops.IMAGENET_MEAN == (0.485, 0.456, 0.406)
-    assert tuple(cfg.augment.image.std) == image_ops.IMAGENET_STD == (0.229, 0.224, 0.225)
+    assert tuple(cfg.augment.image.mean) == IMAGENET_MEAN == (0.485, 0.456, 0.406)
+    assert tuple(cfg.augment.image.std) == IMAGENET_STD == (0.229, 0.224, 0.225)
     assert json.loads((run / "run.json").read_text())["source"] == source
     report = read_report(run)
     assert set(report.targets) == set(resnet())

@@ -21,7 +21,7 @@ from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.formats import safetensors, torch_reader
 from mmjax.models.tvl import make_model
-from mmjax.preprocess import image as image_ops
+from mmjax.preprocess.image import TACTILE_MEAN, TACTILE_STD
 from mmjax.state import ModelDef
 from mmjax.tasks import make_task
 from mmjax.tools import cli
@@ -233,7 +233,7 @@ def test_a_tvl_file_without_open_clip_embeds_touch(tmp_path):
     assert model.modalities == ("touch",)
     image = rng.integers(0, 256, (16, 16, 3), np.uint8)
     rotated = np.rot90(image)[None] / 255
-    rotated = (rotated - image_ops.TACTILE_MEAN) / np.array(image_ops.TACTILE_STD)
+    rotated = (rotated - TACTILE_MEAN) / np.array(TACTILE_STD)
     expected = torch_reference.timm_vit(state, rotated.astype(np.float32), num_heads=1)[0]
     expected = expected / np.linalg.norm(expected)
     np.testing.assert_allclose(model.embed_touch(image), expected, atol=1e-5)

@@ -164,7 +164,7 @@ def test_retrieval_uses_the_converted_vocabulary_without_training_data(
     assert abs(metrics[f"{prefix}/mean_rank"] - wrong.mean()) > 0.1
 
 
-def test_data_facts_of_a_config_equal_those_of_its_data():
+def test_the_data_spec_of_a_config_equals_that_of_its_data():
     directory = world.ensure_world("world:tiny")
     cfg = config.base()
     cfg.data = dict(
@@ -183,12 +183,12 @@ def test_data_facts_of_a_config_equal_those_of_its_data():
     )
     for name in ("video", "audio", "text"):
         assert (data_spec.batch[name].shape, data_spec.batch[name].dtype) == (
-            real.spec[name].shape,
-            real.spec[name].dtype,
+            real.batch[name].shape,
+            real.batch[name].dtype,
         )
     # A key that is left to the training data needs them.
     for key in ("text.vocab=", "audio.sample_rate=0.0", "label.multi_label=False"):
         incomplete = cfg.copy_and_resolve_references()
         config.apply(incomplete, [f"--config.data.{key}"])
         with raises(UserError, "nowhere", "mmjax build"):
-            evaluate._data_spec(incomplete)
+            evaluate._data_spec(config.resolve(incomplete))

@@ -80,7 +80,7 @@ class Options:
                 f"--min-similarity must be a cosine, from -1 to 1; got {self.min_similarity}."
             )
         if self.memory is not None and self.memory <= 0:
-            raise UserError(f"--memory must be positive; got {self.memory}.")
+            raise UserError(f"--memory must be greater than 0; got {self.memory}.")
 
 
 def command(features: str, *, data: str, split: str, modality: str = "") -> str:

@@ -38,16 +38,7 @@ def finalize(out: str, plan: BuildPlan) -> list[dict[str, Any]]:
             f"{missing[0].name}. Run the same `mmjax build` command again to build them."
         )
     reports = {shard.name: read_report(out, shard) for shard in plan.shards()}
-    statistics: collections.Counter = collections.Counter()
-    shapes: dict[str, set] = collections.defaultdict(set)
-    splits: dict[str, dataset.SplitInfo] = {}
-    for name, report in reports.items():
-        info = splits.setdefault(report["split"], dataset.SplitInfo(num_examples=0, shards=[]))
-        info.num_examples += report["clips"] - len(report["bad"])
-        info.shards.append(name)
-        statistics.update(report["statistics"])
-        for key, values in report["shapes"].items():
-            shapes[key].update(tuple(v) if isinstance(v, list) else v for v in values)
+    splits, statistics, shapes = _combine(reports)
     bad = [row for report in reports.values() for row in report["bad"]]
     _write_bad_rows(os.path.join(out, BAD_ROWS), bad)
     if not statistics["examples"]:
@@ -82,6 +73,23 @@ def finalize(out: str, plan: BuildPlan) -> list[dict[str, Any]]:
     return bad
 
 
+def _combine(
+    reports: Mapping[str, dict[str, Any]],
+) -> tuple[dict[str, dataset.SplitInfo], collections.Counter, dict[str, set]]:
+    """Returns the splits, the sums of statistics and the sets of shapes of the shards' reports."""
+    splits: dict[str, dataset.SplitInfo] = {}
+    statistics: collections.Counter = collections.Counter()
+    shapes: dict[str, set] = collections.defaultdict(set)
+    for name, report in reports.items():
+        info = splits.setdefault(report["split"], dataset.SplitInfo(num_examples=0, shards=[]))
+        info.num_examples += report["clips"] - len(report["bad"])
+        info.shards.append(name)
+        statistics.update(report["statistics"])
+        for key, values in report["shapes"].items():
+            shapes[key].update(tuple(v) if isinstance(v, list) else v for v in values)
+    return splits, statistics, shapes
+
+
 def _summarize(statistics: Mapping[str, float]) -> dict[str, Any]:
     """Returns the statistics of `dataset.json` from sums over all examples."""
     summary = {
@@ -106,9 +114,9 @@ def _summarize(statistics: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _write_vocabulary(path: str, plan: BuildPlan, bad: Sequence[dict[str, Any]]) -> bool:
-    """Writes the words of all captions of train, or of all splits if there is no train.
+    """Writes the words of the training captions, or of all captions without a split train.
 
-    Returns whether there are any captions.
+    Returns whether any captions exist.
     """
     from mmjax.data.text import word_vocab
 

@@ -167,7 +167,7 @@ def prepare(
     workers: int = 8,
     progress: bool = True,
 ) -> BuildPlan:
-    """Returns the plan stored in a dataset; if there is none, makes and stores it.
+    """Returns the plan stored in a dataset, or makes and stores a new one.
 
     Args:
       out: The dataset.

@@ -1,4 +1,4 @@
-"""Parses what a user writes about splits: names, fractions, and parts of a job."""
+"""Parses names of splits, fractions of splits (train:0.8,test:0.2) and parts of a job (I/N)."""
 
 from __future__ import annotations
 

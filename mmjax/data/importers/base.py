@@ -1,4 +1,4 @@
-"""The parts of an importer: what it declares, what its reader receives and what it yields.
+"""Types of all importers: `Importer`, its options, and the input and output of its reader.
 
 An importer is an `Importer` with a function that reads official annotation files and yields
 `AnnotatedExample`s. `run.import_dataset` finds their media files and writes the table.
@@ -52,7 +52,7 @@ class AnnotatedExample:
       touch: Paths of touch images.
       background: Path of the background of the touch images; '' for none.
       crop: (top, left, height, width) in pixels; None for the whole image.
-      missing_file: Path of a file that the reader found missing. The example is skipped then.
+      missing_file: Path of a file that does not exist; the example is skipped then. Else ''.
       extra: Additional columns. Only .jsonl tables can hold them; `mmjax build` ignores them.
     """
 
@@ -149,7 +149,7 @@ class Job:
         """Counts annotations that are not imported, for the report.
 
         Args:
-          group: A plural that says what they are and why, such as 'images without a caption'.
+          group: A plural phrase with the reason, such as 'images without a caption'.
           example: Name of the annotation; the report shows the first few.
           count: Number of annotations.
         """
@@ -159,7 +159,7 @@ class Job:
             skipped.examples.append(example)
 
     def read_classes_option(self) -> None:
-        """Sets the classes to the lines of the file of `--classes`, if the option is given."""
+        """Sets the classes to the lines of the file in the option `classes`, if it is set."""
         if path := self.options.classes:
             if not os.path.isfile(path):
                 raise UserError(f"--classes {path}: no such file.")

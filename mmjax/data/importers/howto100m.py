@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mmjax.data.build.splits import parse_part
 from mmjax.data.importers.annotations import iterate_json, parse_seconds, read_table
 from mmjax.data.importers.base import AnnotatedExample, Importer, Job, MediaName, Option
+from mmjax.data.text.word_vocab import split_words
 from mmjax.errors import UserError
 
 _CAPTIONS = ("caption.json", "raw_caption.json", "raw_caption_superclean.json")
@@ -17,10 +19,6 @@ Sentence = tuple[float, str]  # middle in seconds, text
 
 
 def _read(job: Job) -> Iterator[AnnotatedExample]:
-    # The tokenizers import TensorFlow, which the other importers do not need.
-    from mmjax.data.build.splits import parse_part
-    from mmjax.data.text.word_vocab import split_words
-
     options = job.options
     _check_options(options)
     part, parts = parse_part(options.part, option="--part")

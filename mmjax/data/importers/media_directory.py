@@ -21,9 +21,8 @@ class MediaDir:
 
     Args:
       root: The directory. It is listed at the first call of `find`.
-      fuzzy: Whether a name without a file of exactly that name matches a file whose name differs
-        only in case or in characters that are neither letters nor digits. Some unpackers replace
-        such characters.
+      fuzzy: Whether to ignore case and characters other than letters and digits if no file has
+        exactly the requested name. Some unpackers replace such characters.
 
     Attributes:
       root: The directory, with '~' expanded.

@@ -171,7 +171,7 @@ def read_hct(tree: Tree, *, no_contact: bool) -> Subset:
 
 
 def _hct_split(part: str, split: str, tree: Tree, notes: list[str]) -> list[Pair]:
-    """Returns the pairs of a split of one part; adds a note if there is no table."""
+    """Returns the pairs of a split of one part; adds a note if the table does not exist."""
     table, fallback = f"{part}/{split}.csv", f"{part}/contact.json"
     if tree.has(table):
         pairs = []

@@ -15,7 +15,7 @@ from mmjax.data.importers import IMPORTERS
 from mmjax.data.storage import dataset
 from mmjax.tools import cli
 from tests.data import films
-from tests.data.importers import tvl_folder
+from tests.data.importers import synthetic_tvl
 
 PAGES = Path(__file__).parents[3] / "docs" / "datasets"
 
@@ -145,9 +145,9 @@ def imagenet():
 
 
 def tvl():
-    tvl_folder.make_ssvtp(Path("tvl"), train=20, test=2)
-    swapped, sizes = ("data1/0-0.5",), ((320, 240), tvl_folder.DIGIT)
-    tvl_folder.make_hct(Path("tvl"), train=10, test=1, sizes=sizes, swapped=swapped)
+    synthetic_tvl.make_ssvtp(Path("tvl"), train=20, test=2)
+    swapped, sizes = ("data1/0-0.5",), ((320, 240), synthetic_tvl.DIGIT)
+    synthetic_tvl.make_hct(Path("tvl"), train=10, test=1, sizes=sizes, swapped=swapped)
     return {"data/tvl": {"train": 18 + 27 + 2, "valid": 2 + 3, "test": 2 + 3}}
 
 

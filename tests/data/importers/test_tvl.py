@@ -15,7 +15,7 @@ from mmjax.data.build import manifest
 from mmjax.data.importers import tvl
 from mmjax.data.storage import dataset, schema
 from mmjax.tools import cli
-from tests.data.importers import tvl_folder
+from tests.data.importers import synthetic_tvl
 from tests.data.importers.importing import assert_line_mentions
 from tests.messages import assert_mentions
 
@@ -44,8 +44,8 @@ def root(tmp_path):
 
 @pytest.fixture
 def both(root):
-    tvl_folder.make_ssvtp(root.root)
-    tvl_folder.make_hct(root.root)
+    synthetic_tvl.make_ssvtp(root.root)
+    synthetic_tvl.make_hct(root.root)
     return root
 
 
@@ -194,7 +194,7 @@ def test_missing_files_are_listed_and_rows_without_caption_are_kept(both, capsys
 
 
 def test_training_rows_that_are_also_in_test_are_skipped(root, capsys):
-    tvl_folder.make_ssvtp(root.root)
+    synthetic_tvl.make_ssvtp(root.root)
     with open(root.root / "ssvtp" / "train.csv", "a") as file:
         file.write("images_rgb/image_21_rgb.jpg,images_tac/image_21_tac.jpg,x\n" * 3)
     rows = root.rows()
@@ -206,8 +206,8 @@ def test_training_rows_that_are_also_in_test_are_skipped(root, capsys):
 
 
 def test_fallbacks_for_missing_tables_are_reported(root, capsys):
-    tvl_folder.make_ssvtp(root.root)
-    tvl_folder.make_hct(root.root, parts=("data1",))
+    synthetic_tvl.make_ssvtp(root.root)
+    synthetic_tvl.make_hct(root.root, parts=("data1",))
     for path in ("ssvtp/train.csv", "ssvtp/test.csv", "hct/data1/train.csv", "hct/data1/test.csv"):
         (root.root / path).unlink()
     rows = root.rows()
@@ -225,10 +225,10 @@ def test_fallbacks_for_missing_tables_are_reported(root, capsys):
 
 
 def test_background_option_sets_the_background_of_ssvtp(root, tmp_path):
-    tvl_folder.make_ssvtp(root.root, train=4, test=1)
+    synthetic_tvl.make_ssvtp(root.root, train=4, test=1)
     inside, outside = root.root / "ssvtp" / "empty.png", tmp_path / "empty.png"
     for path in (inside, outside):
-        tvl_folder.write_image(path, tvl_folder.DIGIT, 0, camera=False)
+        synthetic_tvl.write_image(path, synthetic_tvl.DIGIT, 0, camera=False)
     assert {row["background"] for row in root.rows("--background", inside)} == {"ssvtp/empty.png"}
     (background,) = {row["background"] for row in root.rows("--background", outside)}
     assert os.path.samefile(os.path.join(root.root, background), outside)
@@ -241,7 +241,7 @@ DIGIT, SAME = (240, 320), (40, 40)
 @pytest.mark.parametrize("background", [True, False])
 def test_swapped_recordings_are_detected_and_swapped_back(root, capsys, sizes, background):
     swapped = ("data1/1-0.5", "data2/0-1.5")
-    tvl_folder.make_hct(root.root, parts=("data1", "data2"), sizes=sizes, swapped=swapped)
+    synthetic_tvl.make_hct(root.root, parts=("data1", "data2"), sizes=sizes, swapped=swapped)
     if not background:
         for path in root.root.glob("hct/*/digit_background.png"):
             path.unlink()
@@ -270,9 +270,9 @@ def test_swapped_recordings_are_detected_and_swapped_back(root, capsys, sizes, b
 
 
 def test_ambiguous_recordings_are_reported(root, capsys):
-    tvl_folder.make_hct(root.root, parts=("data1",), sizes=(SAME, SAME))
+    synthetic_tvl.make_hct(root.root, parts=("data1",), sizes=(SAME, SAME))
     for path in root.root.glob("hct/data1/0-0.5/*/*.jpg"):
-        tvl_folder.write_image(path, SAME, 7)
+        synthetic_tvl.write_image(path, SAME, 7)
     root.rows()
     assert_line_mentions(capsys.readouterr().out, 1, "hct/data1/0-0.5")
 
@@ -298,8 +298,8 @@ def test_ambiguous_recordings_are_reported(root, capsys):
     ],
 )
 def test_malformed_files_and_wrong_options_are_named(root, capsys, broken, options, facts):
-    tvl_folder.make_ssvtp(root.root, train=2, test=1)
-    tvl_folder.make_hct(root.root, train=2, test=1, no_contact=2, parts=("data1",))
+    synthetic_tvl.make_ssvtp(root.root, train=2, test=1)
+    synthetic_tvl.make_hct(root.root, train=2, test=1, no_contact=2, parts=("data1",))
     if broken:
         columns = {"vision": ["a"], "tactile": [], "background": []}
         text = json.dumps(columns) if broken.endswith("json") else "url,tactile\na,b\n"
@@ -311,7 +311,7 @@ def test_malformed_files_and_wrong_options_are_named(root, capsys, broken, optio
 def test_missing_subset_directories_are_named(root, capsys):
     assert root.run() == 2
     assert_mentions(capsys.readouterr().err, root.root, "ssvtp", "hct")
-    tvl_folder.make_ssvtp(root.root, train=2, test=1)
+    synthetic_tvl.make_ssvtp(root.root, train=2, test=1)
     assert root.run("--subsets", "hct") == 2
     assert_mentions(capsys.readouterr().err, root.root / "hct", "--media")
     (root.root / "hct").mkdir()
@@ -333,8 +333,8 @@ def test_csv_and_jsonl_tables_give_the_same_clips(both):
 
 
 def test_table_builds_a_dataset(root):
-    tvl_folder.make_ssvtp(root.root)
-    tvl_folder.make_hct(root.root, parts=("data3",), sizes=((320, 240), tvl_folder.DIGIT))
+    synthetic_tvl.make_ssvtp(root.root)
+    synthetic_tvl.make_hct(root.root, parts=("data3",), sizes=((320, 240), synthetic_tvl.DIGIT))
     root.rows("--no-contact", "0.1")
     out = root.out.parent / "ds"
     arguments = ["--csv", root.out, "--media-root", root.root, "--out", out, "--size", "0"]

@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-length", type=int, metavar="N", help="tokens per text (default: the model's maximum)"
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="data type of a BERT model"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="data type of a BERT model (default: float32)",
     )
     parser.add_argument(
         "--width", type=int, metavar="N", help="features of --encoder words (default: 1024)"

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from mmjax.cpus import available_cpus
+
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> str:
     """An aligned plain-text table: text left, numbers right, floats with four digits."""
@@ -105,9 +107,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cpus": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpus": available_cpus(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "processes": jax.process_count(),
         "versions": {name: v for name in packages + tensorflow if (v := _version(name))},

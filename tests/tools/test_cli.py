@@ -80,6 +80,7 @@ def test_help_of_a_command_is_quick(name, user_env):
     own = f"mmjax.tools.{cli.COMMANDS[name].module}"
     tools = {module for module in modules if module.startswith("mmjax.tools.")}
     assert own in tools and all(t == "mmjax.tools.cli" or t.startswith(own) for t in tools)
+    assert not any(module.split(".")[0] == "tools" for module in modules)
 
 
 def test_every_file_in_tools_is_a_command():

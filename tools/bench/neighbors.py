@@ -13,7 +13,7 @@ from mmjax.tools.bench.common import medians
 
 if TYPE_CHECKING:  # import JAX
     from mmjax.config import Config
-    from mmjax.neighbors import Found
+    from mmjax.neighbors import SearchResult
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
@@ -55,14 +55,13 @@ def run(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from mmjax import neighbors
-    from mmjax.neighbors.vectors import unit
 
     # A mixture of 500 clusters, so that neighbors are closer than by chance.
     rng = np.random.default_rng(0)
     centers = rng.standard_normal((500, args.dim), np.float32)
     vectors = centers[rng.integers(0, 500, args.n)]
     vectors += 1.5 * rng.standard_normal(vectors.shape, np.float32)
-    vectors = unit(vectors)
+    vectors = neighbors.unit_vectors(vectors)
     settings = neighbors.choose_settings()
     neighbors.nearest(neighbors.prepare(vectors[:4096]), k=args.k, settings=settings)  # compiles
 
@@ -120,7 +119,7 @@ def _faiss_index(name: str, dim: int) -> Any:
     return getattr(faiss, name)(dim)
 
 
-def _agreement(result: Found, name: str, scores: Any, indices: Any) -> dict[str, float]:
+def _agreement(result: SearchResult, name: str, scores: Any, indices: Any) -> dict[str, float]:
     """Compares neighbors and similarities with those of faiss, without the query itself."""
     import numpy as np
 

@@ -38,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of which training samples one each time (default: first)",
     )
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="texts per batch, over all devices"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="texts per batch, over all devices (default: depends on the device)",
     )
     parser.add_argument(
         "--max-length", type=int, metavar="N", help="tokens per text (default: the model's maximum)"

@@ -19,7 +19,7 @@ from mmjax.errors import UserError
 from mmjax.tools import cli
 from tests.convert import published
 from tests.convert.runs import read_report
-from tests.convert.test_convert import convert, run_model
+from tests.convert.vatt.test_vatt_conversion import convert, run_model
 from tests.messages import assert_mentions, raises
 
 # As many tokens as the embedding of `published` has, in an order that no dataset would give them.

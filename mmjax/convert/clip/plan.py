@@ -13,7 +13,7 @@ from mmjax.convert.plan import ConversionPlan
 from mmjax.convert.torch_plan import plan_torch
 from mmjax.convert.torch_source import TorchSource
 from mmjax.errors import UserError
-from mmjax.models.towers.registry import Towers
+from mmjax.models.multi_tower import MultiTower
 from mmjax.models.tvl import make_model
 from mmjax.state import ModelDef
 
@@ -54,7 +54,7 @@ def plan_conversion(
         model = ModelDef(make_model(**options))
     else:  # can be inspected, but a model of the touch task has at least two towers
         (tower,) = towers
-        model = ModelDef(lambda rngs: Towers(towers=towers, rngs=rngs))
+        model = ModelDef(lambda rngs: MultiTower(towers=towers, rngs=rngs))
         leaves = {path: leaf for path, leaf in leaves.items() if path.startswith(f"{tower}/")}
         incomplete = (
             f"{sources[0]} contains only a {tower} tower; a model needs at least two towers. Pass "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ml_collections
 
 from mmjax import config
-from mmjax.preprocess import image as image_ops
+from mmjax.preprocess.image import CLIP_MEAN, CLIP_STD, TACTILE_MEAN, TACTILE_STD
 
 _EPOCH = 42_500  # training images per epoch
 
@@ -34,8 +34,8 @@ def tvl_config(*, base_learning_rate: float) -> ml_collections.ConfigDict:
     )
     cfg.augment = dict(
         image=dict(
-            mean=image_ops.CLIP_MEAN,
-            std=image_ops.CLIP_STD,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
             horizontal_flip=0.5,
             color_jitter=dict(
                 probability=0.8, brightness=(0.8, 1.1), contrast=(0.7, 1.3), saturation=(0.8, 1.2)
@@ -44,8 +44,8 @@ def tvl_config(*, base_learning_rate: float) -> ml_collections.ConfigDict:
             blur=dict(probability=0.5, kernel_size=9, sigma=(0.5, 1.0)),
         ),
         touch=dict(
-            mean=image_ops.TACTILE_MEAN,
-            std=image_ops.TACTILE_STD,
+            mean=TACTILE_MEAN,
+            std=TACTILE_STD,
             horizontal_flip=0.5,
             vertical_flip=0.5,
             color_jitter=dict(

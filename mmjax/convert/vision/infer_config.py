@@ -14,7 +14,7 @@ from mmjax.convert.shapes import HEAD_DIM, Shapes
 from mmjax.convert.torch_source import TorchSource
 from mmjax.convert.vision import load as vision_load
 from mmjax.convert.vision import names as vision_names
-from mmjax.preprocess import image as image_ops
+from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
 
 _SIZE = 224  # image size in pixels of the published training and evaluation
 
@@ -49,7 +49,7 @@ def make_config(source: TorchSource, *, head_dim: int | None = None) -> ml_colle
         cfg.data.text = dict(tokenizer="clip", max_tokens=length, candidates=1)
         if "clip" not in cfg.model.heads and "projection" in cfg.model.heads:
             cfg.loss = dict(clip=dict(head="projection"))  # LGSLIP compares projections with text
-    cfg.augment = dict(image=dict(mean=image_ops.IMAGENET_MEAN, std=image_ops.IMAGENET_STD))
+    cfg.augment = dict(image=dict(mean=IMAGENET_MEAN, std=IMAGENET_STD))
     config.resolve(cfg)
     return cfg
 

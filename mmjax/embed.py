@@ -78,7 +78,7 @@ def embed_dataset(
         return "\n".join([f"{out}: to train with these features, add", *lines])
     lines = []
     for modality in modalities:
-        command = search_dataset.command(
+        command = search_dataset.neighbors_command(
             out, data=cfg.data.train, split=cfg.data.get("split", "train"), modality=modality
         )
         lines += [f"{out}: features of {modality}.", f"Next: {command}"]
@@ -114,7 +114,7 @@ def embed(
     from mmjax.checkpoints.manager import fingerprint
     from mmjax.data.pipeline import precomputed_features
     from mmjax.data.pipeline.config import parse_config
-    from mmjax.data.pipeline.loader import open_tokenizer
+    from mmjax.data.pipeline.tokenizer import open_tokenizer
     from mmjax.data_spec import DataSpec
     from mmjax.tasks import make_task
 

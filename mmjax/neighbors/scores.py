@@ -1,4 +1,4 @@
-"""Scores of two sets of rows on a device, and how far from the cosines they are."""
+"""Scores of pairs of vectors on a device, and bounds on their rounding errors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 
-def scores_of(queries: jax.Array, candidates: jax.Array) -> jax.Array:
-    """Cosines [Q, C] of unit vectors, in float32 whatever they are."""
+def dot_products(queries: jax.Array, candidates: jax.Array) -> jax.Array:
+    """Returns the cosines [Q, C] of unit vectors [Q, D] and [C, D], accumulated in float32."""
     return jax.lax.dot_general(
         queries,
         candidates,
@@ -18,24 +18,38 @@ def scores_of(queries: jax.Array, candidates: jax.Array) -> jax.Array:
 
 
 def masked_scores(
-    scores: jax.Array, group: jax.Array, tag: jax.Array, others: jax.Array, other_tags: jax.Array
+    scores: jax.Array,
+    query_group: jax.Array,
+    query_tag: jax.Array,
+    group: jax.Array,
+    tag: jax.Array,
 ) -> jax.Array:
-    """Scores with -inf where the rows must not be neighbors."""
-    allowed = (group[:, None] == others) & (tag[:, None] != other_tags)
+    """Returns the scores, with -inf for pairs that must not be neighbors.
+
+    Vectors may be neighbors if they are of one group and have different tags.
+
+    Args:
+      scores: float [Q, C].
+      query_group, query_tag: int [Q].
+      group, tag: int [C], of the candidates.
+    """
+    allowed = (query_group[:, None] == group) & (query_tag[:, None] != tag)
     return jnp.where(allowed, scores, -jnp.inf)
 
 
-def bound(dtype: str, width: int, rounding: float = 0.0) -> float:
-    """How far scores of unit vectors are from their cosines in float64 at most.
+def error_bound(dtype: str, width: int, rounding_error: float = 0.0) -> float:
+    """Returns the largest difference between a score and the cosine in float64.
 
-    A sum of D products of unit vectors, in any order, errs by D · 2^-24 at most in float32; some
-    devices add with another bit less. With each vector r away from what it was rounded to, a
-    product changes by 2 r + r² at most.
+    A float32 sum over D products of unit vectors, in any order, is off by at most D · 2^-24; some
+    devices lose one more bit. If rounding moves each vector by at most r, a product changes by at
+    most 2 r + r².
 
     Args:
-      dtype: of the products.
-      width: D.
-      rounding: r, the largest distance of a vector from itself in bfloat16.
+      dtype: Type of the products.
+      width: Number of values of a vector, D.
+      rounding_error: The largest distance r between a vector and its rounded value in bfloat16.
     """
-    summed = (width + 17) * 2.0**-23
-    return summed if dtype == "float32" else 2 * summed + 2 * rounding + rounding**2
+    accumulation = (width + 17) * 2.0**-23
+    if dtype == "float32":
+        return accumulation
+    return 2 * accumulation + 2 * rounding_error + rounding_error**2

@@ -76,7 +76,7 @@ def embed_captions(
     lines = [f"{result.path}: float32 {result.shape}, captions of {source.name} by {encoder}."]
     following = [f"--config.data.text.features={out} to train on them"]
     if len(result.shape) == 2:  # neighbors are searched with one vector per record
-        following.insert(0, search_dataset.command(out, data=dataset, split=split))
+        following.insert(0, search_dataset.neighbors_command(out, data=dataset, split=split))
     return "\n".join([*lines, *result.notices, f"Next: {', or '.join(following)}"])
 
 

@@ -8,11 +8,12 @@ import pytest
 
 from mmjax import neighbors
 from mmjax.errors import UserError
-from mmjax.neighbors import choice, tiles
+from mmjax.neighbors import rerank, tile_search
+from mmjax.neighbors import search as search_module
 from tests.messages import assert_mentions, raises
 
 
-def brute_force(features, k, *, groups=None, same=None, equal=True):
+def brute_force(features, k, *, groups=None, duplicate_ids=None, allow_equal=True):
     """Returns (neighbors, similarity) from a stable sort of all cosine similarities."""
     wide = features.astype(np.float64)
     norm = np.linalg.norm(wide, axis=1)
@@ -24,9 +25,9 @@ def brute_force(features, k, *, groups=None, same=None, equal=True):
     allowed = ~np.eye(len(features), dtype=bool) & (norm > 0) & (norm > 0)[:, None]
     if groups is not None:
         allowed &= groups[:, None] == groups
-    if same is not None:
-        allowed &= same[:, None] != same
-    if not equal:
+    if duplicate_ids is not None:
+        allowed &= duplicate_ids[:, None] != duplicate_ids
+    if not allow_equal:
         allowed &= (vectors[:, None] != vectors).any(2)
     scores = np.where(allowed, scores, -np.inf)
     order = np.argsort(-scores, 1, kind="stable")[:, :k]  # ties: lowest index first
@@ -52,7 +53,7 @@ def make(dataset, count=500, width=16):
 
 def settings(dtype="float32", block=64, tile=32, devices=8, held=None):
     """Returns settings for `devices` devices with memory for `held` blocks each."""
-    return tiles.Settings(
+    return neighbors.Settings(
         dtype=dtype,
         block=block,
         tile=tile,
@@ -63,9 +64,11 @@ def settings(dtype="float32", block=64, tile=32, devices=8, held=None):
     )
 
 
-def search(features, k, options, work=None, progress=lambda products: None, **limits):
+def search(features, k, options, resume_file=None, progress=lambda products: None, **limits):
     prepared = neighbors.prepare(features, **limits)
-    return neighbors.nearest(prepared, k=k, settings=options, work=work, progress=progress)
+    return neighbors.nearest(
+        prepared, k=k, settings=options, resume_file=resume_file, progress=progress
+    )
 
 
 def check(result, expected):
@@ -111,7 +114,7 @@ def test_more_near_ties_than_candidates_trigger_an_exhaustive_search():
     base[:, 0] = 1
     base[np.arange(300), 1 + np.arange(300) % 60] = 1e-4 * (1 + np.arange(300) // 60)
     result = search(base, 2, settings(tile=16, block=64))
-    assert result.counts["searched_whole"] > 0
+    assert result.counts["searched_exhaustively"] > 0
     check(result, brute_force(base, 2))
 
 
@@ -120,28 +123,35 @@ def test_neighbors_respect_groups_and_excluded_pairs():
     x = make("copies")
     groups = rng.integers(0, 40, len(x)) * 1000 - 7
     groups[:30] = np.arange(30) + 10**6  # groups of one
-    same = rng.integers(0, 90, len(x))
-    for limits in ({"groups": groups}, {"same": same}, {"groups": groups, "same": same}):
+    ids = rng.integers(0, 90, len(x))
+    for limits in (
+        {"groups": groups},
+        {"duplicate_ids": ids},
+        {"groups": groups, "duplicate_ids": ids},
+    ):
         result = search(x, 3, settings(held=1), **limits)
         check(result, brute_force(x, 3, **limits))
     assert (
         search(x, 1, settings(), groups=groups).counts["alone"] >= 28
     )  # up to two of 30 are zero vectors
-    check(search(x, 3, settings(), equal=False), brute_force(x, 3, equal=False))
+    check(search(x, 3, settings(), allow_equal=False), brute_force(x, 3, allow_equal=False))
 
 
 def test_group_sizes_do_not_trigger_recompilation():
     x, options = make("random", 600), settings(block=32, tile=32, devices=1)
     search(x, 1, options, groups=np.repeat(np.arange(3), 200))
-    step, opened = tiles._make_step(options, 4, True)._cache_size(), choice._best_of._cache_size()
+    step, opened = (
+        tile_search._make_step(options, 4, True)._cache_size(),
+        rerank._best_of._cache_size(),
+    )
     rng = np.random.default_rng(0)
     for count in (5, 50, 150):
         groups = rng.integers(0, count, len(x))
         groups[:count] = np.arange(count)
         groups[-count:] = np.arange(count)  # no group of one, so the size is the same
         search(x, 1, options, groups=groups)
-    assert tiles._make_step(options, 4, True)._cache_size() == step
-    assert choice._best_of._cache_size() == opened
+    assert tile_search._make_step(options, 4, True)._cache_size() == step
+    assert rerank._best_of._cache_size() == opened
 
 
 def test_missing_neighbors_are_marked_with_minus_one():
@@ -167,8 +177,8 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("options", [settings(block=32, held=1, devices=2), settings(block=32)])
 def test_resumed_search_is_bit_exact(tmp_path, monkeypatch, options, caplog):
-    monkeypatch.setattr(neighbors, "_SAVE_SECONDS", -1.0)
-    monkeypatch.setattr(neighbors, "_PATIENCE", 0)
+    monkeypatch.setattr(search_module, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(search_module, "_SAVE_FRACTION", 0)
     x, work = make("clusters"), tmp_path / "search.npz"
     progress = []
     expected = search(x, 2, options, progress=progress.append)
@@ -183,24 +193,24 @@ def test_resumed_search_is_bit_exact(tmp_path, monkeypatch, options, caplog):
                 raise Killed
 
         with pytest.raises(Killed):
-            search(x, 2, options, work=work, progress=killing)
+            search(x, 2, options, resume_file=work, progress=killing)
         if stop > 0.3:
             assert done[0] > 0.2 * total  # resumed from the saved progress
     done = []
-    result = search(x, 2, options, work=work, progress=done.append)
+    result = search(x, 2, options, resume_file=work, progress=done.append)
     assert done[0] > 0.5 * total and sum(done) == total
     check(result, (expected.neighbors, expected.similarity))
     assert str(work) not in caplog.text  # no warning about the file
 
     x[5] += 1  # saved progress of other features is not used
-    changed = search(x, 2, options, work=work, progress=(done := []).append)
+    changed = search(x, 2, options, resume_file=work, progress=(done := []).append)
     assert done[0] == 0
     assert_mentions(caplog.text, work)
     check(changed, brute_force(x, 2))
     for damaged in (b"not an archive", b"", work.read_bytes()[:100]):
         work.write_bytes(damaged)
         caplog.clear()
-        check(search(x, 2, options, work=work), brute_force(x, 2))
+        check(search(x, 2, options, resume_file=work), brute_force(x, 2))
         assert_mentions(caplog.text, work)
 
 
@@ -212,21 +222,23 @@ def test_every_pair_of_blocks_is_multiplied_once():
     assert sum(progress) == blocks * (blocks + 1) // 2
     prepared = neighbors.prepare(x, groups=np.repeat(np.arange(5), 100))
     # Groups of 100 vectors overlap blocks of 64: [0,1], [1,2,3], [3,4], [4,5,6], [6,7].
-    assert neighbors.products(prepared.rows, options) == 8 + 9
+    assert neighbors.count_products(prepared.vectors, options) == 8 + 9
 
 
-def test_plan_counts_products_flops_and_memory():
+def test_cost_counts_products_flops_and_memory():
     groups = np.repeat(np.arange(5), 100)
     options = settings(block=64, devices=2)
-    plan = neighbors.plan(500, 16, k=2, settings=options, groups=groups)
-    assert plan["products"] == 17 and plan["flops"] == 17 * 2 * 64 * 64 * 16
-    assert plan["passes"] == 3 and plan["cached"] and 0 < plan["seconds"] < 60
-    assert 4 * 64 * 16 * 4 < plan["device_bytes"] < 2**20  # at least the vectors of four blocks
-    assert 500 * 16 * 4 < plan["host_bytes"] < 2**20
+    cost = neighbors.estimate_cost(500, 16, k=2, settings=options, groups=groups)
+    assert cost.products == 17 and cost.flops == 17 * 2 * 64 * 64 * 16
+    assert cost.passes == 3 and cost.cached and 0 < cost.seconds < 60
+    assert 4 * 64 * 16 * 4 < cost.device_bytes < 2**20  # at least the vectors of four blocks
+    assert 500 * 16 * 4 < cost.host_bytes < 2**20
 
 
 def test_mutual_marks_pairs_that_are_neighbors_of_each_other():
-    result = neighbors.Found(np.array([[1, 2], [0, -1], [1, 0], [-1, -1]], np.int32), None, {})
+    result = neighbors.SearchResult(
+        np.array([[1, 2], [0, -1], [1, 0], [-1, -1]], np.int32), None, {}
+    )
     expected = [[True, True], [True, False], [False, True], [False, False]]
     np.testing.assert_array_equal(neighbors.mutual(result), expected)
 
@@ -236,29 +248,33 @@ def test_mutual_marks_pairs_that_are_neighbors_of_each_other():
     [
         (np.zeros((4, 2, 3), np.float32), {}, ("float32 [4, 2, 3]", "[N, D]")),
         (np.zeros((4, 2), np.int32), {}, ("int32 [4, 2]", "[N, D]")),
-        (np.float32([[1, 2], [np.nan, 1]]), {}, ("1", "NaN")),
+        (np.float32([[1, 2], [np.nan, 1]]), {}, ("text.npy[1, 0]", "nan")),
         (np.ones((4, 2)), {"groups": np.zeros(3, int)}, ("groups", "int64 [3]", "[4]")),
-        (np.ones((4, 2)), {"same": np.zeros(4)}, ("same", "float64 [4]", "integers [4]")),
+        (
+            np.ones((4, 2)),
+            {"duplicate_ids": np.zeros(4)},
+            ("duplicate_ids", "float64 [4]", "integers [4]"),
+        ),
     ],
 )
 def test_invalid_features_are_an_error(features, limits, facts):
     with raises(UserError, *facts):
-        neighbors.prepare(features, **limits)
+        neighbors.prepare(features, name="text.npy", **limits)
 
 
 def test_invalid_options_are_an_error():
     prepared = neighbors.prepare(make("random", 10))
-    with raises(UserError, 0, 1):
+    with raises(UserError, "k must be", 0, 1):
         neighbors.nearest(prepared, k=0)
     with raises(UserError, "--dtype", "'float8'", "auto, bfloat16, float32"):
         neighbors.choose_settings("float8")
-    with raises(UserError, 3, 64):
+    with raises(UserError, "tile=3", "block=64"):
         dataclasses.replace(settings(), tile=3)
 
 
 def test_search_agrees_with_faiss():
     faiss = pytest.importorskip("faiss")
-    x = neighbors.rows.unit(make("random", 400, 24))
+    x = neighbors.unit_vectors(make("random", 400, 24))
     index = faiss.IndexFlatIP(24)
     index.add(x)
     scores, indices = index.search(x, 4)

@@ -66,7 +66,9 @@ def find(features, out, *options):
 
 
 def read(out, data):
-    return pair_files.open_pairs(out, source=sources.open_source(data, split="train"), split="train")
+    return pair_files.open_pairs(
+        out, source=sources.open_source(data, split="train"), split="train"
+    )
 
 
 def nearest(allowed):
@@ -96,7 +98,7 @@ def test_nearest_neighbors_are_written_as_pairs(features, data, tmp_path, capsys
     assert made["modality"] == "text" and made["k"] == 1 and made["distinct"] == 35
     output = capsys.readouterr().out
     assert_line_mentions(output, tmp_path / "pairs", "40 of 40", "40 pairs")
-    assert_line_mentions(output, "100 %: 1.000")  # quantiles of the similarity
+    assert_line_mentions(output, "100%: 1.000")  # quantiles of the similarity
     assert_line_mentions(output, 40, 6, "float32", 1)
     assert sorted(path.name for path in (tmp_path / "pairs").iterdir()) == sorted(
         [pair_files.FILE, pair_files.NEIGHBORS, pair_files.SIMILARITY]

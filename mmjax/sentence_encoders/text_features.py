@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from mmjax import files
 from mmjax.data.pipeline import precomputed_features
 from mmjax.data.sources import captions
-from mmjax.data.storage import metadata
 from mmjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class TextFeatures:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Records how many vectors of the partial file are done."""
-        metadata.write(self._state_path, state)
+        files.write_json(self._state_path, state)
 
     def finish(self, made: Mapping[str, Any]) -> None:
         """Renames the partial file and adds the split to features.json.

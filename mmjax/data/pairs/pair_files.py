@@ -75,7 +75,7 @@ def write_pairs(
         with files.atomic_open(directory / name, "wb") as file:
             np.save(file, array)
     content = dict(format=FORMAT, dataset=dataset, split=split, num_examples=len(neighbors))
-    metadata.write(directory / FILE, content | metadata_entries)
+    files.write_json(directory / FILE, content | metadata_entries)
 
 
 def read_description(directory: str | os.PathLike) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mmjax import files
 from mmjax.data.pipeline.phases import Features, Pipeline, seed_of
 from mmjax.data.sources.base import Source
 from mmjax.data.storage import metadata
@@ -44,7 +45,7 @@ def write_description(
     directory = os.path.expanduser(directory)
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, FILE)
-    metadata.write(path, {"dataset": dataset, "num_examples": dict(num_examples), **more})
+    files.write_json(path, {"dataset": dataset, "num_examples": dict(num_examples), **more})
 
 
 def read_description(directory: str | os.PathLike) -> dict[str, Any] | None:

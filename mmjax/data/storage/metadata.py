@@ -1,19 +1,16 @@
-"""JSON files that describe the arrays in the same directory, such as `pairs.json`."""
+"""Reader of JSON files that describe the arrays in the same directory, such as `pairs.json`.
+
+They are written with `mmjax.files.write_json`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from mmjax import files
 from mmjax.errors import UserError
-
-
-def write(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Writes a description atomically."""
-    files.write_json(path, dict(content))
 
 
 def read(

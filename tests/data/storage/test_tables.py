@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from mmjax.data.pairs import scopes
 from mmjax.data.storage import tables
 from mmjax.errors import UserError
 from tests.messages import raises
@@ -64,13 +63,3 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
     (tmp_path / "directory.csv").mkdir()
     with raises(UserError, tmp_path / "directory.csv", "Is a directory"):
         list(tables.rows(str(tmp_path / "directory.csv")))
-
-
-def test_lines_without_a_value_in_the_scope_column_form_their_own_groups(tmp_path):
-    table = tmp_path / "t.jsonl"
-    lines = [{"path": "a"}, {"path": "b", "by": 1}, {"path": "c", "by": 1}, {"path": "d", "by": ""}]
-    table.write_text("\n".join(map(json.dumps, lines)))
-    groups = scopes.groups_of(f"{table}:by", None, ["a", "b", "c", "d", "e"])
-    assert groups[1] == groups[2] and len(set(groups.tolist())) == 4
-    with raises(UserError, "--scope", f"{table}:author", "path, by"):
-        scopes.groups_of(f"{table}:author", None, ["a"])

@@ -84,6 +84,11 @@ def convert(
             message = report.format_report(plan, arrays=False)
         return Result(message=message, has_mismatches=bool(plan.mismatches))
     run_writer.write_run(plan, out, allow=allow)
+    return Result(message=_describe_run(plan, out))
+
+
+def _describe_run(plan: ConversionPlan, out: str) -> str:
+    """Returns the message after a conversion."""
     values = report.summary(plan)
     lines = [
         f"{out}: {report.model_name(values['model'])}, step {values['step']}, "
@@ -95,7 +100,7 @@ def convert(
     if plan.random_paths:
         count, paths = len(plan.random_paths), ", ".join(plan.random_paths[:8])
         lines.append(f"Randomly initialized arrays: {count} ({paths})")
-    return Result(message="\n".join(lines))
+    return "\n".join(lines)
 
 
 def _plan(

@@ -23,8 +23,8 @@ SUFFIX = ".safetensors"
 _MAX_HEADER = 100_000_000  # bytes, the limit of the reference implementation
 _DTYPES = {
     "BOOL": np.bool_,
-    **{f"{kind}{8 * size}": f"{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
-    **{f"F{8 * size}": f"f{size}" for size in (2, 4, 8)},
+    **{f"{letter}{8 * n}": f"{letter.lower()}{n}" for letter in "IU" for n in (1, 2, 4, 8)},
+    **{f"F{8 * n}": f"f{n}" for n in (2, 4, 8)},
     "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -58,11 +58,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def _array(name: str, entry: Mapping[str, Any], data: np.ndarray) -> np.ndarray:
     damaged = UserError(f"the header is damaged at {name}. Copy the file again.")
     try:
-        type_name, shape, (begin, end) = (
-            entry["dtype"],
-            tuple(entry["shape"]),
-            entry["data_offsets"],
-        )
+        type_name, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise damaged from error
     if type_name not in DTYPES:

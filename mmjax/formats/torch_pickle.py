@@ -99,7 +99,7 @@ class _Type:
 
 
 def _view(storage: np.ndarray, offset: int, size: Sequence[int], stride: Sequence[int], *_):
-    """A tensor of a storage; what it may see of memory is checked."""
+    """Returns a tensor as a view of its storage, after checking that it stays inside."""
     size, stride = tuple(size), tuple(stride)
     if not isinstance(storage, np.ndarray) or len(size) != len(stride):
         raise UserError("a tensor is damaged. Copy the file again.")

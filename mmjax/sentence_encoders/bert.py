@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mmjax import sharding
-from mmjax.checkpoints import manager
+from mmjax.checkpoints.manager import fingerprint
 from mmjax.errors import UserError
 from mmjax.sentence_encoders import bert_files
 from mmjax.sentence_encoders.base import Encoder
@@ -57,7 +57,7 @@ class BertEncoder(Encoder):
             self._tokenizer.enable_truncation(max_length)
         self.max_length: int = self._tokenizer.truncation["max_length"]
         self.width, self.normalized = cfg.encoder.width, cfg.normalize
-        self.fingerprint, self._dtype = manager.fingerprint(params), dtype
+        self.fingerprint, self._dtype = fingerprint(params), dtype
         self._mesh = sharding.make_mesh()
         devices = self._mesh.size
         if batch_size is None:

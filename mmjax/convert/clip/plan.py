@@ -47,7 +47,9 @@ def plan_conversion(
             f"--quick-gelu applies to CLIP's towers, and {sources[0]} has none. Remove the flag."
         )
     vocab_size = options["text"]["vocab_size"] if "text" in options else None
-    words = vocabulary.check(vocab, vocab_size=vocab_size, tokenizer="clip") if vocab else None
+    checked_vocab = (
+        vocabulary.check(vocab, vocab_size=vocab_size, tokenizer="clip") if vocab else None
+    )
     towers = {name: options[name] for name in _TOWERS if name in options}
     leaves, incomplete = source.leaves, ""
     if len(towers) > 1:
@@ -67,13 +69,15 @@ def plan_conversion(
         cfg=cfg,
         model=model,
         leaves=leaves,
-        notes=_notes(source, quick_gelu, words),
-        vocabulary=words,
+        notes=_notes(source, quick_gelu, checked_vocab),
+        vocabulary=checked_vocab,
         incomplete=incomplete,
     )
 
 
-def _notes(source: TorchSource, quick_gelu: bool, words: vocabulary.Vocabulary | None) -> list[str]:
+def _notes(
+    source: TorchSource, quick_gelu: bool, checked_vocab: vocabulary.Vocabulary | None
+) -> list[str]:
     """Returns notes about options that the shapes do not determine."""
     notes = []
     if {"image", "text"} & set(source.components):
@@ -88,6 +92,6 @@ def _notes(source: TorchSource, quick_gelu: bool, words: vocabulary.Vocabulary |
             if any(key.endswith(clip_names.OPENAI_KEY) for key in source.entries):
                 note += f" The key {clip_names.OPENAI_KEY} indicates a model of OpenAI."
         notes.append(note)
-    if words is not None or "text" in source.components:
-        notes += vocabulary.clip_notes(words)
+    if checked_vocab is not None or "text" in source.components:
+        notes += vocabulary.clip_notes(checked_vocab)
     return notes

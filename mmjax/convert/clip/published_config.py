@@ -5,6 +5,8 @@ They equal the recipe `tvl` of the touch task, which a test checks.
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_collections
 
 from mmjax import config
@@ -32,7 +34,35 @@ def tvl_config(*, base_learning_rate: float) -> ml_collections.ConfigDict:
         touch=dict(size=224, square="pad", quarter_turns=1, background="", antialias=True),
         text=dict(tokenizer="clip", max_tokens=77, candidates=1, keywords=dict()),
     )
-    cfg.augment = dict(
+    cfg.augment = _augment()
+    cfg.loss = dict(name="info_nce", mean_over="pairs", max_logit_scale=0.0)
+    cfg.optimizer = dict(
+        name="adamw",
+        b2=0.95,
+        weight_decay=0.05,
+        weight_decay_exclude=("bias$", "scale$"),
+        frozen=("^image/", "^text/"),
+        schedule=dict(
+            name="cosine",
+            base=base_learning_rate,
+            per_examples=256,
+            warmup_examples=10 * _EPOCH,
+        ),
+    )
+    cfg.init_allow = ("^touch/", "^heads/", "^logit_", "^extra/")  # arrays OpenCLIP does not have
+    cfg.checkpoint = dict(every=1000, keep=2, best="valid/touch_text@0.9/top1")
+    retrieval = dict(type="semantic_retrieval", batch_size=64)
+    cfg.evals = dict(
+        valid=dict(retrieval, split="valid", thresholds=(0.9,), every=1000),
+        test=dict(retrieval, split="test", trials=10),
+        affinity=dict(type="affinity", threshold=0.636, split="test", batch_size=64),
+    )
+    return cfg
+
+
+def _augment() -> dict[str, Any]:
+    """Returns the augmentation of images and touch."""
+    return dict(
         image=dict(
             mean=CLIP_MEAN,
             std=CLIP_STD,
@@ -58,26 +88,3 @@ def tvl_config(*, base_learning_rate: float) -> ml_collections.ConfigDict:
             quarter_turn=0.5,
         ),
     )
-    cfg.loss = dict(name="info_nce", mean_over="pairs", max_logit_scale=0.0)
-    cfg.optimizer = dict(
-        name="adamw",
-        b2=0.95,
-        weight_decay=0.05,
-        weight_decay_exclude=("bias$", "scale$"),
-        frozen=("^image/", "^text/"),
-        schedule=dict(
-            name="cosine",
-            base=base_learning_rate,
-            per_examples=256,
-            warmup_examples=10 * _EPOCH,
-        ),
-    )
-    cfg.init_allow = ("^touch/", "^heads/", "^logit_", "^extra/")  # arrays OpenCLIP does not have
-    cfg.checkpoint = dict(every=1000, keep=2, best="valid/touch_text@0.9/top1")
-    retrieval = dict(type="semantic_retrieval", batch_size=64)
-    cfg.evals = dict(
-        valid=dict(retrieval, split="valid", thresholds=(0.9,), every=1000),
-        test=dict(retrieval, split="test", trials=10),
-        affinity=dict(type="affinity", threshold=0.636, split="test", batch_size=64),
-    )
-    return cfg

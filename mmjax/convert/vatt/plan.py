@@ -37,7 +37,7 @@ def plan_conversion(
     cfg = vatt_config.make_config(source, head_dim=head_dim)
     embedding = source.leaves.get(vatt_names.WORD_EMBEDDING)
     vocab_size = embedding.shape[0] if embedding else None
-    words = vocabulary.check(vocab, vocab_size=vocab_size) if vocab else None
+    checked_vocab = vocabulary.check(vocab, vocab_size=vocab_size) if vocab else None
     model = ModelDef(make_model(**config.resolve(cfg).model))
     mismatches, random_paths = compare(
         model,
@@ -54,14 +54,6 @@ def plan_conversion(
         )
 
     inferred = [type_ for type_ in source.types.values() if type_ not in _VERIFIED]
-    notes = []
-    if vocab_size is not None:
-        notes.append(vocabulary.vatt_note(words, vocab_size=vocab_size))
-    if inferred:
-        notes.append(
-            f"The key names of {', '.join(inferred)} are inferred from VATT's code; they were not "
-            "compared with a published checkpoint."
-        )
     leaves = source.leaves | {f"opt/{path}": leaf for path, leaf in slots.items()}
     slot_keys = {key for leaf in slots.values() for key in leaf.keys}
     unused_keys = {key: r for key, r in source.unused_keys.items() if key not in slot_keys}
@@ -79,6 +71,21 @@ def plan_conversion(
         make_optimizer_state=make_optimizer_state if slots else None,
         num_optimizer_arrays=len(slots),
         details={"vocab_size": vocab_size, "inferred": inferred},
-        notes=notes,
-        vocabulary=words,
+        notes=_notes(vocab_size, checked_vocab, inferred),
+        vocabulary=checked_vocab,
     )
+
+
+def _notes(
+    vocab_size: int | None, checked_vocab: vocabulary.Vocabulary | None, inferred: list[str]
+) -> list[str]:
+    """Returns notes about the vocabulary and about components with inferred names."""
+    notes = []
+    if vocab_size is not None:
+        notes.append(vocabulary.vatt_note(checked_vocab, vocab_size=vocab_size))
+    if inferred:
+        notes.append(
+            f"The key names of {', '.join(inferred)} are inferred from VATT's code; they were not "
+            "compared with a published checkpoint."
+        )
+    return notes

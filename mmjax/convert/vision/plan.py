@@ -32,17 +32,17 @@ def plan_conversion(
     options = config.resolve(cfg).model
     if vocab and "text" not in options:
         raise UserError(f"--vocab {vocab}: {source} has no text tower. Remove --vocab.")
-    words, notes = None, []
+    checked_vocab, notes = None, []
     if vocab:
         vocab_size = options["text"]["vocab_size"]
-        words = vocabulary.check(vocab, vocab_size=vocab_size, tokenizer="clip")
+        checked_vocab = vocabulary.check(vocab, vocab_size=vocab_size, tokenizer="clip")
     if "text" in options:
-        notes = vocabulary.clip_notes(words)
+        notes = vocabulary.clip_notes(checked_vocab)
     return plan_torch(
         file,
         name=source,
         cfg=cfg,
         model=ModelDef(make_model(**options)),
         notes=notes,
-        vocabulary=words,
+        vocabulary=checked_vocab,
     )

@@ -1,0 +1,1 @@
+"""Data sources: random access to the records of a dataset, whatever its format."""

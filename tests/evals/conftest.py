@@ -115,3 +115,24 @@ class EvalHarness:
 def make_harness():
     """Returns the class of the harness: `make_harness(splits, **options)`."""
     return EvalHarness
+
+
+@pytest.fixture
+def clips():
+    """37 clips with 3 windows and 2 captions each."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(37, 1, 8))
+    return {
+        "video/text": (base + rng.normal(size=(37, 3, 8))).astype(np.float32),
+        "text/video": (base + rng.normal(size=(37, 2, 8))).astype(np.float32),
+        "text_mask": np.ones((37, 2), np.float32),
+    }
+
+
+@pytest.fixture(scope="session")
+def correlated_features():
+    """(x, labels) of 500 examples of 5 classes, with correlated features."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(5, size=500)
+    x = rng.normal(size=(500, 12)) + rng.normal(size=(5, 12))[labels]
+    return (x * np.geomspace(1, 0.05, 12) @ rng.normal(size=(12, 12))).astype(np.float32), labels

@@ -8,12 +8,9 @@ from PIL import Image
 
 from mmjax.errors import UserError
 from mmjax.evals import affinity_figure
-from tests.evals.words import FakeTokenizer, TouchTask
+from tests.evals.synthetic import unit
+from tests.evals.touch_task import FakeTokenizer, TouchTask
 from tests.messages import assert_mentions, raises
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @pytest.fixture

@@ -130,7 +130,9 @@ def test_classes_without_queries_are_excluded(make_harness, data):
         {"train": arrays(*support), "test": arrays(x[labels < 5], labels[labels < 5])}
     )
     assert harness.run(f=dict(type="few_shot", episodes=5))["f/image/top1"] > 0.2
-    with raises(UserError, "'image'", "shots", 5, "ways", 6):
+    with raises(
+        UserError, "'image'", "config.evals.f.shots=5", "config.evals.f.ways=6", "'train'", "'test'"
+    ):
         harness.run(f=dict(type="few_shot", ways=6))
 
 
@@ -152,7 +154,7 @@ def test_invalid_options_are_refused(make_harness, data, options, facts):
 
 def test_multi_label_data_are_refused(make_harness):
     arrays = {"image": np.zeros((6, 1, 2), np.float32), "label": np.ones((6, 3), np.float32)}
-    with raises(UserError, "few_shot", "single label"):
+    with raises(UserError, "config.evals.f", "'few_shot'", "single label", "fake", "linear_probe"):
         make_harness({"train": arrays, "test": arrays}).run(f=dict(type="few_shot"))
 
 

@@ -9,15 +9,12 @@ from scipy import stats
 from mmjax.errors import UserError
 from mmjax.evals import metrics
 from mmjax.evals.semantic_retrieval import count_exact, count_similar
+from tests.evals.synthetic import unit
 from tests.messages import raises
 
 # For these vectors, the published code of TVL computes the accuracies asserted below.
 TOUCH = np.array([[1, 0.2, 0], [0.1, 1, 0.3], [0.3, 0.2, 1], [0.9, 0.1, 0.3]], np.float32)
 TEXT = np.array([[1, 0.1, 0.1], [0.2, 1, 0.1], [0.1, 0.3, 1], [0.95, 0.3, 0]], np.float32)
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def by_sorting(queries, targets, captions, threshold, k):

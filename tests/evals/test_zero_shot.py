@@ -9,14 +9,11 @@ from mmjax.data.text.word_vocab import build_word_vocab, write_word_vocab
 from mmjax.errors import UserError
 from mmjax.evals import captions
 from mmjax.evals.zero_shot import classify, zero_shot_weights
-from tests.evals.words import FakeTokenizer, TouchTask
+from tests.evals.synthetic import unit
+from tests.evals.touch_task import FakeTokenizer, TouchTask
 from tests.messages import raises
 
 ADJECTIVES = ["cold", "hard", "soft", "wet", "dry", "black ice"]
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def touch_harness(make_harness, texts, *, noise=0.7, **info):
@@ -122,7 +119,7 @@ def test_caption_keywords_are_predicted(make_harness):
     assert harness.opened[-1].cfg["touch"] is None  # captions are read without images
     subset = harness.run(z=dict(type="zero_shot", truth="keywords", classes=("wet", "black ice")))
     assert set(subset) >= {"z/touch/top1", "z/touch/mAP"} and "z/touch/top5" not in subset
-    with raises(UserError, "touch", "class"):
+    with raises(UserError, "touch", "split 'test' of fake", "feels", "config.evals.z.classes"):
         harness.run(z=dict(type="zero_shot", truth="keywords", classes=("feels",)))
 
 
@@ -155,16 +152,6 @@ def test_caption_keywords_with_a_tokenizer_that_drops_commas(make_harness, tmp_p
     assert table.tolist() == [[False, False], [True, True], [False, False]]
 
 
-def test_captions_are_split_into_keywords():
-    assert captions.keywords("Soft, black ice, and gray.\n") == ["soft", "black ice", "gray"]
-    assert captions.keywords("soft, and sandy") == captions.keywords("soft and sandy,")
-    assert captions.keywords("sandy, android.") == ["sandy", "android"]
-    assert captions.keywords(" .") == []
-    assert captions.all_keywords(["b, a", "a - b. c", "a-b"]) == ["a", "a - b c", "a-b", "b"]
-    table = captions.keyword_table(["fabric - like, wet", ""], ["fabric-like", "we", "wet"])
-    assert table.tolist() == [[True, False, True], [False] * 3]
-
-
 @pytest.mark.parametrize(
     "label, info, options, facts",
     [
@@ -186,7 +173,7 @@ def test_a_missing_tokenizer_is_reported_before_anything_is_computed(make_harnes
     harness = touch_harness(make_harness, ["wet", "dry"])
     harness.tokenizer = None
     (evaluator,) = harness.make(z=dict(type="zero_shot"))
-    with raises(UserError, "config.data.text"):
+    with raises(UserError, "config.evals.z", "config.data.text"):
         evaluator.check(harness.state)
     with raises(UserError, "truth", "'keyword'", "'keywords'"):
         harness.make(z=dict(type="zero_shot", truth="keyword"))

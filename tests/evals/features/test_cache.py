@@ -181,7 +181,7 @@ def test_a_damaged_file_is_recomputed_and_replaced(make, cache, damage, caplog):
 def test_features_of_a_stream_are_not_written(make, cache, make_harness, caplog):
     harness = make_harness(make().splits)  # data without `sources`
     assert features(harness)[1] == 1 and features(harness)[1] == 1
-    assert_mentions(warnings_of(caplog), "features", "test", "stream")
+    assert_mentions(warnings_of(caplog), "features", "test", "stream", "cache=True")
     assert not cache.exists()
 
 

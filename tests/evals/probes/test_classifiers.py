@@ -126,7 +126,7 @@ def test_svm_selects_c_on_the_validation_part(data):
 
 
 def test_svm_needs_two_classes(data):
-    with raises(UserError, "classifier", "'svm'", "two classes"):
+    with raises(UserError, "classifier", "'svm'", "two classes", "1 class", 300):
         fit_svm(data[0][:, None], np.zeros(300, int), num_classes=3)
 
 

@@ -1,135 +1,16 @@
-"""The search for C, its two penalties, and the linear probe with `classifier='sweep'`."""
+"""The search for C, and the classifier 'sweep' with its two penalties."""
 
 import math
 
 import numpy as np
 import pytest
-from scipy import optimize, special
+from scipy import special
 from sklearn.linear_model import LogisticRegression
 
 from mmjax.errors import UserError
-from mmjax.evals.probes import lgssl_logistic, line_search
+from mmjax.evals.probes import lgssl_logistic
 from mmjax.evals.probes.lgssl_sweep import fine_grid, fit_sweep, mean_per_class, search
 from tests.messages import raises
-
-# Six points of three classes.
-POINTS = np.array([[1, 0], [0.8, 0.3], [0, 1], [0.2, 0.9], [-1, -1], [-0.7, -1.2]], np.float32)
-CLASSES = np.array([0, 0, 1, 1, 2, 2])
-
-
-@pytest.fixture(scope="module")
-def data():
-    """(x, labels) of 500 examples of 5 classes, correlated features."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(5, size=500)
-    x = rng.normal(size=(500, 12)) + rng.normal(size=(5, 12))[labels]
-    return (x * np.geomspace(1, 0.05, 12) @ rng.normal(size=(12, 12))).astype(np.float32), labels
-
-
-def objective(theta, x, labels, c):
-    """Mean cross-entropy + 0.5 / C |W|, and its gradient, in float64."""
-    theta = theta.reshape(x.shape[1] + 1, -1)
-    logits = x @ theta[:-1] + theta[-1]
-    probs = np.exp(logits - logits.max(1, keepdims=True))
-    probs /= probs.sum(1, keepdims=True)
-    norm = np.linalg.norm(theta[:-1])
-    loss = -np.log(probs[np.arange(len(x)), labels]).mean() + 0.5 / c * norm
-    error = (probs - np.eye(theta.shape[1])[labels]) / len(x)
-    kernel = x.T @ error + 0.5 / c * theta[:-1] / max(norm, 1e-30)
-    return loss, np.concatenate([kernel, error.sum(0, keepdims=True)]).ravel()
-
-
-# The penalty of the published LGSSL code.
-
-
-@pytest.mark.parametrize(
-    "c, expected, norm", [(1.0, 1.065795, 0.478345), (100.0, 0.0479057, 7.887211)]
-)
-def test_optima_equal_published_code(c, expected, norm):
-    solution = lgssl_logistic.fit(POINTS, CLASSES, num_classes=3, C=c)
-    assert solution.objective == pytest.approx(expected, rel=1e-5)
-    assert np.linalg.norm(solution.kernel) == pytest.approx(norm, rel=1e-3)
-    theta = np.concatenate([solution.kernel, solution.bias[None]])
-    assert objective(theta, POINTS, CLASSES, c)[0] == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("c", [10.0, 300.0])
-def test_the_fit_reaches_the_minimum_of_scipy(data, c):
-    x, labels = data
-    solution = lgssl_logistic.fit(x, labels, num_classes=5, C=c)
-    start = np.random.default_rng(1).normal(size=(13, 5)).ravel()
-    best = optimize.minimize(
-        objective, start, (x.astype(np.float64), labels, c), jac=True, tol=1e-10
-    )
-    assert solution.objective == pytest.approx(best.fun, rel=1e-5)
-
-
-def test_a_strong_penalty_shrinks_the_kernel_to_zero():
-    """At zero, |W| is not smooth; the line search of the published code also stops there."""
-    for c in (1e-6, 1e-2):
-        solution = lgssl_logistic.fit(POINTS, CLASSES, num_classes=3, C=c)
-        np.testing.assert_array_equal(solution.kernel, 0)
-        assert solution.objective == pytest.approx(math.log(3))
-
-
-def test_examples_with_zero_weight_are_ignored(data):
-    x, labels = data
-    weight = (np.arange(500) < 300).astype(np.float32)
-    weighted = lgssl_logistic.fit(x, labels, num_classes=5, C=30.0, weight=weight)
-    subset = lgssl_logistic.fit(x[:300], labels[:300], num_classes=5, C=30.0)
-    assert weighted.objective == pytest.approx(subset.objective, rel=1e-5)
-
-
-def test_the_fit_equals_torch_lbfgs(data):
-    torch = pytest.importorskip("torch")
-    x, labels = data
-    for c in (1e-2, 1.0, 100.0, 1e3):
-        kernel = torch.zeros(5, 12, requires_grad=True)
-        bias = torch.zeros(5, requires_grad=True)
-        optimizer = torch.optim.LBFGS(
-            [kernel, bias],
-            lr=1,
-            max_iter=1000,
-            tolerance_grad=1e-7,
-            tolerance_change=1e-9,
-            line_search_fn="strong_wolfe",
-        )
-
-        def closure(parts=(kernel, bias), optimizer=optimizer, c=c):
-            optimizer.zero_grad()
-            logits = torch.tensor(x) @ parts[0].T + parts[1]
-            loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
-            loss = loss + 0.5 / c * parts[0].norm()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-        solution = lgssl_logistic.fit(x, labels, num_classes=5, C=c)
-        assert solution.objective == pytest.approx(closure().item(), rel=1e-4)
-
-
-@pytest.mark.parametrize("first", [1e-3, 1.0, 40.0])
-def test_the_line_search_meets_the_wolfe_conditions(first):
-    import jax
-    import jax.numpy as jnp
-
-    def value(t):  # decreases, with a bump, to a minimum near 8
-        return (t - 8) ** 2 / 20 + jnp.sin(2 * t) / 2
-
-    value_and_slope = jax.value_and_grad(value)
-    line = lambda t: value_and_slope(t + 1.2)  # noqa: E731
-    start = line_search.Point(jnp.float32(0), *line(jnp.float32(0)))
-    assert start.slope < 0
-    step, calls = line_search.strong_wolfe(
-        line, start, jnp.float32(first), length=jnp.float32(1), tolerance=1e-9
-    )
-    end, slope = line(step)
-    assert end <= start.value + line_search.DECREASE * step * start.slope
-    assert abs(slope) <= -line_search.CURVATURE * start.slope
-    assert 1 <= calls <= line_search.MAX_STEPS + 1
-
-
-# The search.
 
 
 def test_the_fine_grid_has_seven_steps_per_decade():
@@ -195,11 +76,8 @@ def test_the_search_evaluates_the_same_grid_points_as_a_reference():
         assert set(table) == {*range(-42, 43, 14), *order}
 
 
-# The classifier.
-
-
-def test_squared_penalty_equals_scikit_learn_at_the_selected_c(data):
-    x, labels = data
+def test_squared_penalty_equals_scikit_learn_at_the_selected_c(correlated_features):
+    x, labels = correlated_features
     held_out = np.arange(500) % 4 == 0
     fitted = fit_sweep(x[:, None], labels, num_classes=5, held_out=held_out, penalty="squared")
     reference = LogisticRegression(C=fitted.selection["C"], tol=1e-8, max_iter=20000).fit(x, labels)
@@ -216,8 +94,8 @@ def test_squared_penalty_equals_scikit_learn_at_the_selected_c(data):
         )
 
 
-def test_norm_penalty_is_refitted_on_all_examples(data):
-    x, labels = data
+def test_norm_penalty_is_refitted_on_all_examples(correlated_features):
+    x, labels = correlated_features
     options = dict(num_classes=6, max_iterations=60)
     fitted = fit_sweep(x[:, None], labels, validation=0.3, **options)
     refitted = lgssl_logistic.fit(x, labels, C=fitted.selection["C"], **options)
@@ -250,71 +128,7 @@ def test_the_metric_changes_the_selected_c():
     assert mean_class.selection["C"] != top1.selection["C"]
 
 
-def test_multi_label_data_are_refused(data):
-    x, labels = data
+def test_multi_label_data_are_refused(correlated_features):
+    x, labels = correlated_features
     with raises(UserError, "classifier", "'sweep'", "'logistic'"):
         fit_sweep(x[:, None], np.eye(5)[labels], num_classes=5)
-
-
-# The evaluator.
-
-
-def split(rng, x, labels, size):
-    chosen = rng.choice(len(x), size, replace=False)
-    return {"image": x[chosen][:, None], "label": labels[chosen].astype(np.int32)}
-
-
-def test_sweep_selects_c_on_the_valid_split(make_harness, data):
-    x, labels = data
-    rng = np.random.default_rng(0)
-    parts = {name: split(rng, x, labels, n) for name, n in dict(train=300, val=80, test=90).items()}
-    harness = make_harness(parts, num_classes=7)
-    section = dict(type="linear_probe", feature="image", classifier="sweep", valid_split="val")
-    section |= dict(max_iterations=60)
-    results = harness.run(p=section)
-    assert sorted(o.split for o in harness.opened) == ["test", "train", "val"]
-    both = [np.concatenate([parts[s][k] for s in ("train", "val")]) for k in ("image", "label")]
-    held_out = np.arange(380) >= 300
-    options = dict(num_classes=7, held_out=held_out, max_iterations=60)
-    fitted = fit_sweep(2 * both[0], both[1], **options)
-    correct = fitted.scores(2 * parts["test"]["image"]).argmax(1) == parts["test"]["label"]
-    assert results["p/image/C"] == pytest.approx(fitted.selection["C"])
-    assert results["p/image/top1"] == pytest.approx(correct.mean())
-    assert results["p/image/top1_chance"] == pytest.approx(1 / 5)  # five classes occur in training
-
-
-def test_logistic_selects_c_on_the_valid_split(make_harness, data):
-    x, labels = data
-    rng = np.random.default_rng(0)
-    parts = {name: split(rng, x, labels, n) for name, n in dict(train=300, val=80, test=90).items()}
-    Cs, accuracy = (1e-4, 1e-1, 10.0), {}
-    for c in Cs:
-        reference = LogisticRegression(C=c, tol=1e-8, max_iter=20000)
-        reference.fit(2 * parts["train"]["image"][:, 0], parts["train"]["label"])
-        accuracy[c] = reference.score(2 * parts["val"]["image"][:, 0], parts["val"]["label"])
-    section = dict(type="linear_probe", feature="image", valid_split="val", standardize=False)
-    results = make_harness(parts).run(p=section | dict(Cs=Cs))
-    assert accuracy[results["p/image/C"]] == max(accuracy.values())
-
-
-@pytest.mark.parametrize(
-    "options, facts",
-    [
-        (dict(classifier="vatt", valid_split="val"), ("'vatt'", "valid_split")),
-        (dict(valid_split=("a", "b")), ("train_split", "valid_split", 1, 2)),
-        (
-            dict(classifier="sweep", penalty="cubed"),
-            ("evals.p.penalty", "'cubed'", "norm, squared"),
-        ),
-        (
-            dict(classifier="sweep", metric="top5"),
-            ("evals.p.metric", "'top5'", "'top1'", "mean_per_class"),
-        ),
-        (dict(classifier="sweep", Cs=(1.0,)), ("classifier=sweep", "evals.p.Cs", "penalty")),
-        (dict(classifier="logistic", penalty="norm"), ("classifier=logistic", "evals.p.penalty")),
-    ],
-)
-def test_invalid_options_are_refused(make_harness, options, facts):
-    arrays = {"image": np.zeros((4, 1, 2), np.float32), "label": np.zeros(4, np.int32)}
-    with raises(UserError, *facts):
-        make_harness({"train": arrays, "test": arrays}).run(p=dict(type="linear_probe", **options))

@@ -1,34 +1,35 @@
-"""The terms of `--task=guided`: what a method compares, with which heads.
+"""Loss terms of `--task=guided`: SimCLR, SimSiam, NNCLR, SwAV, CLIP, and CLIP with neighbors.
 
-Each is a function that returns its loss and metrics; its keywords are keys of its section of
-`config.loss`. Another one is a function like these and a line of `TERMS`.
+A term is a dataclass whose fields are the keys of its section `config.loss.<term>`, with a method
+`loss`. `type='package.module:Name'` in a section selects a term from outside this package.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mmjax import config
-from mmjax.errors import UserError, choose
+from mmjax import config, registry
+from mmjax.errors import UserError
 from mmjax.losses import contrastive, self_supervised
 from mmjax.losses.similarity import normalize
 from mmjax.models import guided
 
-Number = tuple[jax.Array, jax.Array]
+Metric = tuple[jax.Array, jax.Array]  # (sum, count)
+LossAndMetrics = tuple[jax.Array, dict[str, Metric]]
 
 
-class Embedded:
-    """What a term sees: the model, and what its heads make of the batch's features.
+class Embeddings:
+    """Embeddings of a batch by head and view, each computed once.
 
     Args:
-      module: the model; calls update its statistics and memories.
-      features: {'image': [B, V, D], 'text': [B, D]}.
-      mask: {modality: [B]}, 1 where the example has it.
+      module: The model. Calls update its statistics and memories.
+      features: {'image': [B, V, D], 'text': [B, D]}, pooled outputs of the towers.
+      mask: {modality: [B]}, 1 where the example has the modality.
     """
 
     def __init__(
@@ -37,275 +38,377 @@ class Embedded:
         self.module = module
         self.mask = mask
         self._features = features
-        self._made: dict[tuple[str, int], jax.Array] = {}
+        self._cache: dict[tuple[str, int], jax.Array] = {}
 
     def view(self, head: str, view: int) -> jax.Array:
-        """A head's embedding of a view, [B, d]; made once, so that statistics see it once."""
-        if (head, view) not in self._made:
+        """Returns the embedding [B, d] of a view by a head."""
+        if (head, view) not in self._cache:
             if head == guided.PREDICTOR:
                 x = self.view(guided.PROJECTION, view)
             else:
                 x = self._features["image"][:, view]
-            self._made[head, view] = self.module.heads[head](x, train=True)
-        return self._made[head, view]
+            self._cache[head, view] = self.module.heads[head](x, train=True)
+        return self._cache[head, view]
 
     def text(self) -> jax.Array:
-        """The embedding of the text, [B, d]."""
-        if ("text", 0) not in self._made:
-            self._made["text", 0] = self.module.heads["text"](self._features["text"], train=True)
-        return self._made["text", 0]
+        """Returns the embedding [B, d] of the text."""
+        if ("text", 0) not in self._cache:
+            self._cache["text", 0] = self.module.heads["text"](self._features["text"], train=True)
+        return self._cache["text", 0]
 
     @property
-    def both(self) -> jax.Array:
-        """[B], 1 where there is an image and a text."""
+    def has_both(self) -> jax.Array:
+        """[B], 1 where the example has an image and a text."""
         return self.mask["image"] * self.mask["text"]
 
 
-def simclr(
-    batch: Embedded,
-    *,
-    views: Sequence[int] = (0, 1),
-    head: str = guided.PROJECTION,
-    temperature: float = 0.1,
-    chunk_size: int | None = None,
-) -> tuple[jax.Array, dict[str, Number]]:
-    """SimCLR's loss of two views (`self_supervised.nt_xent`)."""
-    first, second = (batch.view(head, view) for view in views)
-    mask = batch.mask["image"]
-    loss = self_supervised.nt_xent(
-        first, second, temperature=temperature, mask=mask, chunk_size=chunk_size
-    )
-    return loss, {"top1": contrastive.batch_top1(first, second, mask=mask)}
-
-
-def simsiam(
-    batch: Embedded, *, views: Sequence[int] = (0, 1)
-) -> tuple[jax.Array, dict[str, Number]]:
-    """SimSiam's loss: each view predicts the other's projection."""
-    mask, (a, b) = batch.mask["image"], views
-    halves = [
-        self_supervised.negative_cosine(
-            batch.view(guided.PREDICTOR, one), batch.view(guided.PROJECTION, other), mask=mask
-        )
-        for one, other in ((a, b), (b, a))
-    ]
-    return 0.5 * sum(halves), {}
-
-
-def nnclr(
-    batch: Embedded,
-    *,
-    views: Sequence[int] = (0, 1),
-    temperature: float = 0.1,
-    bank_size: int = 16384,
-    chunk_size: int | None = None,
-) -> tuple[jax.Array, dict[str, Number]]:
-    """NNCLR's loss: each view predicts the nearest neighbor, in a bank, of the other's projection.
-
-    The bank then takes the second view's projections.
-    """
-    del bank_size  # the model was built with it
-    mask, bank = batch.mask["image"], batch.module.banks["nnclr"]
-    projected = [batch.view(guided.PROJECTION, view) for view in views]
-    predicted = [batch.view(guided.PREDICTOR, view) for view in views]
-    neighbors = [bank.nearest(z) for z in projected]
-    bank.add(projected[1], mask)
-    halves = [
-        self_supervised.one_way_nce(
-            predicted[one],
-            neighbors[1 - one],
-            temperature=temperature,
-            mask=mask,
-            chunk_size=chunk_size,
-        )
-        for one in (0, 1)
-    ]
-    hits = contrastive.batch_top1(predicted[0], neighbors[1], mask=mask)
-    return 0.5 * sum(halves), {"top1": hits}
-
-
-def swav(
-    batch: Embedded,
-    *,
-    views: Sequence[int] = (0, 1),
-    temperature: float = 0.1,
-    epsilon: float = 0.05,
-    iterations: int = 3,
-    softmax_axis: str = "prototypes",
-    freeze_prototypes: int = 2503,
-    queue_length: int = 7680,
-    queue_start: int = 37500,
-) -> tuple[jax.Array, dict[str, Number]]:
-    """SwAV's loss: each view predicts the prototypes that the other is assigned to.
-
-    Assignments are of the batch and, once they are full, of queues of earlier projections, which
-    begin to fill after `queue_start` steps. Prototypes are not trained for the first
-    `freeze_prototypes` steps.
-    """
-    del queue_length, queue_start  # the model was built with them
-    module, mask = batch.module, batch.mask["image"]
-    queues = module.queues
-    projected = [batch.view(guided.PROJECTION, view) for view in views]
-    learned = queues.calls[...] >= freeze_prototypes
-    scores = [module.prototypes(z, learned=learned) for z in projected]
-    codes = []
-    for number, own in enumerate(scores):
-        earlier = module.prototypes(queues.rows[...][number])
-        used = jnp.broadcast_to(queues.full()[number], len(earlier))
-        rows = jax.lax.stop_gradient(jnp.concatenate([earlier, own]))
-        both = jnp.concatenate([used.astype(mask.dtype), mask])
-        assigned = self_supervised.sinkhorn(rows, epsilon=epsilon, iterations=iterations, mask=both)
-        codes.append(assigned[len(earlier) :])
-    queues.push(jnp.stack([normalize(z) for z in projected]), mask)
-    halves = [
-        self_supervised.swapped_prediction(
-            scores[one], codes[1 - one], temperature=temperature, axis=softmax_axis, mask=mask
-        )
-        for one in (0, 1)
-    ]
-    same = (scores[0].argmax(axis=1) == codes[1].argmax(axis=1)) * mask
-    return 0.5 * sum(halves), {"top1": (same.sum(), mask.sum())}
-
-
-def clip(
-    batch: Embedded,
-    *,
-    view: int = 0,
-    head: str = "clip",
-    max_logit_scale: float = 0.0,
-    chunk_size: int | None = None,
-) -> tuple[jax.Array, dict[str, Number]]:
-    """CLIP's loss between a view and the text; the learned scale is at most `max_logit_scale` (0:
-    no limit, as in LGSSL; CLIP's is 100)."""
-    return _against_text(batch, batch.text(), view, head, max_logit_scale, chunk_size)
-
-
-def clip_neighbors(
-    batch: Embedded,
-    *,
-    view: int = 0,
-    head: str = "clip",
-    max_logit_scale: float = 0.0,
-    bank_size: int = 16384,
-    chunk_size: int | None = None,
-) -> tuple[jax.Array, dict[str, Number]]:
-    """CLIP's loss between a view and the text's nearest neighbor in a bank (DeCLIP, Li et al.
-    2022, arXiv 2110.05208). The bank then takes the texts."""
-    del bank_size  # the model was built with it
-    bank, text = batch.module.banks["clip_neighbors"], batch.text()
-    nearest = bank.nearest(text)
-    bank.add(text, batch.mask["text"])
-    return _against_text(batch, nearest, view, head, max_logit_scale, chunk_size)
-
-
-def _against_text(
-    batch: Embedded,
-    text: jax.Array,
-    view: int,
-    head: str,
-    max_logit_scale: float,
-    chunk_size: int | None,
-) -> tuple[jax.Array, dict[str, Number]]:
-    image = batch.view(head, view)
-    scale = contrastive.clamped_scale(batch.module.logit_scale[...], max_logit_scale)
-    loss = contrastive.info_nce(
-        image, text, logit_scale=scale, mask=batch.both, chunk_size=chunk_size
-    )
-    hits = contrastive.batch_top1(image, text, mask=batch.both)
-    return loss, {"top1": hits, "logit_scale": (scale, jnp.float32(1))}
-
-
-class Term(NamedTuple):
-    """A summand of the objective.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Term:
+    """A term of the objective.
 
     Attributes:
-      loss: a function of `Embedded` and keywords.
-      heads: that it takes besides the one of its keyword `head`.
-      bank: the head whose outputs its memory bank keeps, `bank_size` rows; None: it has no bank.
+      name: Its key in `config.loss`.
+      weight: Its factor in the sum.
     """
 
-    loss: Callable[..., tuple[jax.Array, dict[str, Number]]]
-    heads: tuple[str, ...] = ()
-    bank: str | None = None
+    name: str
+    weight: float = 1.0
 
-    def heads_of(self, keywords: Mapping[str, Any]) -> list[str]:
-        """All the heads that it takes with these keywords, images' before texts'."""
-        return [keywords["head"], *self.heads] if "head" in keywords else list(self.heads)
+    def __post_init__(self) -> None:
+        self.check_range("weight", 0)
+        if self.weight == float("inf"):
+            raise UserError(f"config.loss.{self.name}.weight must be finite; got {self.weight}.")
+
+    @property
+    def heads(self) -> list[str]:
+        """Heads that the term uses, those of images first."""
+        raise NotImplementedError
+
+    @property
+    def image_views(self) -> tuple[int, ...]:
+        """Indices of the views that the term uses."""
+        raise NotImplementedError
+
+    @property
+    def bank(self) -> tuple[int, str] | None:
+        """`(size, head)` of the memory bank of the term; None if it has none."""
+        return None
+
+    def loss(self, batch: Embeddings) -> LossAndMetrics:
+        """Returns the unweighted loss, and metrics by name."""
+        raise NotImplementedError
+
+    def check_range(self, key: str, low: float, *, exclusive: bool = False) -> None:
+        """Raises UserError unless an option is at least (or above) a limit; NaN never is."""
+        value = getattr(self, key)
+        if not (value > low if exclusive else value >= low):
+            limit = f"greater than {low}" if exclusive else f"at least {low}"
+            raise UserError(f"config.loss.{self.name}.{key} must be {limit}; got {value}.")
 
 
-_BOTH = (guided.PROJECTION, guided.PREDICTOR)
-TERMS = {
-    "simclr": Term(simclr),
-    "simsiam": Term(simsiam, _BOTH),
-    "nnclr": Term(nnclr, _BOTH, bank=guided.PROJECTION),
-    "swav": Term(swav, (guided.PROJECTION,)),
-    "clip": Term(clip, ("text",)),
-    "clip_neighbors": Term(clip_neighbors, ("text",), bank="text"),
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoViewTerm(Term):
+    """A term between two views of an example.
+
+    Attributes:
+      views: Indices of the two views.
+    """
+
+    views: tuple[int, ...] = (0, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.views) != 2 or self.views[0] == self.views[1] or min(self.views) < 0:
+            raise UserError(
+                f"config.loss.{self.name}.views must be two different view indices, for example "
+                f"(0, 1); got {self.views}."
+            )
+
+    @property
+    def heads(self) -> list[str]:
+        return [guided.PROJECTION, guided.PREDICTOR]
+
+    @property
+    def image_views(self) -> tuple[int, ...]:
+        return self.views
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimCLR(TwoViewTerm):
+    """SimCLR's loss of two views (`self_supervised.nt_xent`).
+
+    Attributes:
+      head: Head whose embeddings are compared.
+      temperature: Temperature of the softmax.
+      chunk_size: Number of rows of the similarity matrix computed at once; None is all.
+    """
+
+    head: str = guided.PROJECTION
+    temperature: float = 0.1
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_range("temperature", 0, exclusive=True)
+
+    @property
+    def heads(self) -> list[str]:
+        return [self.head]
+
+    def loss(self, batch: Embeddings) -> LossAndMetrics:
+        first, second = (batch.view(self.head, view) for view in self.views)
+        mask = batch.mask["image"]
+        loss = self_supervised.nt_xent(
+            first, second, temperature=self.temperature, mask=mask, chunk_size=self.chunk_size
+        )
+        return loss, {"top1": contrastive.batch_top1(first, second, mask=mask)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimSiam(TwoViewTerm):
+    """SimSiam's loss: each view predicts the projection of the other."""
+
+    def loss(self, batch: Embeddings) -> LossAndMetrics:
+        mask, (a, b) = batch.mask["image"], self.views
+        losses = [
+            self_supervised.negative_cosine(
+                batch.view(guided.PREDICTOR, x), batch.view(guided.PROJECTION, y), mask=mask
+            )
+            for x, y in ((a, b), (b, a))
+        ]
+        return 0.5 * sum(losses), {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NNCLR(TwoViewTerm):
+    """NNCLR's loss: each view predicts the nearest neighbor of the other's projection in a bank.
+
+    The projections of the second view are then added to the bank.
+
+    Attributes:
+      temperature: Temperature of the softmax.
+      bank_size: Number of embeddings in the memory bank.
+      chunk_size: Number of rows of the similarity matrix computed at once; None is all.
+    """
+
+    temperature: float = 0.1
+    bank_size: int = 16384
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_range("temperature", 0, exclusive=True)
+        self.check_range("bank_size", 1)
+
+    @property
+    def bank(self) -> tuple[int, str]:
+        return self.bank_size, guided.PROJECTION
+
+    def loss(self, batch: Embeddings) -> LossAndMetrics:
+        mask, bank = batch.mask["image"], batch.module.banks[self.name]
+        projected = [batch.view(guided.PROJECTION, view) for view in self.views]
+        predicted = [batch.view(guided.PREDICTOR, view) for view in self.views]
+        neighbors = [bank.nearest(z) for z in projected]
+        bank.add(projected[1], mask)
+        losses = [
+            self_supervised.one_way_nce(
+                predicted[i],
+                neighbors[1 - i],
+                temperature=self.temperature,
+                mask=mask,
+                chunk_size=self.chunk_size,
+            )
+            for i in (0, 1)
+        ]
+        hits = contrastive.batch_top1(predicted[0], neighbors[1], mask=mask)
+        return 0.5 * sum(losses), {"top1": hits}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SwAV(TwoViewTerm):
+    """SwAV's loss: each view predicts the prototypes that the other is assigned to.
+
+    Assignments use the batch and, once they are full, queues of earlier projections.
+
+    Attributes:
+      temperature: Temperature of the softmax over prototypes.
+      epsilon: Entropy regularization of the assignment.
+      iterations: Iterations of Sinkhorn's algorithm.
+      softmax_axis: Axis of the softmax, 'prototypes', or 'batch' as in LGSSL's published code.
+      freeze_prototypes: Number of first steps that do not train the prototypes.
+      queue_length: Number of projections in each queue.
+      queue_start: Number of steps before the queues are filled.
+    """
+
+    temperature: float = 0.1
+    epsilon: float = 0.05
+    iterations: int = 3
+    softmax_axis: Literal["prototypes", "batch"] = "prototypes"
+    freeze_prototypes: int = 2503
+    queue_length: int = 7680
+    queue_start: int = 37500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("temperature", "epsilon"):
+            self.check_range(key, 0, exclusive=True)
+        for key, low in (("queue_length", 1), ("iterations", 1), ("queue_start", 0)):
+            self.check_range(key, low)
+        self.check_range("freeze_prototypes", 0)
+
+    @property
+    def heads(self) -> list[str]:
+        return [guided.PROJECTION]
+
+    def loss(self, batch: Embeddings) -> LossAndMetrics:
+        module, mask = batch.module, batch.mask["image"]
+        queues = module.queues
+        projected = [batch.view(guided.PROJECTION, view) for view in self.views]
+        trained = queues.calls[...] >= self.freeze_prototypes
+        scores = [module.prototypes(z, learned=trained) for z in projected]
+        codes = [self._codes(module, i, own, mask) for i, own in enumerate(scores)]
+        queues.push(jnp.stack([normalize(z) for z in projected]), mask)
+        losses = [
+            self_supervised.swapped_prediction(
+                scores[i],
+                codes[1 - i],
+                temperature=self.temperature,
+                axis=self.softmax_axis,
+                mask=mask,
+            )
+            for i in (0, 1)
+        ]
+        hits = (scores[0].argmax(axis=1) == codes[1].argmax(axis=1)) * mask
+        return 0.5 * sum(losses), {"top1": (hits.sum(), mask.sum())}
+
+    def _codes(
+        self, module: guided.Guided, view: int, scores: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        """Returns the assignments [B, prototypes] of a view, computed together with its queue."""
+        queues = module.queues
+        queued = module.prototypes(queues.rows[...][view])
+        used = jnp.broadcast_to(queues.full()[view], len(queued))
+        both_scores = jax.lax.stop_gradient(jnp.concatenate([queued, scores]))
+        both_mask = jnp.concatenate([used.astype(mask.dtype), mask])
+        codes = self_supervised.sinkhorn(
+            both_scores, epsilon=self.epsilon, iterations=self.iterations, mask=both_mask
+        )
+        return codes[len(queued) :]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIP(Term):
+    """CLIP's loss between a view and the text.
+
+    Attributes:
+      view: Index of the view.
+      head: Head of the image embeddings.
+      max_logit_scale: Upper limit of the learned scale; 0 is no limit, as in LGSSL (CLIP: 100).
+      chunk_size: Number of rows of the similarity matrix computed at once; None is all.
+    """
+
+    view: int = 0
+    head: str = "clip"
+    max_logit_scale: float = 0.0
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_range("view", 0)
+        self.check_range("max_logit_scale", 0)
+        if self.head == "text":
+            raise UserError(f"config.loss.{self.name}.head must be a head of images; got 'text'.")
+
+    @property
+    def heads(self) -> list[str]:
+        return [self.head, "text"]
+
+    @property
+    def image_views(self) -> tuple[int, ...]:
+        return (self.view,)
+
+    def loss(self, batch: Embeddings) -> LossAndMetrics:
+        return self.compare(batch, batch.text())
+
+    def compare(self, batch: Embeddings, text: jax.Array) -> LossAndMetrics:
+        """Returns the loss between the view and text embeddings [B, d]."""
+        image = batch.view(self.head, self.view)
+        scale = contrastive.clamped_scale(batch.module.logit_scale[...], self.max_logit_scale)
+        loss = contrastive.info_nce(
+            image, text, logit_scale=scale, mask=batch.has_both, chunk_size=self.chunk_size
+        )
+        hits = contrastive.batch_top1(image, text, mask=batch.has_both)
+        return loss, {"top1": hits, "logit_scale": (scale, jnp.float32(1))}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPNeighbors(CLIP):
+    """CLIP's loss between a view and the nearest neighbor of the text in a memory bank.
+
+    The texts are then added to the bank (DeCLIP, Li et al. 2022, arXiv 2110.05208).
+
+    Attributes:
+      bank_size: Number of embeddings in the memory bank.
+    """
+
+    bank_size: int = 16384
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_range("bank_size", 1)
+
+    @property
+    def bank(self) -> tuple[int, str]:
+        return self.bank_size, "text"
+
+    def loss(self, batch: Embeddings) -> LossAndMetrics:
+        bank, text = batch.module.banks[self.name], batch.text()
+        nearest = bank.nearest(text)
+        bank.add(text, batch.mask["text"])
+        return self.compare(batch, nearest)
+
+
+TERMS: dict[str, type[Term]] = {
+    "simclr": SimCLR,
+    "simsiam": SimSiam,
+    "nnclr": NNCLR,
+    "swav": SwAV,
+    "clip": CLIP,
+    "clip_neighbors": CLIPNeighbors,
 }
 
 
-_ABOVE_0 = (lambda value: value > 0, "above 0")
-_FROM_1 = (lambda value: value >= 1, "at least 1")
-_FROM_0 = (lambda value: value >= 0, "at least 0")
-# What the values of the terms' keywords must be.
-_RANGES = {
-    "temperature": _ABOVE_0,
-    "epsilon": _ABOVE_0,
-    "bank_size": _FROM_1,
-    "queue_length": _FROM_1,
-    "iterations": _FROM_1,
-    "queue_start": _FROM_0,
-    "freeze_prototypes": _FROM_0,
-    "max_logit_scale": _FROM_0,
-    "view": _FROM_0,
-    "views": (
-        lambda value: (
-            len(value) == 2
-            and all(type(view) is int and view >= 0 for view in value)
-            and value[0] != value[1]
-        ),
-        "such as (0, 1): it must name two views",
-    ),
-}
+def make_terms(section: Mapping[str, Any]) -> dict[str, Term]:
+    """Returns the terms of the section `config.loss` by name; those of weight 0 are omitted.
 
+    Args:
+      section: {name: options, or None to omit the term}. The name selects the term, unless the
+        options have a `type`.
 
-def parse(loss: Mapping[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
-    """{term: (weight, all its keywords)} of the section `loss`."""
+    Raises:
+      UserError: An unknown term or option, or a value of the wrong type or out of range.
+    """
     terms = {}
-    for name, section in loss.items():
-        function = choose("term, config.loss.", name, TERMS).loss
-        if section is None:
+    for name, options in section.items():
+        if options is None:
+            if name not in TERMS:
+                registry.resolve("term of config.loss", name, TERMS)
             continue
-        if not isinstance(section, Mapping):
-            raise UserError(f"config.loss.{name} must be a section (dict), not {section!r}.")
-        section = dict(section)
-        weight = section.pop("weight", 1.0)
-        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise UserError(f"config.loss.{name}.weight={weight!r} must be a number from 0.")
-        given = config.keywords(function, section, f"loss.{name}", provided=["batch"])
-        for key in given.keys() & _RANGES.keys():
-            try:
-                fits = _RANGES[key][0](given[key])
-            except TypeError:
-                fits = False
-            if not fits:
-                raise UserError(f"config.loss.{name}.{key}={given[key]} must be {_RANGES[key][1]}.")
-        if given.get("head") == "text":
-            raise UserError(f"config.loss.{name}.head='text' is of texts: name one of images.")
-        if weight:
-            terms[name] = (float(weight), {**function.__kwdefaults__, **given})
+        options = dict(config.convert(dict[str, Any], options, f"loss.{name}"))
+        kind = registry.resolve("term of config.loss", options.pop("type", name), TERMS)
+        term = kind(
+            name=name,
+            **config.keywords(kind, options, f"loss.{name}", provided=["name"], also=["type"]),
+        )
+        if term.weight:
+            terms[name] = term
     return terms
 
 
-def memories(terms: Mapping[str, tuple[float, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The banks and queues that the terms need, as options of the model."""
-    banks = {
-        name: (keywords["bank_size"], TERMS[name].bank)
-        for name, (_, keywords) in terms.items()
-        if TERMS[name].bank
-    }
+def memory_options(terms: Mapping[str, Term]) -> dict[str, Any]:
+    """Returns the memory banks and queues that the terms need, as options of the model."""
     queues = None
-    if "swav" in terms:
-        options = terms["swav"][1]
-        queues = dict(views=2, size=options["queue_length"], start=options["queue_start"])
-    return dict(banks=banks, queues=queues)
+    for term in terms.values():
+        if isinstance(term, SwAV):
+            queues = dict(views=2, size=term.queue_length, start=term.queue_start)
+    return dict(banks={name: term.bank for name, term in terms.items() if term.bank}, queues=queues)

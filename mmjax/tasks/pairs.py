@@ -1,4 +1,4 @@
-"""What tasks that compare pairs of modalities share."""
+"""Helpers of tasks that compare pairs of modalities."""
 
 from __future__ import annotations
 
@@ -11,31 +11,37 @@ from mmjax.errors import UserError
 
 
 def parse_weights(weights: Mapping[str, float]) -> dict[tuple[str, str], float]:
-    """{(first, second): weight} of {'first_second': weight}; pairs of weight 0 are left out.
+    """Returns {(first, second): weight} from {'first_second': weight} without zero weights.
 
     Raises:
-      UserError: a name that is no pair, a negative weight, or no weight above 0.
+      UserError: An invalid name, a negative weight, or only zero weights.
     """
     pairs = {}
     for name, weight in weights.items():
         pair = tuple(name.split("_"))
         if len(pair) != 2 or not isinstance(weight, int | float) or weight < 0:
             raise UserError(
-                f"config.loss.weights.{name}={weight!r}: write a pair of modalities and a number "
-                "from 0, like video_text=1.0."
+                f"config.loss.weights.{name}={weight!r} must be a pair of modalities with a weight "
+                "of at least 0, for example video_text=1.0."
             )
         if weight:
             pairs[pair] = float(weight)
     if not pairs:
-        raise UserError("config.loss.weights: no pair of modalities has a weight above 0.")
+        raise UserError(
+            f"config.loss.weights={dict(weights)}: at least one weight must be greater than 0."
+        )
     return pairs
 
 
 def fit_vocabulary(model: dict, vocab_size: int) -> dict:
-    """A model's options with a word table for this tokenizer, unless they name its size.
+    """Returns model options whose token embedding fits a vocabulary.
+
+    Args:
+      model: The section `model`. A configured `text.vocab_size` is kept.
+      vocab_size: Size of the tokenizer's vocabulary.
 
     Raises:
-      UserError: the table named is smaller than the vocabulary.
+      UserError: The configured token embedding is smaller than the vocabulary.
     """
     text = model.get("text", "")
     if text is None:
@@ -44,14 +50,14 @@ def fit_vocabulary(model: dict, vocab_size: int) -> dict:
     size = text.setdefault("vocab_size", vocab_size)
     if size < vocab_size:
         raise UserError(
-            f"config.model.text.vocab_size={size} is smaller than the tokenizer's vocabulary of "
-            f"{vocab_size}: raise it, or give config.data.text a smaller vocabulary."
+            f"config.model.text.vocab_size={size} is smaller than the vocabulary of the tokenizer "
+            f"({vocab_size}). Increase it, or set a smaller vocabulary in config.data.text.vocab."
         )
     return model | {"text": text}
 
 
 def present(batch: Mapping[str, jax.Array], modality: str) -> jax.Array:
-    """float32 [B], 1 where the example has the modality."""
+    """Returns float32 [B], 1 where the example has the modality."""
     mask = batch.get(f"{modality}_mask")
     if mask is None:
         return jnp.ones(len(batch[modality]), jnp.float32)

@@ -69,8 +69,8 @@ class Pretrain:
             if pair not in compared:
                 pairs = ", ".join("_".join(p) for p in compared)
                 raise UserError(
-                    f"config.loss.weights.{name}: the head does not compare these modalities. Valid "
-                    f"pairs: {pairs}. config.model.head=joint compares all."
+                    f"config.loss.weights.{name}: the head does not compare these modalities. "
+                    f"Valid pairs: {pairs}. config.model.head=joint compares all."
                 )
             for modality in pair:
                 if modality not in data_spec.batch:

@@ -1,25 +1,27 @@
-"""`--task=touch`: a touch encoder that learns the space of frozen image and text towers.
+"""`--task=touch`: aligns a touch encoder with image and text towers.
 
 Source: Fu et al. 2024, "A Touch, Vision, and Language Dataset for Multimodal Alignment", arXiv
-2402.13232 (TVL). Any of the towers may be frozen or trained (`config.optimizer.frozen`), and any
-two or three of touch, image and text take part.
+2402.13232 (TVL). Each tower can be frozen or trained (`config.optimizer.frozen`). Two or three of
+touch, image and text are compared.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mmjax import config, tree
+from mmjax import config, registry, tree
 from mmjax.checkpoints.manager import fingerprint
+from mmjax.config import Config
 from mmjax.data_spec import DataSpec
-from mmjax.errors import UserError, choose
+from mmjax.errors import UserError
 from mmjax.losses import contrastive
 from mmjax.models import tvl
 from mmjax.preprocess.inputs import Inputs
@@ -31,39 +33,58 @@ _LOSSES = {
     "soft_nce": contrastive.soft_nce,
     "sigmoid": contrastive.sigmoid_loss,
 }
-# Arguments of the losses that the task gives.
-_GIVEN = ("anchor", "positive", "mask", "logit_scale", "logit_bias")
+# Arguments of the losses that the task provides.
+_PROVIDED = ("anchor", "positive", "mask", "logit_scale", "logit_bias")
 _THUMBNAIL = 96  # pixels
-MAX_LOGIT_SCALE = 100.0  # by default, as CLIP
+MAX_LOGIT_SCALE = 100.0  # default, as in CLIP
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Keys of the section `loss` besides `name` and the keywords of that loss.
+
+    Attributes:
+      weights: {'touch_image': 1.0, …}, in any order of a pair. Missing pairs and weights of 0 are
+        not compared. None compares all pairs with weight 1.
+      touch_text: Another loss for this pair: a name, or a dict of `name` and keywords. TVL's soft
+        labels are 'soft_nce'.
+      mean_over: 'weights' divides the sum of losses by the sum of weights; 'pairs' by the number of
+        pairs of the model, including those that are not compared, as TVL's published code does.
+      max_logit_scale: Upper limit of the logit scale; 0 is no limit, as in TVL.
+      groups: Number of equal parts of the batch; examples are compared within a part. TVL's
+        published code compares within a device.
+    """
+
+    weights: dict[str, Any] | None = None
+    touch_text: str | dict[str, Any] | None = None
+    mean_over: Literal["weights", "pairs"] = "weights"
+    max_logit_scale: float = MAX_LOGIT_SCALE
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_logit_scale < 0:
+            raise UserError(
+                f"config.loss.max_logit_scale must be at least 0; got {self.max_logit_scale:g}."
+            )
+        if self.groups < 1:
+            raise UserError(f"config.loss.groups must be at least 1; got {self.groups}.")
 
 
 class Touch:
-    """Pairs of modalities compared by their cosines, with one learned scale for all.
+    """Contrastive training on pairs of modalities with one learned logit scale.
 
-    Config sections: `model` (keywords of `mmjax.models.tvl.make_model`), `augment` (of
-    `mmjax.preprocess.inputs.Inputs`), `loss`:
+    Config sections: `model` (keywords of `mmjax.models.tvl.make_model`); `augment` (of
+    `mmjax.preprocess.inputs.Inputs`); `loss` (`LossOptions`, and the keywords of the loss).
 
-      name: 'info_nce' (CLIP's loss), 'soft_nce' or 'sigmoid'; further keys are its keywords.
-      weights: {'touch_image': 1.0, …}, in any order of a pair; one that is left out or 0 is not
-        compared. Default: all pairs of the model, each 1.
-      touch_text: another loss for this pair alone: a name, or a dict of `name` and keywords (TVL's
-        option of soft labels is 'soft_nce').
-      mean_over: 'weights' divides the sum by that of the weights; 'pairs' by the number of all
-        pairs of the model, whether they are compared or not, as TVL's published code does.
-      max_logit_scale: the scale does not go beyond it; 0: no limit, as in TVL. CLIP's is 100.
-      groups: compare within each of so many equal parts of the batch, as TVL's published code does
-        on so many devices. 1: all of the batch.
-
-    Towers whose every parameter is frozen run as in evaluation and need no backward pass. A
-    modality may come as the features of its tower (`config.data.image.features`), which then does
-    not run at all.
+    A tower whose parameters are all frozen runs as in evaluation, without a backward pass. With
+    precomputed features (`config.data.image.features`) it does not run at all.
 
     Raises:
-      UserError: a pair or modality that the model or the data do not have, or a vocabulary larger
-        than the table.
+      UserError: The model or the data lack a pair or modality, or the vocabulary exceeds the token
+        embedding.
     """
 
-    def __init__(self, cfg: Any, data_spec: DataSpec):
+    def __init__(self, cfg: Config, data_spec: DataSpec):
         model = cfg.model
         if data_spec.vocab_size is not None:
             model = fit_vocabulary(model, data_spec.vocab_size)
@@ -72,107 +93,93 @@ class Touch:
         modalities = self.model.module.modalities
         if len(modalities) < 2:
             raise UserError(
-                "--task=touch compares at least two of touch, image and text; config.model has "
-                f"{', '.join(modalities) or 'none'}. Name a tower: config.model.touch="
-                "vit_tiny_patch16_224, config.model.text=clip_text_l14, …"
+                "--task=touch needs towers for at least two of touch, image and text; config.model "
+                f"has {', '.join(modalities) or 'none'}. Set, for example, "
+                "config.model.touch=vit_tiny_patch16_224 and config.model.text=clip_text_l14."
             )
         for modality in modalities:
             if modality not in data_spec.batch:
                 raise UserError(
-                    f"config.model has a tower for {modality}, which config.data does not load: "
-                    f"set config.data.{modality}, or config.model.{modality}=None."
+                    f"config.model.{modality} is set, but config.data.{modality} is not. Set "
+                    f"config.data.{modality}, or config.model.{modality}=None."
                 )
         if "text" in modalities and data_spec.batch["text"].shape[1] != 1:
             raise UserError(
-                "--task=touch compares one caption of an example: set "
-                f"config.data.text.candidates=1, not {data_spec.batch['text'].shape[1]}."
+                "--task=touch uses one caption per example. Set config.data.text.candidates=1; got "
+                f"{data_spec.batch['text'].shape[1]}."
             )
         self._inputs = Inputs.from_config(cfg.augment, data_spec, towers=modalities)
         frozen = cfg.optimizer.get("frozen", ())
         self.frozen = _frozen_towers(modalities, self.model.params, frozen)
         sections = {m: dict(cfg.data.get(m) or {}) for m in modalities}
-        self._directories = {m: s.pop("features") for m, s in sections.items() if s.get("features")}
-        self._sections = json.loads(json.dumps(sections))  # as features.json has them
-        for modality in self._directories:
+        self._feature_dirs = {
+            m: s.pop("features") for m, s in sections.items() if s.get("features")
+        }
+        self._sections = json.loads(json.dumps(sections))  # in the form of features.json
+        for modality in self._feature_dirs:
             if modality not in self.frozen:
                 raise UserError(
-                    f"config.data.{modality}.features take the place of a tower that is trained. "
-                    f"Freeze it (config.optimizer.frozen=('^{modality}/',)) or leave them out."
+                    f"config.data.{modality}.features replaces a tower that is not frozen. Freeze "
+                    f"it (config.optimizer.frozen=('^{modality}/',)), or set "
+                    f"config.data.{modality}.features=''."
                 )
         self._configure_loss(cfg.loss)
         self.predict = {"features": self._features, "inputs": self._thumbnails}
 
-    def _configure_loss(self, loss: dict[str, Any]) -> None:
-        own = dict(loss)
-        weights = own.pop("weights", None)
-        touch_text = own.pop("touch_text", None)
-        mean_over = own.pop("mean_over", "weights")
-        self._max_scale = float(own.pop("max_logit_scale", MAX_LOGIT_SCALE))
-        self._groups = own.pop("groups", 1)
-        if self._max_scale < 0 or not isinstance(self._groups, int) or self._groups < 1:
-            raise UserError(
-                f"config.loss: max_logit_scale={self._max_scale:g} must be at least 0 and "
-                f"groups={self._groups!r} a number from 1."
-            )
-        choose("config.loss.mean_over", mean_over, {"weights": 0, "pairs": 0})
+    def _configure_loss(self, section: Mapping[str, Any]) -> None:
+        keys = [field.name for field in dataclasses.fields(LossOptions)]
+        own = {key: value for key, value in section.items() if key in keys}
+        options = LossOptions(**config.keywords(LossOptions, own, "loss"))
+        self._max_scale, self._groups = options.max_logit_scale, options.groups
         pairs = list(itertools.combinations(self.model.module.modalities, 2))
-        given = parse_weights(weights or {"_".join(pair): 1.0 for pair in pairs})
-        self._weights = {}
-        for pair, weight in given.items():
-            pair = pair if pair in pairs else pair[::-1]
-            if pair not in pairs:
-                raise UserError(
-                    f"config.loss.weights: {'_'.join(pair[::-1])} is no pair of this model. Pairs: "
-                    f"{', '.join('_'.join(p) for p in pairs)}."
-                )
-            if pair in self._weights:
-                raise UserError(
-                    f"config.loss.weights gives {'_'.join(pair)} twice, in both orders: leave one "
-                    "out."
-                )
-            self._weights[pair] = weight
-        self._divisor = len(pairs) if mean_over == "pairs" else sum(self._weights.values())
-        default = _make_loss(own, "loss")
-        self._losses = dict.fromkeys(self._weights, default)
-        if touch_text is not None:
+        self._weights = _pair_weights(options.weights, pairs)
+        all_pairs = options.mean_over == "pairs"
+        self._divisor = len(pairs) if all_pairs else sum(self._weights.values())
+        default = {key: value for key, value in section.items() if key not in keys}
+        self._losses = dict.fromkeys(self._weights, _make_loss(default, "loss"))
+        if (touch_text := options.touch_text) is not None:
             if ("touch", "text") not in self._losses:
-                raise UserError("config.loss.touch_text is set, but touch_text is not compared.")
-            spec = {"name": touch_text} if isinstance(touch_text, str) else dict(touch_text)
+                raise UserError(
+                    "config.loss.touch_text is set, but config.loss.weights does not compare touch "
+                    "and text. Set config.loss.weights.touch_text, or config.loss.touch_text=None."
+                )
+            spec = {"name": touch_text} if isinstance(touch_text, str) else touch_text
             self._losses["touch", "text"] = _make_loss(spec, "loss.touch_text")
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
+        """Returns randomly initialized `(params, extra)`."""
         return self.model.init(key)
 
     def check(self, params: dict) -> None:
-        """Raises unless given features are of the towers that the model has.
+        """Checks that precomputed features were computed by the towers of this model.
 
         Raises:
-          UserError: they are another tower's, or of other inputs than this run's config makes.
+          UserError: They are of another tower, or of inputs with other options.
         """
         from mmjax.data.pipeline import precomputed_features  # imports TensorFlow
 
-        for modality, directories in self._directories.items():
+        for modality, directories in self._feature_dirs.items():
             own, section = fingerprint(params[modality]), self._sections[modality]
             for directory in (directories,) if isinstance(directories, str) else directories:
-                made = precomputed_features.read_description(directory) or {}
-                made_by = made.get("towers", {}).get(modality)
-                if made_by != own:
+                description = precomputed_features.read_description(directory) or {}
+                tower = description.get("towers", {}).get(modality)
+                if tower != own:
                     raise UserError(
-                        f"config.data.{modality}.features={directory} were computed by another tower "
-                        f"({made_by or 'it does not say which'}) than this run's ({own}): its "
-                        "weights, its options or their type differ. Compute them again from "
-                        "config.init_from with this recipe (`mmjax embed`)."
+                        f"config.data.{modality}.features={directory} were computed by another "
+                        f"tower (fingerprint {tower or 'unknown'}) than that of this run ({own}): "
+                        "weights, options or dtype differ. Compute them again with this recipe and "
+                        "the weights of config.init_from (`mmjax embed`)."
                     )
-                of = made.get("inputs", {}).get(modality)
-                if of is not None and of != section:
+                inputs = description.get("inputs", {}).get(modality)
+                if inputs is not None and inputs != section:
                     raise UserError(
                         f"config.data.{modality}.features={directory} were computed with "
-                        f"data.{modality}={of}, which is here {section}. Compute them again with "
-                        "this recipe (`mmjax embed`), or set the same options."
+                        f"data.{modality}={inputs}, but this config has {section}. Compute them "
+                        "again with this recipe (`mmjax embed`), or set the same options."
                     )
 
     def encode(self, params, extra, batch, key):
-        """{modality: [B, D]}, the towers' pooled outputs."""
+        """Returns {modality: [B, D]}, the pooled outputs of the towers."""
         inputs_key, model_key = jax.random.split(key)
         inputs = self._inputs(batch, inputs_key, train=True)
         if "text" in inputs:
@@ -184,7 +191,7 @@ class Touch:
         return pooled | ready, self.model.extra_of(module)
 
     def objective(self, params, extra, features, batch, key):
-        """The weighted sum of the pairs' losses; examples that lack one of a pair do not count."""
+        """Returns the weighted loss of all pairs. Examples that lack one of a pair are ignored."""
         del key
         module = self.model.bind(params, extra)
         projected = module.project(features)
@@ -206,15 +213,18 @@ class Touch:
             )
         return total / self._divisor, (self.model.extra_of(module), metrics)
 
-    def flops(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> float:
-        """Operations of a training step: frozen towers only go forward, given features not even."""
-        shapes = self._inputs.shapes(spec)
+    def flops(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+        """Returns the operations of one training step.
+
+        Frozen towers have no backward pass; precomputed features need no operations.
+        """
+        shapes = self._inputs.shapes(batch)
         batch_size = next(iter(shapes.values()))[0]
-        shapes = {m: s[1:] for m, s in shapes.items() if not _is_features(m, spec[m])}
+        shapes = {m: s[1:] for m, s in shapes.items() if not _is_features(m, batch[m])}
         return batch_size * self.model.module.flops(shapes, train=True, frozen=self.frozen)
 
     def _features(self, params, extra, batch) -> dict[str, jax.Array]:
-        """Towers' outputs and embeddings: {'touch': [B, V, D], 'touch/text': [B, V, d], …}."""
+        """Returns {'touch': [B, V, D], 'touch/text': [B, V, d], …} of towers and heads."""
         module = self.model.bind(params, extra)
         modalities = module.modalities
 
@@ -234,8 +244,10 @@ class Touch:
         return out
 
     def _thumbnails(self, params, extra, batch) -> dict[str, jax.Array]:
-        """What was looked at: images [B, V, h, w, 3] in [0, 255], at most 96 pixels high, and
-        ids of words [B, L, W]; all float32."""
+        """Returns the inputs for figures, float32.
+
+        Images are [B, V, h, w, 3] in [0, 255], at most 96 pixels high; text is token ids [B, L, W].
+        """
         del params, extra
         out = {}
         for modality in self.model.module.modalities:
@@ -249,28 +261,50 @@ class Touch:
         return out
 
 
+def _pair_weights(
+    weights: Mapping[str, float] | None, pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], float]:
+    """Returns {pair: weight} in the order of modalities in `pairs`."""
+    result: dict[tuple[str, str], float] = {}
+    for pair, weight in parse_weights(weights or {"_".join(p): 1.0 for p in pairs}).items():
+        name, pair = "_".join(pair), pair if pair in pairs else pair[::-1]
+        if pair not in pairs:
+            raise UserError(
+                f"config.loss.weights.{name}: this model cannot compare these modalities. Valid "
+                f"pairs: {', '.join('_'.join(p) for p in pairs)}."
+            )
+        if pair in result:
+            raise UserError(
+                f"config.loss.weights has both {'_'.join(pair)} and {'_'.join(pair[::-1])}. Remove "
+                "one of them."
+            )
+        result[pair] = weight
+    return result
+
+
 def _make_loss(spec: dict[str, Any], where: str):
-    """`(loss, whether it takes a bias)` of a section: `name` and keywords."""
+    """Returns `(loss, whether it takes a bias)` of a section with `name` and keywords."""
     spec = dict(spec)
-    function = choose(f"config.{where}.name", spec.pop("name", "info_nce"), _LOSSES)
-    keywords = config.keywords(function, spec, where, provided=_GIVEN)
+    name = spec.pop("name", "info_nce")
+    function = registry.resolve(f"config.{where}.name", name, _LOSSES)
+    keywords = config.keywords(function, spec, where, provided=_PROVIDED, owner=name)
     return functools.partial(function, **keywords), function is contrastive.sigmoid_loss
 
 
 def _in_groups(loss, rows, groups: int, options: Mapping[str, Any]) -> jax.Array:
-    """The mean of the losses of `groups` equal, consecutive parts of the batch."""
+    """Returns the mean loss of `groups` equal, consecutive parts of the batch."""
     if groups == 1:
         return loss(rows[0], rows[1], mask=rows[2], **options)
     if len(rows[0]) % groups:
         raise UserError(
-            f"config.loss.groups={groups} does not divide the batch of {len(rows[0])} examples."
+            f"config.loss.groups={groups} must divide the batch of {len(rows[0])} examples."
         )
     parts = [x.reshape(groups, -1, *x.shape[1:]) for x in rows]
     return jax.vmap(lambda a, b, mask: loss(a, b, mask=mask, **options))(*parts).mean()
 
 
 def _frozen_towers(modalities, params: dict, patterns) -> tuple[str, ...]:
-    """The modalities whose tower has no parameter that is trained."""
+    """Returns the modalities whose tower has only frozen parameters."""
     paths = list(tree.flatten(params))
     matched = tree.first_match(patterns, paths, what="config.optimizer.frozen")
     trained = {path.split("/")[0] for path in paths if matched[path] is None}
@@ -278,6 +312,6 @@ def _frozen_towers(modalities, params: dict, patterns) -> tuple[str, ...]:
 
 
 def _is_features(modality: str, x: Any) -> bool:
-    """Whether a field holds the tower's outputs instead of images or words."""
+    """Returns whether a field holds features of the tower instead of images or tokens."""
     images = modality != "text" and x.ndim > 2
     return not images and jnp.issubdtype(x.dtype, jnp.floating)

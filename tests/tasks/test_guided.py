@@ -371,7 +371,7 @@ def test_flops_include_views_heads_and_texts():
         (dict(simclr=dict(views=(0,))), ("config.loss.simclr.views", "(0,)", "(0, 1)")),
         (dict(simclr=dict(views=(1, 1))), ("config.loss.simclr.views", "(1, 1)", "(0, 1)")),
         (dict(simclr=dict(views=(0, 1.5))), ("config.loss.simclr.views", "1.5", "int")),
-        (dict(simclr=dict(views=1)), ("config.loss.simclr.views", 1, "(0, 1)")),
+        (dict(simclr=dict(views=1)), ("config.loss.simclr.views", 1, "tuple")),
         (
             dict(simclr=dict(temperature=0.0)),
             ("config.loss.simclr.temperature", 0.0),

@@ -25,7 +25,7 @@ def state_path(path: str) -> str:
 
 def format_mismatches(mismatches: Mapping[str, str], limit: int = 12) -> str:
     """Returns one line for each of the first `limit` mismatches, {key or path: description}."""
-    lines = [f"  {name}: {text}" for name, text in list(mismatches.items())[:limit]]
+    lines = [f"  {name} {text}" for name, text in list(mismatches.items())[:limit]]
     more = [f"  … and {len(mismatches) - limit} more"] if len(mismatches) > limit else []
     return "\n".join(lines + more)
 

@@ -74,7 +74,7 @@ class ConversionPlan:
         refused = {name: text for name, text in self.mismatches.items() if allowed[name] is None}
         if refused:
             raise UserError(
-                f"{self.source} does not contain exactly one model:\n"
+                f"Cannot convert {self.source}. These keys do not match the model:\n"
                 f"{format_mismatches(refused)}\n"
                 "To continue without these keys, pass --allow PATTERN. Arrays that lack them are "
                 "randomly initialized."

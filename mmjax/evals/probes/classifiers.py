@@ -70,7 +70,7 @@ def fit_logistic(
       seed: Seed of the validation part.
       max_iterations: Maximum number of L-BFGS iterations.
     """
-    views, kind = x.shape[1], "softmax" if labels.ndim == 1 else "sigmoid"
+    views, activation = x.shape[1], "softmax" if labels.ndim == 1 else "sigmoid"
     prepare = standardization(x) if standardize else as_float32
     targets = np.eye(num_classes, dtype=np.float32)[labels] if labels.ndim == 1 else labels
     # On the device once for all fits, which have one shape and so one compilation.
@@ -82,7 +82,7 @@ def fit_logistic(
             vectors,
             targets,
             C=C,
-            kind=kind,
+            activation=activation,
             weight=np.repeat(examples, views) / views,
             start=start,
             tolerance=tolerance,
@@ -100,7 +100,7 @@ def fit_logistic(
             solution.gradient,
         )
     return Fitted(
-        scores=lambda x: average_views(solution.logits(prepare(x)), average, kind),
+        scores=lambda x: average_views(solution.logits(prepare(x)), average, activation),
         selection={"C": C},
     )
 
@@ -138,9 +138,9 @@ def fit_svm(
     present = np.unique(labels)
     if len(present) < 2:
         raise UserError(
-            f"classifier='svm' needs training examples of at least two classes; all {len(labels)} "
-            f"examples are of class {present[0]} ({len(present)} class). Use more training "
-            "examples (train_limit=0) or another split."
+            f"classifier='svm' needs training examples of at least two classes; the {len(labels)} "
+            f"examples have only 1 class (label {present[0]}). Use more training examples "
+            "(train_limit=0) or another split."
         )
     views = x.shape[1]
     prepare = standardization(x) if standardize else as_float32
@@ -151,12 +151,7 @@ def fit_svm(
         weight = None if views == 1 else np.full(chosen.sum(), 1.0 / views)
         machine = LinearSVC(C=C, random_state=seed)
         machine.fit(vectors[chosen], targets[chosen], sample_weight=weight)
-        kernel = np.zeros((vectors.shape[1], num_classes), np.float32)
-        bias = np.full(num_classes, _NEVER, np.float32)
-        binary = len(machine.classes_) == 2  # then there is one column, for the second class
-        kernel[:, machine.classes_] = _both(machine.coef_.T) if binary else machine.coef_.T
-        bias[machine.classes_] = _both(machine.intercept_) if binary else machine.intercept_
-        return linear.Linear(kernel, bias)
+        return _linear_of_svm(machine, num_classes)
 
     part = functools.partial(selection_part, labels, validation, seed, held_out)
     C, _ = select_C(prepare, x, labels, Cs, part, solve)
@@ -166,6 +161,17 @@ def fit_svm(
         selection={"C": C},
         probabilistic=False,
     )
+
+
+def _linear_of_svm(machine: Any, num_classes: int) -> linear.Linear:
+    """Returns the decision function of a LinearSVC for all classes, with or without examples."""
+    kernel = np.zeros((machine.coef_.shape[1], num_classes), np.float32)
+    bias = np.full(num_classes, _NEVER, np.float32)
+    coef, intercept = machine.coef_.T, machine.intercept_
+    if len(machine.classes_) == 2:  # then LinearSVC has one column, for the second class
+        coef, intercept = (np.concatenate([-x, x], axis=-1) for x in (coef, intercept))
+    kernel[:, machine.classes_], bias[machine.classes_] = coef, intercept
+    return linear.Linear(kernel, bias)
 
 
 def fit_vatt(
@@ -294,7 +300,7 @@ def standardization(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def average_views(
-    logits: np.ndarray, average: Literal["probabilities", "logits"], kind: logistic.Kind
+    logits: np.ndarray, average: Literal["probabilities", "logits"], activation: logistic.Activation
 ) -> np.ndarray:
     """Returns logits [N, C] from the logits of views [N, V, C].
 
@@ -302,12 +308,12 @@ def average_views(
       logits: [N, V, C].
       average: 'logits' returns the mean logits. 'probabilities' returns the log of the mean
         probabilities (softmax), or their logit (sigmoid).
-      kind: How logits become probabilities.
+      activation: Maps logits to probabilities.
     """
     if average == "logits" or logits.shape[1] == 1:
         return logits.mean(axis=1)
     logits = logits.astype(np.float64)
-    if kind == "softmax":
+    if activation == "softmax":
         return special.logsumexp(
             special.log_softmax(logits, axis=-1), axis=1, b=1.0 / logits.shape[1]
         )
@@ -318,11 +324,6 @@ def average_views(
 def as_float32(x: np.ndarray) -> np.ndarray:
     """Returns features as float32."""
     return np.asarray(x, np.float32)
-
-
-def _both(second: np.ndarray) -> np.ndarray:
-    """Returns the columns of two classes from that of the second."""
-    return np.concatenate([-second, second], axis=-1)
 
 
 def check_single_label(labels: np.ndarray, classifier: str) -> None:

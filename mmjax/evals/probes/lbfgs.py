@@ -90,7 +90,8 @@ def minimize(objective: Objective, theta: jax.Array, *, memory: int, min_curvatu
     """
 
     def iterate(state: State) -> State:
-        size, evaluations = objective.search(state, change := objective.logits(state.direction))
+        change = objective.logits(state.direction)
+        size, evaluations = objective.search(state, change)
         step = size * state.direction
         theta, logits = state.theta + step, state.logits + size * change
         value, gradient = objective.value(theta, logits), objective.gradient(theta, logits)
@@ -120,6 +121,11 @@ def minimize(objective: Objective, theta: jax.Array, *, memory: int, min_curvatu
         )
         return state._replace(direction=_direction(state, objective.inverse_hessian))
 
+    return jax.lax.while_loop(objective.unfinished, iterate, _start(objective, theta, memory))
+
+
+def _start(objective: Objective, theta: jax.Array, memory: int) -> State:
+    """Returns the initial state with an empty history."""
     logits = objective.logits(theta)
     gradient = objective.gradient(theta, logits)
     history = jnp.zeros((memory, *theta.shape), theta.dtype)
@@ -139,8 +145,7 @@ def minimize(objective: Objective, theta: jax.Array, *, memory: int, min_curvatu
         largest_step=jnp.float32(jnp.inf),
         decrease=jnp.float32(jnp.inf),
     )
-    state = state._replace(direction=_direction(state, objective.inverse_hessian))
-    return jax.lax.while_loop(objective.unfinished, iterate, state)
+    return state._replace(direction=_direction(state, objective.inverse_hessian))
 
 
 def _direction(state: State, inverse_hessian: Callable[[jax.Array], jax.Array] | None) -> jax.Array:

@@ -7,6 +7,8 @@ safeguards of torch's L-BFGS; published results depend on it.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -96,56 +98,59 @@ def strong_wolfe(
     Returns:
       The step, and the number of calls of `line`.
     """
+    line = _Line(line, start)
 
-    def at(step: jax.Array) -> Point:
-        return Point(step, *line(step))
-
-    def too_high(point: Point) -> jax.Array:
-        return point.value > start.value + DECREASE * point.step * start.slope
-
-    def is_flat(point: Point) -> jax.Array:
-        return jnp.abs(point.slope) <= -CURVATURE * start.slope
-
-    # Steps grow until a bracket contains a minimum, or the conditions are met.
-    def rose(s: _Bracketing) -> jax.Array:
-        return too_high(s.now) | ((s.count > 1) & (s.now.value >= s.before.value))
-
-    def open_ended(s: _Bracketing) -> jax.Array:
-        return ~(rose(s) | is_flat(s.now) | (s.now.slope >= 0)) & (s.count < MAX_STEPS)
-
-    def widen(s: _Bracketing) -> _Bracketing:
-        step = s.now.step
-        least, most = step + 0.01 * (step - s.before.step), 10.0 * step
-        return _Bracketing(s.now, at(_cubic(s.before, s.now, least, most)), s.count + 1)
-
-    wide = _Bracketing(start, at(first_step), jnp.int32(0))
-    wide = jax.lax.while_loop(open_ended, widen, wide)
-    exhausted = wide.count == MAX_STEPS
-    done = ~exhausted & ~rose(wide) & is_flat(wide.now)
-    before = _select(exhausted, start, wide.before)
-    before = _select(done, wide.now, before)  # then both ends are the result
-
-    # The bracket shrinks until one of its ends meets the conditions.
     def unfinished(s: _Zooming) -> jax.Array:
         wide_enough = jnp.abs(s.high.step - s.low.step) * length >= tolerance
         return ~s.done & (s.count < MAX_STEPS) & wide_enough
 
-    def zoom(s: _Zooming) -> _Zooming:
-        step, stalled = _inner_step(s)
-        new = at(step)
-        worse = too_high(new) | (new.value >= s.low.value)
-        # A worse point becomes the high end, unless it is lower than the low end.
-        swap = (new.value < s.low.value) | ((new.value == s.low.value) & ~s.low_is_first)
-        shrunk = (_select(swap, new, s.low), _select(swap, s.low, new), s.low_is_first ^ swap)
-        # A better point becomes the low end. The old low end becomes the high end if the minimum
-        # is between them.
-        turned = new.slope * (s.high.step - s.low.step) >= 0
-        moved = (new, _select(turned, s.low, s.high), s.low_is_first)
-        low, high, low_is_first = _select(worse, shrunk, moved)
-        return _Zooming(low, high, low_is_first, stalled, ~worse & is_flat(new), s.count + 1)
+    bracket = _bracket(line, first_step)
+    bracket = jax.lax.while_loop(unfinished, functools.partial(_zoom, line), bracket)
+    return bracket.low.step, bracket.count + 1
 
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """A function along a line, and the Wolfe conditions at its points."""
+
+    function: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    start: Point
+
+    def at(self, step: jax.Array) -> Point:
+        return Point(step, *self.function(step))
+
+    def too_high(self, point: Point) -> jax.Array:
+        return point.value > self.start.value + DECREASE * point.step * self.start.slope
+
+    def is_flat(self, point: Point) -> jax.Array:
+        return jnp.abs(point.slope) <= -CURVATURE * self.start.slope
+
+
+def _bracket(line: _Line, first_step: jax.Array) -> _Zooming:
+    """Returns a bracket that contains a minimum: steps grow until one is too far.
+
+    If a step meets the conditions before, it is both ends of the bracket.
+    """
+
+    def rose(s: _Bracketing) -> jax.Array:
+        return line.too_high(s.now) | ((s.count > 1) & (s.now.value >= s.before.value))
+
+    def open_ended(s: _Bracketing) -> jax.Array:
+        return ~(rose(s) | line.is_flat(s.now) | (s.now.slope >= 0)) & (s.count < MAX_STEPS)
+
+    def widen(s: _Bracketing) -> _Bracketing:
+        step = s.now.step
+        least, most = step + 0.01 * (step - s.before.step), 10.0 * step
+        return _Bracketing(s.now, line.at(_cubic(s.before, s.now, least, most)), s.count + 1)
+
+    wide = _Bracketing(line.start, line.at(first_step), jnp.int32(0))
+    wide = jax.lax.while_loop(open_ended, widen, wide)
+    exhausted = wide.count == MAX_STEPS
+    done = ~exhausted & ~rose(wide) & line.is_flat(wide.now)
+    before = _select(exhausted, line.start, wide.before)
+    before = _select(done, wide.now, before)
     first = before.value <= wide.now.value
-    narrow = _Zooming(
+    return _Zooming(
         low=_select(first, before, wide.now),
         high=_select(first, wide.now, before),
         low_is_first=first,
@@ -153,8 +158,22 @@ def strong_wolfe(
         done=done,
         count=wide.count,
     )
-    narrow = jax.lax.while_loop(unfinished, zoom, narrow)
-    return narrow.low.step, narrow.count + 1
+
+
+def _zoom(line: _Line, s: _Zooming) -> _Zooming:
+    """Returns a smaller bracket."""
+    step, stalled = _inner_step(s)
+    new = line.at(step)
+    worse = line.too_high(new) | (new.value >= s.low.value)
+    # A worse point becomes the high end, unless it is lower than the low end.
+    swap = (new.value < s.low.value) | ((new.value == s.low.value) & ~s.low_is_first)
+    shrunk = (_select(swap, new, s.low), _select(swap, s.low, new), s.low_is_first ^ swap)
+    # A better point becomes the low end. The old low end becomes the high end if the minimum is
+    # between them.
+    turned = new.slope * (s.high.step - s.low.step) >= 0
+    moved = (new, _select(turned, s.low, s.high), s.low_is_first)
+    low, high, low_is_first = _select(worse, shrunk, moved)
+    return _Zooming(low, high, low_is_first, stalled, ~worse & line.is_flat(new), s.count + 1)
 
 
 def _inner_step(s: _Zooming) -> tuple[jax.Array, jax.Array]:

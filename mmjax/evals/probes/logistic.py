@@ -17,7 +17,7 @@ import numpy as np
 from mmjax.evals.probes import lbfgs, line_search
 from mmjax.evals.probes.linear import Linear, matmul, transposed_product
 
-Kind = Literal["softmax", "sigmoid"]
+Activation = Literal["softmax", "sigmoid"]
 
 _MEMORY = 20  # pairs that L-BFGS keeps
 _FIRST = 12  # iterations from zeros before the Hessian is computed again
@@ -63,12 +63,14 @@ def _inverse_hessian(x: jax.Array, weight: jax.Array, penalty: jax.Array) -> jax
     return matmul(root.T, root)
 
 
-def _probabilities(logits: jax.Array, kind: Kind) -> jax.Array:
-    return jax.nn.softmax(logits) if kind == "softmax" else jax.nn.sigmoid(logits)
+def _probabilities(logits: jax.Array, activation: Activation) -> jax.Array:
+    return jax.nn.softmax(logits) if activation == "softmax" else jax.nn.sigmoid(logits)
 
 
-@functools.partial(jax.jit, static_argnames="kind")
-def _solve(x, targets, weight, penalty, theta, tolerance, max_iterations, *, kind: Kind):
+@functools.partial(jax.jit, static_argnames="activation")
+def _solve(
+    x, targets, weight, penalty, theta, tolerance, max_iterations, *, activation: Activation
+):
     """Returns `(theta, iterations, relative gradient)`."""
     weight = (weight / weight.sum())[:, None]  # [N, 1]
     decay = jnp.full((theta.shape[0], 1), penalty).at[-1].set(0.0)  # the bias is not regularized
@@ -77,7 +79,7 @@ def _solve(x, targets, weight, penalty, theta, tolerance, max_iterations, *, kin
         return matmul(x, theta[:-1]) + theta[-1]
 
     def gradient_at(theta, logits):
-        residual = weight * (_probabilities(logits, kind) - targets)
+        residual = weight * (_probabilities(logits, activation) - targets)
         data = jnp.concatenate([transposed_product(x, residual), residual.sum(0, keepdims=True)])
         return data + decay * theta
 
@@ -86,10 +88,10 @@ def _solve(x, targets, weight, penalty, theta, tolerance, max_iterations, *, kin
         curvature_of_decay = lbfgs.dot(decay * state.direction, state.direction)
 
         def slope_and_curvature(t):
-            p = _probabilities(state.logits + t * change, kind)
+            p = _probabilities(state.logits + t * change, activation)
             slope = lbfgs.dot(weight * (p - targets), change)
             curvature = p * change * change
-            if kind == "softmax":
+            if activation == "softmax":
                 curvature = curvature.sum(1) - (p * change).sum(1) ** 2
             else:
                 curvature = (curvature * (1 - p)).sum(1)
@@ -109,7 +111,7 @@ def _solve(x, targets, weight, penalty, theta, tolerance, max_iterations, *, kin
     zero = jnp.zeros_like(theta)
     reference = jnp.max(jnp.abs(gradient_at(zero, logits_of(zero))))
     goal = tolerance * reference
-    p = _probabilities(logits_of(theta), kind)
+    p = _probabilities(logits_of(theta), activation)
     curvature = weight[:, 0] * jnp.mean(p * (1 - p), axis=1)
     objective = lbfgs.Objective(
         logits=logits_of,
@@ -129,7 +131,7 @@ def fit(
     targets: np.ndarray | jax.Array,
     *,
     C: float,
-    kind: Kind = "softmax",
+    activation: Activation = "softmax",
     weight: np.ndarray | None = None,
     start: Solution | None = None,
     tolerance: float = 1e-6,
@@ -142,7 +144,7 @@ def fit(
       targets: [N, C]. One-hot or soft labels for softmax; 0 or 1 for sigmoid, which fits one binary
         problem per class.
       C: Inverse regularization strength, as in scikit-learn.
-      kind: 'softmax' (multinomial) or 'sigmoid' (multi-label).
+      activation: Maps logits to probabilities: 'softmax' (multinomial) or 'sigmoid' (multi-label).
       weight: Weights of the examples [N]; 0 excludes an example. None weights all by 1.
       start: Initial classifier, for example the solution for another C. None starts from zeros.
       tolerance: Bound on the largest entry of the gradient, relative to that at zero.
@@ -164,7 +166,7 @@ def fit(
         jnp.asarray(weight, jnp.float32),
         jnp.float32(1.0 / (C * weight.sum())),
         tolerance=jnp.float32(tolerance),
-        kind=kind,
+        activation=activation,
     )
     # At zero all classes have the same probability. A few iterations later the Hessian is smaller,
     # and from there half as many iterations remain.

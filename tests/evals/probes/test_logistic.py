@@ -38,7 +38,7 @@ def test_equals_scikit_learn_for_each_c(data):
 def test_sigmoid_fits_one_binary_problem_per_class(data):
     x, labels = data
     targets = np.stack([labels == 0, labels > 2], axis=1).astype(np.float32)
-    result = logistic.fit(x, targets, C=0.3, kind="sigmoid")
+    result = logistic.fit(x, targets, C=0.3, activation="sigmoid")
     for c in range(2):
         reference = LogisticRegression(C=0.3, tol=1e-8, max_iter=5000).fit(x, targets[:, c])
         np.testing.assert_allclose(result.kernel[:, c], reference.coef_[0], atol=2e-3)

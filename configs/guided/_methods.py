@@ -7,7 +7,7 @@ Source: El Banani et al. 2023, Learning Visual Representations via Language-Guid
 from __future__ import annotations
 
 from mmjax.errors import UserError
-from mmjax.preprocess import image as image_ops
+from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
 
 METHODS = (
     *("lgsimclr", "lgsimsiam", "lgslip"),  # on pairs by their captions
@@ -48,7 +48,7 @@ def method(
     if name not in METHODS:
         raise UserError(f"There is no method {name!r}; there are: {', '.join(METHODS)}.")
     guided = name.startswith("lg")
-    mild = dict(mean=image_ops.IMAGENET_MEAN, std=image_ops.IMAGENET_STD)
+    mild = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
     blur = dict(sigma_yx=(0.1, 2.0)) if fixed_blur else dict(sigma=(0.1, 2.0))
     strong = dict(
         mild,

@@ -13,7 +13,14 @@ could be had.
 """
 
 from mmjax import config
-from mmjax.preprocess import image as image_ops
+from mmjax.preprocess.image import (
+    CLIP_MEAN,
+    CLIP_STD,
+    SUBTRACTED_MEAN,
+    SUBTRACTED_STD,
+    TACTILE_MEAN,
+    TACTILE_STD,
+)
 
 _TOUCH = dict(
     tiny="vit_tiny_patch16_224",
@@ -84,8 +91,8 @@ def get_config(arg: str = "tiny"):
 
 def _image() -> dict:
     return dict(
-        mean=image_ops.CLIP_MEAN,
-        std=image_ops.CLIP_STD,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
         horizontal_flip=0.5,
         color_jitter=dict(
             probability=0.8, brightness=(0.8, 1.1), contrast=(0.7, 1.3), saturation=(0.8, 1.2)
@@ -97,8 +104,8 @@ def _image() -> dict:
 
 def _touch() -> dict:
     return dict(
-        mean=image_ops.TACTILE_MEAN,
-        std=image_ops.TACTILE_STD,
+        mean=TACTILE_MEAN,
+        std=TACTILE_STD,
         horizontal_flip=0.5,
         vertical_flip=0.5,
         color_jitter=dict(
@@ -115,8 +122,8 @@ def _touch() -> dict:
 def _subtracted_touch() -> dict:
     return dict(
         subtract_background=True,
-        mean=image_ops.SUBTRACTED_MEAN,
-        std=image_ops.SUBTRACTED_STD,
+        mean=SUBTRACTED_MEAN,
+        std=SUBTRACTED_STD,
         horizontal_flip=0.5,
         quarter_turn=0.5,
     )

@@ -9,7 +9,7 @@ from mmjax.data.pipeline import loader
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.models.towers.registry import build_tower
-from mmjax.preprocess import video as preprocess
+from mmjax.preprocess.audio import mel_matrix
 from mmjax.preprocess.inputs import Inputs
 from mmjax.state import ModelDef
 from mmjax.tasks import make_task
@@ -70,7 +70,7 @@ def test_mel_bands_use_the_sample_rate_after_the_stride():
         inputs = Inputs.from_config(dict(spectrogram=dict(num_bins=40, high=3500.0)), data_spec)
         out = inputs({"audio": tone[None, ::stride]}, None, train=False)["audio"]
         bands.append(int(np.asarray(out)[0].mean(axis=0).argmax()))
-    matrix = preprocess.mel_matrix(
+    matrix = mel_matrix(
         num_bins=40, num_frequencies=1025, sample_rate=16_000, low=80.0, high=3500.0
     )
     expected = int(matrix[128].argmax())  # 1000 Hz is bin 128 of 1025 up to 8000 Hz

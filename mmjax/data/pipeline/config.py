@@ -1,16 +1,33 @@
-"""The section `data` of a recipe: its keys, their types and defaults."""
+"""The section `data` of a recipe: its keys, their types and defaults, and the modalities."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from mmjax import config
 from mmjax.data.pairs.positives import PairsConfig
-from mmjax.data.pipeline import image_modality, modalities, precomputed_features
-from mmjax.errors import UserError, unknown
+from mmjax.data.pipeline import precomputed_features
+from mmjax.data.pipeline.audio import Audio, add_audio
+from mmjax.data.pipeline.common import AddFunction
+from mmjax.data.pipeline.image_modality import Image, Touch, add_image
+from mmjax.data.pipeline.label import Label, add_label
+from mmjax.data.pipeline.text import Text, add_text
+from mmjax.data.pipeline.video import Video, add_video
+from mmjax.errors import UserError
+
+# {section of `data`: (its options, the function that adds it to the pipeline)}, in the order in
+# which they are added. To add a modality, add an entry here and a field to `DataConfig`.
+MODALITIES: dict[str, tuple[type, AddFunction]] = {
+    "video": (Video, add_video),
+    "audio": (Audio, add_audio),  # after the video, with which it starts
+    "text": (Text, add_text),
+    "label": (Label, add_label),
+    "image": (Image, add_image),
+    "touch": (Touch, add_image),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,69 +35,75 @@ class DataConfig:
     """The section `data`.
 
     Attributes:
-      train: where training examples come from, one specification of `sources.open_source` or
-        several.
-      split: of all of them.
-      weights: shares of several; () is equal shares.
-      limit: train on this many examples of each source, evenly spread over it; 0 is all.
-      corrupt: 'fail' at a record that cannot be used, or 'skip' it: in training the next record
-        takes its place, in evaluation it gets mask 0; counted, logged, limited.
-      max_corrupt: with 'skip', so many records are too many.
-      check_crc: check the CRC of each record read.
-      read: 'pread' or 'tf', `pipeline.reader` or `pipeline.pure_reader`.
-      threads: of the input pipeline; 0 is one per CPU core.
-      prefetch: batches made ahead.
-      video, audio, image, text, label, touch: options of each modality; None leaves it out.
-      pairs: train on pairs of records: the second of `data.image.crops` is of the neighbor's
-        image, all else of the record's own; None is off.
+      train: Source of the training examples, or several; see `sources.registry.open_source`.
+      split: Split of all sources.
+      weights: Share of each source in a mixture; () for equal shares.
+      limit: Train on this many examples of each source, evenly spaced; 0 for all.
+      corrupt: 'fail' stops at a corrupt record. 'skip' replaces it by the next record in training,
+        and sets its mask to 0 in evaluation; skipped records are logged and counted.
+      max_corrupt: With 'skip', the number of corrupt records above which training stops.
+      check_crc: Whether to check the CRC of each record.
+      read: 'pread' reads local files; 'tf' reads TensorFlow's remote file systems. See
+        `mmjax.data.pipeline.readers`.
+      threads: Number of threads of the input pipeline; 0 for one per CPU core.
+      prefetch: Number of batches prepared in advance.
+      video, audio, image, text, label, touch: Options of each modality; None leaves it out.
+      pairs: Train on pairs of records: the second of `data.image.crops` shows the image of the
+        paired record, and all other fields belong to the record itself. None for no pairs.
     """
 
     train: str | tuple[str, ...] = "world"
     split: str = "train"
     weights: tuple[float, ...] = ()
     limit: int = 0
-    corrupt: str = "fail"
+    corrupt: Literal["fail", "skip"] = "fail"
     max_corrupt: int = 100
     check_crc: bool = True
-    read: str = "pread"
+    read: Literal["pread", "tf"] = "pread"
     threads: int = 0
     prefetch: int = 2
-    video: modalities.Video | None = None
-    audio: modalities.Audio | None = None
-    image: image_modality.Image | None = None
-    text: modalities.Text | None = None
-    label: modalities.Label | None = None
-    touch: image_modality.Touch | None = None
+    video: Video | None = None
+    audio: Audio | None = None
+    image: Image | None = None
+    text: Text | None = None
+    label: Label | None = None
+    touch: Touch | None = None
     pairs: PairsConfig | None = None
 
-    def __post_init__(self):
-        if self.corrupt not in ("fail", "skip"):
-            raise unknown("data.corrupt", self.corrupt, ("fail", "skip"))
-        if self.read not in ("pread", "tf"):
-            raise unknown("data.read", self.read, ("pread", "tf"))
+    def __post_init__(self) -> None:
         if self.limit < 0:
-            raise UserError(f"data.limit must be at least 0 (all), not {self.limit}.")
-        if not any((self.video, self.audio, self.image, self.text, self.touch)):
+            raise UserError(f"data.limit must be at least 0 (0 takes all); got {self.limit}.")
+        inputs = [name for name in MODALITIES if name != "label"]
+        if not any(getattr(self, name) for name in inputs):
             raise UserError(
-                "The section data asks for no modality: set data.video, audio, image, text or "
-                "touch."
+                f"The section data has no modality. Set at least one of "
+                f"{', '.join(f'data.{name}' for name in inputs)}."
             )
-        if self.pairs and len(self.image.crops if self.image else ()) < 2:
+        num_views = len(self.image.crops) if self.image else 0
+        if self.pairs and num_views < 2:
             raise UserError(
-                "data.pairs shows a crop of the neighbor's image beside one of the example's "
-                "own: set data.image.crops=((0.5, 1.0), (0.5, 1.0)), two or more, or "
-                "data.pairs=None."
+                f"data.pairs needs at least two views of each example; data.image.crops has "
+                f"{num_views}: one crop shows the example's own image, the second that of the "
+                "paired record. Set data.image.crops=((0.5, 1.0), (0.5, 1.0)), or data.pairs=None."
             )
 
     @property
     def specs(self) -> tuple[str, ...]:
-        """`train` as a tuple."""
+        """Returns `train` as a tuple."""
         return (self.train,) if isinstance(self.train, str) else self.train
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """Returns the options of the modalities that are not None, in the order of `MODALITIES`."""
+        sections = {name: getattr(self, name) for name in MODALITIES}
+        return {name: options for name, options in sections.items() if options is not None}
 
 
 def for_evaluation(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `data` without the files that only training needs: without pairs, and without
-    the features of frozen towers that are not there (evaluation runs the towers)."""
+    """Returns the section `data` without the files that only training needs.
+
+    Removes `pairs`, and `features` that do not exist: evaluation runs the towers.
+    """
     kept = {key: value for key, value in section.items() if key != "pairs"}
     for name, options in section.items():
         directories = options.get("features") if isinstance(options, Mapping) else ""
@@ -95,9 +118,9 @@ def for_evaluation(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_config(section: Mapping[str, Any]) -> DataConfig:
-    """The section `data` of a recipe, checked.
+    """Returns the checked section `data` of a recipe.
 
     Raises:
-      UserError: an unknown key, or a value of another type or out of range, by its full name.
+      UserError: An unknown key, or a value of the wrong type or out of range.
     """
     return DataConfig(**config.keywords(DataConfig, section, "data"))

@@ -1,30 +1,30 @@
-"""Crops of video frames: where they lie in the stored images, decoding them, and resizing to what
-a model sees.
+"""Crops of video frames and images: which part of a stored image, decoding it, and resizing it.
 
-In training the place of a crop is worked out first, in the coordinates of the stored frames, so
-that only these pixels are decoded. For tests the whole frame is resized and cropped step by step,
-as VATT's published code does.
+In training the crop is computed first, in the coordinates of the stored frames, so that only its
+pixels are decoded. In evaluation whole frames are resized and cropped step by step, as in VATT's
+published code.
 
-Frames are uint8 `[T, H, W, 3]`. A window is int32 `[4]`: top, left, height, width. Seeds are int64
-`[2]`.
+Frames are uint8 [T, H, W, 3]. A window is int32 [4]: top, left, height, width. Seeds are int64 [2].
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import tensorflow as tf
 
 _DCT = {"fast": "INTEGER_FAST", "accurate": "INTEGER_ACCURATE"}
-_UNROLLED = 64  # up to this many images, one graph node each beats a loop
+_MAX_UNROLLED = 64  # Up to this many images, one graph node per image is faster than a loop.
 
 
-def encoded_size(picture: tf.Tensor) -> tf.Tensor:
-    """int32 [2], height and width of an encoded JPEG or PNG, from its header."""
+def encoded_size(image: tf.Tensor) -> tf.Tensor:
+    """Returns height and width of an encoded JPEG or PNG, int32 [2], from its header."""
 
-    def png_size():  # the first chunk of a PNG: width and height as big-endian words at byte 16
-        words = tf.io.decode_raw(tf.strings.substr(picture, 16, 8), tf.int32, little_endian=False)
-        return tf.reverse(words, [0])
+    def png_size():  # The first chunk of a PNG has width and height, big-endian, at byte 16.
+        size = tf.io.decode_raw(tf.strings.substr(image, 16, 8), tf.int32, little_endian=False)
+        return tf.reverse(size, [0])
 
-    size = tf.cond(_is_png(picture), png_size, lambda: tf.io.extract_jpeg_shape(picture)[:2])
+    size = tf.cond(_is_png(image), png_size, lambda: tf.io.extract_jpeg_shape(image)[:2])
     return tf.ensure_shape(size, [2])
 
 
@@ -32,37 +32,37 @@ def decode(
     images: tf.Tensor,
     window: tf.Tensor | None = None,
     *,
-    number: int | None = None,
-    dct: str = "fast",
+    count: int | None = None,
+    dct: Literal["fast", "accurate"] = "fast",
 ) -> tf.Tensor:
-    """Decodes images of one size and kind, or a window of them.
+    """Decodes images of one size and format, or a window of them.
 
     Args:
       images: string [T], JPEG or PNG.
-      window: what to decode; None is all.
-      number: T where it is known; short clips then need no loop.
-      dct: 'fast' or 'accurate', the arithmetic of JPEG's transform.
+      window: Part to decode; None for whole images.
+      count: T if it is known; short clips are then decoded without a loop.
+      dct: Arithmetic of JPEG decoding.
 
     Returns:
       uint8 [T, height, width, 3].
     """
     method = _DCT[dct]
 
-    def jpeg(picture):
+    def jpeg(image):
         if window is None:
-            return tf.io.decode_jpeg(picture, channels=3, dct_method=method)
-        return tf.io.decode_and_crop_jpeg(picture, window, channels=3, dct_method=method)
+            return tf.io.decode_jpeg(image, channels=3, dct_method=method)
+        return tf.io.decode_and_crop_jpeg(image, window, channels=3, dct_method=method)
 
-    def png(picture):
-        image = tf.io.decode_png(picture, channels=3)
-        return (
-            image if window is None else tf.image.crop_to_bounding_box(image, *tf.unstack(window))
-        )
+    def png(image):
+        pixels = tf.io.decode_png(image, channels=3)
+        if window is None:
+            return pixels
+        return tf.image.crop_to_bounding_box(pixels, *tf.unstack(window))
 
     def each(function):
-        if number is not None and number <= _UNROLLED:
-            return tf.stack([function(picture) for picture in tf.unstack(images, number)])
-        # Clips are decoded side by side; within one, more threads only get in each other's way.
+        if count is not None and count <= _MAX_UNROLLED:
+            return tf.stack([function(image) for image in tf.unstack(images, count)])
+        # Clips are decoded in parallel. More threads within a clip would only slow them down.
         return tf.map_fn(
             function,
             images,
@@ -71,11 +71,11 @@ def decode(
         )
 
     frames = tf.cond(_is_png(images[0]), lambda: each(png), lambda: each(jpeg))
-    return tf.ensure_shape(frames, [number, None, None, 3])
+    return tf.ensure_shape(frames, [count, None, None, 3])
 
 
-def _is_png(picture: tf.Tensor) -> tf.Tensor:
-    return tf.strings.substr(picture, 0, 4) == b"\x89PNG"
+def _is_png(image: tf.Tensor) -> tf.Tensor:
+    return tf.strings.substr(image, 0, 4) == b"\x89PNG"
 
 
 def resize(
@@ -84,65 +84,79 @@ def resize(
     *,
     rounded: bool = False,
     antialias: bool = False,
-    method: str = "bilinear",
+    method: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> tf.Tensor:
-    """'bilinear' or 'bicubic', half-pixel centers; uint8 by truncation (as VATT) or rounding.
+    """Resizes frames, with half-pixel centers.
 
-    With `antialias`, smaller images are averages of larger ones: as PIL does, bilinear within one
-    gray level, bicubic within two.
+    Args:
+      frames: uint8 [T, H, W, 3].
+      size: Height and width.
+      rounded: Whether to round to uint8; otherwise values are truncated, as in VATT.
+      antialias: Whether a smaller image averages the pixels of a larger one. The result then
+        equals PIL's within one gray level (bilinear) or two (bicubic).
+      method: Interpolation.
+
+    Returns:
+      uint8 [T, *size, 3].
     """
 
     def resized():
-        image = tf.image.resize(frames, size, method, antialias=antialias)
-        # Bicubic curves overshoot.
-        return tf.saturate_cast(tf.round(image) if rounded else image, tf.uint8)
+        pixels = tf.image.resize(frames, size, method, antialias=antialias)
+        # Bicubic interpolation overshoots.
+        return tf.saturate_cast(tf.round(pixels) if rounded else pixels, tf.uint8)
 
     same = tf.reduce_all(tf.shape(frames)[1:3] == tf.convert_to_tensor(size))
     return tf.cond(same, lambda: frames, resized)
 
 
 def shortest_side(shape: tf.Tensor, size: int) -> tf.Tensor:
-    """int32 [2]: `shape` scaled so that the shorter side is `size`, the other rounded down."""
+    """Returns `shape` scaled so that the shorter side is `size`, int32 [2], rounded down."""
     return shape * size // tf.reduce_min(shape)
 
 
 def resize_shortest(frames: tf.Tensor, size: int) -> tf.Tensor:
-    """The whole frames, resized so that the shorter side is `size`."""
+    """Resizes whole frames so that the shorter side is `size`."""
     return resize(frames, shortest_side(tf.shape(frames)[1:3], size))
 
 
 def central_crop(frames: tf.Tensor, size: int) -> tf.Tensor:
-    """The middle `size` × `size`; frames that are smaller get a black margin."""
+    """Returns the central `size` × `size`; smaller frames get a black margin."""
     return tf.image.resize_with_crop_or_pad(frames, size, size)
 
 
 def multi_crop(frames: tf.Tensor, size: int) -> tf.Tensor:
-    """Three crops along the longer side: start, middle, end. uint8 [3, T, size, size, 3].
+    """Returns three crops along the longer side: start, middle, end.
 
-    The shorter side is expected to be `size`; what it has beyond is cut off at its end.
+    Args:
+      frames: uint8 [T, H, W, 3]. The shorter side should be `size`; any excess is cut off at its
+        end.
+      size: Height and width of the crops.
+
+    Returns:
+      uint8 [3, T, size, size, 3].
     """
     shape = tf.shape(frames)[1:3]
     length = tf.reduce_max(shape)
     middle = tf.cast(tf.round(tf.cast(length, tf.float32) / 2), tf.int32) - size // 2
-    upright = shape[0] >= shape[1]
+    is_portrait = shape[0] >= shape[1]
     crops = []
-    for at in (0, middle, length - size):
-        start = tf.where(upright, tf.stack([0, at, 0, 0]), tf.stack([0, 0, at, 0]))
+    for offset in (0, middle, length - size):
+        start = tf.where(is_portrait, tf.stack([0, offset, 0, 0]), tf.stack([0, 0, offset, 0]))
         crops.append(tf.slice(frames, start, [-1, size, size, -1]))
     return tf.stack(crops)
 
 
 def jittered_size(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """int32 [2]: with probability 0.8, height and width each scaled by U(0.8, 1.2)."""
-    draw = tf.random.stateless_uniform([3], seed)
-    scaled = tf.cast(tf.cast(shape, tf.float32) * (0.8 + 0.4 * draw[1:]), tf.int32)
-    return tf.where(draw[0] < 0.8, tf.maximum(scaled, 1), shape)
+    """Scales height and width by U(0.8, 1.2) each, with probability 0.8; int32 [2]."""
+    values = tf.random.stateless_uniform([3], seed)
+    scaled = tf.cast(tf.cast(shape, tf.float32) * (0.8 + 0.4 * values[1:]), tf.int32)
+    return tf.where(values[0] < 0.8, tf.maximum(scaled, 1), shape)
 
 
 def random_offset(shape: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
-    """int32 [2]: top and left of a uniformly placed `size` × `size` crop."""
+    """Returns top and left of a uniformly placed `size` × `size` crop, int32 [2]."""
     room = tf.cast(shape - size + 1, tf.float32)
-    # A float32 draw below 1 times the room can round up to it.
+    # A float32 below 1 times the room can round up to the room.
     return tf.minimum(
         tf.cast(tf.random.stateless_uniform([2], seed) * room, tf.int32), shape - size
     )
@@ -151,18 +165,18 @@ def random_offset(shape: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
 def vgg_window(
     shape: tf.Tensor, seed: tf.Tensor, *, size: int, min_resize: int, scale_jitter: bool
 ) -> tf.Tensor:
-    """The part of a stored frame that VATT's VGG-style crop shows.
+    """Returns the part of a stored frame that VATT's VGG-style crop shows.
 
     VATT jitters height and width, resizes the shorter side to `min_resize`, and crops `size` ×
-    `size`. The same draws give the window of the stored frame that holds these pixels, to the
-    nearest pixel: it remains to resize it once.
+    `size`. The same random numbers give the window of the stored frame with these pixels, to the
+    nearest pixel, so that it needs to be resized only once.
 
     Args:
-      shape: int32 [2], of the stored frames.
-      seed: of this clip; `vgg_exact` with the same seed shows the same part.
-      size: of the crop.
-      min_resize: at least `size`.
-      scale_jitter: see `jittered_size`.
+      shape: Height and width of the stored frames, int32 [2].
+      seed: Seed of this clip. `vgg_exact` with the same seed shows the same part.
+      size: Height and width of the crop.
+      min_resize: Length of the shorter side before the crop, at least `size`.
+      scale_jitter: Whether to apply `jittered_size`.
     """
     resized = _vgg_resized(shape, seed, min_resize=min_resize, scale_jitter=scale_jitter)
     offset = random_offset(resized, size, seed + 1)
@@ -175,7 +189,12 @@ def vgg_window(
 def vgg_exact(
     frames: tf.Tensor, seed: tf.Tensor, *, size: int, min_resize: int, scale_jitter: bool
 ) -> tf.Tensor:
-    """VATT's VGG-style crop of whole frames in its own order, uint8 after each step."""
+    """Returns VATT's VGG-style crop of whole frames in its own order, uint8 after each step.
+
+    Args:
+      frames: uint8 [T, H, W, 3].
+      seed, size, min_resize, scale_jitter: As for `vgg_window`.
+    """
     shape = tf.shape(frames)[1:3]
     if scale_jitter:
         frames = resize(frames, jittered_size(shape, seed))
@@ -185,20 +204,24 @@ def vgg_exact(
     return frames[:, top : top + size, left : left + size]
 
 
-def _vgg_resized(shape, seed, *, min_resize, scale_jitter):
+def _vgg_resized(
+    shape: tf.Tensor, seed: tf.Tensor, *, min_resize: int, scale_jitter: bool
+) -> tf.Tensor:
     return shortest_side(jittered_size(shape, seed) if scale_jitter else shape, min_resize)
 
 
 def inception_window(
-    shape: tf.Tensor, seed: tf.Tensor, *, area: tuple[float, float], aspect: tuple[float, float]
+    shape: tf.Tensor, seed: tf.Tensor, *, area: tuple[float, ...], aspect: tuple[float, ...]
 ) -> tf.Tensor:
-    """A window of random area and aspect ratio (Szegedy et al. 2014), by TensorFlow's own sampler.
+    """Returns a window of random area and aspect ratio (Szegedy et al. 2014).
+
+    TensorFlow's own op samples it.
 
     Args:
-      shape: int32 [2], of the stored frames.
-      seed: of this clip.
-      area: range of the window's share of the frame.
-      aspect: range of width / height.
+      shape: Height and width of the stored frames, int32 [2].
+      seed: Seed of this clip.
+      area: Range of the window's fraction of the frame.
+      aspect: Range of width / height.
     """
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.concat([shape, [3]], 0),
@@ -220,68 +243,85 @@ def resized_crop_window(
     area: tuple[float, ...],
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tf.Tensor:
-    """A window of random area and aspect ratio as torchvision's RandomResizedCrop draws it.
+    """Returns a window of random area and aspect ratio, as torchvision's RandomResizedCrop.
 
-    Of ten windows of random shape the first that fits is taken, anywhere in the image; if none
-    does, the largest one in the middle whose aspect ratio is allowed.
+    The first of ten windows of random shape that fits is placed at random. If none fits, the
+    window is the largest central one with a valid aspect ratio.
 
     Args:
-      shape: int32 [2], of the stored image.
-      seed: of this crop.
-      area: range of the window's share of the image.
-      aspect: range of width / height, of which the logarithm is uniform.
+      shape: Height and width of the stored image, int32 [2].
+      seed: Seed of this crop.
+      area: Range of the window's fraction of the image.
+      aspect: Range of width / height, whose logarithm is uniform.
     """
-    draws = tf.random.stateless_uniform([22], seed, dtype=tf.float64)
+    values = tf.random.stateless_uniform([22], seed, dtype=tf.float64)
     height, width = tf.unstack(tf.cast(shape, tf.float64))
     low, high = (tf.constant(bound, tf.float64) for bound in aspect)
-    areas = height * width * (area[0] + (area[1] - area[0]) * draws[:10])
-    ratios = tf.exp(tf.math.log(low) + (tf.math.log(high) - tf.math.log(low)) * draws[10:20])
+    areas = height * width * (area[0] + (area[1] - area[0]) * values[:10])
+    ratios = tf.exp(tf.math.log(low) + (tf.math.log(high) - tf.math.log(low)) * values[10:20])
     tried = tf.cast(tf.round(tf.sqrt(tf.stack([areas / ratios, areas * ratios], 1))), tf.int32)
     fits = tf.reduce_all((tried > 0) & (tried <= shape), 1)  # [10]
     extent = tried[tf.argmax(fits)]
     room = shape - extent + 1
-    start = tf.cast(draws[20:] * tf.cast(room, tf.float64), tf.int32)
+    start = tf.cast(values[20:] * tf.cast(room, tf.float64), tf.int32)
     largest = tf.stack([tf.minimum(height, width / low), tf.minimum(width, height * high)])
     largest = tf.cast(tf.round(largest), tf.int32)
-    found = tf.reduce_any(fits)
-    start = tf.where(found, tf.minimum(start, room - 1), (shape - largest) // 2)
-    return tf.concat([start, tf.where(found, extent, largest)], 0)
+    any_fits = tf.reduce_any(fits)
+    start = tf.where(any_fits, tf.minimum(start, room - 1), (shape - largest) // 2)
+    return tf.concat([start, tf.where(any_fits, extent, largest)], 0)
 
 
-def drawn_flip(seed: tf.Tensor) -> tf.Tensor:
-    """bool []: True with probability one half."""
+def random_flip(seed: tf.Tensor) -> tf.Tensor:
+    """Returns True with probability 0.5, bool []."""
     return tf.random.stateless_uniform([], seed) < 0.5
 
 
-def flip(frames: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
-    """Mirrors left and right, the whole clip, if `wanted`."""
+def flip(frames: tf.Tensor, mirror: tf.Tensor) -> tf.Tensor:
+    """Mirrors the whole clip left to right if `mirror`, bool [], is True."""
 
-    def mirrored():  # TensorFlow reverses rows of pixels four times faster in three dimensions
+    def mirrored():  # TensorFlow reverses pixels four times faster in three dimensions.
         shape = tf.shape(frames)
-        rows = tf.reshape(frames, [-1, shape[2], 3])
-        return tf.reshape(tf.reverse(rows, [1]), shape)
+        lines = tf.reshape(frames, [-1, shape[2], 3])
+        return tf.reshape(tf.reverse(lines, [1]), shape)
 
-    return tf.ensure_shape(tf.cond(wanted, mirrored, lambda: frames), frames.shape)
+    return tf.ensure_shape(tf.cond(mirror, mirrored, lambda: frames), frames.shape)
 
 
-def window_starts(length: tf.Tensor, span: int, number: int) -> tf.Tensor:
-    """int32 [number]: starts of test windows over `length` samples, each `span` = samples · stride
-    long.
+def window_starts(length: tf.Tensor, span: int, count: int) -> tf.Tensor:
+    """Returns the starts of the windows of an evaluation example.
 
-    One window is the middle one; several are spread evenly from start to end (VATT and DMVR).
+    One window is central; several are spread evenly from start to end, as in VATT and DMVR.
+
+    Args:
+      length: Number of samples or frames, int32 [].
+      span: Length of a window in samples or frames.
+      count: Number of windows.
+
+    Returns:
+      int32 [count].
     """
     room = tf.maximum(0, length - span)
-    if number == 1:
+    if count == 1:
         return room[None] // 2
-    starts = tf.range(number, dtype=tf.int64) * tf.cast(room, tf.int64) // (number - 1)
+    starts = tf.range(count, dtype=tf.int64) * tf.cast(room, tf.int64) // (count - 1)
     return tf.cast(starts, tf.int32)
 
 
-def looped(start: tf.Tensor, number: int, stride: tf.Tensor | int, length: tf.Tensor) -> tf.Tensor:
-    """int32 [..., number]: indices from `start` on, beginning again where the sequence ends."""
-    return (start[..., None] + tf.range(number) * stride) % length
+def looped(start: tf.Tensor, count: int, stride: tf.Tensor | int, length: tf.Tensor) -> tf.Tensor:
+    """Returns the indices of a window that wraps around at the end of the sequence.
+
+    Args:
+      start: First index, int32 [...].
+      count: Number of indices.
+      stride: Distance between indices.
+      length: Length of the sequence.
+
+    Returns:
+      int32 [..., count].
+    """
+    return (start[..., None] + tf.range(count) * stride) % length
 
 
 def black_jpeg() -> bytes:
-    """An image that stands for a missing one: every crop and size of it is zeros."""
+    """Returns the placeholder of a missing image: every crop and size of it is zeros."""
     return tf.io.encode_jpeg(tf.zeros([16, 16, 3], tf.uint8)).numpy()

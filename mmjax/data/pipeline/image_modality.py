@@ -1,9 +1,9 @@
-"""Single images: the sections `data.image` and `data.touch`, and what a stored image becomes.
+"""Single images: the sections `data.image` and `data.touch`, and their pipeline functions.
 
-An image is decoded, cut to the part that matters, made square, resized, and turned; it travels as
-uint8. What evaluation does to an image, `prepare` does to one that a user has at hand.
+An image is decoded, cropped to the region of interest, made square, resized and rotated. It stays
+uint8 until it is on the device. `prepare` does the same to one image of a user as evaluation does.
 
-Source: the cropping, padding, turning and resizing of TVL's published code (Fu et al. 2024, A
+Source: the cropping, padding, rotation and resizing of TVL's published code (Fu et al. 2024, A
 Touch, Vision, and Language Dataset for Multimodal Alignment, arXiv 2402.13232).
 """
 
@@ -11,208 +11,207 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 import tensorflow as tf
 
-from mmjax.data.pipeline import crops as images
-from mmjax.data.pipeline.modalities import encoded_parser, random_below
+from mmjax.data.pipeline import crops
+from mmjax.data.pipeline.common import Context, check_positive, encoded_parser, random_below
 from mmjax.data.pipeline.phases import Features, Function, Pipeline, seed_of
 from mmjax.data.pipeline.precomputed_features import add_precomputed
 from mmjax.data.storage import schema
 from mmjax.data.storage.image_files import read_image
-from mmjax.errors import UserError, unknown
+from mmjax.errors import UserError
 
-_SQUARES = ("crop", "crop_resized", "pad")
-RECORDING = "recording"  # the background that a record itself brings
+RECORDING = "recording"  # `data.touch.background`: each record has its own background
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Square:
-    """What images of all kinds have in common; see `Image`."""
+class _ImageOptions:
+    """Options of `data.image` and `data.touch`; see `Image`."""
 
     size: int = 224
-    square: str = "crop"
+    square: Literal["crop", "crop_resized", "pad"] = "crop"
     quarter_turns: int = 0
     antialias: bool = True
-    resize: str = "bilinear"
+    resize: Literal["bilinear", "bicubic"] = "bilinear"
     features: str | tuple[str, ...] = ""
 
-    SECTION = ""
+    SECTION: ClassVar[str] = ""
 
-    def __post_init__(self):
-        if self.size < 1:
-            raise UserError(f"data.{self.SECTION}.size must be at least 1, not {self.size}.")
-        if self.square not in _SQUARES:
-            raise unknown(f"data.{self.SECTION}.square", self.square, _SQUARES)
-        if self.resize not in ("bilinear", "bicubic"):
-            raise unknown(f"data.{self.SECTION}.resize", self.resize, ("bilinear", "bicubic"))
+    def __post_init__(self) -> None:
+        check_positive(self.SECTION, self, "size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Image(_Square):
-    """The section `data.image`: one of a record's frames.
+class Image(_ImageOptions):
+    """The section `data.image`: one frame of a record.
 
     Attributes:
-      size: height and width.
-      roi: cut to the part of the image that the record says matters (`schema.ROI`), if it does.
-      jitter: training only: move this part by up to so much of its shorter side: down, and half as
-        far to either side, within the stored image (TVL's randomized crop: 0.05).
-      square: how a part that is not square becomes so: 'crop' takes its middle, 'pad' gives it a
-        black margin. 'crop_resized' takes the middle once the shorter side is `size`, as PyTorch's
-        Resize and CenterCrop: the same up to half a pixel, for figures that must be met exactly.
-      quarter_turns: counter-clockwise.
-      antialias: resize as PIL does; without, as PyTorch resizes tensors.
-      resize: 'bilinear' or 'bicubic'.
-      features: folders of `mmjax.data.pipeline.precomputed_features`, one for each source: in training, these features of
-        the frozen tower come in place of images.
-      crops: training only: the ranges (low, high) of several views' shares of this part. Each view
-        is a crop of random place, area and shape, resized: torchvision's RandomResizedCrop.
-        `square` is then for evaluation alone.
+      size: Height and width in pixels.
+      roi: Whether to crop to the region of interest of the record (`schema.ROI`), if it has one.
+      jitter: For training, the largest random shift of this region as a fraction of its shorter
+        side: downward by up to this, sideways by up to half of it, within the stored image. TVL's
+        randomized crop is 0.05.
+      square: How to make the region square. 'crop' takes its center; 'pad' adds a black margin;
+        'crop_resized' takes the center after the shorter side was resized to `size`, as PyTorch's
+        Resize and CenterCrop. It differs from 'crop' by at most half a pixel; use it to reproduce
+        published results.
+      quarter_turns: Number of counter-clockwise rotations by 90°.
+      antialias: Whether to resize as PIL does; otherwise as PyTorch resizes tensors.
+      resize: Interpolation.
+      features: Directories of `mmjax.data.pipeline.precomputed_features`, one per source. In
+        training, these features of the frozen tower replace the images.
+      crops: For training, the views of an image: for each the range (low, high) of its fraction of
+        the region. A view is a crop of random position, area and shape, resized, as torchvision's
+        RandomResizedCrop. `square` then applies only to evaluation.
     """
 
     roi: bool = True
     jitter: float = 0.0
     crops: tuple[tuple[float, ...], ...] = ()
 
-    SECTION = "image"
+    SECTION: ClassVar[str] = "image"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.jitter < 1:
             raise UserError(
-                f"data.image.jitter={self.jitter} must be at least 0 and below 1: it is a share "
-                "of the image's side."
+                f"data.image.jitter={self.jitter} must be a fraction of the image's side, at least "
+                "0 and less than 1."
             )
-        for number, area in enumerate(self.crops):
+        for index, area in enumerate(self.crops):
             if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
                 raise UserError(
-                    f"data.image.crops[{number}]={area} must be (low, high) with "
-                    "0 < low <= high <= 1: shares of the image's area."
+                    f"data.image.crops[{index}]={area} must be (low, high) with "
+                    "0 < low <= high <= 1: fractions of the image's area."
                 )
         if self.crops and self.jitter:
             raise UserError(
-                f"data.image.jitter={self.jitter} moves the one image of an example, but the "
-                "places of data.image.crops are random already: set data.image.jitter=0."
+                f"data.image.jitter={self.jitter} cannot be combined with data.image.crops, which "
+                "are at random positions already. Set data.image.jitter=0."
             )
         if self.crops and self.features:
             raise UserError(
-                "data.image.features come in place of images, of which data.image.crops are "
-                "cut: leave one of them out."
+                "data.image.features replaces the images that data.image.crops would crop. Set "
+                "data.image.features='' or data.image.crops=()."
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Touch(_Square):
-    """The section `data.touch`: one of a record's touch images.
+class Touch(_ImageOptions):
+    """The section `data.touch`: one touch image of a record.
 
     Attributes:
-      size, square, quarter_turns, antialias, resize, features: see `Image`. TVL pads, and turns
-        once.
-      background: an image of the sensor untouched, which comes along as `touch_background` in the
-        same shape: '' is none, 'recording' the record's own, anything else a file for all.
+      size, square, quarter_turns, antialias, resize, features: See `Image`. TVL uses square='pad'
+        and quarter_turns=1.
+      background: Image of the sensor without contact, which becomes the batch field
+        `touch_background` in the same shape: '' for none, 'recording' for that of each record, or
+        one image file for all records.
     """
 
     background: str = ""
 
-    SECTION = "touch"
+    SECTION: ClassVar[str] = "touch"
 
 
-def add_image(
-    pipeline: Pipeline,
-    options: Image | Touch,
-    *,
-    train: bool,
-    features: Sequence[np.ndarray] | None = None,
-    views: Sequence[int] | None = None,
-) -> None:
-    """Adds `image` or `touch`, uint8 [H, W, 3] ([1, H, W, 3] for tests, [V, H, W, 3] with `crops`
-    in training), its mask [], and `touch_background` if it is asked for; or the `features` of
-    `stored.open_features` as float32 [D], and the mask.
+def add_image(pipeline: Pipeline, options: Image | Touch, context: Context) -> None:
+    """Adds the batch fields of `image` or `touch`.
 
-    Functions: parse, sample, decode and preprocess 'image' or 'touch', the same but sample
-    'touch_background'. In training any of the record's images is taken, for tests the middle one.
-    `views` are the numbers of the crops to make, None is all.
+    Fields: the image, uint8 [H, W, 3] ([1, H, W, 3] in evaluation, [V, H, W, 3] in training with
+    `crops`), or float32 [D] with precomputed features; its mask [], and `touch_background`.
+
+    Functions: 'image' or 'touch' in the phases parse, sample, decode and preprocess, and
+    'touch_background' in all of these but sample. Training samples one of the record's images;
+    evaluation takes the middle one.
     """
     name = options.SECTION
-    key, stored = (schema.FRAMES if name == "image" else schema.TOUCH)[0], f"_{name}"
-    pipeline.add("parse", name, encoded_parser(pipeline, key, stored, f"{name}_mask"))
-    if features is not None:
-        add_precomputed(pipeline, name, features)
+    key, encoded = (schema.FRAMES if name == "image" else schema.TOUCH)[0], f"_{name}"
+    pipeline.add("parse", name, encoded_parser(pipeline, key, encoded, f"{name}_mask"))
+    if name in context.features:
+        add_precomputed(pipeline, name, context.features[name])
         return
     if name == "image":
         pipeline.context(schema.ROI[0], tf.int64)
 
     def sample(features: Features) -> Features:
-        pictures = features[stored]
-        number = tf.size(pictures)
-        index = random_below(number, seed_of(features, name)) if train else number // 2
-        chosen = pictures[index][None]
+        images = features[encoded]
+        count = tf.size(images)
+        index = random_below(count, seed_of(features, name)) if context.train else count // 2
+        image = images[index][None]
         if name == "image":
-            chosen = pipeline.resolve(features["_source"], chosen)
-        return features | {stored: chosen}
+            image = pipeline.resolve(features["_source"], image)
+        return features | {encoded: image}
 
-    if train and getattr(options, "crops", ()):
-        decode, preprocess = _cropping(options, views)
+    if context.train and getattr(options, "crops", ()):
+        decode, preprocess = _random_crops(options, context.views)
     else:
-        decode, preprocess = _showing(options, train=train)
+        decode, preprocess = _single_view(options, train=context.train)
     pipeline.add("sample", name, sample)
     pipeline.add("decode", name, decode)
     pipeline.add("preprocess", name, preprocess)
     if name == "touch" and options.background:
-        _add_background(pipeline, options, train=train)
+        _add_background(pipeline, options, train=context.train)
 
 
-def _showing(options: Image | Touch, *, train: bool) -> tuple[Function, Function]:
-    """The functions of the decode and the preprocess phase: one square image."""
+def _single_view(options: Image | Touch, *, train: bool) -> tuple[Function, Function]:
+    """Returns the functions of the phases decode and preprocess for one square image."""
     name = options.SECTION
 
     def decode(features: Features) -> Features:
-        picture = features[f"_{name}"]
+        image = features[f"_{name}"]
         seed = seed_of(features, f"{name} jitter") if train else None
-        shape = images.encoded_size(picture[0])
-        part = window(shape, options, roi=_roi(features, options), seed=seed)
+        part = window(crops.encoded_size(image[0]), options, roi=_roi(features, options), seed=seed)
         if train:
-            decoded = images.decode(picture, part, number=1, dct="accurate")
-        else:  # where a JPEG is decoded in part, colors at its edges may differ by a little
-            decoded = _cut(images.decode(picture, number=1, dct="accurate"), part)
+            decoded = crops.decode(image, part, count=1, dct="accurate")
+        else:  # Decoding only a part of a JPEG may change the colors at its edges slightly.
+            decoded = _cut(crops.decode(image, count=1, dct="accurate"), part)
         return features | {name: decoded}
 
     def preprocess(features: Features) -> Features:
-        picture = shaped(features[name], options)
-        return features | {name: picture[0] if train else picture}
+        image = shaped(features[name], options)
+        return features | {name: image[0] if train else image}
 
     return decode, preprocess
 
 
-def _cropping(options: Image, views: Sequence[int] | None) -> tuple[Function, Function]:
-    """The functions of the decode and the preprocess phase: random crops, one for each view."""
+def _random_crops(options: Image, views: Sequence[int] | None) -> tuple[Function, Function]:
+    """Returns the functions of the phases decode and preprocess for random crops.
+
+    Args:
+      options: The section.
+      views: Indices of the crops to make; None for all.
+    """
     views = range(len(options.crops)) if views is None else views
 
     def decode(features: Features) -> Features:
-        picture = features["_image"]
-        start, extent = _shown(images.encoded_size(picture[0]), _roi(features, options))
+        image = features["_image"]
+        start, extent = _region(crops.encoded_size(image[0]), _roi(features, options))
         parts = []
         for view in views:
             seed = seed_of(features, f"image crop {view}")
-            part = images.resized_crop_window(extent, seed, area=options.crops[view])
+            part = crops.resized_crop_window(extent, seed, area=options.crops[view])
             parts.append(tf.concat([start + part[:2], part[2:]], 0))
         if len(parts) == 1:
-            cut = [images.decode(picture, parts[0], number=1, dct="accurate")]
+            cropped = [crops.decode(image, parts[0], count=1, dct="accurate")]
         else:
-            whole = images.decode(picture, number=1, dct="accurate")
-            cut = [_cut(whole, part) for part in parts]
-        return features | {f"_crop/{view}": crop for view, crop in zip(views, cut, strict=True)}
+            whole = crops.decode(image, count=1, dct="accurate")
+            cropped = [_cut(whole, part) for part in parts]
+        return features | {f"_crop/{view}": crop for view, crop in zip(views, cropped, strict=True)}
 
     def preprocess(features: Features) -> Features:
-        crops = [_resized(features[f"_crop/{view}"], options) for view in views]
-        return features | {"image": tf.concat(crops, 0)}
+        resized = [_resized(features[f"_crop/{view}"], options) for view in views]
+        return features | {"image": tf.concat(resized, 0)}
 
     return decode, preprocess
 
 
 def _roi(features: Features, options: Image | Touch) -> tf.Tensor | None:
-    """int32 [4], or [0] if the record does not say what matters; None if nobody asks."""
+    """Returns the region of interest, int32 [4], or [0] if the record has none.
+
+    Returns None if the options do not ask for it.
+    """
     if not getattr(options, "roi", False):
         return None
     present = tf.cast(features["image_mask"], tf.int32)
@@ -220,13 +219,14 @@ def _roi(features: Features, options: Image | Touch) -> tf.Tensor | None:
 
 
 def _add_background(pipeline: Pipeline, options: Touch, *, train: bool) -> None:
+    """Adds the field `touch_background`."""
     name = "touch_background"
     if options.background != RECORDING:
         try:
-            picture = prepare(read_image(options.background), options)
+            image = prepare(read_image(options.background), options)
         except UserError as error:
             raise UserError(f"data.touch.background: {error}") from error
-        constant = tf.constant(picture if train else picture[None])
+        constant = tf.constant(image if train else image[None])
         pipeline.add("preprocess", name, lambda features: features | {name: constant})
         return
     read = encoded_parser(pipeline, schema.TOUCH_BACKGROUND[0], "_background", "_has_background")
@@ -236,21 +236,21 @@ def _add_background(pipeline: Pipeline, options: Touch, *, train: bool) -> None:
         tf.debugging.Assert(
             (features["_has_background"] > 0) | (features["touch_mask"] == 0),
             [
-                "there is a touch image without its background, which "
-                "data.touch.background asks for: give it the file of an image for all instead, "
-                "or leave it empty"
+                "the record has a touch image but no background, which "
+                "data.touch.background='recording' requires. Set data.touch.background to an "
+                "image file for all records, or to ''"
             ],
         )
         return features
 
     def decode(features: Features) -> Features:
-        pictures = features["_background"][:1]
-        return features | {name: images.decode(pictures, number=1, dct="accurate")}
+        images = features["_background"][:1]
+        return features | {name: crops.decode(images, count=1, dct="accurate")}
 
     def preprocess(features: Features) -> Features:
         part = window(tf.shape(features[name])[1:3], options)
-        picture = shaped(_cut(features[name], part), options)
-        return features | {name: picture[0] if train else picture}
+        image = shaped(_cut(features[name], part), options)
+        return features | {name: image[0] if train else image}
 
     pipeline.add("parse", name, parse)
     pipeline.add("decode", name, decode)
@@ -264,109 +264,117 @@ def window(
     roi: tf.Tensor | None = None,
     seed: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """int32 [4], top, left, height, width: the part of a stored image that is shown.
+    """Returns the part of a stored image to show: int32 [4], top, left, height, width.
 
     Args:
-      shape: int32 [2], of the stored image.
-      options: of the section.
-      roi: int32 [4], or [0] or None where the whole image matters. One that leaves the image is
-        an error.
-      seed: of the jitter; None is evaluation.
+      shape: Height and width of the stored image, int32 [2].
+      options: The section.
+      roi: Region of interest, int32 [4]; [0] or None for the whole image. A region that exceeds
+        the image is an error.
+      seed: Seed of the jitter; None in evaluation.
     """
-    start, extent = _shown(shape, roi)
+    start, extent = _region(shape, roi)
     side = tf.reduce_min(extent)
     if options.square == "crop":
         start, extent = start + (extent - side) // 2, tf.stack([side, side])
     jitter = getattr(options, "jitter", 0.0)
     if seed is not None and jitter:
         reach = tf.cast(jitter * tf.cast(side, tf.float64), tf.int32)
-        drawn = random_below(tf.maximum(reach, 1), seed, shape=[2])
-        start += drawn - tf.stack([0, (reach + 1) // 2])
+        shift = random_below(tf.maximum(reach, 1), seed, shape=[2])
+        start += shift - tf.stack([0, (reach + 1) // 2])
         start = tf.clip_by_value(start, 0, shape - extent)
     return tf.ensure_shape(tf.concat([start, extent], 0), [4])
 
 
-def _shown(shape: tf.Tensor, roi: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """int32 [2] top and left, int32 [2] height and width of an image's part that matters."""
+def _region(shape: tf.Tensor, roi: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns (top, left) and (height, width) of the region of interest, int32 [2] each."""
     start, extent = tf.zeros([2], tf.int32), shape
     if roi is not None:
         start, extent = tf.cond(
             tf.size(roi) > 0, lambda: (roi[:2], roi[2:4]), lambda: (start, extent)
         )
         inside = tf.reduce_all((start >= 0) & (extent > 0) & (start + extent <= shape))
-        message = [f"{schema.ROI[0]} (top, left, height, width) leaves the image:", roi]
-        tf.debugging.Assert(inside, [*message, "of height and width", shape], summarize=4)
+        message = [f"{schema.ROI[0]} (top, left, height, width) exceeds the image:", roi]
+        tf.debugging.Assert(inside, [*message, "with height and width", shape], summarize=4)
     return tf.ensure_shape(start, [2]), tf.ensure_shape(extent, [2])
 
 
-def shaped(picture: tf.Tensor, options: Image | Touch) -> tf.Tensor:
-    """uint8 [1, H, W, 3] → uint8 [1, size, size, 3]: made square, resized, turned."""
+def shaped(image: tf.Tensor, options: Image | Touch) -> tf.Tensor:
+    """Makes an image square, resizes and rotates it.
+
+    Args:
+      image: uint8 [1, H, W, 3].
+      options: The section.
+
+    Returns:
+      uint8 [1, size, size, 3].
+    """
     if options.square == "crop_resized":
-        return _turned(_middle(picture, options), options)
-    height, width = tf.unstack(tf.shape(picture)[1:3])
-    side = tf.maximum(height, width)  # a crop is square already
+        return _rotated(_center(image, options), options)
+    height, width = tf.unstack(tf.shape(image)[1:3])
+    side = tf.maximum(height, width)  # A crop is square already.
     top, left = (side - height) // 2, (side - width) // 2
-    return _resized(tf.image.pad_to_bounding_box(picture, top, left, side, side), options)
+    return _resized(tf.image.pad_to_bounding_box(image, top, left, side, side), options)
 
 
-def _resized(picture: tf.Tensor, options: Image | Touch) -> tf.Tensor:
-    """uint8 [1, H, W, 3] → uint8 [1, size, size, 3], turned."""
-    return _turned(_scaled(picture, (options.size, options.size), options), options)
+def _resized(image: tf.Tensor, options: Image | Touch) -> tf.Tensor:
+    """Resizes and rotates an image: uint8 [1, H, W, 3] -> uint8 [1, size, size, 3]."""
+    return _rotated(_scaled(image, (options.size, options.size), options), options)
 
 
-def _middle(picture: tf.Tensor, options: Image | Touch) -> tf.Tensor:
-    """The middle of an image whose shorter side was made `size`, in torchvision's rounding."""
-    shape = images.shortest_side(tf.shape(picture)[1:3], options.size)
-    # Half a pixel goes to the even side.
+def _center(image: tf.Tensor, options: Image | Touch) -> tf.Tensor:
+    """Resizes the shorter side to `size` and crops the center, rounding as torchvision."""
+    shape = crops.shortest_side(tf.shape(image)[1:3], options.size)
+    # Half a pixel is rounded to even.
     start = tf.cast(tf.round(tf.cast(shape - options.size, tf.float32) / 2), tf.int32)
     size = tf.fill([2], options.size)
-    return _cut(_scaled(picture, shape, options), tf.concat([start, size], 0))
+    return _cut(_scaled(image, shape, options), tf.concat([start, size], 0))
 
 
 def _scaled(
-    picture: tf.Tensor, size: tf.Tensor | tuple[int, int], options: Image | Touch
+    image: tf.Tensor, size: tf.Tensor | tuple[int, int], options: Image | Touch
 ) -> tf.Tensor:
-    return images.resize(
-        picture, size, rounded=True, antialias=options.antialias, method=options.resize
+    return crops.resize(
+        image, size, rounded=True, antialias=options.antialias, method=options.resize
     )
 
 
-def _turned(picture: tf.Tensor, options: Image | Touch) -> tf.Tensor:
-    # Turned last, when it is small: a turn commutes with what goes before.
-    picture = tf.image.rot90(picture, options.quarter_turns % 4)
-    return tf.ensure_shape(picture, [1, options.size, options.size, 3])
+def _rotated(image: tf.Tensor, options: Image | Touch) -> tf.Tensor:
+    # Last, when the image is small: a rotation commutes with the operations before it.
+    image = tf.image.rot90(image, options.quarter_turns % 4)
+    return tf.ensure_shape(image, [1, options.size, options.size, 3])
 
 
 def prepare(
-    picture: np.ndarray, options: Image | Touch, *, roi: tuple[int, int, int, int] | None = None
+    image: np.ndarray, options: Image | Touch, *, roi: tuple[int, int, int, int] | None = None
 ) -> np.ndarray:
-    """An image as evaluation batches hold it: uint8 [H, W, 3] → uint8 [size, size, 3].
+    """Returns an image as it is in evaluation batches, uint8 [size, size, 3].
 
     Args:
-      image: RGB; `mmjax.data.storage.image_files.read_image` reads one from a file.
-      options: of `data.image` or `data.touch`.
-      roi: top, left, height and width of what matters, as a record may have it.
+      image: RGB, uint8 [H, W, 3]; `mmjax.data.storage.image_files.read_image` reads a file.
+      options: The section `data.image` or `data.touch`.
+      roi: Region of interest (top, left, height, width), as a record may have it.
 
     Raises:
-      UserError: not uint8 [H, W, 3], or a roi that leaves the image.
+      UserError: The image is not uint8 [H, W, 3], or the region exceeds it.
     """
-    picture = np.asarray(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise UserError(
-            f"An image is uint8 [height, width, 3], not {picture.dtype} {list(picture.shape)}."
+            f"An image must be uint8 [height, width, 3]; got {image.dtype} {list(image.shape)}."
         )
-    wanted = tf.constant(roi, tf.int32) if roi and getattr(options, "roi", False) else None
+    region = tf.constant(roi, tf.int32) if roi and getattr(options, "roi", False) else None
     try:
-        part = window(tf.constant(picture.shape[:2], tf.int32), options, roi=wanted)
+        part = window(tf.constant(image.shape[:2], tf.int32), options, roi=region)
     except tf.errors.InvalidArgumentError as error:
         raise UserError(
-            f"roi={tuple(roi)} (top, left, height, width) leaves the image of "
-            f"{picture.shape[0]} x {picture.shape[1]} pixels."
+            f"roi={tuple(roi)} (top, left, height, width) exceeds the image of "
+            f"{image.shape[0]} x {image.shape[1]} pixels."
         ) from error
-    return shaped(_cut(tf.constant(picture[None]), part), options).numpy()[0]
+    return shaped(_cut(tf.constant(image[None]), part), options).numpy()[0]
 
 
-def _cut(picture: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
-    """The part of [1, H, W, 3] at top, left, height, width."""
+def _cut(image: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
+    """Returns the part (top, left, height, width) of [1, H, W, 3]."""
     top, left, height, width = tf.unstack(part)
-    return picture[:, top : top + height, left : left + width]
+    return image[:, top : top + height, left : left + width]

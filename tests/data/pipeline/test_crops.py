@@ -80,8 +80,8 @@ def test_multi_crop_takes_start_middle_and_end_of_the_longer_side(portrait):
 def test_decoding_a_window_equals_cropping_the_decoded_image():
     stored = [jpeg(gradient_image(64, 80)), jpeg(gradient_image(64, 80)[::-1])]
     window = tf.constant([16, 32, 24, 40])
-    whole = crops.decode(tf.constant(stored), number=2).numpy()
-    part = crops.decode(tf.constant(stored), window, number=2).numpy()
+    whole = crops.decode(tf.constant(stored), count=2).numpy()
+    part = crops.decode(tf.constant(stored), window, count=2).numpy()
     assert np.array_equal(part, whole[:, 16:40, 32:72])
     # With an unknown number of frames, they are decoded in a loop.
     loop = crops.decode(tf.constant(stored), window).numpy()
@@ -93,8 +93,8 @@ def test_png_frames_decode_exactly_and_encoded_size_is_read():
     stored = tf.constant([tf.io.encode_png(image).numpy()])
     assert crops.encoded_size(stored[0]).numpy().tolist() == [40, 56]
     assert crops.encoded_size(tf.constant(jpeg(image))).numpy().tolist() == [40, 56]
-    assert np.array_equal(crops.decode(stored, number=1).numpy()[0], image)
-    part = crops.decode(stored, tf.constant([3, 5, 20, 30]), number=1).numpy()[0]
+    assert np.array_equal(crops.decode(stored, count=1).numpy()[0], image)
+    part = crops.decode(stored, tf.constant([3, 5, 20, 30]), count=1).numpy()[0]
     assert np.array_equal(part, image[3:23, 5:35])
 
 
@@ -147,7 +147,7 @@ def test_flip_mirrors_whole_clips_with_probability_one_half():
     frames = tf.constant(np.stack([gradient_image(8, 8)] * 3))
     flipped = 0
     for number in range(60):
-        mirrored = crops.drawn_flip(tf.constant([0, number], tf.int64))
+        mirrored = crops.random_flip(tf.constant([0, number], tf.int64))
         result = crops.flip(frames, mirrored).numpy()
         if not np.array_equal(result, frames):
             assert np.array_equal(result, frames.numpy()[:, :, ::-1])
@@ -172,7 +172,7 @@ def test_a_single_evaluation_window_is_central():
 
 
 def test_the_placeholder_of_a_missing_image_is_black():
-    frames = crops.decode(tf.constant([crops.black_jpeg()]), number=1)
+    frames = crops.decode(tf.constant([crops.black_jpeg()]), count=1)
     resized = crops.resize(frames, (50, 40)).numpy()
     assert resized.shape == (1, 50, 40, 3) and not resized.any()
 

@@ -85,7 +85,8 @@ def test_error_for_an_invalid_factory(section):
     [
         ("image", {}, ("data.image", "mmjax build", "data.image=None")),
         ("touch", {}, ("data.touch", "mmjax build", "data.touch=None")),
-        ("text", dict(keywords={}), ("data.text.keywords", "features")),
+        ("text", dict(keywords={}), ("data.text.keywords=None",)),
+        ("text", dict(features="x", candidates=1), ("data.text.features=''",)),
     ],
 )
 def test_error_for_options_that_a_dmvr_factory_does_not_support(section, modality, options, facts):

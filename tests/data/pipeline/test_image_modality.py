@@ -9,6 +9,8 @@ import pytest
 import tensorflow as tf
 
 from mmjax.data.pipeline import image_modality, loader
+from mmjax.data.pipeline.common import Context
+from mmjax.data.pipeline.examples import Examples
 from mmjax.data.storage import schema
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
@@ -92,7 +94,7 @@ def test_prepare_agrees_with_pil(square, turns, shape):
 
 def test_without_antialiasing_pixels_are_interpolated_from_nearest_neighbors():
     image = noise(64, 64)
-    result = image_modality.prepare(image, image_modality.Picture(size=16, antialias=False))
+    result = image_modality.prepare(image, image_modality.Image(size=16, antialias=False))
     # The center of a 4 × 4 block is the mean of its middle 2 × 2 pixels.
     blocks = image.reshape(16, 4, 16, 4, 3)[:, 1:3, :, 1:3].astype(float).mean((1, 3))
     assert np.abs(result - blocks).max() <= 0.5 + 1e-3
@@ -101,7 +103,7 @@ def test_without_antialiasing_pixels_are_interpolated_from_nearest_neighbors():
 def test_roi_is_cropped_and_evaluation_equals_prepare(directory):
     image, roi = noise(120, 160), (30, 50, 64, 64)
     record = toy.example(1, frames=[jpeg(image)], roi=roi)
-    options = image_modality.Picture(size=32)
+    options = image_modality.Image(size=32)
     decoded = np.asarray(PIL.Image.open(io.BytesIO(jpeg(image))))
     result = run(evaluate(directory, image=dict(size=32)), record)
     assert result["image"].shape == (1, 32, 32, 3) and result["image_mask"] == 1
@@ -115,7 +117,7 @@ def test_roi_is_cropped_and_evaluation_equals_prepare(directory):
 
 
 def test_jittered_windows_have_the_offsets_of_tvl():
-    options = image_modality.Picture(size=8, jitter=0.05)
+    options = image_modality.Image(size=8, jitter=0.05)
     roi, shape = tf.constant([10, 60, 100, 100]), tf.constant([400, 400])
     windows = [
         image_modality.window(shape, options, roi=roi, seed=tf.constant([5, n], tf.int64)).numpy()
@@ -158,12 +160,12 @@ def test_frame_is_random_in_training_and_the_middle_one_in_evaluation(directory)
 def test_image_and_video_of_the_same_record_in_one_batch(directory, monkeypatch):
     section = dict(image=dict(size=8), video=dict(num_frames=2, size=8))
     whole = next(train(directory, **section).iterate())
-    monkeypatch.setattr(loader._Data, "_records_per_read", lambda data: 1)
+    monkeypatch.setattr(Examples, "records_per_read", 1)
     data = train(directory, **section)
-    assert data._without == schema.FRAMES[0]  # Only the selected frames are read.
+    assert data.examples.omitted_list == schema.FRAMES[0]  # Only the selected frames are read.
     assert toy.same(whole, next(data.iterate()))
     image_only = train(directory, image=dict(size=8))
-    assert image_only._without == schema.FRAMES[0]
+    assert image_only.examples.omitted_list == schema.FRAMES[0]
     assert np.array_equal(next(image_only.iterate())["image"], whole["image"])
 
 
@@ -171,9 +173,9 @@ def test_bicubic_resizing_agrees_with_pil():
     for shape, size in (((240, 320), 56), ((97, 130), 64), ((64, 64), 100)):
         image = noise(*shape)
         result = image_modality.prepare(
-            image, image_modality.Picture(size=size, resize="bicubic")
+            image, image_modality.Image(size=size, resize="bicubic")
         ).astype(int)
-        options = image_modality.Picture(size=size)
+        options = image_modality.Image(size=size)
         difference = np.abs(result - as_pil(image, options, resample=PIL.Image.BICUBIC))
         assert difference.max() <= 2 and difference.mean() < 0.25
         assert np.abs(result - as_pil(image, options)).max() > 2  # differs from bilinear
@@ -195,7 +197,7 @@ def test_crop_resized_agrees_with_torchvision(shape, resize):
     image, resample = noise(*shape), getattr(PIL.Image, resize.upper())
     section = dict(size=56, resize=resize, square="crop_resized")
     expected = resized_then_cropped(image, 56, resample)
-    difference = np.abs(image_modality.prepare(image, image_modality.Picture(**section)) - expected)
+    difference = np.abs(image_modality.prepare(image, image_modality.Image(**section)) - expected)
     assert difference.max() <= 2 and difference.mean() < 0.25
 
 
@@ -204,14 +206,14 @@ def test_crop_resized_in_batches_equals_prepare(directory):
     record = toy.example(1, frames=[sharp(image)])
     section = dict(size=40, square="crop_resized", quarter_turns=1)
     decoded = np.asarray(PIL.Image.open(io.BytesIO(sharp(image))))
-    expected = image_modality.prepare(decoded, image_modality.Picture(**section))
+    expected = image_modality.prepare(decoded, image_modality.Image(**section))
     assert np.array_equal(run(evaluate(directory, image=section), record)["image"][0], expected)
     assert np.array_equal(run(train(directory, image=section), record)["image"], expected)
 
 
 def test_bicubic_overshoot_is_clipped():
     stripes = np.repeat(np.repeat([[0, 255] * 8], 16, 0)[..., None], 3, 2).astype(np.uint8)
-    result = image_modality.prepare(stripes, image_modality.Picture(size=64, resize="bicubic"))
+    result = image_modality.prepare(stripes, image_modality.Image(size=64, resize="bicubic"))
     assert result.min() == 0 and result.max() == 255
     assert (np.abs(np.diff(result[0, :, 0].astype(int))) < 200).all()  # no wrap-around
 
@@ -253,8 +255,8 @@ def test_decoding_only_the_window_gives_the_same_crop(directory):
     all_views = train(directory, image=dict(size=24, crops=CROPS))
     for view in range(3):
         pipeline = type(all_views.pipeline)()
-        options = image_modality.Picture(size=24, crops=CROPS)
-        image_modality.add_image(pipeline, options, train=True, views=[view])
+        options = image_modality.Image(size=24, crops=CROPS)
+        image_modality.add_image(pipeline, options, Context(train=True, views=[view]))
         one_view = type("Data", (), {"pipeline": pipeline})
         for position in range(3):
             expected = run(all_views, record, position)["image"][view]
@@ -357,7 +359,7 @@ def test_invalid_options_are_named(directory, section, facts):
 
 def test_dataset_without_images_is_rejected(tmp_path):
     directory = toy.build(tmp_path, 3, statistics={"examples_with": {"text": 3}})
-    with raises(UserError, "config.data.image=None", "toy", "video, audio, text, label"):
+    with raises(UserError, "config.data.image=None", "toy", directory, "video, audio, text"):
         train(directory, image=dict(size=8))
 
 
@@ -366,5 +368,5 @@ def test_prepare_rejects_float_images_and_roi_outside_the_image():
         image_modality.prepare(np.zeros((4, 4, 3)), image_modality.Touch())
     with raises(UserError, "roi=(0, 0, 9, 9)", "4 x 4"):
         image_modality.prepare(
-            np.zeros((4, 4, 3), np.uint8), image_modality.Picture(), roi=(0, 0, 9, 9)
+            np.zeros((4, 4, 3), np.uint8), image_modality.Image(), roi=(0, 0, 9, 9)
         )

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from mmjax.data.pipeline import loader
+from mmjax.data.pipeline.examples import Examples
 from mmjax.data.storage import image_files, schema
 from mmjax.errors import UserError
 from tests.data import toy_clips as toy
@@ -80,7 +81,7 @@ def test_read_threads_and_corrupt_options_do_not_change_batches(directory):
 @pytest.fixture
 def large(monkeypatch):
     """Treats the toy records as large, so that only the sampled frames are read."""
-    monkeypatch.setattr(loader._Data, "_records_per_read", lambda data: 1)
+    monkeypatch.setattr(Examples, "records_per_read", 1)
 
 
 def test_reading_only_sampled_frames_does_not_change_batches(directory, tmp_path, large):
@@ -92,12 +93,12 @@ def test_reading_only_sampled_frames_does_not_change_batches(directory, tmp_path
     ]
     for dataset, changes in cases:
         data, plain = make(dataset, **changes), make(dataset, **changes)
-        assert data._without == schema.FRAMES[0]
-        plain._without = None
+        assert data.examples.omitted_list == schema.FRAMES[0]
+        plain.examples.omitted_list = None
         for a, b in zip(batches(data, number=3), batches(plain, number=3), strict=True):
             assert toy.same(a, b), changes
     data, plain = (evaluated(directory, video=dict(num_frames=4, size=16)) for _ in range(2))
-    plain._without = None
+    plain.examples.omitted_list = None
     assert all(toy.same(a, b) for a, b in zip(data.iterate(), plain.iterate(), strict=True))
 
 
@@ -227,7 +228,7 @@ def _bad(directory, bad, payload, count=9):
     [
         (toy.with_broken_frame, ("JPEG",)),  # from TensorFlow, as the protocol message below
         (toy.without_samples, ("audio", "waveform")),
-        (toy.of_class_7, ("7", "[0, 5)", "data.label.num_classes")),
+        (toy.of_class_7, ("class index 7", "[0, 5)", "data.label.num_classes")),
         (lambda n: b"garbage", ("protocol message",)),
     ],
 )
@@ -316,7 +317,7 @@ def test_too_many_corrupt_records_stop_training(tmp_path):
     with raises(UserError, "data.max_corrupt=2", SHARD, "JPEG"):
         batches(data)
     all_corrupt = _bad(tmp_path / "all", set(range(30)), toy.with_broken_frame, count=30)
-    with raises(UserError, tmp_path / "all" / SHARD, "16 corrupt records"):
+    with raises(UserError, tmp_path / "all" / SHARD, "16 consecutive records"):
         batches(make(all_corrupt, batch_size=2, corrupt="skip"))
 
 
@@ -336,7 +337,7 @@ def test_too_many_corrupt_records_stop_training(tmp_path):
             ("data.video.min_resize=16", "data.video.size=32"),
         ),
         (dict(video=dict(crop="vg")), ("data.video.crop", "'vg'", "'vgg'", "inception")),
-        (dict(video=dict(area=(1, 0.5))), ("data.video.area", "(1.0, 0.5)")),
+        (dict(video=dict(area=(1, 0.5))), ("data.video.area", "(1, 0.5)", "low <= high")),
         (dict(audio=dict(num_samples=0)), ("data.audio.num_samples", 0, 1)),
         (dict(train=7), ("data.train", "str", "tuple", "7 (int)")),
         (dict(weights=("a",)), ("data.weights[0]", "float", "'a'")),
@@ -344,7 +345,7 @@ def test_too_many_corrupt_records_stop_training(tmp_path):
         (dict(corrupt="ignore"), ("data.corrupt", "'ignore'", "fail, skip")),
         (dict(read="mmap"), ("data.read", "'mmap'", "pread, tf")),
         (dict(limit=-1), ("data.limit", "-1", 0)),
-        (dict(label=dict(num_classes=2)), ("[0, 2)", "data.label.num_classes")),
+        (dict(label=dict(num_classes=2)), ("class index", "[0, 2)", "data.label.num_classes")),
     ],
 )
 def test_error_for_invalid_options(directory, changes, facts):
@@ -364,7 +365,7 @@ def test_error_for_a_modality_that_no_example_has(directory, tmp_path):
     counted = dict(examples=2, examples_with=dict(video=2, text=1, label=2))
     info = dict(modalities=("video", "text", "label"), statistics=counted)
     silent = toy.build(tmp_path, 2, shards=1, **info)
-    with raises(UserError, "data.audio=None", "toy", "video, text, label"):
+    with raises(UserError, "config.data.audio=None", "toy", silent, "video, text, label"):
         make(silent)
     assert "audio" not in make(silent, audio=None).spec
     assert "audio" in make((silent, directory)).spec  # the second source has audio

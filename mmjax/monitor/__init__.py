@@ -1,1 +1,1 @@
-"""What a run says about itself: metric writers, progress line, FLOP/s, profiler window, reports."""
+"""Monitoring of a run: metric writers, progress, FLOPs, profiles, reports, and its log."""

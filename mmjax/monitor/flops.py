@@ -1,4 +1,4 @@
-"""Peak rates of known devices, and model FLOPs utilization (MFU) measured against them."""
+"""Peak FLOP/s of known devices, and model FLOPs utilization (MFU)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Peak dense FLOP/s of one JAX *device*, vendors' data sheets without structured sparsity. First
-# match wins. (pattern over `device.device_kind`, bfloat16, float32). `float32` is what JAX runs for
-# float32 inputs by default: TF32 tensor cores on NVIDIA since Ampere, bfloat16 passes on TPU.
-# Before Ampere there are no bfloat16 units and XLA computes in float32, hence one number for both.
+# Peak dense FLOP/s of one JAX *device* from the vendors' data sheets, without structured sparsity:
+# (pattern for `device.device_kind`, bfloat16, float32). The first match applies. `float32` is what
+# JAX uses for float32 inputs by default: TF32 tensor cores on NVIDIA since Ampere, bfloat16 passes
+# on TPU. GPUs before Ampere have no bfloat16 units and compute in float32: one number for both.
 _PEAKS: tuple[tuple[str, float, float], ...] = (
     # NVIDIA HGX/DGX B200 data sheets: 4.5 and 2.25 PFLOP/s per GPU with sparsity.
     (r"\bB200\b", 2250e12, 1125e12),
@@ -42,11 +42,11 @@ _PEAKS: tuple[tuple[str, float, float], ...] = (
 
 
 def peak_flops(device_kind: str, dtype: Any = "bfloat16") -> float | None:
-    """Peak dense FLOP/s of one device, or None where it is not known (CPUs, other accelerators).
+    """Returns the peak dense FLOP/s of one device, or None if unknown (CPUs, other devices).
 
     Args:
       device_kind: `jax.devices()[0].device_kind`.
-      dtype: what matrix products compute in, 'bfloat16' or 'float32'.
+      dtype: Data type of matrix products, 'bfloat16' or 'float32'.
     """
     column = {"bfloat16": 0, "float32": 1}.get(jnp.dtype(dtype).name)
     for pattern, *peaks in _PEAKS:
@@ -56,29 +56,29 @@ def peak_flops(device_kind: str, dtype: Any = "bfloat16") -> float | None:
 
 
 def peak_of(mesh: jax.sharding.Mesh, dtype: Any = "bfloat16") -> float | None:
-    """`peak_flops` of all devices of a mesh together."""
+    """Returns the sum of `peak_flops` over the devices of a mesh, or None if unknown."""
     peak = peak_flops(mesh.devices.flat[0].device_kind, dtype)
     return None if peak is None else peak * mesh.size
 
 
 def mfu(flops_per_step: float, seconds: float, peak: float | None) -> float | None:
-    """Model FLOPs utilization in [0, 1], or None where the device's peak is not known.
+    """Returns the model FLOPs utilization in [0, 1], or None if the peak is unknown.
 
-    The model's own FLOPs (forward and backward, nothing for rematerialization) over what the
-    devices could have done in that time: PaLM, arXiv 2204.02311, appendix B.
+    It is the number of model FLOPs (forward and backward, without rematerialization) divided by the
+    peak of the devices in the same time (PaLM, arXiv 2204.02311, appendix B).
 
     Args:
-      flops_per_step: of the global batch.
-      seconds: of one step.
-      peak: of all devices that share the step, see `peak_of`.
+      flops_per_step: FLOPs of the global batch.
+      seconds: Duration of a step.
+      peak: Peak FLOP/s of all devices; see `peak_of`.
     """
     return None if peak is None else flops_per_step / (seconds * peak)
 
 
 def measured_peak(dtype: str = "float32", *, size: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of the best of `repeats` jitted `size`³ matrix products on the default device.
+    """Returns the best FLOP/s of `repeats` jitted `size`³ matrix products on the default device.
 
-    A yardstick for devices without a data sheet entry, used by `mmjax bench step`.
+    A reference for devices without a data sheet entry, used by `mmjax bench`.
     """
     matrix = jnp.full((size, size), 1 / size, dtype)
     product = jax.jit(lambda a: a @ a)

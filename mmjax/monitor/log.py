@@ -1,4 +1,4 @@
-"""What a person sees of the log, in trainings and in commands."""
+"""The format of the log, and which records it shows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from absl import logging
 
 
 def setup(verbosity: int = logging.INFO) -> None:
-    """Sends the log to the standard error, without the chatter of libraries.
+    """Sends the log to standard error and hides informational messages of libraries.
 
     Args:
-      verbosity: of absl: `logging.INFO` for trainings, `logging.WARNING` for commands.
+      verbosity: Verbosity of absl: `logging.INFO` for training, `logging.WARNING` for commands.
     """
     logging.use_absl_handler()
     logging.set_verbosity(verbosity)
@@ -22,9 +22,9 @@ def setup(verbosity: int = logging.INFO) -> None:
 
 
 def _is_ours(record: std_logging.LogRecord) -> bool:
-    """Keeps the log to what this project says and to others' warnings.
+    """Returns whether to show a record: those of mmjax, and warnings of libraries.
 
-    Orbax logs whole tracebacks before it raises; what it raises is worded by `mmjax.checkpoints.manager`.
+    Orbax logs a traceback before it raises; mmjax reports these errors itself.
     """
     if f"{os.sep}orbax{os.sep}" in record.pathname:
         return False

@@ -1,4 +1,4 @@
-"""A profile of a few steps, chosen by a flag."""
+"""Profiling of a window of training steps."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from mmjax.errors import UserError
 
 
 def parse_window(spec: str, *, total_steps: int | None = None) -> tuple[int, int] | None:
-    """(start, stop) from 'START:STOP': the steps start, …, stop - 1. None from ''.
+    """Returns (start, stop) from 'START:STOP', the steps start, …, stop - 1; None from ''.
 
     Args:
-      spec: what the user wrote.
-      total_steps: the step the run ends at, to reject a window behind it.
+      spec: The value of `--profile`.
+      total_steps: Last step of the run, to reject a window after it; None skips this check.
 
     Raises:
-      UserError: anything else, an empty window, or one behind the end of the run.
+      UserError: Another format, an empty window, or one after the end of the run.
     """
     if not spec:
         return None
     match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", spec)
     if not match:
-        raise UserError(f"--profile={spec} is not START:STOP, two step numbers such as 20:25.")
+        raise UserError(
+            f"--profile={spec} must be START:STOP, two step numbers, for example 20:25."
+        )
     start, stop = int(match[1]), int(match[2])
     if start >= stop:
-        raise UserError(f"--profile={spec} covers no step: START must be smaller than STOP.")
+        raise UserError(f"--profile={spec} is empty. START must be smaller than STOP.")
     if total_steps is not None and start >= total_steps:
-        raise UserError(f"--profile={spec} is behind the last step of this run, {total_steps - 1}.")
+        raise UserError(f"--profile={spec} is after the last step of this run, {total_steps - 1}.")
     return start, stop
 
 
 class Profiler:
-    """Traces the steps of a window into a folder, for TensorBoard's profile tab or xprof.
+    """Traces the steps of a window, for the profile tab of TensorBoard or xprof.
 
-    Around a loop::
+    Use it around a loop::
 
         with Profiler(run_dir / "profile", parse_window(flag)) as profiler:
             for step in range(first_step, total_steps):
@@ -48,31 +50,31 @@ class Profiler:
     """
 
     def __init__(self, directory: str | os.PathLike, window: tuple[int, int] | None):
-        """No trace is started yet.
+        """Prepares the profiler; the trace starts in `at`.
 
         Args:
-          folder: where traces go; created with the first one.
-          window: of `parse_window`; None traces nothing.
+          directory: Directory of the traces; created by the first one.
+          window: The result of `parse_window`; None traces nothing.
         """
         self._directory = Path(directory)
         self._window = window
         self._running = False
 
     def at(self, step: int, pending: Any = None) -> None:
-        """Call before each step.
+        """Starts or ends the trace. Call it before each step.
 
         Args:
-          step: about to begin.
-          pending: arrays of the step before; they are waited for where the trace begins and ends,
-            so that it holds whole steps of the device.
+          step: The step that is about to run.
+          pending: Arrays of the previous step. The start and the end of the trace wait for them, so
+            that it contains complete steps of the device.
 
         Raises:
-          UserError: the folder cannot be written.
+          UserError: The directory is not writable.
         """
         if self._window is None:
             return
         start, stop = self._window
-        if not self._running and start <= step < stop:  # a resumed run may begin inside the window
+        if not self._running and start <= step < stop:  # a resumed run may start inside the window
             jax.block_until_ready(pending)
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ class Profiler:
             self.close(pending)
 
     def close(self, pending: Any = None) -> None:
-        """Ends a trace that is still running."""
+        """Ends a running trace."""
         if self._running:
             jax.block_until_ready(pending)
             jax.profiler.stop_trace()

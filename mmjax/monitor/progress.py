@@ -1,4 +1,4 @@
-"""Where the time of a run goes, and when it will end."""
+"""Timing of a training loop: rates, shares and the estimated end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from mmjax.monitor import flops, report
 
-_WINDOW = 200  # steps that rates and the ETA look back on
+_WINDOW = 200  # steps from which rates and the ETA are computed
 
 
 class _Step(NamedTuple):
-    """After a step: the clock without pauses, and totals since the start, in seconds."""
+    """Times after a step, in seconds: the clock without pauses, and totals since the start."""
 
     end: float
     data: float
@@ -22,9 +22,9 @@ class _Step(NamedTuple):
 
 
 class Progress:
-    """Measures a training loop and words its progress line.
+    """Measures a training loop and formats its progress line.
 
-    Around a loop::
+    Use it around a loop::
 
         progress = Progress(total_steps, first_step=first_step, batch_size=batch_size)
         for step in range(first_step, total_steps):
@@ -40,11 +40,10 @@ class Progress:
                 with progress.pause():
                     evaluate(state)
 
-    Rates and the ETA come from the last steps, never from the first one (which compiles) and never
-    from time inside `pause`. JAX returns from a step before the device has finished it: shares are
-    those of the host's time, so `data` is what the loop really waited for input as long as the loop
-    waits for the device now and then (any metric fetched does), and rates are right when read after
-    such a wait.
+    Rates and the ETA are computed from recent steps, without the first one (which compiles) and
+    without time inside `pause`. JAX returns from a step before the device has finished it, so shares
+    are shares of host time. They are correct as long as the loop waits for the device regularly;
+    fetching any metric does.
     """
 
     def __init__(
@@ -60,12 +59,12 @@ class Progress:
         """Starts the clock.
 
         Args:
-          total_steps: the step the run ends at.
-          first_step: the step it begins or resumes at.
-          batch_size: examples per step, over all processes.
-          flops_per_step: of the global batch, forward and backward, for the MFU.
-          peak_flops: per second, of all devices (`flops.peak_of`); without both, no MFU is shown.
-          clock: seconds.
+          total_steps: Last step of the run.
+          first_step: Step at which the run starts or resumes.
+          batch_size: Global batch size.
+          flops_per_step: FLOPs of the global batch, forward and backward; None shows no MFU.
+          peak_flops: Peak FLOP/s of all devices (`flops.peak_of`); None shows no MFU.
+          clock: Function that returns seconds.
         """
         self._total_steps = total_steps
         self._step = first_step
@@ -81,7 +80,7 @@ class Progress:
 
     @contextmanager
     def data(self) -> Iterator[None]:
-        """Around the wait for the next batch."""
+        """Context of waiting for the next batch."""
         start = self._clock()
         try:
             yield
@@ -91,10 +90,10 @@ class Progress:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around one training step, or around a wait for its results.
+        """Context of one training step, or of waiting for its results.
 
-        It counts as a step if a batch was fetched since the last one, and only adds time otherwise:
-        to the first step too, if it is the wait for its results.
+        It counts as a step if a batch was fetched since the last one. Otherwise it only adds time,
+        also to the first step if it waits for its results.
         """
         start = self._clock()
         yield
@@ -113,7 +112,7 @@ class Progress:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Around what is not training: evaluation, a checkpoint that blocks."""
+        """Context of anything else, such as evaluation or a blocking checkpoint."""
         start = self._clock()
         try:
             yield
@@ -121,17 +120,16 @@ class Progress:
             self._paused += self._clock() - start
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the recent steps for a metric writer, each `perf/…`; empty at the first step.
+        """Returns metrics of recent steps, `perf/<name>`; {} before the second step.
 
-        examples_per_second; step_seconds (wall clock per step); data_share and step_share of the
-        time, the rest being logging and the like; mfu where known; memory_bytes, the peak of the
-        fullest device; eta_seconds.
+        Names: examples_per_second; step_seconds (wall-clock time per step); data_share and
+        step_share of the time (the rest is logging and similar); mfu if known; memory_bytes (peak
+        of the device with the highest usage); eta_seconds.
         """
         if len(self._recent) < 2:
             return {}
         first = self._recent[0]
-        # Until now, not until the last step returned: what it left to the device has just been
-        # waited for.
+        # Until now, not until the last step returned: the device has just finished its work.
         span = max(self._clock() - self._paused - first.end, 1e-9)
         seconds = span / (len(self._recent) - 1)
         values = {
@@ -149,7 +147,7 @@ class Progress:
         return values
 
     def line(self, step: int, metrics: Mapping[str, float] | None = None) -> str:
-        """One line for the terminal, e.g.
+        """Returns a line for the terminal, for example
 
         step  400/900 | loss 2.31 | 812 ex/s | data 3 % step 97 % | MFU 41 % | mem 1.2 GiB | ETA
         0:41
@@ -176,5 +174,5 @@ class Progress:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start, pauses included."""
+        """Returns the seconds since the start, including pauses."""
         return self._clock() - self._started

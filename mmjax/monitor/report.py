@@ -16,11 +16,22 @@ from mmjax.cpus import available_cpus
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> str:
-    """An aligned plain-text table: text left, numbers right, floats with four digits."""
+    """Returns an aligned plain-text table.
+
+    Text is left-aligned and numbers are right-aligned; floats have four significant digits.
+
+    Args:
+      header: Column names.
+      rows: Cells of each row; None is an empty cell.
+      title: Line above the table; '' for none.
+
+    Raises:
+      ValueError: A row has another number of cells than the header.
+    """
     cells = [[_cell(value) for value in row] for row in rows]
     for row in cells:
         if len(row) != len(header):
-            raise ValueError(f"A row of {len(row)} cells under {len(header)} column names: {row}.")
+            raise ValueError(f"A row has {len(row)} cells for {len(header)} columns: {row}.")
     widths = [max(len(text) for text in column) for column in zip(header, *cells, strict=True)]
     numeric = [
         bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows)
@@ -39,7 +50,13 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
 
 
 def print_final(table: str, run_dir: str | os.PathLike, *, seconds: float | None = None) -> None:
-    """Prints a run's last results (a table, or ''), its memory, and where the figures are kept."""
+    """Prints the end of a run: results, memory, and the metrics file.
+
+    Args:
+      table: Table of the last results, or ''.
+      run_dir: The run directory.
+      seconds: Duration of the run; None to omit it.
+    """
     took = "" if seconds is None else f" in {format_seconds(seconds)}"
     if table:
         print(table + "\n")
@@ -48,7 +65,7 @@ def print_final(table: str, run_dir: str | os.PathLike, *, seconds: float | None
 
 
 def format_bytes(count: float) -> str:
-    """'1.2 GiB': three digits or so, in binary units."""
+    """Returns a byte count in binary units, for example '1.2 GiB'."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(count) < 1000 or unit == "TiB":
             break
@@ -57,7 +74,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """'0:41', '12:05', '3:07:00' or '2d 03:07:00'."""
+    """Returns a duration as '0:41', '12:05', '3:07:00' or '2d 03:07:00'."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
@@ -67,10 +84,10 @@ def format_seconds(seconds: float) -> str:
 
 
 def device_memory() -> list[dict[str, Any]]:
-    """Memory of each device of this process: `{device, in_use, peak, limit}` in bytes, limit None
-    if unknown.
+    """Returns the memory of each local device: `{device, in_use, peak, limit}` in bytes.
 
-    CPU devices share the memory of the process, so they are one row: the host's resident set.
+    `limit` is None if unknown. CPU devices share the memory of the process and are one entry, the
+    resident set of the host.
     """
     rows = []
     for device in jax.local_devices():
@@ -87,7 +104,7 @@ def device_memory() -> list[dict[str, Any]]:
 
 
 def memory_table() -> str:
-    """`device_memory` as a table."""
+    """Returns `device_memory` as a table."""
     rows = [
         (
             row["device"],
@@ -99,7 +116,7 @@ def memory_table() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, for run directories and bench figures."""
+    """Returns package versions and hardware, for benchmarks and run directories."""
     packages = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     tensorflow = ("tensorflow-cpu", "tensorflow")
     devices = jax.devices()
@@ -121,13 +138,13 @@ def _cell(value: Any) -> str:
 
 
 def _host_memory() -> tuple[int, int]:
-    """(resident now, peak) of this process in bytes."""
+    """Returns the current and the peak resident set of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = peak if sys.platform == "darwin" else peak * 1024
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize(), peak
-    except OSError:  # no /proc: the peak is the best that is known
+    except OSError:  # no /proc: only the peak is known
         return peak, peak
 
 

@@ -1,4 +1,4 @@
-"""Metrics to `metrics.jsonl`, TensorBoard and, if asked for, Weights & Biases."""
+"""Writes metrics to `metrics.jsonl`, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _FLUSH_SECONDS = 10.0  # TensorBoard's writer calls fsync, too slow for every li
 
 
 class MetricWriter:
-    """Writes named scalars of a step everywhere a reader may look for them.
+    """Writes named scalars of a step.
 
-    `metrics.jsonl` holds one object per line: `{"step": 400, "time": <unix seconds>, <name>:
-    <value>, …}`. JSON has no NaN or infinities: they are the strings "NaN", "Infinity" and
-    "-Infinity", which `read_metrics` (and Python's `float`) turns back. A line is one `write` to a
-    file opened for appending, so a trainer and an evaluation job may share a run directory. Nothing
-    is ever removed: a resumed run adds a line `{"resumed_from": step, "time": …}`, and earlier
-    lines of later steps are then history.
+    `metrics.jsonl` has one object per line: `{"step": 400, "time": <unix seconds>, <name>: <value>,
+    …}`. JSON has no NaN or infinities, so they are written as the strings "NaN", "Infinity" and
+    "-Infinity"; `read_metrics` (and Python's `float`) converts them back. Each line is one `write`
+    to a file opened for appending, so a trainer and an evaluation job can share a run directory.
+    Lines are never removed: a resumed run adds a line `{"resumed_from": step, "time": …}`, which
+    invalidates earlier lines of later steps.
 
-    Use it as a context manager, or call `close`. Processes other than the first write nothing.
+    Use it as a context manager, or call `close`. Only process 0 writes.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class MetricWriter:
         """Opens the files.
 
         Args:
-          run_dir: folder of the run, created when absent; holds `metrics.jsonl` and `tensorboard/`.
-          tensorboard: also write TensorBoard events.
-          wandb: arguments of `wandb.init` (project, name, …), or None for no Weights & Biases.
-          process_index: only process 0 writes.
-          first_step: the step this run goes on from; 0 for a fresh one.
+          run_dir: The run directory; created if needed.
+          tensorboard: Whether to write TensorBoard events.
+          wandb: Arguments of `wandb.init` (project, name, …); None does not use Weights & Biases.
+          process_index: Index of this process.
+          first_step: The step that this run resumes from; 0 for a new run.
 
         Raises:
-          UserError: the folder cannot be written, or `wandb` is asked for and not installed.
+          UserError: The directory is not writable, or `wandb` is requested but not installed.
         """
         self._file: int | None = None
         self._events: Any = None
@@ -63,9 +63,9 @@ class MetricWriter:
             self._wandb = _start_wandb(wandb, self._dir)
         try:
             self._dir.mkdir(parents=True, exist_ok=True)
-            half_line = _ends_inside_a_line(self._path)
+            incomplete_line = _ends_inside_a_line(self._path)
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            if half_line:  # the previous process died while writing; keep its fragment apart
+            if incomplete_line:  # left by a killed process
                 os.write(self._file, b"\n")
             if tensorboard:
                 self._open_events(first_step)
@@ -82,10 +82,10 @@ class MetricWriter:
 
         directory = self._dir / TENSORBOARD_DIR
         directory.mkdir(exist_ok=True)
-        # Its file names have a resolution of one second; two writers must not share a file.
+        # File names have a resolution of one second, but two writers must not share a file.
         self._events = EventsWriter(str(directory / "events"), f".{os.getpid()}.{time.time_ns()}")
         self._flushed = time.monotonic()
-        # TensorBoard then hides what an interrupted run logged at or after the next step.
+        # Makes TensorBoard hide what an interrupted run logged at or after the next step.
         if first_step:
             start = SessionLog(status=SessionLog.START)
             self._events.write_event(
@@ -93,16 +93,21 @@ class MetricWriter:
             )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the values of one step; anything `float` accepts, 0-d arrays included.
+        """Writes the metrics of one step.
+
+        Args:
+          step: Number of completed updates.
+          values: {name: value}; anything that `float` accepts, including 0-d arrays.
 
         Raises:
-          UserError: the disk is full or the file went away.
+          UserError: The metrics cannot be written, for example because the disk is full.
+          ValueError: A name is reserved.
         """
         if self._file is None:
             return
         reserved = {"step", "time", "resumed_from"} & set(values)
         if reserved:
-            raise ValueError(f"{sorted(reserved)} cannot name a metric.")
+            raise ValueError(f"Reserved metric names: {sorted(reserved)}.")
         now, step = time.time(), int(step)
         floats = {name: float(value) for name, value in values.items()}
         encoded = {name: _to_json(value) for name, value in floats.items()}
@@ -116,7 +121,7 @@ class MetricWriter:
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
         try:
             if os.write(self._file, line) != len(line):
-                raise OSError("only a part of a line could be written; is the disk full?")
+                raise OSError("the line was only partly written, probably because the disk is full")
         except OSError as error:
             raise _cannot_write(self._path, error) from error
 
@@ -134,7 +139,7 @@ class MetricWriter:
             raise _cannot_write(self._dir / TENSORBOARD_DIR, error) from error
 
     def close(self) -> None:
-        """Flushes and closes; later calls do nothing."""
+        """Flushes and closes all files. Later calls do nothing."""
         file, self._file = self._file, None
         events, self._events = self._events, None
         run, self._wandb = self._wandb, None
@@ -157,21 +162,21 @@ class MetricWriter:
         try:
             self.close()
         except UserError:
-            if error is None:  # otherwise the first error is the one worth reading
+            if error is None:  # otherwise the first error matters
                 raise
 
 
 def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl` that count, in order, with NaN and infinities as floats.
+    """Returns the valid lines of `metrics.jsonl` in order, with NaN and infinities as floats.
 
-    Lines of steps that were repeated after a resume are left out in favor of the repetition, and
-    so are the markers and a half-written last line.
+    Lines of steps that were repeated after a resume are replaced by the repetition. Markers and
+    incomplete lines are omitted.
     """
     records: list[dict[str, Any]] = []
     for line in (Path(run_dir) / METRICS_FILE).read_text().splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:  # the fragment that a killed process left
+        except json.JSONDecodeError:  # left by a killed process
             continue
         if "resumed_from" in record:
             records = [old for old in records if old["step"] <= record["resumed_from"]]
@@ -201,8 +206,8 @@ def _start_wandb(options: Mapping[str, Any], run_dir: Path) -> Any:
         import wandb
     except ImportError as error:
         raise UserError(
-            "Weights & Biases is asked for but not installed: `pip install 'mmjax[wandb]'`, "
-            "or leave `wandb` unset."
+            "config.wandb is set, but wandb is not installed. Run `pip install 'mmjax[wandb]'`, or "
+            "remove config.wandb."
         ) from error
     run_dir.mkdir(parents=True, exist_ok=True)
     return wandb.init(**{"dir": str(run_dir), "resume": "allow", **options})
@@ -211,6 +216,5 @@ def _start_wandb(options: Mapping[str, Any], run_dir: Path) -> Any:
 def _cannot_write(path: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
     return UserError(
-        f"Cannot write metrics to {path}: {reason}. "
-        "Free some space there or choose another run directory."
+        f"Cannot write metrics to {path}: {reason}. Free disk space or pass another --model_dir."
     )

@@ -433,7 +433,7 @@ def _data_spec(cfg: Any) -> DataSpec:
     training data need not exist on this machine, for example for a converted checkpoint.
     """
     from mmjax.data.pipeline import config as data_config  # these import TensorFlow
-    from mmjax.data.pipeline import dmvr, loader
+    from mmjax.data.pipeline import dmvr, loader, tokenizer
 
     section = data_config.for_evaluation(cfg.data)
     data = data_config.parse_config(section)
@@ -444,7 +444,7 @@ def _data_spec(cfg: Any) -> DataSpec:
         return DataSpec.of(train_data)
     return dataclasses.replace(
         DataSpec.of_config(cfg),
-        vocab_size=loader.open_tokenizer(data).vocab_size if data.text else None,
+        vocab_size=tokenizer.open_tokenizer(data).vocab_size if data.text else None,
         sample_rate=data.audio.rate(0) if data.audio else None,
     )
 

@@ -54,13 +54,13 @@ class Model:
 
     def __init__(self, cfg: config.Config, leaves: Mapping[str, np.ndarray], where: str):
         from mmjax.data.pipeline import config as data_config  # these import TensorFlow
-        from mmjax.data.pipeline import loader
+        from mmjax.data.pipeline import tokenizer
 
         self.cfg = cfg
         self._data = data_config.parse_config(cfg.data)
         options = dict(cfg.model)
         reads = self._data.text and options.get("text") is not None
-        self._tokenizer = loader.open_tokenizer(self._data) if reads else None
+        self._tokenizer = tokenizer.open_tokenizer(self._data) if reads else None
         if self._tokenizer is not None:
             options = fit_vocabulary(options, self._tokenizer.vocab_size)
         if "text" in options.get("heads", ()) and options.get("text") is None:

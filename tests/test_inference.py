@@ -9,10 +9,11 @@ from PIL import Image
 
 import mmjax
 from mmjax import config, session, tasks
-from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints import run_dir
+from mmjax.checkpoints.manager import Checkpoints
 from mmjax.data.pipeline import image_modality, loader
 from mmjax.data.pipeline.config import parse_config
+from mmjax.data.pipeline.tokenizer import open_tokenizer
 from mmjax.errors import UserError
 from tests.messages import raises
 
@@ -64,7 +65,7 @@ def test_embeddings_equal_those_of_evaluation(cfg, run, model, batch):
     task = tasks.make_task(cfg, data_spec)
     with contextlib.closing(Checkpoints(run, read_only=True)) as saved:
         state = saved.read(7, ["params"])
-    tokenizer = loader.open_tokenizer(parse_config(config.plain(cfg.data)))
+    tokenizer = open_tokenizer(parse_config(config.plain(cfg.data)))
     ids = tokenizer.encode(TEXTS).reshape(batch["text"].shape)
     outputs = jax.jit(task.predict["features"])(state["params"], {}, batch | {"text": ids})
     np.testing.assert_allclose(model.embed_text(TEXTS), outputs["text/touch"][:, 0], atol=1e-5)

@@ -13,6 +13,7 @@ from mmjax import config, distributed, files
 from mmjax.errors import UserError, unknown
 from mmjax.evals import suite_table
 from mmjax.evals.base import CHANCE, CONFIDENCE, DEVIATION, PROVIDED, Evaluator, names_tuple
+from mmjax.evals.features.views import merge
 from mmjax.evals.few_shot import FewShot
 from mmjax.evals.knn import NearestNeighbors
 from mmjax.evals.linear_probe import LinearProbe, takes_valid_split
@@ -98,6 +99,9 @@ class Suite(Evaluator):
     ):
         super().__init__(cache=cache, **common)
         self._feature, self._root = feature, root
+        # The parts would report these with keys of their own sections.
+        self.store.check_batch_size(batch_size, key=self.key("batch_size"))
+        merge(self.store.data_cfg, views or {}, key=self.key("views"))
         self._options = {
             part: self._part_options(part, options)
             for part, options in (("probe", probe), ("few_shot", few_shot), ("knn", knn))
@@ -187,6 +191,7 @@ class Suite(Evaluator):
         result = {}
         for name, section in extra.items():
             where = f"{self.section}.extra.{name}"
+            section = config.convert(Mapping[str, Any], section, where)
             if name in taken:
                 raise UserError(
                     f"config.{where}: the name {name!r} is already a dataset in "

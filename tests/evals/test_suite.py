@@ -24,7 +24,7 @@ def image_features(rng, size, classes=4):
 
 @pytest.fixture
 def harness(make_harness, tmp_path):
-    """A harness with separate data per dataset, and a directory with four catalogd datasets."""
+    """A harness with separate data per dataset, and a directory with four known datasets."""
     rng = np.random.default_rng(0)
     root = tmp_path / "sets"
     root.mkdir()
@@ -198,7 +198,7 @@ def test_views_may_only_disable_sections_that_the_data_lack(harness):
     assert results == run(harness, datasets=("dtd",), probe=None, views=dict(text=None))
     assert results["s/dtd/few_shot"] > 1 / 3  # chance
     for name, views in (("'text'", dict(text=dict(max_tokens=3))), ("'images'", dict(images=None))):
-        with raises(UserError, "views", name, "image"):
+        with raises(UserError, "config.evals.s.views", name, "image"):
             run(harness, datasets=("dtd",), views=views)
 
 
@@ -240,7 +240,9 @@ def test_features_of_a_dataset_are_computed_once_and_released(harness):
         (dict(datasets=("cifar",)), ("evals.s", "'cifar'", "'cifar10'")),
         (dict(datasets=("imagenet_a",)),
          ("config.evals.s.datasets", "'imagenet_a'", "test split", "zero_shot")),
-        (dict(missing="ignore"), ("missing", "'ignore'", "skip")),
+        (dict(missing="ignore"), ("config.evals.s.missing", "'ignore'", "skip")),
+        (dict(batch_size=0), ("config.evals.s.batch_size", 0)),
+        (dict(extra=dict(mine="x")), ("config.evals.s.extra.mine", "'x'")),
         (dict(probe=dict(penalties=1)), ("evals.s.probe.penalties", "'evals.s.probe.penalty'")),
         (dict(probe=dict(split="test")),
          ("config.evals.s.probe.split", "config.evals.s.extra.NAME.test")),

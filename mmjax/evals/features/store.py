@@ -95,7 +95,7 @@ class FeatureStore:
         prefix = f"config.{section}." if section else ""
         where = f" for config.{section}" if section else ""
         check_choice(f"predict function of this task{where}:", predict, self._task.predict)
-        sharding.check_batch(batch_size, self._mesh, key=f"{prefix}batch_size")
+        self.check_batch_size(batch_size, key=f"{prefix}batch_size")
         if limit < 0:
             raise UserError(f"{prefix}limit must be at least 0 (0: all examples); got {limit}.")
         if cache and self._task_cfg is None:
@@ -115,6 +115,15 @@ class FeatureStore:
         if cache:
             self._on_disk.add(request)
         return request
+
+    def check_batch_size(self, batch_size: int, *, key: str) -> None:
+        """Raises UserError unless a batch can be split evenly over the devices.
+
+        Args:
+          batch_size: Number of examples in a batch.
+          key: Full config key of the batch size, for the error message.
+        """
+        sharding.check_batch(batch_size, self._mesh, key=key)
 
     def get(self, state: Mapping[str, Any], request: Request) -> Features:
         """Returns the features of a train state, computing each request once per state.

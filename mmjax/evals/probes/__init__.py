@@ -1,0 +1,1 @@
+"""Classifiers of the linear probe, and the solvers that fit them."""

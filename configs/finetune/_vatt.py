@@ -1,4 +1,4 @@
-"""What VATT's fine-tuning recipes share; see `video` and `audio`."""
+"""Settings that VATT's fine-tuning recipes share: `video` and `audio`."""
 
 from mmjax import config
 from mmjax.errors import UserError, unknown
@@ -6,20 +6,20 @@ from mmjax.models.vatt import BACKBONES, TOWERS
 
 
 def settings(modality: str, arg: str, data: dict, views: dict):
-    """The config around a tower: schedule, optimizer and evaluation as published.
+    """Returns the config of a tower, with schedule, optimizer and evaluation as published.
 
     Args:
-      modality: that is classified.
-      arg: the tower; `ut_*` is the unified model's for this modality.
-      data: sections of the config's `data`.
-      views: of the evaluation.
+      modality: Modality that is classified.
+      arg: Name of the tower; `ut_*` is the unified encoder with this modality.
+      data: Sections of `config.data`.
+      views: Views of the evaluation.
 
     Raises:
-      UserError: `arg` is no tower for the modality.
+      UserError: `arg` is not a tower for the modality.
     """
     towers = [n for n in BACKBONES if n not in TOWERS or TOWERS[n][0] == modality]
     if arg in BACKBONES and arg not in towers:
-        raise UserError(f"{arg} is no tower for {modality}. There are: {', '.join(towers)}.")
+        raise UserError(f"{arg} is not a tower for {modality}. Choose from: {', '.join(towers)}.")
     if arg not in towers:
         raise unknown("argument of the recipe:", arg, towers)
     cfg = config.base()
@@ -43,7 +43,7 @@ def settings(modality: str, arg: str, data: dict, views: dict):
         clip_groups=((r"^classifier/", 0.0),),
         schedule=dict(name="cosine", base=0.005, warmup_steps=2500),
     )
-    # What a pretraining run has and this model has not, and the classifier, which is new.
+    # The other towers of a pretraining run, and the classifier, which is randomly initialized.
     others = "|".join(m for m in ("video", "audio", "text", "touch", "head") if m != modality)
     cfg.init_allow = (rf"^(extra/)?({others})/", "^classifier/")
     cfg.evals = dict(

@@ -1,9 +1,9 @@
-"""Fine-tuning on your own labeled clips, from a run of the pretraining recipe of the same name.
+"""Fine-tune on your own labeled clips, from a run of the pretraining recipe of the same name.
 
-    python -m mmjax.main --task=finetune --config=clips --config.data.train=data/my_clips \\
+    python -m mmjax.main --task=finetune --config=clips --config.data.train=datasets/my_clips \\
         --override_checkpoint=runs/pretrain-clips
 
-Without --override_checkpoint the tower starts from random weights.
+Without --override_checkpoint, the tower is randomly initialized.
 """
 
 from mmjax import config
@@ -11,7 +11,7 @@ from mmjax.configs.pretrain import clips as pretraining
 
 
 def get_config(arg: str = ""):
-    """No argument."""
+    """Returns the config; the recipe has no argument."""
     config.variants(arg)
     cfg = config.base()
     cfg.task = "finetune"
@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
     cfg.checkpoint = dict(every=100, keep=2)
     source = config.plain(pretraining.get_config())
     cfg.data = dict(train="", split="train", video=source["data"]["video"], label=dict())
-    tower = {"name": "vit_tiny", **source["model"]["video"]}  # of the same form, or it cannot load
+    tower = {"name": "vit_tiny", **source["model"]["video"]}  # the same shapes, so that it loads
     cfg.model = dict(name="classifier", backbone=tower, scan_unroll=0)
     cfg.loss = dict(label_smoothing=0.1)
     cfg.optimizer = dict(

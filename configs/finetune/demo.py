@@ -1,17 +1,18 @@
-"""Fine-tuning in miniature: which shape moves in a clip of the procedural world, from few labels.
+"""Fine-tuning in miniature: classify the shape in a clip of the procedural world, from few labels.
 
     python -m mmjax.main --task=finetune --override_checkpoint=runs/pretrain-demo
     python -m mmjax.main --task=finetune --model_dir=runs/finetune-scratch
 
-The first starts from the video tower that `--task=pretrain` trained (run it before), the second
-from random weights: the difference is what pretraining is worth. Under a minute on two CPU cores.
-`--config=demo:ut_fac` and `demo:mmv_fac` fine-tune what the pretraining demos of these names leave.
+The first command starts from the video tower that `--task=pretrain` trained (run it before); the
+second starts from random weights. The difference is the benefit of pretraining. Each takes less
+than a minute on two CPU cores. `--config=demo:ut_fac` and `demo:mmv_fac` fine-tune the runs of the
+pretraining demos of the same names.
 """
 
 from mmjax import config
 from mmjax.configs.pretrain import demo as pretraining
 
-# The video tower of each model, of the same form, or it could not be loaded.
+# The video tower of each model, with the same shapes, so that it can be loaded.
 _BACKBONES = dict(
     tx_fac=lambda model: {"name": "vit_tiny", **model["video"], "scan_unroll": 0},
     ut_fac=lambda model: {
@@ -25,7 +26,7 @@ _BACKBONES = dict(
 
 
 def get_config(arg: str = ""):
-    """`arg`: as of the pretraining demo."""
+    """`arg`: the argument of the pretraining demo."""
     source = config.plain(pretraining.get_config(arg).model)
     smoke = "smoke" in arg.split(",")
     cfg = config.base()
@@ -53,7 +54,7 @@ def get_config(arg: str = ""):
         lr_multipliers=((r"^(video|encoder)/", 0.3),),
         schedule=dict(name="cosine", base=1e-3, warmup_steps=1 if smoke else 15),
     )
-    # What a pretraining run has and this model has not, and the classifier, which is new.
+    # The other towers of a pretraining run, and the classifier, which is randomly initialized.
     cfg.init_allow = ("^(audio|text|touch|head)/", "^extra/", "^classifier/")
     cfg.evals = dict(
         shape=dict(type="classification", data=world, batch_size=cfg.batch_size),

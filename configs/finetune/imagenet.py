@@ -1,12 +1,12 @@
-"""ImageNet images for a video tower: each is a film of four equal frames.
+"""ImageNet for a video tower: each image is a clip of four identical frames.
 
     python -m mmjax.main --task=finetune --config=imagenet:vit_base \\
         --model_dir=runs/imagenet --override_checkpoint=runs/bbs
 
-The paper states 78.7 % top-1 for ViT-Base from its pretraining and 64.7 % from scratch, with
-settings that are not published; these are those of video. The table of temporal positions is
-resampled to the one patch that four frames make, and no token is dropped. The dataset:
-docs/datasets.
+The paper reports 78.7 % top-1 for ViT-Base from its pretraining and 64.7 % from scratch, with
+settings that are not published; this recipe uses the video settings. We have not trained it. The
+temporal position embeddings are resampled to one patch, because four frames make one patch, and no
+tokens are dropped. See docs/datasets for the dataset.
 """
 
 from mmjax import config
@@ -17,9 +17,9 @@ from mmjax.errors import UserError
 def get_config(arg: str = "vit_base"):
     """`arg`: a vit_* or ut_* tower."""
     if not arg.startswith(("vit_", "ut_")):
-        raise UserError(f"{arg} takes no images; the towers of this recipe are vit_* and ut_*.")
+        raise UserError(f"{arg} does not accept images. Choose a vit_* or ut_* tower.")
     cfg = video.get_config(arg)
-    cfg.data.train = "data/imagenet"
+    cfg.data.train = "datasets/imagenet"
     cfg.data.video.num_frames = 1
     cfg.data.video.stride = 1
     cfg.augment.repeat_frames = 4

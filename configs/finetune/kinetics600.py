@@ -1,9 +1,9 @@
-"""Kinetics-600 as VATT fine-tunes it: 600 classes, 12 views a video.
+"""Kinetics-600 as VATT fine-tunes it: 600 classes, 12 views per video.
 
     python -m mmjax.main --task=finetune --config=kinetics600:vit_medium \\
         --model_dir=runs/kinetics600 --override_checkpoint=runs/mbs
 
-What VATT published for this recipe (percent, from its own checkpoints; we have not trained it):
+VATT's published results for this recipe (percent; from its own checkpoints, not trained by us):
 
     argument    from            top-1    top-5
     vit_base    runs/bbs        80.5     95.5
@@ -11,8 +11,8 @@ What VATT published for this recipe (percent, from its own checkpoints; we have 
     vit_large   runs/lbs        83.6     96.6
     ut_medium   runs/ut_medium  80.8     95.5
 
-vit_medium's published checkpoint is of step 90,000.
-The dataset: docs/datasets. Other arguments and all values: the recipe `video`.
+The published checkpoint of vit_medium is from step 90,000.
+See docs/datasets for the dataset, and the recipe `video` for other arguments and all values.
 """
 
 from mmjax.configs.finetune import video
@@ -21,6 +21,6 @@ from mmjax.configs.finetune import video
 def get_config(arg: str = "vit_medium"):
     """`arg`: a video tower."""
     cfg = video.get_config(arg)
-    cfg.data.train = "data/kinetics600"
+    cfg.data.train = "datasets/kinetics600"
     cfg.total_steps = 100_000
     return cfg

@@ -1,9 +1,9 @@
-"""Moments in Time as VATT fine-tunes it: 339 classes, 12 views a video.
+"""Moments in Time as VATT fine-tunes it: 339 classes, 12 views per video.
 
     python -m mmjax.main --task=finetune --config=moments_in_time:vit_medium \\
         --model_dir=runs/moments_in_time --override_checkpoint=runs/mbs
 
-What VATT published for this recipe (percent, from its own checkpoints; we have not trained it):
+VATT's published results for this recipe (percent; from its own checkpoints, not trained by us):
 
     argument    from            top-1    top-5
     vit_base    runs/bbs        38.7     67.5
@@ -11,7 +11,7 @@ What VATT published for this recipe (percent, from its own checkpoints; we have 
     vit_large   runs/lbs        41.1     67.7
     ut_medium   runs/ut_medium  37.8     65.9
 
-The dataset: docs/datasets. Other arguments and all values: the recipe `video`.
+See docs/datasets for the dataset, and the recipe `video` for other arguments and all values.
 """
 
 from mmjax.configs.finetune import video
@@ -20,6 +20,6 @@ from mmjax.configs.finetune import video
 def get_config(arg: str = "vit_medium"):
     """`arg`: a video tower."""
     cfg = video.get_config(arg)
-    cfg.data.train = "data/moments_in_time"
+    cfg.data.train = "datasets/moments_in_time"
     cfg.total_steps = 150_000
     return cfg

@@ -1,4 +1,4 @@
-"""The methods of LGSSL as sections of a recipe: what the views are, which heads and which terms.
+"""The methods of LGSSL as config sections: views, heads and loss terms.
 
 Source: El Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling, arXiv
 2302.12248, and its published code's configs.
@@ -10,7 +10,7 @@ from mmjax.errors import UserError
 from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
 
 METHODS = (
-    *("lgsimclr", "lgsimsiam", "lgslip"),  # on pairs by their captions
+    *("lgsimclr", "lgsimsiam", "lgslip"),  # positives are selected by captions
     *("simclr", "simsiam", "nnclr", "swav", "clip", "clip_sbert", "declip", "slip"),
 )
 _GLOBAL, _STRONG = (0.5, 1.0), (0.2, 1.0)  # areas of random crops
@@ -31,22 +31,25 @@ def method(
     blur_kernel: int = 15,
     fixed_blur: bool = False,
 ) -> dict:
-    """`crops`, `augment`, `heads`, `prototypes`, `loss`, `pairs` (on pairs or not) and `text`
-    ('tower', 'features' or None) of a method.
+    """Returns the config sections of a method.
 
     Args:
-      name: one of `METHODS`.
-      hidden: width of the inner layers of heads.
-      out: width of SimCLR's and SwAV's embeddings; NNCLR's is twice that.
-      bottleneck: inner width of SimSiam's predictor.
-      space: width of the space of images and texts.
-      bank_size, prototypes, queue_length, queue_start, freeze_prototypes: see
+      name: One of `METHODS`.
+      hidden: Width of the hidden layers of heads.
+      out: Width of the embeddings of SimCLR and SwAV; NNCLR has twice as many.
+      bottleneck: Hidden width of SimSiam's predictor.
+      space: Width of the common space of images and text.
+      bank_size, prototypes, queue_length, queue_start, freeze_prototypes: See
         `mmjax.tasks.guided_terms`.
-      blur_kernel: pixels.
-      fixed_blur: the blur that kornia gave until 0.6.9, one of fixed deviations 0.1 and 2.
+      blur_kernel: Size in pixels.
+      fixed_blur: Use the blur of kornia up to 0.6.9: standard deviations 0.1 (vertical) and 2.
+
+    Returns:
+      A dict of `crops`, `augment`, `heads`, `prototypes`, `loss`, `pairs` (whether positives come
+      from other images) and `text` ('tower', 'features' or None).
     """
     if name not in METHODS:
-        raise UserError(f"There is no method {name!r}; there are: {', '.join(METHODS)}.")
+        raise UserError(f"Unknown method {name!r}. Choose from: {', '.join(METHODS)}.")
     guided = name.startswith("lg")
     mild = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
     blur = dict(sigma_yx=(0.1, 2.0)) if fixed_blur else dict(sigma=(0.1, 2.0))

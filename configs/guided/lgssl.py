@@ -1,15 +1,16 @@
-"""LGSSL's published trainings on RedCaps: ResNet-50, 250,000 steps of 512 images or pairs.
+"""LGSSL's published settings on RedCaps: ResNet-50, 250,000 steps of 512 images or pairs.
 
-    mmjax sentences data/redcaps --encoder st:all-mpnet-base-v2 --out features/redcaps
+    mmjax sentences datasets/redcaps --encoder st:all-mpnet-base-v2 --out features/redcaps
     mmjax neighbors features/redcaps --out pairs/redcaps
     python -m mmjax.main --task=guided --config=lgssl:lgsimclr
 
-The argument names the method: lgsimclr, lgsimsiam or lgslip, which need the pairs, or simclr,
-simsiam, nnclr, swav, clip, declip, slip; clip_sbert takes the features of the captions
-(--config.data.text.features=features/redcaps). docs/guided.md says how the data are made. LGSSL's
-evaluation, beside the training or after it:
+The argument is the method. lgsimclr, lgsimsiam and lgslip need the pairs; simclr, simsiam, nnclr,
+swav, clip, declip and slip do not; clip_sbert needs the caption features (features/redcaps).
+docs/guided.md describes how to prepare the data. We have not trained these recipes.
 
-    python -m mmjax.main --task=guided --mode=eval --evals=suite \
+Run LGSSL's evaluation during or after training:
+
+    python -m mmjax.main --task=guided --mode=eval --evals=suite \\
         --model_dir=runs/guided-lgssl-lgsimclr
 """
 
@@ -20,8 +21,8 @@ _TEXT = dict(name="clip_text_b", projection=0, activation="quick_gelu")
 
 
 def get_config(arg: str = "lgsimclr"):
-    """`arg`: a method; 'exempt': norms, biases and scales do not decay, as LGSSL intended;
-    'fixed_blur': kornia's blur until 0.6.9, as its runs had; with commas between."""
+    """`arg`: a method; optionally 'exempt' (no weight decay of norms, biases and scales, as LGSSL
+    intended) and 'fixed_blur' (the blur of kornia up to 0.6.9, as in its runs), with commas."""
     words = config.variants(arg, *METHODS, "exempt", "fixed_blur")
     name = config.only(words, METHODS, "lgsimclr", what="method")
     parts = method(name, fixed_blur="fixed_blur" in words)
@@ -36,7 +37,7 @@ def get_config(arg: str = "lgsimclr"):
     if parts["text"] == "tower":
         text |= dict(tokenizer="clip", max_tokens=77)
     cfg.data = dict(
-        train="data/redcaps",
+        train="datasets/redcaps",
         split="train",
         corrupt="skip",
         max_corrupt=100_000,
@@ -50,7 +51,7 @@ def get_config(arg: str = "lgsimclr"):
     cfg.model = dict(
         image=backbone,
         text=_TEXT if parts["text"] == "tower" else None,
-        text_features=768 if parts["text"] == "features" else 0,  # all-mpnet-base-v2's
+        text_features=768 if parts["text"] == "features" else 0,  # width of all-mpnet-base-v2
         heads=parts["heads"],
         prototypes=parts["prototypes"],
         dtype="bfloat16",

@@ -1,20 +1,20 @@
-"""Your own captioned images: a small ResNet on one machine, on pairs by their captions or not.
+"""Your own captioned images: a small ResNet on one machine, with or without pairs by caption.
 
-    mmjax import captions --media PICTURES --out images.jsonl
-    mmjax build --csv images.jsonl --media-root PICTURES --out data/pictures --size 256
-    mmjax sentences data/pictures --encoder all-MiniLM-L6-v2 --out features/pictures
-    mmjax neighbors features/pictures --data data/pictures --out pairs/pictures
+    mmjax import captions --media IMAGES --out images.jsonl
+    mmjax build --csv images.jsonl --media-root IMAGES --out datasets/images --size 256
+    mmjax sentences datasets/images --encoder all-MiniLM-L6-v2 --out features/images
+    mmjax neighbors features/images --data datasets/images --out pairs/images
     python -m mmjax.main --task=guided --config=pairs
 
-The first four lines make what the last one reads: a folder of images with captions beside them
-(docs/datasets/captions.md), embeddings of the captions (docs/sentences.md) and the nearest of them
-(docs/neighbors.md). The argument names the method, as of --config=lgssl: `pairs:simclr` is the
-baseline that needs no captions, and only the first two lines. docs/guided.md has figures.
+The first four commands prepare the data: a dataset of images and captions
+(docs/datasets/captions.md), embeddings of the captions (docs/sentences.md) and their nearest
+neighbors (docs/neighbors.md). The argument is the method, as for --config=lgssl. `pairs:simclr` is
+the baseline without captions and needs only the first two commands. docs/guided.md has results.
 
-How good the features are needs labeled images, yours or a published set, beside the training or
-after it (docs/image_sets.md):
+To evaluate the features, you need labeled images, yours or a published dataset
+(docs/image_sets.md), during or after training:
 
-    python -m mmjax.main --task=guided --mode=eval --model_dir=runs/guided-pairs \
+    python -m mmjax.main --task=guided --mode=eval --model_dir=runs/guided-pairs \\
         --evals=suite:cifar10
 """
 
@@ -23,7 +23,7 @@ from mmjax.configs.guided._methods import METHODS, method
 
 
 def get_config(arg: str = "lgsimclr"):
-    """`arg`: a method; with 'resnet50' after a comma, that backbone on 224 pixels."""
+    """`arg`: a method; optionally ',resnet50' for that backbone on 224 pixels."""
     words = config.variants(arg, *METHODS, "resnet50")
     large = "resnet50" in words
     name = config.only(words, METHODS, "lgsimclr", what="method")
@@ -37,19 +37,19 @@ def get_config(arg: str = "lgsimclr"):
     cfg.log_every = 50
     cfg.checkpoint = dict(every=1000, keep=2)
     cfg.data = dict(
-        train="data/pictures",
+        train="datasets/images",
         split="train",
         image=dict(size=size, crops=parts["crops"]),
-        pairs=dict(path="pairs/pictures") if parts["pairs"] else None,
+        pairs=dict(path="pairs/images") if parts["pairs"] else None,
         text=dict(candidates=1, max_tokens=32, sample="random") if parts["text"] else None,
     )
     if parts["text"] == "features":
-        cfg.data.text.features = "features/pictures"
+        cfg.data.text.features = "features/images"
     text_tower = dict(name="clip_text_b", num_layers=4, context_length=32)
     cfg.model = dict(
         image="resnet50" if large else dict(name="resnet18", projection=0),
         text=text_tower if parts["text"] == "tower" else None,
-        text_features=384 if parts["text"] == "features" else 0,  # all-MiniLM-L6-v2's
+        text_features=384 if parts["text"] == "features" else 0,  # width of all-MiniLM-L6-v2
         heads=parts["heads"],
         prototypes=parts["prototypes"],
     )

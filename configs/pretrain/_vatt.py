@@ -1,4 +1,4 @@
-"""What VATT's pretraining recipes share; see `tx_fac`, `ut_fac` and `mmv_fac`."""
+"""Settings that VATT's pretraining recipes share: `tx_fac`, `ut_fac` and `mmv_fac`."""
 
 from mmjax import config
 
@@ -7,7 +7,7 @@ SPECTROGRAM = dict(window=0.04267, step=0.02134, num_bins=80)
 
 
 def settings(model: dict, *, sharding: str = "dp"):
-    """The config around a model: data, loss, optimizer and evaluations as published."""
+    """Returns the config of a model, with data, loss, optimizer and evaluations as published."""
     cfg = config.base()
     cfg.task = "pretrain"
     cfg.batch_size = 2048
@@ -16,9 +16,9 @@ def settings(model: dict, *, sharding: str = "dp"):
     cfg.checkpoint = dict(every=10_000, keep=5, keep_every=50_000)
     cfg.sharding = sharding
     cfg.data = dict(
-        train=("data/howto100m", "data/audioset"),  # in equal shares
+        train=("datasets/howto100m", "datasets/audioset"),  # sampled equally
         split="train",
-        # 32 frames at 10 a second (fps: whatever rate they are stored at) and their 3.2 s of sound.
+        # 32 frames at 10 frames per second, for any stored rate, and their 3.2 s of audio.
         video=dict(num_frames=32, fps=10.0, size=224, crop="vgg", scale_jitter=True),
         audio=dict(num_samples=153_600, sample_rate=48_000.0),
         text=dict(candidates=5, max_tokens=16),
@@ -41,13 +41,13 @@ def settings(model: dict, *, sharding: str = "dp"):
 
 
 def evaluations() -> dict:
-    """The published evaluations, for the job beside the trainer.
+    """Returns the published evaluations, to be run by the evaluation job.
 
-    `--config.evals.NAME=None` leaves one out; `--config.evals.ucf101.classifier=svm` is the paper's
-    linear SVM, `logistic` our logistic regression, in place of the classifier that VATT's code has.
+    `--config.evals.NAME=None` omits one. `--config.evals.ucf101.classifier=svm` selects the paper's
+    linear SVM, and `logistic` our logistic regression, instead of the classifier of VATT's code.
     """
     when = dict(every=50_000, where="eval")
-    windows = dict(num_clips=4)  # of each test clip; of each training clip the middle one
+    windows = dict(num_clips=4)  # per test clip; training clips have one window in the middle
 
     def probe(name: str, feature: str, num_splits: int) -> dict:
         others = {other: None for other in ("video", "audio", "text") if other != feature}
@@ -55,7 +55,7 @@ def evaluations() -> dict:
         return dict(
             type="linear_probe",
             classifier="vatt",
-            data=f"data/{name}",
+            data=f"datasets/{name}",
             feature=feature,
             train_split=tuple(f"train{i}" for i in splits),
             split=tuple(f"test{i}" for i in splits),
@@ -67,7 +67,7 @@ def evaluations() -> dict:
     def retrieval(name: str) -> dict:
         return dict(
             type="retrieval",
-            data=f"data/{name}",
+            data=f"datasets/{name}",
             query="text",
             target="video",
             split="test",

@@ -1,18 +1,19 @@
-"""Pretraining on your own clips with one GPU or, patiently, on CPU cores; captions not needed.
+"""Pretrain on your own clips with one GPU, or slowly on CPU cores. Captions are optional.
 
-    mmjax build --csv my_clips.csv --out data/my_clips --fps 10 --size 96 --sample-rate 16000
-    python -m mmjax.main --task=pretrain --config=clips --config.data.train=data/my_clips
+    mmjax build --csv my_clips.csv --out datasets/my_clips --fps 10 --size 96 --sample-rate 16000
+    python -m mmjax.main --task=pretrain --config=clips --config.data.train=datasets/my_clips
 
-Clips of at least 1.6 seconds; 8 frames at 5 a second, 64 pixels, and the sound of the same time. If
-the clips have captions, add `--config=clips:text`. docs/your_data.md leads from files to here;
-docs/pretrain.md says what to change for more data and larger models.
+Clips must be at least 1.6 seconds long: the model sees 8 frames of 64 pixels at 5 frames per
+second, and the audio of the same time. If the clips have captions, use `--config=clips:text`.
+docs/your_data.md describes how to build the dataset; docs/pretrain.md describes what to change for
+more data and larger models.
 """
 
 from mmjax import config
 
 
 def get_config(arg: str = ""):
-    """`arg`: 'text' to learn from captions too."""
+    """`arg`: 'text' to train on captions too."""
     config.variants(arg, "text")
     cfg = config.base()
     cfg.task = "pretrain"
@@ -32,7 +33,7 @@ def get_config(arg: str = ""):
         name="tx_fac",
         size="tiny",
         video=dict(num_layers=2, patch_size=(2, 16, 16), buckets=(4, 4, 4), keep_tokens=1.0),
-        # Log-mel spectrograms: the waveform tower needs far more sound than one disk of films has.
+        # Log-mel spectrograms: the waveform tower needs much more audio than fits on one disk.
         audio=dict(name="spt_tiny", num_layers=3, patch_size=(5, 16), buckets=(15, 4)),
         head=dict(name="joint", joint=256),  # BatchNorm on both sides: little data, no collapse
         dropout_rate=0.0,
@@ -40,8 +41,8 @@ def get_config(arg: str = ""):
     )
     if arg != "text":
         cfg.model.text = None
-    # A few hundred clips are not learned at all under strong augmentation; with thousands, add
-    # color_jitter=0.8 and spec_augment=dict().
+    # With strong augmentation, nothing is learned from a few hundred clips. With thousands of
+    # clips, add color_jitter=0.8 and spec_augment=dict().
     cfg.augment = dict(audio_noise=0.01, spectrogram=dict(num_bins=64))
     weights = dict(video_audio=1.0, video_text=1.0) if arg == "text" else dict(video_audio=1.0)
     cfg.loss = dict(name="asymmetric_nce", weights=weights, double_positive=False)

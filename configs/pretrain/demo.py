@@ -1,16 +1,17 @@
-"""VATT pretraining in miniature, on the procedural world that mmjax brings.
+"""VATT pretraining in miniature, on the procedural world.
 
     python -m mmjax.main --task=pretrain
     python -m mmjax.main --task=pretrain --config=demo:ut_fac
     python -m mmjax.main --task=pretrain --config=demo:mmv_fac
 
-A tiny model learns from 3,000 short scenes by asymmetric NCE and is judged on 200 scenes whose
-combinations of shape, color, size and motion it has never met. Without an argument it is tx_fac:
-video, spectrogram and text transformers and a FAC head. ut_fac has one transformer for all three,
-mmv_fac a ResNet with temporal shifts, one on spectrograms and linear text. Two to three minutes
-each on two CPU cores.
+A tiny model learns from 3,000 short scenes with the asymmetric NCE loss. It is evaluated on 200
+scenes whose combinations of shape, color, size and motion do not occur in training. The default is
+tx_fac: transformers for video, spectrograms and text, and a FAC head. ut_fac has one transformer
+for all three modalities. mmv_fac has a ResNet with temporal shifts for video, a ResNet for
+spectrograms, and linear text. Each takes two to three minutes on two CPU cores.
+
 Expect a text-to-video R@1 of about 0.4 and an audio-to-video R@1 of about 0.3 from tx_fac (chance:
-0.005); docs/pretrain.md has the others.
+0.005); docs/pretrain.md lists the results of the others.
 """
 
 from mmjax import config
@@ -37,8 +38,8 @@ _MODELS = dict(
 
 
 def get_config(arg: str = ""):
-    """`arg`: 'tx_fac' (default), 'ut_fac' or 'mmv_fac'; 'smoke' for two steps on the tiny world,
-    which tests use; or both, with a comma between."""
+    """`arg`: 'tx_fac' (default), 'ut_fac' or 'mmv_fac', 'smoke' for two steps on the tiny world
+    (for tests), or both separated by a comma."""
     words = config.variants(arg, *_MODELS, "smoke")
     smoke = "smoke" in words
     name = config.only(words, tuple(_MODELS), "tx_fac", what="model")

@@ -1,10 +1,10 @@
-"""Four modalities pretrained together in miniature: video, audio, text and touch.
+"""Pretrain four modalities together in miniature: video, audio, text and touch.
 
     python -m mmjax.main --task=pretrain --config=four_modalities
 
-The demo of tx_fac with a touch tower beside the others and a head that compares any two of them.
-`--config.loss.weights` says which pairs learn, and how much each counts:
-`--config.loss.weights="{'video_touch': 1.0, 'text_touch': 0.5}"`.
+This is the tx_fac demo with an additional touch tower and a joint head, which compares any two
+modalities. `config.loss.weights` selects the pairs to train and weights them:
+`--config.loss.weights="{'video_touch': 1.0, 'touch_text': 0.5}"`.
 """
 
 from mmjax import config
@@ -12,7 +12,7 @@ from mmjax.configs.pretrain import demo
 
 
 def get_config(arg: str = ""):
-    """`arg`: 'smoke' for two steps on the tiny world, which tests use."""
+    """`arg`: 'smoke' for two steps on the tiny world (for tests)."""
     smoke = "smoke" in config.variants(arg, "smoke")
     cfg = demo.get_config("smoke" if smoke else "")
     cfg.data.touch = dict(size=32)

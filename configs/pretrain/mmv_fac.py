@@ -1,11 +1,12 @@
-"""MMV: convolutional towers on video and spectrograms, linear text (not released by VATT).
+"""MMV: convolutional towers for video and spectrograms, linear text (not released by VATT).
 
     python -m mmjax.main --task=pretrain --model_arch=mmv_fac --model_dir=runs/mmv \\
         --config.init_from=words.npz --config.data.text.vocab=howto100m_en.txt
 
-Data and word vectors as for `tx_fac`. The argument is the video tower: i3d (default, as VATT's code
-has it), tsm (the MMV paper's temporal shift ResNet-50) or tsm_x2 (of twice the width). Sound is a
-log-mel spectrogram of 150 × 80 for a ResNet-50. BatchNorm is over the whole batch.
+The data and word vectors are those of `tx_fac`. The argument selects the video tower: i3d (default,
+as in VATT's code), tsm (the temporal shift ResNet-50 of the MMV paper) or tsm_x2 (twice the width).
+The audio tower is a ResNet-50 on log-mel spectrograms of 150 × 80. BatchNorm uses the statistics of
+the whole batch.
 """
 
 from mmjax.configs.pretrain import _vatt

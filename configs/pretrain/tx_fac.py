@@ -4,14 +4,15 @@
         --model_dir=runs/mbs --config.init_from=words.npz \\
         --config.data.text.vocab=howto100m_en.txt
 
-It reads data/howto100m and data/audioset (docs/datasets; `--config.data.train` for others). Word
-vectors stay as they are given, here VATT's with its vocabulary (docs/convert.md); to learn them
-instead, leave both out and say `--config.optimizer.frozen="()"`.
+The recipe reads datasets/howto100m and datasets/audioset (see docs/datasets); set
+`--config.data.train` for other datasets. The word vectors are frozen; here they are VATT's, with
+its vocabulary (see docs/convert.md). To train them instead, omit both options and set
+`--config.optimizer.frozen="()"`.
 
-The argument is the size: bbs, mbs (default) or lbs, a base, medium or large video tower. The values
-are those of VATT's published code; its batch size is not published (the paper names 2048 over 256
-TPU-v3 cores) and is for you to set with your devices. What these towers reached after fine-tuning
-stands in the recipes of the end tasks (`--task=finetune`).
+The argument is the size: bbs, mbs (default) or lbs, for a base, medium or large video tower. The
+values are those of VATT's published code. Its batch size is not published (the paper mentions 2048
+examples on 256 TPU v3 cores); choose one that fits your devices. The fine-tuning recipes
+(`--task=finetune`) list the published results of these towers. We have not trained them.
 """
 
 from mmjax.configs.pretrain import _vatt

@@ -3,8 +3,8 @@
     python -m mmjax.main --task=pretrain --model_arch=ut_fac --model_dir=runs/ut_medium \\
         --config.init_from=words.npz --config.data.text.vocab=howto100m_en.txt
 
-Data and word vectors as for `tx_fac`. The argument is the size of the encoder: base, medium
-(default, the released one) or large.
+The data and word vectors are those of `tx_fac`. The argument is the size of the encoder: base,
+medium (default, the released one) or large.
 """
 
 from mmjax.configs.pretrain import _vatt

@@ -1,12 +1,12 @@
-"""Touch aligned with images and words in miniature, on the procedural world that mmjax brings.
+"""Touch aligned with images and text in miniature, on the procedural world.
 
     python -m mmjax.main --task=touch
 
-Three tiny transformers learn together from 3,000 scenes that are felt, seen and described, and are
-judged on 200 scenes whose combinations of shape, color, size and motion they have never met. Under
-two minutes on two CPU cores. Expect a touch-to-text R@1 of about 0.3 and a touch-to-image R@1 of
-about 0.15 (chance: 0.005). TVL's own order, where a touch encoder joins towers that are trained
-already and stay as they are:
+Three tiny transformers learn together from 3,000 scenes with touch images, images and captions.
+They are evaluated on 200 scenes whose combinations of shape, color, size and motion do not occur in
+training. This takes less than two minutes on two CPU cores. Expect a touch-to-text R@1 of about 0.3
+and a touch-to-image R@1 of about 0.15 (chance: 0.005). As in TVL, a touch encoder can also be added
+to towers that are already trained and stay frozen:
 
     python -m mmjax.main --task=touch --config=demo:clip --model_dir=runs/clip
     python -m mmjax.main --task=touch --config=demo:frozen --override_checkpoint=runs/clip
@@ -16,8 +16,8 @@ from mmjax import config
 
 
 def get_config(arg: str = ""):
-    """`arg`: 'clip' for images and words alone; 'frozen' for touch that joins their towers;
-    'smoke' for two steps on the tiny world, which tests use; or several, with a comma between."""
+    """`arg`: 'clip' for images and text only, 'frozen' to add touch to their frozen towers, 'smoke'
+    for two steps on the tiny world (for tests), or several of them separated by commas."""
     words = config.variants(arg, "clip", "frozen", "smoke")
     smoke, clip = "smoke" in words, "clip" in words
     cfg = config.base()
@@ -50,7 +50,7 @@ def get_config(arg: str = ""):
     )
     if "frozen" in words:
         cfg.optimizer.frozen = ("^image/", "^text/")
-        cfg.init_allow = ("^touch/",)  # is new
+        cfg.init_allow = ("^touch/",)  # randomly initialized
     clips = dict(data=world, batch_size=cfg.batch_size)
     if clip:
         cfg.evals = dict(retrieval=dict(type="retrieval", query="text", target="image", **clips))

@@ -1,18 +1,18 @@
-"""Touch, images and captions of your own, learned from scratch on one GPU or, patiently, on CPU.
+"""Your own touch images, images and captions, from scratch, on one GPU or slowly on a CPU.
 
-    mmjax build --csv touches.csv --out data/touches --size 128
-    python -m mmjax.main --task=touch --config=pairs --config.data.train=data/touches
+    mmjax build --csv touches.csv --out datasets/touches --size 128
+    python -m mmjax.main --task=touch --config=pairs --config.data.train=datasets/touches
 
-The table has the columns path (an image of what is touched), touch, caption and split
-(docs/your_data.md). `--config=pairs:text` is for data without images, `pairs:image` for data
-without captions. With many thousands of pairs and OpenCLIP's weights, start from `--config=tvl`.
+The table has the columns path (an image of the touched object), touch, caption and split (see
+docs/your_data.md). Use `--config=pairs:text` for data without images, and `pairs:image` for data
+without captions. If you have many thousands of pairs and OpenCLIP's weights, use `--config=tvl`.
 """
 
 from mmjax import config
 
 
 def get_config(arg: str = ""):
-    """`arg`: 'text' or 'image', what touch is compared with; both by default."""
+    """`arg`: 'text' or 'image', the modality to align touch with; both by default."""
     words = config.variants(arg, "text", "image") or {"text", "image"}
     cfg = config.base()
     cfg.task = "touch"
@@ -43,13 +43,13 @@ def get_config(arg: str = ""):
         schedule=dict(name="cosine", base=1e-3, warmup_steps=100),
     )
     targets = tuple(sorted(words))
-    # The mean rank falls steadily, where accuracies by captions follow a text tower that changes.
+    # The mean rank falls steadily; caption-based accuracies depend on the changing text tower.
     cfg.checkpoint = dict(
         every=200, keep=2, best=f"test/touch_to_{targets[0]}/mean_rank", best_of="min"
     )
-    judged = dict(split="test", batch_size=64)
+    common = dict(split="test", batch_size=64)
     cfg.evals = dict(
-        test=dict(type="retrieval", query="touch", target=targets, every=200, **judged),
-        affinity=dict(type="affinity", target=targets[0], **judged),
+        test=dict(type="retrieval", query="touch", target=targets, every=200, **common),
+        affinity=dict(type="affinity", target=targets[0], **common),
     )
     return cfg

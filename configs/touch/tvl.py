@@ -1,15 +1,17 @@
-"""TVL's touch encoder: aligned with the frozen towers of OpenCLIP ViT-L-14 (DataComp-XL).
+"""TVL's touch encoder, aligned with the frozen towers of OpenCLIP ViT-L-14 (DataComp-XL).
 
     mmjax import tvl --media DATASETS_DIR --out tvl/tvl.jsonl --no-contact 0.1
     python -m mmjax.main --task=touch --config=tvl --override_checkpoint=open_clip_model.safetensors
 
-The first line prints the `mmjax build` command that makes data/tvl (docs/datasets/tvl.md). The
-second needs OpenCLIP's weights (laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K) and its vocabulary
-(docs/touch.md). `--config=tvl:small`, `tvl:base` and `tvl:resnet18` are the other published sizes;
-`tvl:tiny,background` subtracts the untouched sensor. TVL reports 36.2 % top-1 touch-language at
-0.636, and 78.1 % touch-vision, on its 402 test examples for this size (small: 36.8 and 77.5, base:
-30.9 and 81.2); these figures have not been reproduced here, where neither its data nor its weights
-could be had.
+The first command prints the `mmjax build` command that makes datasets/tvl (see
+docs/datasets/tvl.md). The second needs OpenCLIP's weights
+(laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K) and vocabulary (see docs/convert.md).
+`--config=tvl:small`, `tvl:base` and `tvl:resnet18` are the other published sizes;
+`tvl:tiny,background` subtracts the image of the untouched sensor.
+
+TVL reports 36.2 % top-1 touch-language accuracy at threshold 0.636 and 78.1 % touch-vision accuracy
+on its 402 test examples for this size (small: 36.8 and 77.5, base: 30.9 and 81.2). We have not
+reproduced these results, because we had no access to its data or weights.
 """
 
 from mmjax import config
@@ -28,13 +30,13 @@ _TOUCH = dict(
     base="vit_base_patch16_224",
     resnet18="resnet18",
 )
-# Training images that the published recipe goes through in an epoch: 90 % of the 43,339 pairs
-# that are not for tests, and of as many untouched ones as a tenth of the human-collected pairs.
+# Training images per epoch of the published recipe: 90 % of the 43,339 pairs outside the test set,
+# and images without contact, a tenth as many as there are human-collected pairs.
 _EPOCH = 42_500
 
 
 def get_config(arg: str = "tiny"):
-    """`arg`: 'tiny', 'small', 'base' or 'resnet18', and 'background', with a comma between."""
+    """`arg`: 'tiny', 'small', 'base' or 'resnet18'; optionally ',background'."""
     words = config.variants(arg, *_TOUCH, "background")
     subtracts = "background" in words
     size = config.only(words, tuple(_TOUCH), "tiny", what="size")
@@ -44,7 +46,7 @@ def get_config(arg: str = "tiny"):
     cfg.total_examples = 200 * _EPOCH
     cfg.log_every = 50
     cfg.data = dict(
-        train="data/tvl",
+        train="datasets/tvl",
         split="train",
         image=dict(size=224),
         touch=dict(
@@ -52,7 +54,7 @@ def get_config(arg: str = "tiny"):
             square="pad",
             quarter_turns=1,
             background="recording" if subtracts else "",
-            antialias=not subtracts,  # TVL resized differences as tensors, without
+            antialias=not subtracts,  # TVL resizes differences as tensors, without antialiasing
         ),
         text=dict(tokenizer="clip", max_tokens=77, candidates=1, keywords=dict()),
     )
@@ -78,7 +80,7 @@ def get_config(arg: str = "tiny"):
             warmup_examples=10 * _EPOCH,
         ),
     )
-    cfg.init_allow = ("^touch/", "^heads/", "^logit_", "^extra/")  # what OpenCLIP does not have
+    cfg.init_allow = ("^touch/", "^heads/", "^logit_", "^extra/")  # not in OpenCLIP's files
     cfg.checkpoint = dict(every=1000, keep=2, best="valid/touch_text@0.9/top1")
     published = dict(type="semantic_retrieval", batch_size=64)
     cfg.evals = dict(

@@ -28,7 +28,7 @@ def tvl_config(*, base_learning_rate: float) -> ml_collections.ConfigDict:
     cfg.total_examples = 200 * _EPOCH
     cfg.log_every = 50
     cfg.data = dict(
-        train="data/tvl",
+        train="datasets/tvl",
         split="train",
         image=dict(size=224),
         touch=dict(size=224, square="pad", quarter_turns=1, background="", antialias=True),

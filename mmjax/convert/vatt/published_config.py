@@ -24,7 +24,7 @@ def pretraining_config() -> ml_collections.ConfigDict:
     cfg.log_every = 50
     cfg.checkpoint = dict(every=10_000, keep=5, keep_every=50_000)
     cfg.data = dict(
-        train=("data/howto100m", "data/audioset"),
+        train=("datasets/howto100m", "datasets/audioset"),
         split="train",
         video=dict(num_frames=32, fps=10.0, size=224, crop="vgg", scale_jitter=True),
         audio=dict(num_samples=153_600, sample_rate=48_000.0),
@@ -62,7 +62,7 @@ def _probe(name: str, feature: str, num_splits: int) -> dict[str, Any]:
     return dict(
         type="linear_probe",
         classifier="vatt",
-        data=f"data/{name}",
+        data=f"datasets/{name}",
         feature=feature,
         train_split=tuple(f"train{i}" for i in splits),
         split=tuple(f"test{i}" for i in splits),
@@ -75,7 +75,7 @@ def _probe(name: str, feature: str, num_splits: int) -> dict[str, Any]:
 def _retrieval(name: str) -> dict[str, Any]:
     return dict(
         type="retrieval",
-        data=f"data/{name}",
+        data=f"datasets/{name}",
         query="text",
         target="video",
         split="test",

@@ -1,4 +1,4 @@
-"""The model of self-supervised images: a backbone, heads, and what the losses remember.
+"""The model of `--task=guided`: an image backbone, heads, and the state of losses with memory.
 
 Source: El Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling, arXiv
 2302.12248 (LGSSL), and its published code.
@@ -20,20 +20,26 @@ from mmjax.losses.similarity import normalize, products
 from mmjax.models.blocks.heads import ProjectionMLP
 from mmjax.models.blocks.initializers import fan_in_uniform
 from mmjax.models.blocks.memory import Bank, Queues
-from mmjax.models.towers.registry import Spec, Towers
+from mmjax.models.multi_tower import MultiTower
+from mmjax.models.towers.registry import Spec
 
-# Heads that take texts' features; `predictor` takes what `projection` gives, others images'.
-_OF_TEXT = "text"
-_GIVEN = ("in_features", "param_dtype", "rngs")  # arguments of heads that configs do not set
-PREDICTOR, PROJECTION = "predictor", "projection"
+# Names of heads with a special input; all others project image features.
+TEXT, PREDICTOR, PROJECTION = "text", "predictor", "projection"
+# Arguments of heads that configs do not set.
+_PROVIDED = ("in_features", "param_dtype", "rngs")
 
 
 class Prototypes(nnx.Module):
-    """Directions that embeddings are assigned to (SwAV).
+    """Learned directions to which embeddings are assigned (SwAV).
 
-    Their lengths, 1 at the start, are of no importance: they are divided out. LGSSL's published
-    code sets the parameters themselves to length 1 before each step, so that prototypes keep
-    turning as fast as at the start; here they turn the slower the longer they grow.
+    Only their directions matter: vectors are initialized with length 1 and normalized when used.
+    LGSSL's published code normalizes the parameters before each step instead, which keeps the
+    effective learning rate constant. Here it decreases as the vectors grow.
+
+    Args:
+      in_features: Width of the embeddings.
+      count: Number of prototypes.
+      rngs: Random number generators for initialization.
     """
 
     def __init__(self, *, in_features: int, count: int, rngs: nnx.Rngs):
@@ -41,30 +47,36 @@ class Prototypes(nnx.Module):
         self.kernel = nnx.Param(normalize(kernel.T).T)
 
     def __call__(self, x: jax.Array, *, learned: jax.Array | bool = True) -> jax.Array:
-        """[B, D] → cosines [B, K]; where not `learned`, the prototypes get no gradient."""
+        """Returns the cosine similarities with the prototypes, [B, K].
+
+        Args:
+          x: Embeddings, [B, D].
+          learned: Whether the prototypes get a gradient.
+        """
         kernel = self.kernel[...]
         kernel = jnp.where(learned, kernel, jax.lax.stop_gradient(kernel))
         return products(normalize(x), normalize(kernel.T))
 
 
-class Guided(Towers):
-    """Towers of images and perhaps texts, with heads by name.
+class Guided(MultiTower):
+    """An image tower, optionally a text tower, and heads by name.
 
     Args:
-      towers: {'image': spec, 'text': spec}; text may be left out.
-      heads: {name: options of `ProjectionMLP`}: 'text' takes the features of texts, 'predictor'
-        what 'projection' gives, any other name the features of images.
-      text_features: width of the texts' features if there is no tower for them.
-      prototypes: how many there are in the space of 'projection'; 0: none.
-      logit_scale: start of the parameter of this name, the logarithm of what cosines of images
-        and texts are multiplied by; it exists if there is a head 'text'.
-      banks: {name: (rows, head)}: a memory bank of what this head gives.
-      queues: options of `Queues`, but its width; None: none.
-      rngs: for initialization.
-      **shared: options for all towers (dtype, remat, …).
+      towers: {'image': spec of `build_tower`}, and optionally 'text'.
+      heads: {name: options of `ProjectionMLP`}. 'text' projects text features, 'predictor' projects
+        the output of 'projection', and all other heads project image features.
+      text_features: Width of precomputed text features, if there is no text tower.
+      prototypes: Number of prototypes in the space of the head 'projection'; 0 for none.
+      logit_scale: Initial value of the parameter of this name, the logarithm of the factor of
+        image-text similarities. It exists if there is a head 'text'.
+      banks: {name: (size, head)}: memory banks of outputs of a head. The name is the loss term
+        whose `bank_size` sets the size.
+      queues: Options of `Queues` except for its width; None for none.
+      rngs: Random number generators for initialization.
+      **shared: Options that apply to all towers (dtype, remat, …).
 
     Raises:
-      UserError: what `Towers` raises, or a head without its input.
+      UserError: The errors of `MultiTower`, or a head whose input is missing.
     """
 
     OPTIONS = ("image", "text", "heads", "text_features", "prototypes", "logit_scale")
@@ -85,76 +97,93 @@ class Guided(Towers):
         super().__init__(towers=towers, rngs=rngs, **shared)
         if text_features and "text" in towers:
             raise UserError(
-                f"config.model.text_features={text_features} is for texts that come as features: "
-                "leave it or the tower (config.model.text) out."
+                f"config.model.text_features={text_features} is the width of precomputed text "
+                "features, but the model has a text tower (config.model.text). Remove one of them."
             )
         widths = {"image": self.image.out_features, "text": text_features}
         if "text" in self.modalities:
             widths["text"] = self.text.out_features
         self.heads = nnx.Dict()
-        # The predictor stands on the projection, whatever the order in the config.
+        # The predictor needs the width of the projection.
         for name in sorted(heads or {}, key=lambda name: name == PREDICTOR):
             self.heads[name] = ProjectionMLP(
-                in_features=self._input_of(name, widths), rngs=rngs, **heads[name]
+                in_features=self._input_width(name, widths), rngs=rngs, **heads[name]
             )
         if prototypes < 0:
-            raise UserError(f"config.model.prototypes={prototypes} must be at least 0 (none).")
+            raise UserError(f"config.model.prototypes must be at least 0; got {prototypes}.")
         if prototypes:
             width = self.width_of(PROJECTION, "config.model.prototypes")
             self.prototypes = Prototypes(in_features=width, count=prototypes, rngs=rngs)
-        if _OF_TEXT in self.heads:
+        if TEXT in self.heads:
             self.logit_scale = nnx.Param(jnp.float32(logit_scale))
         if banks:
             self.banks = nnx.Dict(
                 {
-                    name: Bank(size=size, features=self.width_of(head, f"{name}'s bank"), rngs=rngs)
+                    name: Bank(
+                        size=size,
+                        features=self.width_of(head, f"config.loss.{name}"),
+                        size_key=f"config.loss.{name}.bank_size",
+                        rngs=rngs,
+                    )
                     for name, (size, head) in banks.items()
                 }
             )
         if queues:
-            self.queues = Queues(features=self.width_of(PROJECTION, "SwAV's queue"), **queues)
+            self.queues = Queues(
+                features=self.width_of(PROJECTION, "config.loss.swav"),
+                size_key="config.loss.swav.queue_length",
+                **queues,
+            )
 
-    def _input_of(self, name: str, widths: Mapping[str, int]) -> int:
+    def _input_width(self, name: str, widths: Mapping[str, int]) -> int:
+        """Returns the width of a head's input."""
         if name == PREDICTOR:
             return self.width_of(PROJECTION, f"config.model.heads.{PREDICTOR}")
-        width = widths["text" if name == _OF_TEXT else "image"]
+        width = widths["text" if name == TEXT else "image"]
         if not width:
             raise UserError(
-                f"config.model.heads.{name} takes the features of texts, and there are none: set a "
-                "tower (config.model.text), or a folder of features (config.data.text.features) "
-                "and their width (config.model.text_features)."
+                f"config.model.heads.{name} needs text features. Set a text tower "
+                "(config.model.text), or precomputed features (config.data.text.features) and "
+                "their width (config.model.text_features)."
             )
         return width
 
-    def width_of(self, head: str, who: str) -> int:
-        """Width of what a head gives.
+    def width_of(self, head: str, user: str) -> int:
+        """Returns the width of a head's output.
 
         Args:
-          head: its name.
-          who: what needs it, for messages.
+          head: Name of the head.
+          user: Config key that needs the head, for error messages.
+
+        Raises:
+          UserError: There is no such head.
         """
         if head not in self.heads:
-            have = ", ".join(self.heads) or "none"
-            raise UserError(f"{who} needs the head {head!r}; config.model.heads has: {have}.")
+            heads = ", ".join(self.heads) or "none"
+            raise UserError(
+                f"{user} needs the head {head!r}. config.model.heads has: {heads}. Add "
+                f"config.model.heads.{head}."
+            )
         return self.heads[head].out_features
 
     def encode(
         self, inputs: Mapping[str, jax.Array], *, key: jax.Array | None = None
     ) -> dict[str, jax.Array]:
-        """Pooled features {modality: float32 [N_m, D_m]} of each modality given.
+        """Returns pooled features, {modality: float32 [N_m, D_m]}, of each modality in `inputs`.
 
         Args:
-          inputs: image float [N, H, W, 3], normalized, text int [N, W].
-          key: randomness, and the sign of training for BatchNorm; None for evaluation.
+          inputs: {modality: array}: image float [N, H, W, 3], normalized; text int [N, W].
+          key: Random key in training, in which BatchNorm uses the batch; None in evaluation.
         """
         return self.run(inputs, key)[0]
 
     def flops(self, shapes: Mapping[str, Sequence[int]], *, train: bool = False) -> float:
-        """Operations for one example: of the towers and heads, three times forward in training.
+        """Returns the floating-point operations of towers and heads for one example.
 
         Args:
-          shapes: {modality: shape of its input without batch}; axes in front (views, captions)
-            multiply.
+          shapes: {modality: shape of its input without batch}; further axes in front (views,
+            captions) multiply.
+          train: Whether to count forward and backward (3 times forward).
         """
         total = 0.0
         for modality, shape in shapes.items():
@@ -162,9 +191,9 @@ class Guided(Towers):
             if modality in self.modalities:
                 operations, count = self.tower_flops(modality, shape, train=train)
                 total += operations
-            of_text = modality == "text"
             for name, head in self.heads.items():
-                total += count * head.flops() if (name == _OF_TEXT) == of_text else 0.0
+                if (name == TEXT) == (modality == "text"):
+                    total += count * head.flops()
         return total * (3 if train else 1)
 
 
@@ -176,23 +205,33 @@ def make_model(
     prototypes: int = 0,
     **options: Any,
 ) -> Callable[[nnx.Rngs], Guided]:
-    """A constructor of `Guided`, for `mmjax.state.ModelDef`.
+    """Returns a constructor of `Guided` for `mmjax.state.ModelDef`.
 
     Args:
-      image, text: a tower's name, or a dict of `name` and options; None leaves text out.
-      heads: see `Guided`; None for one that is left out.
-      prototypes: see `Guided`.
-      **options: of `Guided` and of all towers, e.g. dtype, remat.
+      image: Spec of the image tower: a name, or a dict of `name` and options.
+      text: Spec of the text tower; None omits it.
+      heads: See `Guided`; a head that is None is omitted.
+      prototypes: See `Guided`.
+      **options: Other arguments of `Guided`, and options that apply to all towers (dtype, remat,
+        …).
+
+    Raises:
+      UserError: An unknown or missing option of a head.
     """
     towers = {"image": image} | ({} if text is None else {"text": text})
-    heads = {name: _checked(name, head) for name, head in (heads or {}).items() if head is not None}
+    heads = {
+        name: _head_options(name, head) for name, head in (heads or {}).items() if head is not None
+    }
     return lambda rngs: Guided(
         towers=towers, heads=heads, prototypes=prototypes, rngs=rngs, **options
     )
 
 
-def _checked(name: str, head: Mapping[str, Any]) -> dict[str, Any]:
+def _head_options(name: str, head: Mapping[str, Any]) -> dict[str, Any]:
     where = f"model.heads.{name}"
     if "dims" not in head:
-        raise UserError(f"config.{where}.dims is missing: the width of each layer, (2048, 128).")
-    return config.keywords(ProjectionMLP.__init__, head, where, provided=_GIVEN)
+        raise UserError(
+            f"config.{where}.dims is missing. Set it to the width of each layer, for example "
+            "(2048, 128)."
+        )
+    return config.keywords(ProjectionMLP, head, where, provided=_PROVIDED)

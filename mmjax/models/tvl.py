@@ -1,4 +1,4 @@
-"""TVL's model: towers of touch, images and text whose features meet in one space.
+"""TVL's model: touch, image and text towers with a shared embedding space.
 
 Source: TVL, Fu et al. 2024, "A Touch, Vision, and Language Dataset for Multimodal Alignment",
 arXiv 2402.13232, and its published code.
@@ -14,29 +14,32 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.errors import UserError, unknown
-from mmjax.models.towers.registry import Spec, Towers, as_dict
+from mmjax.errors import UserError, check_choice
+from mmjax.models.multi_tower import MultiTower
+from mmjax.models.towers.registry import Spec, as_dict
 
 MODALITIES = ("touch", "image", "text")
-# Lengths below this count as 0 in the normalization.
-_LEAST_LENGTH = 1e-12
+# Smallest norm by which features are divided.
+_MIN_NORM = 1e-12
 
 
-class TVL(Towers):
-    """Towers, the scale of their similarities, and optionally a linear head for each.
+class TVL(MultiTower):
+    """Touch, image and text towers, a learned scale of similarities, and optional linear heads.
 
     Args:
-      towers: {modality: spec}; of touch, image and text.
-      common_dim: width of a space in which all modalities get a linear map without bias, `heads`;
-        the touch tower then has no projection of its own. 0 compares the towers' features.
-      logit_scale: start of the parameter of this name, the logarithm of what similarities are
-        multiplied by.
-      logit_bias: start of the parameter that is added to them; None has none.
-      rngs: for initialization.
-      **shared: options for all towers (dtype, remat, …).
+      towers: {modality: spec of `build_tower`} for some of touch, image and text.
+      common_dim: Width of a space into which each modality is projected by a linear map without
+        bias, `heads`; the touch tower then has no projection of its own. 0 compares the features of
+        the towers.
+      logit_scale: Initial value of the parameter of this name, the logarithm of the factor of
+        similarities.
+      logit_bias: Initial value of the parameter that is added to scaled similarities. None omits
+        it.
+      rngs: Random number generators for initialization.
+      **shared: Options that apply to all towers (dtype, remat, …).
 
     Raises:
-      UserError: what `Towers` raises, fewer than two towers, or widths that differ.
+      UserError: The errors of `MultiTower`, or feature widths that differ.
     """
 
     OPTIONS = (*MODALITIES, "common_dim", "logit_scale", "logit_bias")
@@ -52,7 +55,9 @@ class TVL(Towers):
         **shared: Any,
     ):
         if common_dim < 0:
-            raise UserError(f"common_dim must be 0 (none) or a width, not {common_dim}.")
+            raise UserError(
+                f"config.model.common_dim must be a width, or 0 for none; got {common_dim}."
+            )
         if common_dim and "touch" in towers:
             towers = {**towers, "touch": dict(as_dict(towers["touch"]), projection=0)}
         super().__init__(towers=towers, rngs=rngs, **shared)
@@ -72,9 +77,9 @@ class TVL(Towers):
             )
         elif len(set(widths.values())) > 1:
             raise UserError(
-                "Features of different widths cannot be compared: "
-                f"{', '.join(f'{m} {width}' for m, width in widths.items())}. Set the projection "
-                "of a tower (config.model.touch.projection), or common_dim (config.model)."
+                "The towers have features of different widths, which cannot be compared: "
+                f"{', '.join(f'{m} {width}' for m, width in widths.items())}. Set the "
+                "projection of a tower (config.model.touch.projection) or config.model.common_dim."
             )
         self.logit_scale = nnx.Param(jnp.float32(logit_scale))
         if logit_bias is not None:
@@ -87,27 +92,32 @@ class TVL(Towers):
         key: jax.Array | None = None,
         frozen: Collection[str] = (),
     ) -> dict[str, jax.Array]:
-        """Pooled features {modality: float32 [N_m, D_m]} of each modality given.
+        """Returns pooled features, {modality: float32 [N_m, D_m]}, of each modality in `inputs`.
 
         Args:
-          inputs: {modality: array [N_m, …]}: touch and image float [N, H, W, 3], normalized, text
+          inputs: {modality: array [N_m, …]}: touch and image float [N, H, W, 3], normalized; text
             int [N, W]. Batch sizes may differ.
-          key: randomness of dropout and stochastic depth, and the sign of training for BatchNorm;
-            None for evaluation.
-          frozen: modalities whose towers always run as in evaluation, and get no gradient.
+          key: Random key of dropout and stochastic depth in training; None in evaluation.
+          frozen: Modalities whose towers run in evaluation mode and get no gradient.
+
+        Raises:
+          UserError: A modality without a tower.
         """
-        self._known(frozen)
+        self._check_frozen(frozen)
         pooled, _ = self.run(inputs, key, frozen=frozen)
         return {m: jax.lax.stop_gradient(x) if m in frozen else x for m, x in pooled.items()}
 
     def project(self, pooled: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Points on the unit sphere {modality: float32 [N_m, d]} that are compared by products."""
+        """Returns unit vectors, {modality: float32 [N_m, d]}, whose inner products are compared.
+
+        Zero features stay zero.
+        """
         out = {}
         for modality, x in pooled.items():
             x = x.astype(jnp.float32)
             x = self.heads[modality](x) if hasattr(self, "heads") else x
             square = jnp.sum(x * x, axis=-1, keepdims=True)
-            out[modality] = x * jax.lax.rsqrt(jnp.maximum(square, _LEAST_LENGTH**2))
+            out[modality] = x * jax.lax.rsqrt(jnp.maximum(square, _MIN_NORM**2))
         return out
 
     def flops(
@@ -117,15 +127,16 @@ class TVL(Towers):
         train: bool = False,
         frozen: Collection[str] = (),
     ) -> float:
-        """Operations for one example.
+        """Returns the floating-point operations for one example.
 
         Args:
-          shapes: {modality: shape of its input without batch}; axes in front (captions [L, W])
-            multiply.
-          train: count forward and backward, three times forward, for all but the `frozen` towers.
-          frozen: as in `encode`.
+          shapes: {modality: shape of its input without batch}; further axes in front, such as
+            captions [L, W], multiply.
+          train: Whether to count forward and backward (3 times forward) of towers that are not
+            `frozen`.
+          frozen: Modalities whose towers have no backward pass.
         """
-        self._known(frozen)
+        self._check_frozen(frozen)
         total = 0.0
         for modality, shape in shapes.items():
             operations, count = self.tower_flops(modality, shape, train=train)
@@ -135,10 +146,9 @@ class TVL(Towers):
                 total += count * 2.0 * head.in_features * head.out_features * (3 if train else 1)
         return total
 
-    def _known(self, frozen: Collection[str]) -> None:
+    def _check_frozen(self, frozen: Collection[str]) -> None:
         for modality in frozen:
-            if modality not in self.modalities:
-                raise unknown("frozen modality", modality, self.modalities)
+            check_choice("frozen modality", modality, self.modalities)
 
 
 def make_model(
@@ -151,14 +161,18 @@ def make_model(
     logit_bias: float | None = None,
     **shared: Any,
 ) -> Callable[[nnx.Rngs], TVL]:
-    """A constructor of `TVL`, for `mmjax.state.ModelDef`.
+    """Returns a constructor of `TVL` for `mmjax.state.ModelDef`.
 
     Args:
-      touch, image, text: a tower's name, a dict of `name` and options, None to leave it out.
-      common_dim, logit_scale, logit_bias: of `TVL`.
-      **shared: options for all towers, e.g. dtype, remat, scan_unroll.
+      touch: Spec of the touch tower: a name, or a dict of `name` and options. None omits it.
+      image: Spec of the image tower, or None.
+      text: Spec of the text tower, or None.
+      common_dim: See `TVL`.
+      logit_scale: See `TVL`.
+      logit_bias: See `TVL`.
+      **shared: Options that apply to all towers, for example dtype, remat and scan_unroll.
     """
-    given = dict(zip(MODALITIES, (touch, image, text), strict=True))
-    towers = {modality: spec for modality, spec in given.items() if spec is not None}
+    specs = dict(zip(MODALITIES, (touch, image, text), strict=True))
+    towers = {modality: spec for modality, spec in specs.items() if spec is not None}
     options = dict(common_dim=common_dim, logit_scale=logit_scale, logit_bias=logit_bias)
     return lambda rngs: TVL(towers=towers, rngs=rngs, **options, **shared)

@@ -1,4 +1,4 @@
-"""VATT's models: towers and a projection head for pretraining; a tower and a classifier after it.
+"""VATT's models: towers with a head for pretraining, and a tower with a classifier for fine-tuning.
 
 Source: Akbari et al. 2021, "VATT: Transformers for Multimodal Self-Supervised Learning from Raw
 Video, Audio and Text", and its published code.
@@ -13,21 +13,22 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mmjax.errors import UserError, choose, unknown
+from mmjax import config, registry
+from mmjax.errors import UserError, check_choice, choose, unknown
 from mmjax.modalities import INPUTS
 from mmjax.models.blocks.heads import HEADS
 from mmjax.models.blocks.noise import dropout
 from mmjax.models.blocks.patches import SIZES as ENCODERS
+from mmjax.models.multi_tower import MultiTower
 from mmjax.models.towers.registry import (
     ENCODER_OPTIONS,
     TOWERS,
     Spec,
-    Towers,
     as_dict,
-    keyword_options,
+    find_tower,
 )
 
-# Published sizes of tx_fac: the first letter is the video tower's, then audio's, then text's.
+# Published sizes of tx_fac; the letters are the sizes of the video, audio and text tower.
 TX_SIZES: dict[str, dict[str, str]] = {
     "tiny": dict(video="vit_tiny", audio="wat_tiny", text="t5_tiny"),
     "bbs": dict(video="vit_base", audio="wat_base", text="t5_small"),
@@ -42,20 +43,24 @@ MMV_SIZES: dict[str, dict[str, str]] = {
     "tsm_x2": dict(video="tsm_50x2", audio="resnet2d_50", text="linear"),
 }
 UT_SIZES = ("tiny", "base", "medium", "large")
-# What `Classifier` takes: all towers but those for text, and one modality of a unified model.
+# Backbones of `Classifier`: all towers except for text, and one modality of a unified model.
 BACKBONES = (
-    *(name for name, (modality, *_) in TOWERS.items() if modality != "text"),
+    *(name for name, entry in TOWERS.items() if entry.modality != "text"),
     *(f"ut_{size}" for size in UT_SIZES),
 )
 
 
-class Multimodal(Towers):
-    """Towers, and a head that projects their pooled features: what is pretrained.
+class Multimodal(MultiTower):
+    """Towers, and a head that projects their pooled features, for pretraining.
 
     Args:
-      head: 'fac', 'joint', or a dict of `name` and options.
-      rngs: for initialization.
-      **towers: arguments of `Towers`.
+      head: A name in `HEADS` ('fac' or 'joint') or `package.module:Name`, or a dict of `name` and
+        options.
+      rngs: Random number generators for initialization.
+      **towers: Arguments of `MultiTower`.
+
+    Raises:
+      UserError: The errors of `MultiTower`, or an unknown head or option of it.
     """
 
     OPTIONS = ("size", *INPUTS, "head")
@@ -64,11 +69,10 @@ class Multimodal(Towers):
         super().__init__(rngs=rngs, **towers)
         options = as_dict(head)
         name = options.pop("name", "fac")
-        cls = choose("head", name, HEADS)
-        valid = sorted(keyword_options(cls.__init__) - {"widths"})
-        for key in options:
-            if key not in valid:
-                raise unknown(f"option of the head {name}:", key, valid)
+        cls = registry.resolve("config.model.head", name, HEADS)
+        options = config.keywords(
+            cls, options, "model.head", provided=("widths", "rngs"), owner=name
+        )
         widths = {modality: getattr(self, modality).out_features for modality in self.modalities}
         self.head = cls(widths=widths, rngs=rngs, **options)
 
@@ -80,18 +84,18 @@ class Multimodal(Towers):
         train: bool = False,
         tokens: bool = False,
     ) -> Any:
-        """Pooled features of each modality given.
+        """Returns the pooled features of each modality in `inputs`.
 
         Args:
-          inputs: {modality: array [N_m, …]}: video float [N, T, H, W, 3] in [-1, 1], audio float
-            [N, S] or, for `spt_*`, [N, frames, bins], image and touch float [N, H, W, 3], text int
-            [N, W] (0 is padding). Batch sizes may differ.
-          key: randomness of dropout and DropToken; needed when `train`.
-          train: use them.
-          tokens: also return every token.
+          inputs: {modality: array [N_m, …]}: video float [N, T, H, W, 3] in [-1, 1]; audio float
+            [N, S], or [N, frames, bins] for `spt_*` and `resnet2d_*`; image and touch float
+            [N, H, W, 3]; text int [N, W], where 0 is padding. Batch sizes may differ.
+          key: Random key of dropout and DropToken; required if `train`.
+          train: Whether to run in training mode.
+          tokens: Whether to return all tokens too.
 
         Returns:
-          {modality: float32 [N_m, D_m]}; with `tokens`, a pair of that and {modality: [N_m, tokens,
+          {modality: float32 [N_m, D_m]}. With `tokens`, a pair of it and {modality: [N_m, tokens,
           D_m]}.
         """
         if train and key is None:
@@ -102,16 +106,16 @@ class Multimodal(Towers):
     def project(
         self, pooled: Mapping[str, jax.Array], *, train: bool = False
     ) -> dict[str, jax.Array]:
-        """{'a/b': [N, d]}, features of a embedded for comparison with b; see the head's class."""
+        """Returns {'a/b': [N, d]}: features of a, projected for comparison with b by the head."""
         return self.head(pooled, train=train)
 
     def flops(self, shapes: Mapping[str, Sequence[int]], *, train: bool = False) -> float:
-        """Operations for one example.
+        """Returns the floating-point operations for one example.
 
         Args:
-          shapes: {modality: shape of its input without batch}; axes in front (views [V, …],
+          shapes: {modality: shape of its input without batch}; further axes in front (views [V, …],
             captions [L, W]) multiply.
-          train: count forward and backward (three times forward) with DropToken; False: forward.
+          train: Whether to count forward and backward (3 times forward) with DropToken.
         """
         total = 0.0
         for modality, shape in shapes.items():
@@ -120,26 +124,35 @@ class Multimodal(Towers):
         return 3 * total if train else total
 
 
-class Classifier(Towers):
+class Classifier(MultiTower):
     """A tower, dropout and a dense layer, for fine-tuning.
 
-    The tower's parameters have the same paths as in `Multimodal` (`video/…`, for `ut_*` also
-    `encoder/…`), so a pretrained one loads by name.
+    The parameters of the tower have the same paths as in `Multimodal` (`video/…`, and `encoder/…`
+    for `ut_*`), so that a pretrained tower is loaded by name.
 
     Args:
-      backbone: spec of `build_tower`; or 'ut_base', 'ut_medium' or 'ut_large', one modality of a
-        unified model, as a dict with `modality` ('video' by default) and options of its encoder and
-        of that modality's tower.
-      num_classes: outputs.
-      dropout_rate: before the dense layer; None is VATT's: 0.5 for video, 0 for others, 0.2 for
-        `ut_*`.
-      rare_bias: start the bias at -ln(num_classes - 1), so that each sigmoid starts at 1 /
-        num_classes (many labels, few true); None is VATT's: for audio alone.
-      rngs: for initialization.
-      **shared: options for the tower (dtype, remat, …).
+      backbone: Spec of `build_tower`. Or 'ut_base', 'ut_medium' or 'ut_large': one modality of a
+        unified model; as a dict, with `modality` ('video' by default) and options of the encoder
+        and of that modality's tower.
+      num_classes: Number of outputs.
+      dropout_rate: Rate of dropout before the dense layer. None uses VATT's values: 0.5 for video,
+        0 for other modalities, 0.2 for `ut_*`.
+      rare_bias: Whether to initialize the bias to -ln(num_classes - 1), so that each sigmoid starts
+        at 1 / num_classes, for many labels with few positives. None does so only for audio, as in
+        VATT.
+      rngs: Random number generators for initialization.
+      **shared: Options of the tower (dtype, remat, …).
+
+    Raises:
+      UserError: The errors of `MultiTower`, or invalid options.
     """
 
     OPTIONS = ("backbone", "num_classes", "rare_bias")
+
+    @staticmethod
+    def tower_key(modality: str) -> str:
+        """Returns the config key of the backbone without 'config.'."""
+        return "model.backbone"
 
     def __init__(
         self,
@@ -152,34 +165,34 @@ class Classifier(Towers):
         **shared: Any,
     ):
         if num_classes < 2:
-            raise UserError(f"num_classes must be at least 2, not {num_classes}.")
+            raise UserError(f"num_classes must be at least 2; got {num_classes}.")
         spec = as_dict(backbone)
         name = spec.get("name")
-        if name not in BACKBONES:
-            raise unknown("backbone", name, BACKBONES)
+        if name not in BACKBONES and not registry.is_reference(name):
+            raise unknown("config.model.backbone", name, [*BACKBONES, "package.module:Name"])
         unified = name.startswith("ut_")
         if unified:
             modality = spec.pop("modality", "video")
             size = spec.pop("name").removeprefix("ut_")
             options = {key: spec.pop(key) for key in ENCODER_OPTIONS if key in spec}
-            parts = _unified(size, (modality,), **{**shared, **options, modality: spec})
-            super().__init__(rngs=rngs, **parts)
+            towers = _unified(size, (modality,), **{**shared, **options, modality: spec})
+            super().__init__(rngs=rngs, **towers)
         else:
-            super().__init__(towers={TOWERS[name][0]: spec}, rngs=rngs, **shared)
+            entry = find_tower(name, "model.backbone")
+            super().__init__(towers={entry.modality: spec}, rngs=rngs, **shared)
         (self.modality,) = self.modalities
         tower = getattr(self, self.modality)
         is_video, is_audio = self.modality == "video", self.modality == "audio"
-        published = 0.2 if unified else 0.5 if is_video else 0.0
-        self.dropout_rate = published if dropout_rate is None else dropout_rate
-        start = (
-            -math.log(num_classes - 1) if (is_audio if rare_bias is None else rare_bias) else 0.0
-        )
+        published_rate = 0.2 if unified else 0.5 if is_video else 0.0
+        self.dropout_rate = published_rate if dropout_rate is None else dropout_rate
+        rare_bias = is_audio if rare_bias is None else rare_bias
+        bias = -math.log(num_classes - 1) if rare_bias else 0.0
         init = nnx.initializers.glorot_normal() if is_video else nnx.initializers.glorot_uniform()
         self.classifier = nnx.Linear(
             tower.out_features,
             num_classes,
             kernel_init=init,
-            bias_init=nnx.initializers.constant(start),
+            bias_init=nnx.initializers.constant(bias),
             rngs=rngs,
         )
 
@@ -190,22 +203,34 @@ class Classifier(Towers):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Pooled features, float32 [N, D], of its modality; arguments as of `Multimodal.encode`."""
+        """Returns the pooled features, float32 [N, D], of the model's modality.
+
+        Args:
+          inputs: {modality: array}; other modalities are ignored.
+          key: Random key of dropout and DropToken; required if `train`.
+          train: Whether to run in training mode.
+
+        Raises:
+          UserError: `inputs` lacks the modality.
+        """
         if train and key is None:
             raise TypeError("encode(train=True) needs a key.")
         if self.modality not in inputs:
-            raise UserError(f"The backbone needs {self.modality}; the batch has {sorted(inputs)}.")
+            raise UserError(
+                f"config.model.backbone encodes {self.modality}, but the batch has only "
+                f"{', '.join(sorted(inputs))}. Add config.data.{self.modality}."
+            )
         pooled, _ = self.run({self.modality: inputs[self.modality]}, key if train else None)
         return pooled[self.modality]
 
     def classify(
         self, pooled: jax.Array, *, key: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
-        """Logits, float32 [N, num_classes]."""
+        """Returns logits, float32 [N, num_classes], for pooled features [N, D]."""
         return self.classifier(dropout(pooled, self.dropout_rate, key if train else None))
 
     def flops(self, shapes: Mapping[str, Sequence[int]], *, train: bool = False) -> float:
-        """Operations for one example, as `Multimodal.flops`; other modalities are ignored."""
+        """Returns the operations for one example; see `Multimodal.flops`."""
         total, count = self.tower_flops(self.modality, shapes[self.modality], train=train)
         total += count * 2.0 * self.classifier.in_features * self.classifier.out_features
         return 3 * total if train else total
@@ -214,10 +239,13 @@ class Classifier(Towers):
 def _changed(
     towers: Mapping[str, Spec], options: dict[str, Any]
 ) -> tuple[dict[str, Spec], dict[str, Any]]:
-    """Towers with the changes that `options` has for them, and the options that are left.
+    """Returns `(towers, remaining options)` after applying the options of modalities to `towers`.
 
-    The change of a modality is another tower's name, options, None to leave it out, or '' for none.
-    A modality that `towers` lacks needs a name.
+    The option of a modality is the name of another tower, a dict of options to change, None to
+    remove the tower, or '' for no change. A modality that is not in `towers` needs a name.
+
+    Raises:
+      UserError: A modality without the name of a tower.
     """
     changes = {modality: options[modality] for modality in INPUTS if modality in options}
     rest = {key: value for key, value in options.items() if key not in changes}
@@ -230,7 +258,8 @@ def _changed(
             result[modality] = own | as_dict(change)
             if "name" not in result[modality]:
                 raise UserError(
-                    f"No tower for {modality}: name one, config.model.{modality}.name=…"
+                    f"config.model.{modality}.name is missing: this model has no {modality} tower "
+                    "by default. Set it to the name of a tower."
                 )
     return result, rest
 
@@ -238,38 +267,38 @@ def _changed(
 def _separate(
     towers: Mapping[str, Spec], *, head: Spec = "fac", **options: Any
 ) -> Callable[[nnx.Rngs], Multimodal]:
-    """A constructor of towers that have an encoder of their own each, from changes to named ones.
+    """Returns a constructor of `Multimodal` in which each tower has its own encoder.
 
     Args:
-      towers: {modality: spec}.
-      head: see `Multimodal`.
-      **options: of a modality (video, audio, text, image, touch): the name of another tower, a dict
-        of options to change (with `name`: of another tower), None to leave it out, '' for that of
-        `towers`, which has none for image and touch; all others are for all towers, e.g. dtype,
-        remat, dropout_rate, scan_unroll.
+      towers: {modality: spec of `build_tower`}.
+      head: See `Multimodal`.
+      **options: For each modality (video, audio, text, image, touch): the name of another tower, a
+        dict of options to change (`name` selects another tower), None to omit it, or '' for no
+        change. All other options apply to all towers, for example dtype, remat, dropout_rate and
+        scan_unroll.
     """
     towers, shared = _changed(towers, options)
     return lambda rngs: Multimodal(towers=towers, head=head, rngs=rngs, **shared)
 
 
 def tx_fac(*, size: str = "mbs", **options: Any) -> Callable[[nnx.Rngs], Multimodal]:
-    """A constructor of VATT's modality-specific model.
+    """Returns a constructor of VATT's modality-specific model.
 
     Args:
-      size: a key of `TX_SIZES`.
-      **options: of `_separate`.
+      size: A key of `TX_SIZES`.
+      **options: Arguments of `_separate`.
     """
-    return _separate(choose("size of tx_fac", size, TX_SIZES), **options)
+    return _separate(choose("config.model.size of tx_fac:", size, TX_SIZES), **options)
 
 
 def mmv_fac(*, size: str = "i3d", **options: Any) -> Callable[[nnx.Rngs], Multimodal]:
-    """A constructor of MMV: convolutional towers on video and spectrograms, linear text.
+    """Returns a constructor of MMV: convolutional video and spectrogram towers, and linear text.
 
     Args:
-      size: a key of `MMV_SIZES`.
-      **options: of `_separate`.
+      size: A key of `MMV_SIZES`.
+      **options: Arguments of `_separate`.
     """
-    return _separate(choose("size of mmv_fac", size, MMV_SIZES), **options)
+    return _separate(choose("config.model.size of mmv_fac:", size, MMV_SIZES), **options)
 
 
 def _unified(
@@ -279,49 +308,53 @@ def _unified(
     post_projection: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Arguments of `Towers`: these modalities around one encoder of this size, with the changes of
-    `options` to them (as in `_changed`) and to the encoder."""
-    choose("size of ut", size, dict.fromkeys(UT_SIZES))
-    named = "tiny" if size == "tiny" else "base"  # patches and tables; the encoder is `size`'s
+    """Returns arguments of `MultiTower` for towers around one encoder.
+
+    Args:
+      size: Size of the encoder.
+      modalities: Modalities of the model.
+      post_projection: Width of the pooled features; None uses 1024 (128 for 'tiny').
+      **options: Options of modalities as in `_changed`, and options of the encoder.
+    """
+    check_choice("size of a unified model:", size, UT_SIZES)
+    patches = "tiny" if size == "tiny" else "base"  # patches and tables; the encoder has `size`
     width = post_projection or (128 if size == "tiny" else 1024)
     towers: dict[str, Spec] = {
-        "video": dict(name=f"vit_{named}", pre_projection=True),
-        "audio": dict(name=f"wat_{named}", pre_projection=True),
-        "text": dict(name=f"bert_{named}", projection_bias=True),
+        "video": dict(name=f"vit_{patches}", pre_projection=True),
+        "audio": dict(name=f"wat_{patches}", pre_projection=True),
+        "text": dict(name=f"bert_{patches}", projection_bias=True),
     }
     for modality in modalities:
-        choose("modality of ut", modality, towers)
+        check_choice("modality of a unified model:", modality, towers)
     towers = {m: dict(towers[m], post_projection=width) for m in modalities}
     towers, encoder = _changed(towers, options)
     for modality in towers:
         if modality not in modalities:
             raise UserError(
-                f"The encoder that modalities share takes video, audio and text, not {modality}: "
-                f"leave config.model.{modality} out, or take another model (tx_fac)."
+                f"config.model.{modality}: the shared encoder of this model encodes "
+                f"{', '.join(modalities)}. Remove the key, or use a model with separate towers "
+                "(config.model.name='tx_fac')."
             )
-    for key in encoder:
-        if key not in ENCODER_OPTIONS:
-            raise unknown(
-                "config key model", key, [*ENCODER_OPTIONS, *Multimodal.OPTIONS, "post_projection"]
-            )
+    valid = [*ENCODER_OPTIONS, *Multimodal.OPTIONS, "post_projection"]
+    config.check_keys(encoder, valid, "model")
     return dict(towers=towers, encoder={**ENCODERS[size], **encoder})
 
 
 def ut_fac(
     *, size: str = "medium", head: Spec = "fac", **options: Any
 ) -> Callable[[nnx.Rngs], Multimodal]:
-    """A constructor of VATT's modality-agnostic model: one encoder for the tokens of all
-    modalities.
+    """Returns a constructor of VATT's modality-agnostic model: one encoder for all modalities.
 
     Args:
-      size: 'base', 'medium', 'large'; 'tiny' is ours.
-      head: see `Multimodal`.
-      **options: `video`, `audio`, `text`: options of a modality's patches, positions and DropToken,
-        None to leave it out (`name` takes another tower's; spt_base: spectrograms); all others are
-        the encoder's, and `post_projection`, the width of the pooled features (1024).
+      size: 'base', 'medium' or 'large'; 'tiny' is ours.
+      head: See `Multimodal`.
+      **options: For `video`, `audio` and `text`: options of the patches, positions and DropToken of
+        the modality (`name` selects another tower, such as spt_base for spectrograms), or None to
+        omit it. All other options are those of the encoder, and `post_projection`, the width of the
+        pooled features (1024).
     """
-    parts = _unified(size, ("video", "audio", "text"), **options)
-    return lambda rngs: Multimodal(head=head, rngs=rngs, **parts)
+    towers = _unified(size, ("video", "audio", "text"), **options)
+    return lambda rngs: Multimodal(head=head, rngs=rngs, **towers)
 
 
 def classifier(
@@ -332,7 +365,10 @@ def classifier(
     rare_bias: bool | None = None,
     **shared: Any,
 ) -> Callable[[nnx.Rngs], Classifier]:
-    """A constructor of `Classifier`; `dropout_rate` is before its dense layer, not the tower's."""
+    """Returns a constructor of `Classifier`.
+
+    `dropout_rate` is the rate before its dense layer, not that of the tower.
+    """
     return lambda rngs: Classifier(
         backbone=backbone,
         num_classes=num_classes,
@@ -347,9 +383,14 @@ MODELS = {"tx_fac": tx_fac, "ut_fac": ut_fac, "mmv_fac": mmv_fac, "classifier": 
 
 
 def make_model(name: str = "tx_fac", **options: Any) -> Callable[[nnx.Rngs], nnx.Module]:
-    """A constructor of the named model, for `mmjax.state.ModelDef`.
+    """Returns a constructor of the named model for `mmjax.state.ModelDef`.
+
+    Args:
+      name: A name in `MODELS`, or `package.module:Name` for a function that takes the other keys of
+        `config.model` and returns such a constructor.
+      **options: Arguments of that function.
 
     Raises:
-      UserError: an unknown model or option, by name.
+      UserError: An unknown model or option.
     """
-    return choose("model", name, MODELS)(**options)
+    return registry.resolve("config.model.name", name, MODELS)(**options)

@@ -134,11 +134,11 @@ def test_flops_count_the_backward_pass_only_of_trained_towers():
             dict(touch={**TOUCH, "projection": 32}),
             (32, "image", 20, "text", "config.model.touch.projection", "common_dim"),
         ),
-        (dict(touch="vit_base"), ("touch", "'vit_base'", "'vit_base_patch16_224'")),
-        (dict(text="touch_tiny"), ("text", "'touch_tiny'", "clip_text_tiny")),
-        (dict(image="clip_vit_l15"), ("image", "'clip_vit_l15'", "'clip_vit_l14'")),
-        (dict(remt="full"), ("model", "'remt'", "'remat'")),
-        (dict(common_dim=-1), ("common_dim", -1)),
+        (dict(touch="vit_base"), ("config.model.touch", "'vit_base'", "'vit_base_patch16_224'")),
+        (dict(text="touch_tiny"), ("config.model.text", "'touch_tiny'", "clip_text_tiny")),
+        (dict(image="clip_vit_l15"), ("config.model.image", "'clip_vit_l15'", "'clip_vit_l14'")),
+        (dict(remt="full"), ("'model.remt'", "'model.remat'")),
+        (dict(common_dim=-1), ("config.model.common_dim", -1)),
     ],
 )
 def test_errors_mention_the_invalid_option(options, facts):
@@ -190,9 +190,9 @@ def test_vatt_models_accept_touch_and_image_towers(name):
         (
             "tx_fac",
             dict(touch="wat_tiny", head="joint"),
-            ("touch", "'wat_tiny'", "'touch_tiny'"),
+            ("config.model.touch", "'wat_tiny'", "'touch_tiny'"),
         ),
-        ("tx_fac", dict(touc="touch_tiny", head="joint"), ("model", "'touc'", "'touch'")),
+        ("tx_fac", dict(touc="touch_tiny", head="joint"), ("'model.touc'", "'model.touch'")),
         ("ut_fac", dict(touch=TOUCH, head="joint"), ("config.model.touch", "tx_fac")),
         ("ut_fac", dict(image="clip_vit_tiny", head="joint"), ("config.model.image", "tx_fac")),
     ],

@@ -234,11 +234,14 @@ def test_bert_ignores_padding_and_depends_on_token_order():
 @pytest.mark.parametrize(
     "options, facts",
     [
-        (dict(video=dict(width=8)), ("vit_tiny", "config.model.width")),
-        (dict(video=dict(patch_sizes=(4, 8, 8))), ("vit_tiny", "'patch_sizes'", "'patch_size'")),
-        (dict(text="t5_tiny"), ("t5_tiny", "encoder")),
+        (dict(video=dict(width=8)), ("config.model.video.width", "config.model.width")),
+        (
+            dict(video=dict(patch_sizes=(4, 8, 8))),
+            ("vit_tiny", "'model.video.patch_sizes'", "'model.video.patch_size'"),
+        ),
+        (dict(text="t5_tiny"), ("config.model.text", "'t5_tiny'", "encoder", "bert_tiny")),
         (dict(size="huge"), ("size", "'huge'", "base", "large", "medium", "tiny")),
-        (dict(num_layer=3), ("model", "'num_layer'", "'num_layers'")),
+        (dict(num_layer=3), ("'model.num_layer'", "'model.num_layers'")),
     ],
 )
 def test_errors_mention_the_invalid_option(options, facts):

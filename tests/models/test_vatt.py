@@ -242,35 +242,55 @@ def test_classifier_backbone_has_the_parameter_paths_of_pretraining():
 @pytest.mark.parametrize(
     "name, options, facts",
     [
-        ("tx_fax", {}, ("model", "'tx_fax'", "'tx_fac'")),
+        ("tx_fax", {}, ("config.model.name", "'tx_fax'", "'tx_fac'")),
         ("tx_fac", dict(size="mmm"), ("size", "tx_fac", "'mmm'", "bbs", "lbs", "mbs", "tiny")),
-        ("tx_fac", dict(size="tiny", video="vit_bas"), ("video", "'vit_bas'", "'vit_base'")),
+        (
+            "tx_fac",
+            dict(size="tiny", video="vit_bas"),
+            ("config.model.video", "'vit_bas'", "'vit_base'"),
+        ),
         (
             "tx_fac",
             dict(size="tiny", video=dict(num_layer=2)),
-            ("vit_tiny", "'num_layer'", "'num_layers'"),
+            ("vit_tiny", "'model.video.num_layer'", "'model.video.num_layers'"),
         ),
         (
             "tx_fac",
             dict(size="tiny", video=dict(keep_token=1)),
-            ("vit_tiny", "'keep_token'", "'keep_tokens'"),
+            ("vit_tiny", "'model.video.keep_token'", "'model.video.keep_tokens'"),
         ),
-        ("tx_fac", dict(size="tiny", drop_rate=0.1), ("model", "'drop_rate'", "'dropout_rate'")),
-        ("tx_fac", dict(size="tiny", head="fax"), ("head", "'fax'", "'fac'")),
+        (
+            "tx_fac",
+            dict(size="tiny", drop_rate=0.1),
+            ("'model.drop_rate'", "'model.dropout_rate'"),
+        ),
+        ("tx_fac", dict(size="tiny", head="fax"), ("config.model.head", "'fax'", "'fac'")),
         (
             "tx_fac",
             dict(size="tiny", head=dict(name="fac", corse=3)),
-            ("fac", "'corse'", "'coarse'"),
+            ("fac", "'model.head.corse'", "'model.head.coarse'"),
         ),
-        ("tx_fac", dict(size="tiny", remat="ful"), ("remat", "'ful'", "'full'")),
-        ("tx_fac", dict(size="tiny", dropout_rate=1.0), ("dropout_rate", "[0, 1)", "1.0")),
-        ("tx_fac", dict(size="tiny", video=dict(keep_tokens=0)), ("keep_tokens", "(0, 1]")),
+        ("tx_fac", dict(size="tiny", remat="ful"), ("config.model.remat", "'ful'", "'full'")),
+        (
+            "tx_fac",
+            dict(size="tiny", dropout_rate=1.0),
+            ("config.model.video", "'vit_tiny'", "dropout_rate", "[0, 1)", "1.0"),
+        ),
+        (
+            "tx_fac",
+            dict(size="tiny", video=dict(keep_tokens=0)),
+            ("config.model.video", "keep_tokens", "(0, 1]"),
+        ),
         (
             "tx_fac",
             dict(size="tiny", video=dict(buckets=(2, 4))),
             ("buckets", (2, 4), "temporal", "vertical", "horizontal"),
         ),
-        ("tx_fac", dict(size="tiny", video=dict(axes=("a", "b", "c"))), ("vit_tiny", "'axes'")),
+        (
+            "tx_fac",
+            dict(size="tiny", video=dict(axes=("a",))),
+            ("config.model.video.axes", "vit_tiny"),
+        ),
         ("classifier", dict(backbone="vit_tiny", num_classes=1), ("num_classes", 2, 1)),
     ],
 )
@@ -287,8 +307,14 @@ def test_errors_mention_the_invalid_input():
         return module.encode(x)
 
     for x, facts in (
-        (dict(audio=np.zeros((1, 100), np.float32)), ((100,), (128,), "patch_size")),
-        (dict(video=np.zeros((1, 4, 8, 8, 1), np.float32)), ((4, 8, 8, 1), 3, "channels")),
+        (
+            dict(audio=np.zeros((1, 100), np.float32)),
+            ("config.model.audio", (100,), (128,), "patch_size", "config.data.audio"),
+        ),
+        (
+            dict(video=np.zeros((1, 4, 8, 8, 1), np.float32)),
+            ("config.model.video", (4, 8, 8, 1), "3 channels", "config.data.video"),
+        ),
         (dict(text=np.zeros((1, 16), np.int32)), ("'text'", "audio", "video")),
     ):
         with raises(UserError, *facts):

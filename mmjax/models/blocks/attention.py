@@ -1,6 +1,8 @@
-"""Softmax attention, by XLA or cuDNN."""
+"""Softmax attention with an XLA and a cuDNN implementation."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.models.blocks.noise import dropout
 
-ATTENTION_IMPLS = ("auto", "xla", "cudnn")
+AttentionImpl = Literal["auto", "xla", "cudnn"]
 
 
 def attend(
@@ -23,35 +25,42 @@ def attend(
     causal: bool = False,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
-    impl: str = "auto",
+    impl: AttentionImpl = "auto",
 ) -> jax.Array:
-    """Softmax attention; scores and softmax in float32.
+    """Returns softmax attention; scores and softmax are computed in float32.
 
     Args:
       query: [B, T, H, K].
       key: [B, S, H, K].
       value: [B, S, H, K].
-      scale: factor of the scores.
-      bias: added to the scaled scores; broadcasts to [B, H, T, S].
-      mask: True where a key may be seen; broadcasts to [B, H, T, S].
-      causal: a query sees no keys behind it, besides what `mask` says.
-      dropout_rate: on attention weights, when `dropout_key` is given.
-      dropout_key: randomness of that dropout.
-      impl: 'xla', 'cudnn' or 'auto'.
+      scale: Factor of the scores.
+      bias: Added to the scaled scores; broadcasts to [B, H, T, S].
+      mask: True where a query may attend to a key; broadcasts to [B, H, T, S].
+      causal: Whether query t attends only to keys 0 to t, in addition to `mask`.
+      dropout_rate: Dropout rate of attention weights if `dropout_key` is not None.
+      dropout_key: Random key of that dropout.
+      impl: 'xla', 'cudnn', or 'auto': cuDNN on GPUs in half precision without dropout, else XLA.
 
     Returns:
       [B, T, H, K] in the dtype of `value`.
+
+    Raises:
+      UserError: `impl='cudnn'` with dropout.
     """
-    drops = dropout_key is not None and dropout_rate > 0
+    has_dropout = dropout_key is not None and dropout_rate > 0
     if impl == "auto":
         half = query.dtype in (jnp.bfloat16, jnp.float16)
         fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-        impl = "cudnn" if jax.default_backend() == "gpu" and half and fits and not drops else "xla"
+        impl = (
+            "cudnn"
+            if jax.default_backend() == "gpu" and half and fits and not has_dropout
+            else "xla"
+        )
     if impl == "cudnn":
-        if drops:
+        if has_dropout:
             raise UserError(
-                "attention_impl='cudnn' has no dropout on attention weights: "
-                "set attention_dropout_rate=0."
+                "attention_impl='cudnn' does not support dropout of attention weights. Set "
+                "attention_dropout_rate=0, or attention_impl='auto'."
             )
         if bias is not None:
             bias = bias.astype(query.dtype)
@@ -70,8 +79,8 @@ def attend(
     if bias is not None:
         scores = scores + bias
     if causal:
-        seen = np.tri(query.shape[1], key.shape[1], dtype=bool)
-        mask = seen if mask is None else mask & seen
+        visible = np.tri(query.shape[1], key.shape[1], dtype=bool)
+        mask = visible if mask is None else mask & visible
     if mask is not None:
         scores = jnp.where(mask, scores, -1e9)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)

@@ -1,4 +1,4 @@
-"""What the convolutional towers share: units, options, recomputation, pooling and FLOPs.
+"""Building blocks of convolutional towers: units, options, rematerialization, pooling and FLOPs.
 
 Sources: batch normalization, Ioffe & Szegedy 2015; settings as in VATT's published code.
 """
@@ -9,15 +9,16 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import Jaxpr, subjaxprs
 
-from mmjax.errors import UserError, choose
+from mmjax.errors import UserError
 from mmjax.models.blocks import transformer
+from mmjax.models.blocks.inputs import InputError
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -26,9 +27,8 @@ def _keep_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive is jax.lax.conv_general_dilated_p
 
 
-# The names of the transformers' policies, so that one setting serves all towers of a model. What a
-# convolution gives is here what a product with parameters is there: 'dots' keeps it, and computes
-# normalization, ReLU and pooling again.
+# The names are those of the transformers, so that one value of `remat` applies to all towers of a
+# model. 'dots' keeps the outputs of convolutions and recomputes normalization, ReLU and pooling.
 REMAT_POLICIES: dict[str, Any] = {**transformer.REMAT_POLICIES, "dots": _keep_convolutions}
 
 
@@ -37,35 +37,35 @@ class ConvolutionConfig:
     """Options of a convolutional tower.
 
     Attributes:
-      width_multiplier: factor of every channel count, the output's too; see `width`.
-      dtype: of convolutions and of what passes between units; BatchNorm runs in float32.
-      param_dtype: of parameters; statistics are float32.
-      remat: what the backward pass keeps: 'none' (everything), 'full' (nothing but the input of
-        each unit of the stem and of each block), 'dots' (besides, what convolutions give).
+      width_multiplier: Factor of every channel count, including the output's; see `width`.
+      dtype: Dtype of convolutions and of activations between units; BatchNorm runs in float32.
+      param_dtype: Dtype of parameters; BatchNorm statistics are float32.
+      remat: What the backward pass recomputes: 'none', 'full' (everything but the input of each
+        stem unit and block), or 'dots' (everything but the outputs of convolutions).
     """
 
     width_multiplier: float = 1.0
     dtype: Any = "float32"
     param_dtype: Any = "float32"
-    remat: str = "none"
+    remat: transformer.Remat = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.width_multiplier > 0:
-            raise UserError(f"width_multiplier must be above 0, not {self.width_multiplier}.")
-        choose("remat", self.remat, REMAT_POLICIES)
+            raise UserError(f"width_multiplier must be positive; got {self.width_multiplier}.")
+        transformer.check_literals(self)
         transformer.check_dtypes(self)
 
     def width(self, channels: int) -> int:
-        """That many channels times the multiplier, rounded, at least 1."""
+        """Returns `channels` times the multiplier, rounded, and at least 1."""
         return max(1, round(channels * self.width_multiplier))
 
     def run(
         self, call: Callable[[Module, jax.Array], jax.Array], module: Module, x: jax.Array
     ) -> jax.Array:
-        """`call(module, x)`, of which the backward pass keeps what `remat` says.
+        """Returns `call(module, x)`, rematerialized in the backward pass as `remat` says.
 
-        Statistics that the call updates are updated in `module`: `jax.checkpoint` hands a copy of
-        the module to the call, so they have to come back as a result.
+        `jax.checkpoint` passes a copy of the module to the call. BatchNorm statistics are therefore
+        returned from it and copied back into `module`.
         """
         if self.remat == "none":
             return call(module, x)
@@ -81,9 +81,10 @@ class ConvolutionConfig:
 
 
 class Depthwise(nnx.Conv):
-    """A convolution of each channel by itself, over the axes between the first and the last.
+    """A depthwise convolution over the axes between the first and the last.
 
-    On CPUs it is a sum of shifted products, in a fraction of the time of XLA's convolution there.
+    On CPUs it is computed as a sum of shifted products, which is much faster than XLA's
+    convolution.
     """
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [N, *sizes, channels]
@@ -106,39 +107,40 @@ class Depthwise(nnx.Conv):
         def shift(x, kernel):
             padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
             total = jnp.float32(0)
-            for at in itertools.product(*map(range, window)):
-                part = tuple(
-                    slice(first, size - span + 1 + first, stride)
-                    for first, size, span, stride in zip(
-                        at, padded.shape[1:-1], window, strides, strict=True
+            for offsets in itertools.product(*map(range, window)):
+                shifted = tuple(
+                    slice(offset, size - span + 1 + offset, stride)
+                    for offset, size, span, stride in zip(
+                        offsets, padded.shape[1:-1], window, strides, strict=True
                     )
                 )
-                total += padded[(slice(None), *part)].astype(jnp.float32) * kernel[(*at, 0)]
+                values = padded[(slice(None), *shifted)].astype(jnp.float32)
+                total += values * kernel[(*offsets, 0)]
             return total.astype(x.dtype)
 
         return jax.lax.platform_dependent(x, kernel, cpu=shift, default=convolve)
 
 
 class Unit(nnx.Module):
-    """A convolution without bias, BatchNorm and, unless it is left out, ReLU.
+    """A convolution without bias, BatchNorm, and optionally ReLU.
 
-    Statistics are biased variances of the global batch (arrays are global under `jit`), as in
-    Keras' SyncBatchNormalization; their running averages keep 0.9 of the old value. The kernel is 0
-    until `draw_kernels` fills those of the whole tower.
+    BatchNorm uses biased variances of the global batch (arrays are global under `jit`), as Keras'
+    SyncBatchNormalization. Running averages have a momentum of 0.9. The kernel is 0 until
+    `draw_kernels` initializes all kernels of the tower.
 
     Args:
-      cfg: options of the tower.
-      in_features: channels of the input.
-      out_features: channels of the output.
-      kernel_size: of each axis.
-      strides: of each axis; None is 1.
-      padding: 'SAME' (TensorFlow's: an odd padding has its larger half behind), or (before, after)
-        of each axis.
-      feature_groups: of channels, each of which sees its own part of the input's alone; as many as
-        channels make a depthwise convolution.
-      relu: end with ReLU.
-      scale_init: initializer of BatchNorm's scale.
-      rngs: for initialization.
+      cfg: Options of the tower.
+      in_features: Channels of the input.
+      out_features: Channels of the output.
+      kernel_size: Kernel size along each axis.
+      strides: Stride along each axis; None is 1.
+      padding: 'SAME' (as in TensorFlow: odd padding has its larger half at the end), or pairs
+        (before, after) for each axis.
+      feature_groups: Number of channel groups that are convolved separately. A group per channel is
+        a depthwise convolution.
+      relu: Whether to end with ReLU.
+      scale_init: Initializer of BatchNorm's scale.
+      rngs: Random number generators for initialization.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class Unit(nnx.Module):
             param_dtype=cfg.param_dtype,
             rngs=rngs,
         )
-        # In half precision nnx.BatchNorm would round its running averages before it used them.
+        # In half precision, nnx.BatchNorm rounds its running averages before it uses them.
         self.norm = nnx.BatchNorm(
             out_features,
             momentum=0.9,
@@ -188,52 +190,66 @@ class Unit(nnx.Module):
         return (jax.nn.relu(y) if self.relu else y).astype(self.dtype)
 
 
-def draw_kernels(module: nnx.Module, key: jax.Array, *, init: str = "glorot") -> None:
-    """Draws the kernels of all convolutions in `module`.
+def draw_kernels(
+    module: nnx.Module, key: jax.Array, *, init: Literal["glorot", "kaiming"] = "glorot"
+) -> None:
+    """Initializes the kernels of all convolutions in `module`.
 
-    One draw is cut into kernels because a draw for each of a hundred would take most of the time to
-    compile an initialization.
+    All values are sampled at once and split into kernels, because sampling a hundred kernels
+    separately would dominate the compile time of initialization.
 
     Args:
-      module: with kernels of any value.
-      key: randomness.
-      init: 'glorot', uniform, Keras' default, which VATT's I3D and ResNet leave as it is; or
-        'kaiming', normal with a variance of 2 / (window · fan_out), as torchvision's ResNets.
+      module: The module; its kernels are overwritten.
+      key: Random key.
+      init: 'glorot' (uniform; Keras' default, as in VATT's I3D and ResNet), or 'kaiming' (normal
+        with variance 2 / (kernel area · fan_out), as in torchvision's ResNets).
     """
-    draw = {
+    sample = {
         "glorot": lambda shape: jax.random.uniform(key, shape, minval=-1.0),
         "kaiming": lambda shape: jax.random.normal(key, shape),
     }[init]
     kernels = [m.kernel for _, m in nnx.iter_modules(module) if isinstance(m, nnx.Conv)]
     sizes = [math.prod(kernel.shape) for kernel in kernels]
-    draws = draw((sum(sizes),))
+    samples = sample((sum(sizes),))
     start = 0
     for kernel, size in zip(kernels, sizes, strict=True):
         *window, fan_in, fan_out = kernel.shape
         area = math.prod(window)
         scale = 6 / (area * (fan_in + fan_out)) if init == "glorot" else 2 / (area * fan_out)
-        values = math.sqrt(scale) * draws[start : start + size].reshape(kernel.shape)
-        kernel.set_value(values.astype(kernel.dtype))  # `kernel[...] =` is slow, see `_Stream`
+        values = math.sqrt(scale) * samples[start : start + size].reshape(kernel.shape)
+        kernel.set_value(
+            values.astype(kernel.dtype)
+        )  # `kernel[...] =` is slow; see `mmjax.state._Stream`
         start += size
 
 
 class ConvolutionTower(nnx.Module):
-    """Input → feature map → its mean; a subclass sets these and defines `feature_map`.
+    """A tower that averages its last feature map; a subclass defines `feature_map`.
 
     Attributes:
-      cfg: options.
-      input_ndim: axes of one input, without batch.
-      channels: of the input's last axis; 0 when the input has no such axis.
-      out_features: width of the output.
+      cfg: Options.
+      input_axes: Names of the axes of one input, without batch and channels.
+      channels: Channels of the input, its last axis; 0 if the input has no such axis.
+      out_features: Width of the pooled features.
     """
 
     cfg: ConvolutionConfig
-    input_ndim: int
+    input_axes: tuple[str, ...]
     channels: int
     out_features: int
 
+    @property
+    def input_ndim(self) -> int:
+        """Number of axes of one input, without batch."""
+        return len(self.input_axes) + bool(self.channels)
+
     def feature_map(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[N, …, channels] in the compute dtype → [N, …, out_features]."""
+        """Returns the last feature map, [N, …, out_features].
+
+        Args:
+          x: [N, …, channels] in the compute dtype.
+          train: Whether BatchNorm uses the batch and updates its running averages.
+        """
         raise NotImplementedError
 
     def __call__(
@@ -242,40 +258,41 @@ class ConvolutionTower(nnx.Module):
         """Encodes a batch.
 
         Args:
-          x: float [N, …], `input_ndim` axes after the batch.
-          key: training, if given: BatchNorm uses the batch and updates its running averages, which
-            None (evaluation) uses. Nothing is random.
+          x: float [N, *input_axes, channels], or [N, *input_axes] if `channels` is 0.
+          key: A random key in training, None in evaluation. In training, BatchNorm uses the batch
+            and updates its running averages. Nothing is sampled.
 
         Returns:
           The mean of the last feature map, float32 [N, out_features], and that map, [N, …,
           out_features] in the compute dtype.
 
         Raises:
-          UserError: an input with other axes or channels.
+          InputError: The input has other axes or channels.
         """
-        channels = self.channels or 1
-        if x.ndim != self.input_ndim + 1 or (self.channels and x.shape[-1] != channels):
-            axes = f"{self.input_ndim} axes"
-            axes += f", the last of {self.channels} (channels)" if self.channels else ""
-            raise UserError(
-                f"{type(self).__name__} takes inputs of {axes}, not of shape {tuple(x.shape[1:])}; "
-                "change what the data load (data.…) or the tower (model.…)."
+        has_channels = not self.channels or x.shape[-1] == self.channels
+        if x.ndim != self.input_ndim + 1 or not has_channels:
+            axes = list(self.input_axes)
+            axes += [f"{self.channels} channels"] if self.channels else []
+            raise InputError(
+                f"{type(self).__name__} expects inputs of shape ({', '.join(axes)}); got "
+                f"{tuple(x.shape[1:])}."
             )
         x = x if self.channels else x[..., None]
         tokens = self.feature_map(x.astype(self.cfg.dtype), train=key is not None)
         return tokens.mean(range(1, tokens.ndim - 1), dtype=jnp.float32), tokens
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
-        """Forward operations for one input of this shape, the same in training."""
+        """Returns the forward operations for one input; `train` has no effect."""
         del train
         x = jax.ShapeDtypeStruct((1, *shape), self.cfg.dtype)
         return convolution_flops(lambda tower, x: tower(x)[1], self, x)
 
 
 def convolution_flops(function: Callable[..., Any], *args: Any) -> float:
-    """Operations of the convolutions that `function(*args)` runs; nothing is computed.
+    """Returns the floating-point operations of the convolutions in `function(*args)`.
 
-    2 per multiply-add; products with padding count, as in published figures; all else is left out.
+    The function is traced, not executed. Counts 2 operations per multiply-add, including padding,
+    as in published numbers; all other operations are ignored.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 

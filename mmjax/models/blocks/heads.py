@@ -1,7 +1,12 @@
-"""Projections of pooled features into the spaces where they are compared.
+"""Heads: projections of pooled features into the spaces in which they are compared.
 
 Sources: the fine-and-coarse space of MMV (Alayrac et al. 2020), as in VATT's published code; the
 projection MLP of SimCLR (Chen et al. 2020), as in LGSSL's (El Banani et al. 2023).
+
+A head of `mmjax.models.vatt` is an entry of `HEADS`, or `package.module:Name` in the config. Its
+constructor takes `widths` ({modality: width of its pooled features}), `rngs` and options. It
+defines `__call__(pooled, *, train)`, which returns {'a/b': features of a to compare with b}, and
+`flops(modality)`.
 """
 
 from __future__ import annotations
@@ -18,7 +23,9 @@ from mmjax.errors import UserError
 from mmjax.models.blocks.initializers import fan_in_uniform
 
 
-def _dense(fan_in: int, fan_out: int, *, use_bias: bool, param_dtype: Any, rngs: nnx.Rngs):
+def _dense(
+    fan_in: int, fan_out: int, *, use_bias: bool, param_dtype: Any, rngs: nnx.Rngs
+) -> nnx.Linear:
     return nnx.Linear(
         fan_in,
         fan_out,
@@ -30,7 +37,7 @@ def _dense(fan_in: int, fan_out: int, *, use_bias: bool, param_dtype: Any, rngs:
 
 
 def _batch_norm(features: int, *, param_dtype: Any, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Statistics are of the global batch: arrays are global under `jit`, no axis name is needed."""
+    """Returns a BatchNorm over the global batch (arrays are global under `jit`)."""
     return nnx.BatchNorm(
         features,
         momentum=0.9,
@@ -42,16 +49,19 @@ def _batch_norm(features: int, *, param_dtype: Any, rngs: nnx.Rngs) -> nnx.Batch
 
 
 class FACHead(nnx.Module):
-    """Fine-and-coarse: video and audio meet in a fine space, video and text in a coarse one.
+    """Fine-and-coarse: video and audio share a fine space, video and text a coarse one.
 
-    The head computes in float32. A modality that `widths` lacks has no projection.
+    The head computes in float32. A modality that is not in `widths` has no projection.
 
     Args:
-      widths: {modality: width of its pooled features}; of video (needed), audio and text.
-      fine: width of the space of video and audio.
-      coarse: width of the space of video and text.
-      param_dtype: of parameters.
-      rngs: for initialization.
+      widths: {modality: width of its pooled features}: video (required), audio and text.
+      fine: Width of the space of video and audio.
+      coarse: Width of the space of video and text.
+      param_dtype: Dtype of parameters.
+      rngs: Random number generators for initialization.
+
+    Raises:
+      UserError: `widths` has no video, or another modality.
     """
 
     def __init__(
@@ -66,8 +76,9 @@ class FACHead(nnx.Module):
         extra = set(widths) - {"video", "audio", "text"}
         if "video" not in widths or extra:
             raise UserError(
-                f"The head 'fac' projects video with audio and text, not {sorted(widths)}; "
-                "the head 'joint' takes any modalities."
+                "The head 'fac' needs video, and optionally audio and text; the model has towers "
+                f"for {sorted(widths)}. Set config.model.head='joint', which accepts any "
+                "modalities."
             )
         self.modalities = tuple(widths)
         kwargs = dict(param_dtype=param_dtype, rngs=rngs)
@@ -83,10 +94,15 @@ class FACHead(nnx.Module):
             self.text_coarse = _dense(widths["text"], coarse, use_bias=True, **kwargs)
 
     def __call__(self, pooled: Mapping[str, jax.Array], *, train: bool) -> dict[str, jax.Array]:
-        """{'video/audio': [N, fine], 'audio/video', 'video/text': [N, coarse], 'text/video'}.
+        """Projects pooled features, without normalization.
 
-        'a/b' is a embedded for comparison with b, not normalized. Outputs of modalities that are
-        not given are left out. `train` normalizes by the batch and updates the statistics.
+        Args:
+          pooled: {modality: [N, D]}.
+          train: Whether BatchNorm uses the batch and updates its running averages.
+
+        Returns:
+          {'video/audio': [N, fine], 'audio/video', 'video/text': [N, coarse], 'text/video'}, where
+          'a/b' is a projected for comparison with b, for the modalities in `pooled`.
         """
         out = {}
         if "video" in pooled:
@@ -107,20 +123,20 @@ class FACHead(nnx.Module):
         return out
 
     def flops(self, modality: str) -> float:
-        """Forward operations for one example of a modality."""
+        """Returns the forward operations for one example of a modality."""
         layers = [getattr(self, n, None) for n in vars(self) if n.startswith(f"{modality}_")]
         linear = [layer for layer in layers if isinstance(layer, nnx.Linear)]
         return sum(2.0 * layer.in_features * layer.out_features for layer in linear)
 
 
 class JointHead(nnx.Module):
-    """All modalities meet in one space: ReLU → dense → BatchNorm, for each modality.
+    """One space for all modalities: ReLU → dense → BatchNorm, for each modality.
 
     Args:
       widths: {modality: width of its pooled features}.
-      joint: width of the space.
-      param_dtype: of parameters.
-      rngs: for initialization.
+      joint: Width of the space.
+      param_dtype: Dtype of parameters.
+      rngs: Random number generators for initialization.
     """
 
     def __init__(
@@ -139,7 +155,15 @@ class JointHead(nnx.Module):
             setattr(self, f"{modality}_norm", norm)
 
     def __call__(self, pooled: Mapping[str, jax.Array], *, train: bool) -> dict[str, jax.Array]:
-        """{'a/b': [N, joint]} for every given a and every other b; one vector whatever b is."""
+        """Projects pooled features, without normalization.
+
+        Args:
+          pooled: {modality: [N, D]}.
+          train: Whether BatchNorm uses the batch and updates its running averages.
+
+        Returns:
+          {'a/b': [N, joint]} for every a in `pooled` and every other b; equal for all b.
+        """
         out = {}
         for modality, features in pooled.items():
             y = getattr(self, modality)(jax.nn.relu(features))
@@ -150,20 +174,23 @@ class JointHead(nnx.Module):
         return out
 
     def flops(self, modality: str) -> float:
-        """Forward operations for one example of a modality."""
+        """Returns the forward operations for one example of a modality."""
         layer = getattr(self, modality)
         return 2.0 * layer.in_features * layer.out_features
 
 
 class ProjectionMLP(nnx.Module):
-    """Dense layers without bias, BatchNorm and ReLU after all but the last; in float32.
+    """Dense layers without bias, with BatchNorm and ReLU after all but the last, in float32.
 
     Args:
-      in_features: width of the input.
-      dims: width of each layer; one is a linear map.
-      final_norm: BatchNorm after the last layer too.
-      param_dtype: of parameters.
-      rngs: for initialization, PyTorch's default of dense layers.
+      in_features: Width of the input.
+      dims: Width of each layer; a single one makes a linear map.
+      final_norm: Whether to add BatchNorm after the last layer too.
+      param_dtype: Dtype of parameters.
+      rngs: Random number generators for initialization, which is PyTorch's default.
+
+    Raises:
+      UserError: Invalid `dims`.
     """
 
     def __init__(
@@ -176,9 +203,11 @@ class ProjectionMLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if not dims or min(dims) < 1:
-            raise UserError(f"dims={tuple(dims)} of a head must be at least one width above 0.")
-        self.linear, self.norm = nnx.Dict(), nnx.Dict()  # by number, as paths have it
-        for number, (fan_in, fan_out) in enumerate(itertools.pairwise((in_features, *dims))):
+            raise UserError(
+                f"dims of a head must be one or more positive widths; got {tuple(dims)}."
+            )
+        self.linear, self.norm = nnx.Dict(), nnx.Dict()  # by index
+        for index, (fan_in, fan_out) in enumerate(itertools.pairwise((in_features, *dims))):
             layer = nnx.Linear(
                 fan_in,
                 fan_out,
@@ -187,28 +216,32 @@ class ProjectionMLP(nnx.Module):
                 param_dtype=param_dtype,
                 rngs=rngs,
             )
-            self.linear[str(number)] = layer
-            if number < len(dims) - 1 or final_norm:
+            self.linear[str(index)] = layer
+            if index < len(dims) - 1 or final_norm:
                 norm = _batch_norm(fan_out, param_dtype=param_dtype, rngs=rngs)
-                self.norm[str(number)] = norm
+                self.norm[str(index)] = norm
         self.in_features, self.out_features = in_features, dims[-1]
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, in_features] → float32 [B, dims[-1]]; `train` normalizes by the batch and updates the
-        statistics."""
+        """Returns float32 [B, dims[-1]].
+
+        Args:
+          x: [B, in_features].
+          train: Whether BatchNorm uses the batch and updates its running averages.
+        """
         x = x.astype(jnp.float32)
         last = len(self.linear) - 1
-        for number in range(last + 1):  # not as NNX has its keys, by text: '10' before '2'
-            key = str(number)
+        for index in range(last + 1):  # NNX sorts keys as text: '10' before '2'
+            key = str(index)
             x = self.linear[key](x)
             if key in self.norm:
                 x = self.norm[key](x, use_running_average=not train)
-            if number < last:
+            if index < last:
                 x = jax.nn.relu(x)
         return x
 
     def flops(self) -> float:
-        """Forward operations for one row."""
+        """Returns the forward operations for one example."""
         return sum(2.0 * layer.in_features * layer.out_features for layer in self.linear.values())
 
 

@@ -1,4 +1,4 @@
-"""Randomness in training: keys, dropout and stochastic depth (Huang et al. 2016)."""
+"""Randomness in training: random keys, dropout and stochastic depth (Huang et al. 2016)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from mmjax.errors import UserError
 
 
 def check_rate(name: str, rate: float) -> None:
-    """Raises UserError unless `rate` is a probability below 1."""
+    """Raises UserError unless `rate` is at least 0 and less than 1."""
     if not 0 <= rate < 1:
-        raise UserError(f"{name} must be in [0, 1), not {rate}.")
+        raise UserError(f"{name} must be in [0, 1); got {rate}.")
 
 
-def split_key(key: jax.Array | None, count: int):
-    """`count` keys, or as many Nones: modules take None for 'no randomness'."""
+def split_key(key: jax.Array | None, count: int) -> jax.Array | list[None]:
+    """Returns `count` random keys, or `count` Nones if `key` is None (no randomness)."""
     return [None] * count if key is None else jax.random.split(key, count)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a `rate` of the elements and scales up the rest; nothing without a key or rate."""
+    """Sets a fraction `rate` of the elements to 0 and scales the others by 1 / (1 - rate).
+
+    Returns `x` unchanged if `key` is None or the rate is 0.
+    """
     if key is None or rate == 0:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
@@ -37,13 +40,19 @@ def drop_path(
     *,
     segments: Sequence[tuple[int, int]],
 ) -> jax.Array:
-    """Zeroes a `rate` of the sequences in rows [B, T, D] and scales up the rest; nothing without a
-    key. `segments` are (sequences in a row, their length), in order."""
+    """Sets a fraction `rate` of the sequences to 0 and scales the others by 1 / (1 - rate).
+
+    Args:
+      x: [B, T, D]; each of the B rows may contain several sequences.
+      rate: Probability that a sequence is dropped.
+      key: Random key; None returns `x` unchanged.
+      segments: Pairs (number of sequences, length of each) that partition the T tokens, in order.
+    """
     if key is None:
         return x
     counts, lengths = zip(*segments, strict=True)
     keep = jax.random.bernoulli(key, 1 - rate, (len(x), sum(counts)))
     parts = jnp.split(keep, np.cumsum(counts)[:-1], axis=1)
-    spread = [jnp.repeat(part, n, axis=1) for part, n in zip(parts, lengths, strict=True)]
-    keep = jnp.concatenate(spread, axis=1)[..., None]  # [B, T, 1]
+    repeated = [jnp.repeat(part, n, axis=1) for part, n in zip(parts, lengths, strict=True)]
+    keep = jnp.concatenate(repeated, axis=1)[..., None]  # [B, T, 1]
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))

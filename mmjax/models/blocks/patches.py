@@ -1,6 +1,6 @@
-"""Transformers over tokens with positions; over patches of video, waveforms and spectrograms.
+"""Transformers over patches of videos, waveforms and spectrograms, and over other tokens.
 
-Source: VATT (Akbari et al. 2021), sections 3.1–3.3, and its published code.
+Source: VATT (Akbari et al. 2021), sections 3.1 to 3.3, and its published code.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from flax import nnx
 
 from mmjax.errors import UserError
 from mmjax.models.blocks.initializers import glorot_uniform, token_init
+from mmjax.models.blocks.inputs import InputError
 from mmjax.models.blocks.noise import dropout, split_key
 from mmjax.models.blocks.positions import Positions, drop_tokens, kept_tokens
 from mmjax.models.blocks.transformer import Encoder, EncoderConfig, gelu
 
 
 def extract_patches(x: jax.Array, patch_size: Sequence[int]) -> jax.Array:
-    """[N, *sizes, C] cut into [N, *grid, prod(patch_size) · C]; incomplete patches are dropped."""
+    """Returns the patches [N, *grid, prod(patch_size) · C] of x, [N, *sizes, C].
+
+    Incomplete patches at the end of an axis are dropped.
+    """
     grid = grid_of(x.shape[1:-1], patch_size)
     axes = range(1, len(grid) + 1)
     x = x[(slice(None), *(slice(g * p) for g, p in zip(grid, patch_size, strict=True)))]
@@ -32,32 +36,33 @@ def extract_patches(x: jax.Array, patch_size: Sequence[int]) -> jax.Array:
 
 
 def grid_of(sizes: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
-    """Patches along each axis.
+    """Returns the number of patches along each axis.
 
     Raises:
-      UserError: the input has other axes than the patch, or is smaller than one patch.
+      InputError: The input and the patch have different numbers of axes, or the input is smaller
+        than one patch.
     """
     if len(sizes) != len(patch_size) or any(s < p for s, p in zip(sizes, patch_size, strict=True)):
-        raise UserError(
-            f"An input of size {tuple(sizes)} has no whole patch of size {tuple(patch_size)}; "
-            "change the input's size (data.…) or patch_size (model.…)."
+        raise InputError(
+            f"Inputs of size {tuple(sizes)} do not contain a patch of patch_size="
+            f"{tuple(patch_size)}."
         )
     return tuple(s // p for s, p in zip(sizes, patch_size, strict=True))
 
 
 class PatchEmbedding(nnx.Module):
-    """A linear map of each patch: a convolution whose stride is its kernel, as one matrix product.
+    """A linear map of each patch: a convolution with stride = kernel size, as one matrix product.
 
-    The kernel has the shape of that convolution's, [*patch_size, channels, width].
+    The kernel has the shape of the convolution's, [*patch_size, channels, width].
 
     Args:
-      cfg: width and dtypes.
-      patch_size: along each axis of the input.
-      channels: of the input.
-      use_bias: add one.
-      kernel_init: initializer of the kernel.
-      bias_init: initializer of the bias.
-      rngs: for initialization.
+      cfg: Encoder options with the width and dtypes.
+      patch_size: Patch size along each axis of the input.
+      channels: Channels of the input.
+      use_bias: Whether to add a bias.
+      kernel_init: Initializer of the kernel.
+      bias_init: Initializer of the bias.
+      rngs: Random number generators for initialization.
     """
 
     def __init__(
@@ -85,20 +90,20 @@ class PatchEmbedding(nnx.Module):
 
 
 class TokenTransformer(nnx.Module):
-    """Tokens + positions → AGG token in front → encoder; `embed` of a subclass makes the tokens.
+    """Tokens + positions → AGG token in front → encoder. A subclass defines `embed`.
 
     Args:
-      encoder: options of the encoder.
-      axes: {name: rows} of the tables of positions.
-      post_projection: width of a dense layer with GELU after the encoder; 0 for none.
-      swap_axes: see `Positions`.
-      own_encoder: False for a tower whose tokens go through an encoder that it shares with others:
-        the caller runs `embed`, that encoder, and `finish`.
-      rngs: for initialization.
+      encoder: Options of the encoder.
+      axes: {name: size} of the position tables.
+      post_projection: Width of a dense layer with GELU after the encoder; 0 for none.
+      swap_axes: See `Positions`.
+      own_encoder: False if the tower shares its encoder with others. The caller then runs `embed`,
+        the encoder and `finish`.
+      rngs: Random number generators for initialization.
     """
 
-    # Options that a kind of tower decides, unless its own constructor takes them.
-    FIXED = ("axes", "swap_axes", "own_encoder")
+    # Options that a subclass sets itself, unless its own constructor has them.
+    FIXED_OPTIONS = ("axes", "swap_axes", "own_encoder")
 
     def __init__(
         self,
@@ -133,12 +138,12 @@ class TokenTransformer(nnx.Module):
         """Encodes a batch.
 
         Args:
-          x: what `embed` takes.
-          key: randomness of dropout and DropToken; None turns both off (evaluation).
+          x: The input of `embed`.
+          key: Random key of dropout and DropToken; None disables both (evaluation).
 
         Returns:
-          The AGG token, float32 [N, out_features], and all others [N, tokens, out_features] (in
-          training those that DropToken kept, in its order).
+          The AGG token, float32 [N, out_features], and all other tokens, [N, tokens, out_features].
+          In training, these are the tokens that DropToken kept, in its order.
         """
         embed_key, encoder_key = split_key(key, 2)
         tokens, key_mask = self.embed(x, key=embed_key)
@@ -147,26 +152,26 @@ class TokenTransformer(nnx.Module):
     def embed(
         self, x: jax.Array, *, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Tokens [N, 1 + tokens, width] for the encoder, and a mask [N, 1 + tokens] of them."""
+        """Returns tokens [N, 1 + tokens, width] and their mask or None."""
         raise NotImplementedError
 
     def finish(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What a call returns, from the encoder's tokens."""
+        """Returns the result of `__call__` from the tokens of the encoder."""
         if hasattr(self, "post_projection"):
             tokens = gelu(self.post_projection(tokens))
         return tokens[:, 0].astype(jnp.float32), tokens[:, 1:]
 
-    def _place(
+    def _add_positions(
         self, tokens: jax.Array, positions: jax.Array, key: jax.Array | None
     ) -> jax.Array:  # [N, T, D], [T, D] or [N, T, D] → [N, 1 + T, D]
-        """Adds positions to tokens, and the AGG token, which has none, in front."""
+        """Adds positions to tokens and puts the AGG token, without position, in front."""
         tokens = dropout(tokens + positions.astype(tokens.dtype), self.cfg.dropout_rate, key)
         agg = self.agg_token[...].astype(tokens.dtype)
         agg = jnp.broadcast_to(agg, (len(tokens), 1, self.cfg.width))
         return jnp.concatenate([agg, tokens], axis=1)
 
     def _encoder_flops(self, num_tokens: int) -> float:
-        """Operations from the encoder on, the AGG token included."""
+        """Returns the operations of the encoder and the layer after it, with the AGG token."""
         total = self.cfg.flops(num_tokens + 1)
         if hasattr(self, "post_projection"):
             total += 2.0 * (num_tokens + 1) * self.cfg.width * self.out_features
@@ -177,22 +182,25 @@ class PatchTransformer(TokenTransformer):
     """Patches → embeddings + positions → DropToken (training) → AGG token in front → encoder.
 
     Args:
-      encoder: options of the encoder.
-      patch_size: along each axis of the input.
-      channels: of the input's last axis; 0 when the input has no such axis.
-      axes: names of the input's axes, outermost first; their tables of positions have these names.
-      buckets: rows of each table. Inputs with another number of patches are fine: tables are
-        resampled (`positions.spline_matrix`).
-      keep_tokens: DropToken keeps this fraction of the tokens in training; 1 turns it off.
-      drop_per_example: DropToken chooses for each example; False chooses once for the batch, as
-        VATT does.
-      pre_projection: a dense layer with GELU between patches and positions (VATT's
-        modality-agnostic checkpoints).
-      rngs: for initialization.
-      **options: of `TokenTransformer`.
+      encoder: Options of the encoder.
+      patch_size: Patch size along each axis of the input.
+      channels: Channels of the input, its last axis; 0 if the input has no such axis.
+      axes: Names of the input's axes, outermost first, and of their position tables.
+      buckets: Size of each position table. Tables are resampled for inputs with another number of
+        patches (`positions.spline_matrix`).
+      keep_tokens: Fraction of the tokens that DropToken keeps in training; 1 disables it.
+      drop_per_example: Whether DropToken chooses for each example. False chooses once for the
+        batch, as VATT does.
+      pre_projection: Whether to add a dense layer with GELU between patches and positions, as
+        VATT's modality-agnostic checkpoints have.
+      rngs: Random number generators for initialization.
+      **options: Arguments of `TokenTransformer`.
+
+    Raises:
+      UserError: Invalid options.
     """
 
-    FIXED = (*TokenTransformer.FIXED, "channels")
+    FIXED_OPTIONS = (*TokenTransformer.FIXED_OPTIONS, "channels")
 
     def __init__(
         self,
@@ -208,11 +216,14 @@ class PatchTransformer(TokenTransformer):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        for name, numbers in (("patch_size", patch_size), ("buckets", buckets)):
-            if not isinstance(numbers, Sequence) or len(numbers) != len(axes):
-                raise UserError(f"{name}={numbers} must have a number for each of {tuple(axes)}.")
+        for name, sizes in (("patch_size", patch_size), ("buckets", buckets)):
+            if not isinstance(sizes, Sequence) or len(sizes) != len(axes) or min(sizes) < 1:
+                raise UserError(
+                    f"{name} must have an integer of at least 1 for each axis "
+                    f"({', '.join(axes)}); got {sizes}."
+                )
         if not 0 < keep_tokens <= 1:
-            raise UserError(f"keep_tokens must be in (0, 1], not {keep_tokens}.")
+            raise UserError(f"keep_tokens must be in (0, 1]; got {keep_tokens}.")
         self.patch_size = tuple(patch_size)
         self.channels = channels
         self.keep_tokens = keep_tokens
@@ -229,20 +240,28 @@ class PatchTransformer(TokenTransformer):
         )
 
     def embed(self, x: jax.Array, *, key: jax.Array | None = None) -> tuple[jax.Array, None]:
-        """Tokens [N, 1 + tokens, width] of x, float [N, *sizes, channels], or [N, *sizes] when
-        `channels` is 0; no mask."""
+        """Returns tokens [N, 1 + tokens, width] and no mask.
+
+        Args:
+          x: float [N, *sizes, channels], or [N, *sizes] if `channels` is 0.
+          key: Random key of dropout and DropToken; None disables both.
+
+        Raises:
+          InputError: The input has other axes or channels, or is smaller than one patch.
+        """
         if not self.channels:
             x = x[..., None]
         if x.shape[-1] != max(self.channels, 1):
-            raise UserError(
-                f"An input of shape {x.shape[1:]} has {x.shape[-1]} channels, not {self.channels}."
+            raise InputError(
+                f"{type(self).__name__} expects inputs with {self.channels} channels (option "
+                f"`channels`); got shape {x.shape[1:]}."
             )
         drop_key, position_key = split_key(key, 2)
         patches = extract_patches(x, self.patch_size)
         positions = self.positions(patches.shape[1:-1])  # [P, D]
         patches = patches.reshape(x.shape[0], -1, patches.shape[-1])  # [N, P, patch]
         if key is not None and self.keep_tokens < 1:
-            # Each patch is embedded on its own, so dropping first is the same with less work.
+            # Patches are embedded independently, so dropping them first saves work.
             batch = len(x) if self.drop_per_example else None
             keep = drop_tokens(drop_key, patches.shape[1], self.keep_tokens, batch=batch)
             positions = positions[keep]
@@ -251,10 +270,10 @@ class PatchTransformer(TokenTransformer):
         tokens = self.patch(patches)  # [N, P, D]
         if hasattr(self, "pre_projection"):
             tokens = gelu(self.pre_projection(tokens))
-        return self._place(tokens, positions, position_key), None
+        return self._add_positions(tokens, positions, position_key), None
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
-        """Forward operations for one input of this shape; `train` counts DropToken."""
+        """Returns the forward operations for one input; `train` includes DropToken."""
         sizes = shape[:-1] if self.channels else shape
         num_tokens = math.prod(grid_of(sizes, self.patch_size))
         if train:
@@ -266,13 +285,13 @@ class PatchTransformer(TokenTransformer):
 
     @property
     def input_ndim(self) -> int:
-        """Axes of one input, without batch."""
+        """Number of axes of one input, without batch."""
         return len(self.patch_size) + bool(self.channels)
 
 
-# Sizes shared by the towers: name → encoder options.
+# Encoder options by size, shared by the towers.
 SIZES: dict[str, dict[str, Any]] = {
-    # Shallow: unrolled it compiles as fast as a scan, and runs a third faster on CPUs.
+    # Unrolled, a shallow encoder compiles as fast as a scan and runs a third faster on CPUs.
     "tiny": dict(width=128, head_dim=32, mlp_dim=512, num_layers=4, num_heads=4, scan_unroll=0),
     "small": dict(width=384, mlp_dim=1536, num_layers=12, num_heads=6),
     "base": dict(width=768, mlp_dim=3072, num_layers=12, num_heads=12),

@@ -1,6 +1,6 @@
 """Learned positions on one or more axes, their resampling to other lengths, and DropToken.
 
-Source: VATT (Akbari et al. 2021), sections 3.1–3.2, and its published code.
+Source: VATT (Akbari et al. 2021), sections 3.1 and 3.2, and its published code.
 """
 
 from __future__ import annotations
@@ -21,29 +21,35 @@ from mmjax.errors import UserError
 
 @functools.lru_cache(maxsize=64)
 def spline_matrix(size: int, length: int) -> np.ndarray:
-    """The matrix [length, size] (float64) that resamples a table of positions.
+    """Returns the matrix [length, size] (float64) that resamples a position table.
 
-    Row k of a table of K rows is a knot at k/K, row q of the result is the value at q/Q of the
-    natural cubic spline through the knots, continued by its tangent behind the last one. VATT's
-    published code states the same curve as a polyharmonic spline, which float32 cannot solve for
-    more than some 50 rows; here the tridiagonal system is solved in float64, and 1200 rows are no
-    trouble.
+    Entry k of a table of K positions is a knot at k/K. Position q of Q in the result is the value
+    at q/Q of the natural cubic spline through the knots, extrapolated linearly after the last knot.
+    VATT's published code computes the same curve as a polyharmonic spline, whose linear system
+    float32 cannot solve for more than about 50 positions. Here the equivalent tridiagonal system is
+    solved in float64, which is accurate for tables of any size.
+
+    Raises:
+      UserError: A size less than 1.
     """
     if size < 1 or length < 1:
-        raise UserError(f"Positions cannot be resampled from {size} to {length} rows.")
+        raise UserError(
+            f"A position table of size {size} cannot be resampled to {length} positions; both must "
+            "be at least 1. Check the tower's option `buckets` and the size of its input."
+        )
     if size == 1:
         return np.ones((length, 1))
     last = size - 1.0
-    at = np.arange(length) * (size / length)  # in units of knots
+    query = np.arange(length) * (size / length)  # in units of knots
     spline = CubicSpline(np.arange(size), np.eye(size), bc_type="natural")
-    matrix = spline(np.minimum(at, last))
-    matrix += np.maximum(at - last, 0)[:, None] * spline(last, 1)
+    matrix = spline(np.minimum(query, last))
+    matrix += np.maximum(query - last, 0)[:, None] * spline(last, 1)
     matrix.flags.writeable = False  # shared by all callers
     return matrix
 
 
 def resize_table(table: np.ndarray, length: int) -> np.ndarray:
-    """A table of positions [K, D] resampled to [length, D], e.g. when a checkpoint is loaded."""
+    """Returns a position table [K, D] resampled to [length, D], for loading a checkpoint."""
     table = np.asarray(table)
     if len(table) == length:
         return table
@@ -51,16 +57,20 @@ def resize_table(table: np.ndarray, length: int) -> np.ndarray:
 
 
 class Positions(nnx.Module):
-    """One learned table per axis; a token's embedding is the LayerNorm of the sum of its rows.
+    """Position embeddings with one learned table per axis.
+
+    The embedding of a token is the LayerNorm of the sum of its entries in all tables.
 
     Args:
-      width: features of a token.
-      axes: {name: number of rows}, outermost axis first; each becomes a parameter of that name.
-      epsilon: of the norm.
-      param_dtype: of the tables.
-      swap_axes: lay two axes out as VATT's spectrogram transformer does, the second outermost
-        although tokens are flattened first axis outermost. Only for weights trained that way.
-      rngs: for initialization.
+      width: Features of a token.
+      axes: {name: number of positions}, outermost axis first. Each table is a parameter of that
+        name.
+      epsilon: Epsilon of the LayerNorm.
+      param_dtype: Dtype of the tables.
+      swap_axes: Whether to flatten positions with the second axis outermost, although tokens are
+        flattened with the first axis outermost, as VATT's spectrogram transformer does. Use it only
+        for weights trained that way.
+      rngs: Random number generators for initialization.
     """
 
     def __init__(
@@ -83,9 +93,9 @@ class Positions(nnx.Module):
         )
 
     def __call__(self, lengths: Sequence[int]) -> jax.Array:
-        """Embeddings [prod(lengths), width] in float32, for tokens flattened in row-major order.
+        """Returns embeddings [prod(lengths), width] in float32, for tokens in row-major order.
 
-        An axis whose length differs from its table's is resampled by `spline_matrix`.
+        An axis whose length differs from its table is resampled with `spline_matrix`.
         """
         total = jnp.zeros(())
         for i, (name, length) in enumerate(zip(self.axes, lengths, strict=True)):
@@ -102,11 +112,10 @@ class Positions(nnx.Module):
 
 
 def kept_tokens(num_tokens: int, keep: float) -> int:
-    """How many tokens DropToken keeps: int(keep · num_tokens), at least one.
+    """Returns the number of tokens that DropToken keeps: int(keep · num_tokens), at least one.
 
-    VATT's published code counts from the size of its position tables whatever the input, and stops
-    on inputs with fewer tokens than that; for inputs of the size it was configured for both are
-    equal.
+    VATT's published code computes it from the size of its position tables instead of the input and
+    fails on inputs with fewer tokens. Both are equal for inputs of the configured size.
     """
     return max(1, int(keep * num_tokens))
 
@@ -114,16 +123,17 @@ def kept_tokens(num_tokens: int, keep: float) -> int:
 def drop_tokens(
     key: jax.Array, num_tokens: int, keep: float, *, batch: int | None = None
 ) -> jax.Array:
-    """Indices of the tokens to keep, in random order.
+    """Returns the indices of the tokens to keep, in random order.
 
     Args:
-      key: randomness.
-      num_tokens: to choose from.
-      keep: fraction to keep.
-      batch: draw for each of so many examples; None draws once for all, as VATT does.
+      key: Random key.
+      num_tokens: Number of tokens to choose from.
+      keep: Fraction of the tokens to keep.
+      batch: Number of examples that each get their own choice. None makes one choice for the
+        complete batch, as VATT does.
 
     Returns:
-      int32 [kept] or [batch, kept].
+      int32 [kept], or [batch, kept] if `batch` is not None.
     """
     kept = kept_tokens(num_tokens, keep)
     if batch is None:

@@ -1,9 +1,9 @@
-"""The transformer encoder that every tower runs: attention, feed-forward, stacked blocks.
+"""The transformer encoder of all transformer towers: attention, feed-forward, stacked blocks.
 
-Sources: Vaswani et al. 2017; the pre-norm form, erf GELU and places of dropout of VATT (Akbari et
-al. 2021, published code); T5's variants (RMS norms, unscaled attention, position bias), CLIP's
-(causal attention, quick GELU; Radford et al. 2021) and stochastic depth (Huang et al. 2016) by
-options.
+Sources: Vaswani et al. 2017. The default is VATT's (Akbari et al. 2021, published code): pre-norm,
+exact GELU and its positions of dropout. Options give the variants of T5 (RMS norms, unscaled
+attention, position bias) and CLIP (causal attention, quick GELU; Radford et al. 2021), and
+stochastic depth (Huang et al. 2016).
 """
 
 from __future__ import annotations
@@ -11,23 +11,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax.errors import UserError, choose, unknown
-from mmjax.models.blocks.attention import ATTENTION_IMPLS, attend
+from mmjax.errors import UserError, check_choice, unknown
+from mmjax.models.blocks.attention import AttentionImpl, attend
 from mmjax.models.blocks.initializers import glorot_uniform
 from mmjax.models.blocks.noise import check_rate, drop_path, dropout, split_key
 
-ACTIVATIONS = ("relu", "gelu", "quick_gelu", "swish", "geglu")
-NORMS = ("layer", "rms")
-KERNEL_INITS = ("glorot", "timm", "clip")
-# What the backward pass keeps of a layer: everything, nothing but its input, or the results of its
-# matrix products with parameters (attention scores and activations are computed again).
+Norm = Literal["layer", "rms"]
+Remat = Literal["none", "full", "dots"]
+# `jax.checkpoint` policies by the option `remat`; 'none' does not use `jax.checkpoint`.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -36,13 +34,20 @@ REMAT_POLICIES: dict[str, Any] = {
 
 
 def check_dtypes(options: Any) -> None:
-    """Raises UserError unless `dtype` and `param_dtype` of a tower's options are types."""
-    for kind in ("dtype", "param_dtype"):
+    """Raises UserError unless `dtype` and `param_dtype` of a tower's options are dtypes."""
+    for name in ("dtype", "param_dtype"):
         try:
-            jnp.dtype(getattr(options, kind))
+            jnp.dtype(getattr(options, name))
         except TypeError:
             valid = ("float32", "bfloat16", "float16")
-            raise unknown(kind, getattr(options, kind), valid) from None
+            raise unknown(name, getattr(options, name), valid) from None
+
+
+def check_literals(options: Any) -> None:
+    """Raises UserError unless all fields with a `Literal` annotation have one of its values."""
+    for name, hint in get_type_hints(type(options)).items():
+        if get_origin(hint) is Literal:
+            check_choice(name, getattr(options, name), get_args(hint))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,33 +55,34 @@ class EncoderConfig:
     """Options of an encoder.
 
     Attributes:
-      num_layers: blocks.
-      width: features of a token.
-      num_heads: attention heads.
-      head_dim: features of a head; num_heads · head_dim need not equal `width`.
-      mlp_dim: hidden units of the feed-forward part.
-      activation: 'relu', 'gelu' (erf form), 'quick_gelu' (x · sigmoid(1.702 x), OpenAI's CLIP),
+      num_layers: Number of blocks.
+      width: Features of a token.
+      num_heads: Number of attention heads.
+      head_dim: Features of a head; num_heads · head_dim may differ from `width`.
+      mlp_dim: Hidden units of the feed-forward layers.
+      activation: 'relu', 'gelu' (exact), 'quick_gelu' (x · sigmoid(1.702 x), as in OpenAI's CLIP),
         'swish', or 'geglu' (gated GELU).
-      use_bias: biases in attention and feed-forward.
-      pre_norm: normalize before each part and once at the end; False: after each residual sum.
-      attention_norm, mlp_norm, final_norm: 'layer' (mean, variance, scale, bias) or 'rms' (scale);
-        `final_norm` may be 'none'.
-      epsilon: of the norms.
-      scale_attention: divide scores by sqrt(head_dim); T5 does not.
-      dropout_rate: on tokens and hidden units.
-      attention_dropout_rate: on attention weights; None is `dropout_rate`. Only 0 lets cuDNN
-        attend.
-      drop_path_rate: stochastic depth: an example skips the parts of the last layer with this
-        probability, those of the first never, of others in proportion to their depth.
-      kernel_init: of dense layers: 'glorot' (uniform), 'timm' (normal of std 0.02), 'clip' (normal;
-        its std depends on the width, in what is added to the residual also on the depth).
-      attention_impl: 'xla', 'cudnn', or 'auto' (cuDNN where it can: GPU, half precision, no
-        dropout).
-      dtype: of computation; norms and softmax run in float32 whatever it is.
-      param_dtype: of parameters.
-      remat: key of `REMAT_POLICIES`.
-      scan_unroll: layers in one iteration of the scan over depth; more compile longer, run a little
-        faster. 0 unrolls all.
+      use_bias: Whether attention and feed-forward layers have biases.
+      pre_norm: Whether to normalize before each residual branch and once at the end. False
+        normalizes after each residual sum.
+      attention_norm: 'layer' (LayerNorm) or 'rms' (RMSNorm) of the attention branch.
+      mlp_norm: The same for the feed-forward branch.
+      final_norm: The same for the end, or 'none'.
+      epsilon: Epsilon of the norms.
+      scale_attention: Whether to divide attention scores by sqrt(head_dim); T5 does not.
+      dropout_rate: Dropout rate of tokens and hidden units.
+      attention_dropout_rate: Dropout rate of attention weights; None uses `dropout_rate`. cuDNN
+        attention requires 0.
+      drop_path_rate: Rate of stochastic depth in the last layer, 0 in the first, linear in between.
+      kernel_init: Initializer of dense layers: 'glorot' (uniform), 'timm' (normal, std 0.02), or
+        'clip' (normal; the std depends on width, and in residual branches also on depth).
+      attention_impl: 'xla', 'cudnn', or 'auto'; see `attend`.
+      dtype: Dtype of computation; norms and softmax always use float32.
+      param_dtype: Dtype of parameters.
+      remat: What the backward pass recomputes: 'none', 'full' (everything but the input of each
+        layer), or 'dots' (everything but the results of matrix products with parameters).
+      scan_unroll: Layers per iteration of the scan over depth. Larger values compile longer and run
+        slightly faster; 0 unrolls all layers.
     """
 
     num_layers: int
@@ -84,42 +90,32 @@ class EncoderConfig:
     num_heads: int
     head_dim: int = 64
     mlp_dim: int
-    activation: str = "gelu"
+    activation: Literal["relu", "gelu", "quick_gelu", "swish", "geglu"] = "gelu"
     use_bias: bool = True
     pre_norm: bool = True
-    attention_norm: str = "layer"
-    mlp_norm: str = "layer"
-    final_norm: str = "layer"
+    attention_norm: Norm = "layer"
+    mlp_norm: Norm = "layer"
+    final_norm: Literal[Norm, "none"] = "layer"
     epsilon: float = 1e-6
     scale_attention: bool = True
     dropout_rate: float = 0.1
     attention_dropout_rate: float | None = None
     drop_path_rate: float = 0.0
-    kernel_init: str = "glorot"
-    attention_impl: str = "auto"
+    kernel_init: Literal["glorot", "timm", "clip"] = "glorot"
+    attention_impl: AttentionImpl = "auto"
     dtype: Any = "float32"
     param_dtype: Any = "float32"
-    remat: str = "none"
+    remat: Remat = "none"
     scan_unroll: int = 1
 
     def __post_init__(self):
-        for kind, valid in (
-            ("activation", ACTIVATIONS),
-            ("attention_norm", NORMS),
-            ("mlp_norm", NORMS),
-            ("final_norm", (*NORMS, "none")),
-            ("kernel_init", KERNEL_INITS),
-            ("attention_impl", ATTENTION_IMPLS),
-            ("remat", tuple(REMAT_POLICIES)),
-        ):
-            if getattr(self, kind) not in valid:
-                raise unknown(kind, getattr(self, kind), valid)
+        check_literals(self)
         check_dtypes(self)
-        for kind in ("num_layers", "width", "num_heads", "head_dim", "mlp_dim"):
-            if getattr(self, kind) < 1:
-                raise UserError(f"{kind} must be at least 1, not {getattr(self, kind)}.")
-        for kind in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
-            check_rate(kind, getattr(self, kind) or 0)
+        for name in ("num_layers", "width", "num_heads", "head_dim", "mlp_dim"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"{name} must be at least 1; got {value}.")
+        for name in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
+            check_rate(name, getattr(self, name) or 0)
 
     def linear(
         self,
@@ -130,9 +126,14 @@ class EncoderConfig:
         clip_std: float | None = None,
         rngs: nnx.Rngs,
     ) -> nnx.Linear:
-        """A dense layer with this encoder's dtypes and kind of kernel.
+        """Returns a dense layer with this encoder's dtypes and initializer.
 
-        `clip_std` is the std with `kernel_init='clip'`; None is width^-1/2.
+        Args:
+          fan_in: Input features.
+          fan_out: Output features.
+          use_bias: Whether the layer has a bias.
+          clip_std: Std of the kernel if `kernel_init` is 'clip'; None uses width^-1/2.
+          rngs: Random number generators for initialization.
         """
         init = {
             "glorot": glorot_uniform,
@@ -149,22 +150,27 @@ class EncoderConfig:
             rngs=rngs,
         )
 
-    def norm(self, kind: str, *, rngs: nnx.Rngs) -> nnx.Module:
-        """A norm over features, computed in float32."""
+    def norm(self, name: str, *, rngs: nnx.Rngs) -> nnx.Module:
+        """Returns a normalization of features, computed in float32.
+
+        Args:
+          name: 'layer' or 'rms'.
+          rngs: Random number generators for initialization.
+        """
         options = dict(epsilon=self.epsilon, dtype=self.dtype, param_dtype=self.param_dtype)
-        if kind == "rms":
+        if name == "rms":
             return nnx.RMSNorm(self.width, rngs=rngs, **options)
         return nnx.LayerNorm(self.width, use_fast_variance=False, rngs=rngs, **options)
 
     @property
     def residual_std(self) -> float:
-        """`clip_std` of the layers whose results are added to the residual."""
+        """The `clip_std` of layers whose output is added to the residual."""
         return (2 * self.width * self.num_layers) ** -0.5
 
     def flops(self, num_tokens: int) -> float:
-        """Floating-point operations of one forward pass over one sequence (2 per multiply-add).
+        """Returns the floating-point operations of one forward pass over one sequence.
 
-        Counts matrix products alone; norms, softmax and activations are left out, as is customary.
+        Counts only matrix products, with 2 operations per multiply-add, as is customary.
         """
         inner = self.num_heads * self.head_dim
         parameters = 4 * self.width * inner
@@ -174,17 +180,17 @@ class EncoderConfig:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, x Φ(x), by erf (the form VATT and T5 v1 weights were trained with)."""
+    """Returns the exact GELU, x Φ(x), with which VATT and T5 v1 were trained."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x σ(1.702 x), what OpenAI trained its CLIP models with for GELU."""
+    """Returns x σ(1.702 x), the approximation of GELU in OpenAI's CLIP models."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with separate projections, heads in the order of the columns."""
+    """Multi-head self-attention with separate query, key and value projections."""
 
     def __init__(self, cfg: EncoderConfig, *, rngs: nnx.Rngs):
         inner = cfg.num_heads * cfg.head_dim
@@ -196,7 +202,17 @@ class Attention(nnx.Module):
             inner, cfg.width, use_bias=cfg.use_bias, clip_std=cfg.residual_std, rngs=rngs
         )
 
-    def __call__(self, x, *, segments, masks, causal, bias=None, key=None):  # [B, T, D]
+    def __call__(
+        self,
+        x: jax.Array,  # [B, T, D]
+        *,
+        segments: Sequence[tuple[int, int]],
+        masks: Sequence[jax.Array | None],
+        causal: bool,
+        bias: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns [B, T, D]; see `Encoder._run` for the arguments."""
         cfg = self.cfg
         rate = cfg.attention_dropout_rate
         heads = (*x.shape[:2], cfg.num_heads, cfg.head_dim)
@@ -222,7 +238,7 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Two dense layers around an activation; 'geglu' multiplies by a third one's output."""
+    """Two dense layers with an activation in between; 'geglu' adds a gate layer."""
 
     def __init__(self, cfg: EncoderConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -233,7 +249,8 @@ class FeedForward(nnx.Module):
             self.gate = cfg.linear(cfg.width, cfg.mlp_dim, clip_std=inner_std, **options)
         self.down = cfg.linear(cfg.mlp_dim, cfg.width, clip_std=cfg.residual_std, **options)
 
-    def __call__(self, x, *, key=None):
+    def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Returns [B, T, D]; `key` is the random key of dropout."""
         activation = {"relu": jax.nn.relu, "swish": jax.nn.silu, "quick_gelu": quick_gelu}.get(
             self.cfg.activation, gelu
         )
@@ -254,31 +271,40 @@ class Block(nnx.Module):
         self.mlp = FeedForward(cfg, rngs=rngs)
 
     def __call__(
-        self, x, *, segments, masks, causal, bias=None, skip_rate=None, key=None
-    ):  # [B, T, D]
+        self,
+        x: jax.Array,  # [B, T, D]
+        *,
+        segments: Sequence[tuple[int, int]],
+        masks: Sequence[jax.Array | None],
+        causal: bool,
+        bias: jax.Array | None = None,
+        skip_rate: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns [B, T, D]; `skip_rate` is the rate of stochastic depth in this layer."""
         rate, pre_norm = self.cfg.dropout_rate, self.cfg.pre_norm
         keys = split_key(key, 4 if skip_rate is None else 6)
 
-        def part(y, key, skip_key):
+        def regularize(y, key, skip_key):
             y = dropout(y, rate, key)
             return y if skip_rate is None else drop_path(y, skip_rate, skip_key, segments=segments)
 
         y = self.attention_norm(x) if pre_norm else x
         y = self.attention(y, segments=segments, bias=bias, masks=masks, causal=causal, key=keys[0])
-        x = x + part(y, keys[1], keys[-2])
+        x = x + regularize(y, keys[1], keys[-2])
         x = x if pre_norm else self.attention_norm(x)
         y = self.mlp_norm(x) if pre_norm else x
-        x = x + part(self.mlp(y, key=keys[2]), keys[3], keys[-1])
+        x = x + regularize(self.mlp(y, key=keys[2]), keys[3], keys[-1])
         return x if pre_norm else self.mlp_norm(x)
 
 
-def _of_keys(mask: jax.Array | None) -> jax.Array | None:
-    """A mask of keys [B, S] as one of scores [B, 1, 1, S]."""
+def _as_score_mask(mask: jax.Array | None) -> jax.Array | None:
+    """Returns a mask of keys [B, S] as a mask of scores [B, 1, 1, S]."""
     return None if mask is None else mask[:, None, None, :]
 
 
 class Encoder(nnx.Module):
-    """Blocks with stacked parameters, run by one scan; then the final norm and dropout."""
+    """Blocks with stacked parameters, run by one scan, then the final norm and dropout."""
 
     def __init__(self, cfg: EncoderConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -297,20 +323,22 @@ class Encoder(nnx.Module):
         causal: bool = False,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """Encodes tokens.
+        """Returns encoded tokens, [B, T, width] in the compute dtype.
 
         Args:
-          x: [B, T, width].
-          bias: added to the scores of every layer; broadcasts to [B, heads, T, T].
+          x: Tokens, [B, T, width].
+          bias: Added to the attention scores of every layer; broadcasts to [B, heads, T, T].
           key_mask: bool [B, T], False for padding that no token may attend to.
-          causal: no token attends to those behind it.
-          key: randomness of dropout and stochastic depth; None for none (evaluation).
-
-        Returns:
-          [B, T, width] in the compute dtype.
+          causal: Whether each token attends only to itself and earlier tokens.
+          key: Random key of dropout and stochastic depth; None disables both (evaluation).
         """
         return self._run(
-            x, [(1, x.shape[1])], bias=bias, masks=[_of_keys(key_mask)], causal=causal, key=key
+            x,
+            [(1, x.shape[1])],
+            bias=bias,
+            masks=[_as_score_mask(key_mask)],
+            causal=causal,
+            key=key,
         )
 
     def together(
@@ -320,20 +348,20 @@ class Encoder(nnx.Module):
         key_masks: Sequence[jax.Array | None],
         key: jax.Array | None = None,
     ) -> list[jax.Array]:
-        """Encodes batches of sequences of several lengths, each token within its own sequence.
+        """Encodes batches of sequences of different lengths; tokens attend within their sequence.
 
-        All tokens go through each dense layer in one matrix product, and only attention is
-        computed for each batch on its own: rows of the product are tokens, whosever they are. Their
-        numbers of sequences must have a large common divisor, as B video clips and 5 B captions
-        have: row b of the product's batch holds the b-th share of each.
+        Each dense layer processes all tokens in one matrix product; only attention runs separately
+        for each batch. To pack them into one array of B rows, the batch sizes need a large common
+        divisor B, such as B for B videos and 5 B captions. Row b contains the b-th share of each
+        batch.
 
         Args:
-          sequences: [N_m, T_m, width].
-          key_masks: bool [N_m, T_m] or None, as `key_mask` of `__call__`.
-          key: randomness of dropout and stochastic depth; None for none (evaluation).
+          sequences: One [N_m, T_m, width] per batch.
+          key_masks: bool [N_m, T_m] or None per batch; see `key_mask` of `__call__`.
+          key: Random key of dropout and stochastic depth; None disables both (evaluation).
 
         Returns:
-          As many [N_m, T_m, width] in the compute dtype.
+          One [N_m, T_m, width] per batch, in the compute dtype.
         """
         rows = math.gcd(*(len(x) for x in sequences))
         segments = [(len(x) // rows, x.shape[1]) for x in sequences]
@@ -341,15 +369,27 @@ class Encoder(nnx.Module):
         encoded = self._run(
             jnp.concatenate(packed, axis=1),
             segments,
-            masks=[_of_keys(mask) for mask in key_masks],
+            masks=[_as_score_mask(mask) for mask in key_masks],
             key=key,
         )
         ends = np.cumsum([count * length for count, length in segments])
         parts = jnp.split(encoded, ends[:-1], axis=1)
         return [part.reshape(x.shape) for part, x in zip(parts, sequences, strict=True)]
 
-    def _run(self, x, segments, *, masks, bias=None, causal=False, key=None):  # [B, T, D]
-        """Blocks and final norm; `segments` are (sequences in a row, their length), in order."""
+    def _run(
+        self,
+        x: jax.Array,  # [B, T, D]
+        segments: Sequence[tuple[int, int]],
+        *,
+        masks: Sequence[jax.Array | None],
+        bias: jax.Array | None = None,
+        causal: bool = False,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Applies the blocks and the final norm.
+
+        `segments` are pairs (sequences per row, length of each) that partition the T tokens.
+        """
         cfg = self.cfg
         if not (cfg.dropout_rate or cfg.attention_dropout_rate or cfg.drop_path_rate):
             key = None
@@ -366,8 +406,7 @@ class Encoder(nnx.Module):
             return block(x, skip_rate=skip_rate, key=block_key, **options), None
 
         if cfg.remat != "none":
-            policy = choose("remat", cfg.remat, REMAT_POLICIES)
-            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
         x, _ = jax.lax.scan(
             body,
             x.astype(cfg.dtype),

@@ -1,4 +1,4 @@
-"""Audio towers: `wat_*` over pieces of a waveform, `spt_*` over patches of a log-mel spectrogram.
+"""Audio towers: `wat_*` for waveforms and `spt_*` for log-mel spectrograms.
 
 Source: VATT (Akbari et al. 2021), sizes as in its published code; `small` and `tiny` are ours.
 """
@@ -15,15 +15,15 @@ from mmjax.models.blocks.transformer import EncoderConfig
 
 
 class WaveformTransformer(PatchTransformer):
-    """Waveforms [N, samples] in [-1, 1].
+    """A transformer over patches of waveforms [N, samples] in [-1, 1].
 
     Args:
-      encoder: options of the encoder.
-      patch_size: samples of a patch.
-      buckets: rows of the table of positions.
-      keep_tokens: fraction that DropToken keeps.
-      rngs: for initialization.
-      **options: of `PatchTransformer`.
+      encoder: Options of the encoder.
+      patch_size: Samples of a patch.
+      buckets: Size of the position table.
+      keep_tokens: Fraction of the tokens that DropToken keeps.
+      rngs: Random number generators for initialization.
+      **options: Arguments of `PatchTransformer`.
     """
 
     def __init__(
@@ -49,18 +49,16 @@ class WaveformTransformer(PatchTransformer):
 
 
 class SpectrogramTransformer(PatchTransformer):
-    """Spectrograms [N, frames, bins]; no DropToken, as published.
-
-    VATT's published code lays positions out frequency-major over tokens that are time-major;
-    `swap_axes=True` repeats that for weights trained with it (none were released).
+    """A transformer over patches of spectrograms [N, frames, bins]; no DropToken, as published.
 
     Args:
-      encoder: options of the encoder.
-      patch_size: frames and bins of a patch.
-      buckets: rows of the temporal and spectral table of positions.
-      swap_axes: see above.
-      rngs: for initialization.
-      **options: of `PatchTransformer`.
+      encoder: Options of the encoder.
+      patch_size: Frames and bins of a patch.
+      buckets: Sizes of the temporal and the spectral position table.
+      swap_axes: Whether to flatten positions frequency-major although tokens are time-major, as
+        VATT's published code does. Use it only for weights trained that way (none were released).
+      rngs: Random number generators for initialization.
+      **options: Arguments of `PatchTransformer`.
     """
 
     def __init__(

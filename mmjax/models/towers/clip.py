@@ -1,4 +1,4 @@
-"""CLIP's text towers, `clip_text_*`; its images' towers are `clip_vit_*` of `mmjax.models.towers.vit`.
+"""CLIP's text towers, `clip_text_*`. Its image towers are in `mmjax.models.towers.vit`.
 
 Sources: CLIP (Radford et al. 2021), sizes as in its published code and in OpenCLIP; `tiny` is ours.
 """
@@ -13,23 +13,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.errors import UserError
+from mmjax.models.blocks.inputs import InputError
 from mmjax.models.blocks.patches import SIZES
 from mmjax.models.blocks.transformer import Encoder, EncoderConfig
 
 
 class ClipText(nnx.Module):
-    """Ids + positions → causal encoder → the token at the end of the text → projection.
+    """Token ids + positions → causal encoder → token at the end of the text → projection.
 
-    The end is the last id that is not 0: ids 0 behind it are padding, which a causal encoder hides
-    from all tokens before. Texts of nothing but zeros are pooled at their first id.
+    The end of the text is its last id that is not 0. Padding ids after it are 0; causal attention
+    hides them from all earlier tokens. Texts of only zeros are pooled at their first id.
 
     Args:
-      encoder: options of the encoder.
-      vocab_size: rows of the table of tokens.
-      context_length: rows of the table of positions, the most ids that a text may have.
-      projection: width of a dense layer on the pooled features; 0 for none.
-      rngs: for initialization.
+      encoder: Options of the encoder.
+      vocab_size: Size of the token embedding.
+      context_length: Size of the position table: the maximum number of ids of a text.
+      projection: Width of a dense layer on the pooled features; 0 for none.
+      rngs: Random number generators for initialization.
     """
 
     input_ndim = 1
@@ -57,17 +57,17 @@ class ClipText(nnx.Module):
     def __call__(
         self, ids: jax.Array, *, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Encodes int ids [N, W].
+        """Encodes a batch.
 
         Args:
-          ids: with their start and end, then zeros.
-          key: randomness of dropout; None for none (evaluation).
+          ids: int [N, W]: start token, text, end token, then zeros.
+          key: Random key of dropout; None disables it (evaluation).
 
         Returns:
-          Pooled features, float32 [N, out_features], and the encoder's tokens [N, W, width].
+          Pooled features, float32 [N, out_features], and the encoder's tokens, [N, W, width].
 
         Raises:
-          UserError: more ids than positions.
+          InputError: More ids than positions.
         """
         self._check(ids.shape[1:])
         length = ids.shape[1]
@@ -80,14 +80,14 @@ class ClipText(nnx.Module):
 
     def _check(self, shape: Sequence[int]) -> None:
         if shape[0] > len(self.positions):
-            raise UserError(
-                f"Texts of {shape[0]} ids came to a tower for {len(self.positions)}; lower "
-                "data.text.max_tokens or raise context_length (model.text)."
+            raise InputError(
+                f"The tower accepts texts of at most {len(self.positions)} ids (context_length); "
+                f"got {shape[0]} (config.data.text.max_tokens)."
             )
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
-        """Forward operations for ids of this shape, (W,); scores count whole, not their half."""
-        del train  # no token is dropped
+        """Returns the forward operations for ids of this shape, (W,), without causal savings."""
+        del train  # tokens are never dropped
         self._check(shape)
         total = self.cfg.flops(shape[0])
         if hasattr(self, "projection"):

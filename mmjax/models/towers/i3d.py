@@ -1,4 +1,4 @@
-"""Video tower `i3d`: Inception-v1 inflated to three dimensions.
+"""The video tower `i3d`: Inception-v1 inflated to three dimensions.
 
 Sources: Carreira & Zisserman 2017, "Quo Vadis, Action Recognition?"; VATT's published code.
 """
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.models.blocks.convolution import ConvolutionConfig, ConvolutionTower, Unit, draw_kernels
+from mmjax.models.blocks.transformer import Remat
 
-# Channels of the branches b0, b1a, b1b, b2a, b2b, b3.
+# Channels of b0, b1a, b1b, b2a, b2b and b3 of each block.
 _MIXED: dict[str, tuple[int, ...]] = {
     "mixed_3b": (64, 96, 128, 16, 32, 32),
     "mixed_3c": (128, 128, 192, 32, 96, 64),
@@ -25,7 +26,7 @@ _MIXED: dict[str, tuple[int, ...]] = {
     "mixed_5b": (256, 160, 320, 32, 128, 128),
     "mixed_5c": (384, 192, 384, 48, 128, 128),
 }
-# Max pooling in front of a unit or block: window and strides.
+# Max pooling before a unit or block: window and strides.
 _POOLS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "conv_2b": ((1, 3, 3), (1, 2, 2)),
     "mixed_3b": ((1, 3, 3), (1, 2, 2)),
@@ -37,13 +38,13 @@ _POOLS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 class Mixed(nnx.Module):
     """An Inception block: four branches over the same input, concatenated.
 
-    1×1×1 | 1×1×1 → 3×3×3 | 1×1×1 → 3×3×3 | max pooling of 3×3×3 → 1×1×1.
+    1×1×1 | 1×1×1 → 3×3×3 | 1×1×1 → 3×3×3 | 3×3×3 max pooling → 1×1×1.
 
     Args:
-      cfg: options of the tower.
-      in_features: channels of the input.
-      channels: of b0, b1a, b1b, b2a, b2b, b3, before the multiplier.
-      rngs: for initialization.
+      cfg: Options of the tower.
+      in_features: Channels of the input.
+      channels: Channels of b0, b1a, b1b, b2a, b2b and b3, before the width multiplier.
+      rngs: Random number generators for initialization.
     """
 
     def __init__(
@@ -85,21 +86,22 @@ class Mixed(nnx.Module):
 
 
 class I3D(ConvolutionTower):
-    """Frames [N, T, H, W, channels] in [-1, 1] → features of width 1024 · width_multiplier.
+    """A tower for frames [N, T, H, W, channels] in [-1, 1]; 1024 · width_multiplier features.
 
-    Any size will do: padding and pooling are TensorFlow's SAME. The feature map is 8 times coarser
-    in time and 32 times in space.
+    Inputs may have any size: padding and pooling are TensorFlow's SAME. The feature map is 8 times
+    smaller in time and 32 times in space.
 
     Args:
-      width_multiplier: factor of all channel counts (each rounded, at least 1).
-      channels: of a frame; 24 after the space-to-depth of 2 × 2 × 2 blocks.
-      dtype: of computation; BatchNorm runs in float32.
-      param_dtype: of parameters.
-      remat: what the backward pass keeps, see `ConvolutionConfig`; its blocks are the `mixed_*`.
-      rngs: for initialization.
+      width_multiplier: Factor of all channel counts (each rounded, at least 1).
+      channels: Channels of a frame; 24 after the space-to-depth of 2×2×2 blocks.
+      dtype: Dtype of computation; BatchNorm runs in float32.
+      param_dtype: Dtype of parameters.
+      remat: What the backward pass recomputes; see `ConvolutionConfig`. Its blocks are the
+        `mixed_*`.
+      rngs: Random number generators for initialization.
     """
 
-    input_ndim = 4
+    input_axes = ("T", "H", "W")
 
     def __init__(
         self,
@@ -108,7 +110,7 @@ class I3D(ConvolutionTower):
         channels: int = 3,
         dtype: Any = "float32",
         param_dtype: Any = "float32",
-        remat: str = "none",
+        remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
         self.cfg = cfg = ConvolutionConfig(
@@ -131,15 +133,15 @@ class I3D(ConvolutionTower):
             in_features=features, out_features=cfg.width(192), kernel_size=(3, 3, 3), **shared
         )
         features = cfg.width(192)
-        for name, numbers in _MIXED.items():
-            block = Mixed(in_features=features, channels=numbers, **shared)
+        for name, channels_of_branches in _MIXED.items():
+            block = Mixed(in_features=features, channels=channels_of_branches, **shared)
             setattr(self, name, block)
             features = block.out_features
         self.out_features = features
         draw_kernels(self, rngs.params())
 
     def feature_map(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[N, T, H, W, channels] → [N, T/8, H/32, W/32, out_features], rounded up."""
+        """Returns [N, T/8, H/32, W/32, out_features], sizes rounded up."""
         for name in ("conv_1a", "conv_2b", "conv_2c", *_MIXED):
             pool = _POOLS.get(name)
 

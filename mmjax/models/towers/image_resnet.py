@@ -1,4 +1,4 @@
-"""ResNets over single images as torchvision has them: `resnet18` of touch sensors, `resnet50`.
+"""ResNets for single images, as in torchvision: `resnet18` for touch sensors and `resnet50`.
 
 Source: He et al. 2016, with torchvision's padding and its stride in the 3×3 convolution ("v1.5");
 `resnet18` as in TVL (Fu et al. 2024, arXiv 2402.13232).
@@ -21,10 +21,10 @@ class Block(ResidualBlock):
     """Two 3×3 units, or 1×1 → 3×3 → 1×1 of four times the width; plus the input, then ReLU.
 
     Args:
-      features: inner channels.
-      stride: of the first 3×3 convolution.
-      bottleneck: three units.
-      **options: of `ResidualBlock`.
+      features: Inner channels.
+      stride: Stride of the first 3×3 convolution.
+      bottleneck: Whether the block has three units.
+      **options: Arguments of `ResidualBlock`.
     """
 
     def __init__(self, *, features: int, stride: int, bottleneck: bool, **options: Any):
@@ -39,22 +39,22 @@ class Block(ResidualBlock):
 
 
 class ImageResNet(ResNet):
-    """Images [N, H, W, 3] of any size → the mean of the last feature map → projection.
+    """A tower for images [N, H, W, 3] of any size, with an optional projection.
 
-    Unlike torch's, running variances are of the biased kind (see `Unit`): with the thousands of
-    values that a channel has in a batch, the same.
+    Unlike in PyTorch, running variances are biased (see `Unit`). The difference is negligible,
+    because a channel has thousands of values per batch.
 
     Args:
-      bottleneck: blocks of three units (ResNet-50 and deeper), not two.
-      zero_init_last: the scale of each block's last BatchNorm starts at 0, as timm has it by
-        default; torchvision's and LGSSL's (but for SimSiam) start at 1.
-      projection: width of a dense layer, in float32, on the pooled features; 0 for none.
-      drop_rate: of dropout before it.
-      rngs: for initialization.
-      **options: of `ResNet`.
+      bottleneck: Whether blocks have three units (ResNet-50 and deeper) instead of two.
+      zero_init_last: Whether the scale of the last BatchNorm of each block is initialized to 0, the
+        default of timm. torchvision, and LGSSL except for SimSiam, initialize it to 1.
+      projection: Width of a float32 dense layer on the pooled features; 0 for none.
+      drop_rate: Rate of dropout before it.
+      rngs: Random number generators for initialization.
+      **options: Arguments of `ResNet`.
     """
 
-    input_ndim = 3
+    input_axes = ("H", "W")
     pool_padding = ((1, 1), (1, 1))
     kernel_init = "kaiming"
 
@@ -87,20 +87,20 @@ class ImageResNet(ResNet):
             self.out_features = projection
 
     def make_block(self, **options: Any) -> Block:
-        """A block with the options of `Block`, but those of the tower."""
+        """Returns a block with the options of `Block`."""
         return Block(bottleneck=self.bottleneck, zero_init_last=self.zero_init_last, **options)
 
     def __call__(
         self, x: jax.Array, *, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Encodes a batch, see `ConvolutionTower`; the key is also the randomness of dropout."""
+        """Encodes a batch; see `ConvolutionTower`. `key` is also the key of dropout."""
         pooled, tokens = super().__call__(x, key=key)
         if hasattr(self, "projection"):
             pooled = self.projection(dropout(pooled, self.drop_rate, key))
         return pooled, tokens
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
-        """Forward operations for one image of this shape, the same in training."""
+        """Returns the forward operations for one image; `train` has no effect."""
         total = super().flops(shape, train=train)
         if hasattr(self, "projection"):
             total += 2.0 * self.projection.in_features * self.projection.out_features

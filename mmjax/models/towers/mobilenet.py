@@ -1,7 +1,7 @@
-"""MobileNetV2 over single images, as torchvision has it: the tower `mobilenet_v2`.
+"""MobileNetV2 for single images, as in torchvision: the tower `mobilenet_v2`.
 
 Source: Sandler et al. 2018, MobileNetV2: Inverted Residuals and Linear Bottlenecks, arXiv
-1801.04381; padding, initial values and the rounding of channels as torchvision's.
+1801.04381. Padding, initialization and rounding of channels are torchvision's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from flax import nnx
 
 from mmjax.errors import UserError
 from mmjax.models.blocks.convolution import ConvolutionConfig, ConvolutionTower, draw_kernels
+from mmjax.models.blocks.transformer import Remat
 from mmjax.models.towers.resnet import square_unit
 
 # (expansion, channels, blocks, stride) of each group: table 2 of the paper.
@@ -32,28 +33,28 @@ _DIVISOR = 8
 
 
 def round_channels(channels: float) -> int:
-    """The multiple of 8 nearest to a number of channels, but none more than a tenth below it."""
+    """Returns the nearest multiple of 8 that is not below 90% of `channels`."""
     rounded = max(_DIVISOR, int(channels + _DIVISOR / 2) // _DIVISOR * _DIVISOR)
     return rounded if rounded >= 0.9 * channels else rounded + _DIVISOR
 
 
 def _relu6(x: jax.Array) -> jax.Array:
-    """The rest of ReLU6 behind ReLU."""
+    """Returns ReLU6 of the output of a ReLU."""
     return jnp.minimum(x, 6)
 
 
 class InvertedResidual(nnx.Module):
-    """1×1 `expand` → 3×3 `depthwise` (strided) → 1×1 `project`, plus the input where that fits.
+    """1×1 `expand` → 3×3 `depthwise` (strided) → 1×1 `project`, plus the input if shapes are equal.
 
-    The first two end with ReLU6, the last with nothing.
+    The first two end with ReLU6; the last has no activation.
 
     Args:
-      cfg: options of the tower.
-      in_features: channels of the input.
-      out_features: channels of the output.
-      expansion: inner channels over those of the input; with 1 there is no `expand`.
-      stride: of the 3×3 convolution.
-      rngs: for initialization.
+      cfg: Options of the tower.
+      in_features: Channels of the input.
+      out_features: Channels of the output.
+      expansion: Inner channels over input channels; 1 omits `expand`.
+      stride: Stride of the 3×3 convolution.
+      rngs: Random number generators for initialization.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class InvertedResidual(nnx.Module):
         rngs: nnx.Rngs,
     ):
         inner = expansion * in_features
-        self.adds = stride == 1 and in_features == out_features
+        self.has_residual = stride == 1 and in_features == out_features
         if expansion != 1:
             self.expand = square_unit(
                 cfg=cfg, in_features=in_features, out_features=inner, size=1, rngs=rngs
@@ -89,28 +90,29 @@ class InvertedResidual(nnx.Module):
         y = _relu6(self.expand(x, train=train)) if hasattr(self, "expand") else x
         y = _relu6(self.depthwise(y, train=train))
         y = self.project(y, train=train)
-        return x + y if self.adds else y
+        return x + y if self.has_residual else y
 
 
 class MobileNetV2(ConvolutionTower):
-    """Images [N, H, W, 3] of any size → features of width 1280, the mean of the last map.
+    """A tower for images [N, H, W, 3] of any size: the mean of the last feature map, 1280 features.
 
     Args:
-      groups: (expansion, channels, blocks, stride) of each group of blocks; the stride is its first
-        block's.
-      width_multiplier: factor of all channel counts, each rounded to a multiple of 8; the last one
-        never shrinks.
-      stem, head: channels of the first convolution, and of the last one, before that factor.
-      dtype: of computation; BatchNorm runs in float32.
-      param_dtype: of parameters.
-      remat: what the backward pass keeps, see `ConvolutionConfig`.
-      rngs: for initialization.
+      groups: (expansion, channels, blocks, stride) of each group of blocks; only the first block of
+        a group is strided.
+      width_multiplier: Factor of all channel counts, each rounded to a multiple of 8. It does not
+        reduce the output channels.
+      stem: Channels of the first convolution, before the multiplier.
+      head: Channels of the last convolution, before the multiplier.
+      dtype: Dtype of computation; BatchNorm runs in float32.
+      param_dtype: Dtype of parameters.
+      remat: What the backward pass recomputes; see `ConvolutionConfig`.
+      rngs: Random number generators for initialization.
 
     Raises:
-      UserError: groups that are none.
+      UserError: Invalid groups.
     """
 
-    input_ndim = 3
+    input_axes = ("H", "W")
     channels = 3
 
     def __init__(
@@ -122,18 +124,18 @@ class MobileNetV2(ConvolutionTower):
         head: int = HEAD,
         dtype: Any = "float32",
         param_dtype: Any = "float32",
-        remat: str = "none",
+        remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
         cfg = ConvolutionConfig(
             width_multiplier=width_multiplier, dtype=dtype, param_dtype=param_dtype, remat=remat
         )
         groups = tuple(tuple(group) for group in groups)
-        numbers = [number for group in groups for number in group]
-        if not groups or any(len(group) != 4 for group in groups) or min(numbers) < 1:
+        values = [value for group in groups for value in group]
+        if not groups or any(len(group) != 4 for group in groups) or min(values) < 1:
             raise UserError(
-                f"groups={groups} must be (expansion, channels, blocks, stride) of each group, all "
-                "at least 1."
+                "groups must be (expansion, channels, blocks, stride) for each group, all at least "
+                f"1; got {groups}."
             )
         self.cfg = cfg
         self.blocks = tuple(count for _, _, count, _ in groups)
@@ -162,7 +164,7 @@ class MobileNetV2(ConvolutionTower):
         draw_kernels(self, rngs.params(), init="kaiming")
 
     def feature_map(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[N, H, W, 3] → [N, H/32, W/32, out_features] (as published), rounded up."""
+        """Returns [N, H/32, W/32, out_features] for the default groups, rounded up."""
 
         def unit(unit, x):
             return _relu6(unit(x, train=train))

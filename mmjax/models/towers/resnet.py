@@ -1,13 +1,13 @@
-"""ResNets: audio towers `resnet2d_*` over spectrograms, video towers `tsm_*` over frames.
+"""ResNets: audio towers `resnet2d_*` for spectrograms and video towers `tsm_*` for frames.
 
-Sources: He et al. 2016; VATT's published code (which takes SimCLR's ResNet) for the details.
+Sources: He et al. 2016; VATT's published code (which uses SimCLR's ResNet) for the details.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,16 @@ from flax import nnx
 
 from mmjax.errors import UserError
 from mmjax.models.blocks.convolution import ConvolutionConfig, ConvolutionTower, Unit, draw_kernels
+from mmjax.models.blocks.transformer import Remat
 
-# The temporal shift takes 1/8 of the channels from either neighbor (Lin et al. 2019).
-_SHIFT_SHARE = 8
+# The temporal shift moves 1/8 of the channels in each direction (Lin et al. 2019).
+_SHIFT_DIVISOR = 8
 
 
 def square_unit(
     *, cfg: ConvolutionConfig, size: int, stride: int = 1, rngs: nnx.Rngs, **options: Any
 ) -> Unit:
-    """A unit over the last two axes, padded alike on both sides whatever the stride."""
+    """Returns a unit over the last two axes with symmetric padding for any stride."""
     return Unit(
         cfg=cfg,
         kernel_size=(size, size),
@@ -35,12 +36,14 @@ def square_unit(
 
 
 def temporal_shift(x: jax.Array) -> jax.Array:
-    """[N, T, …, C]: 1/8 of the channels from the frame before, the next 1/8 from the one after.
+    """Shifts channels of x, [N, T, …, C], in time, with zero padding at the ends.
 
-    Zeros stand for the frames before the first and after the last.
+    The first 1/8 of the channels come from the previous frame, the second 1/8 from the next one,
+    the others from the same frame.
+
     Source: Lin et al. 2019, "TSM: Temporal Shift Module", section 3.
     """
-    share = x.shape[-1] // _SHIFT_SHARE
+    share = x.shape[-1] // _SHIFT_DIVISOR
     rest = [(0, 0)] * (x.ndim - 2)
     before = jnp.pad(x[:, :-1, ..., :share], [(0, 0), (1, 0), *rest])
     after = jnp.pad(x[:, 1:, ..., share : 2 * share], [(0, 0), (0, 1), *rest])
@@ -48,16 +51,16 @@ def temporal_shift(x: jax.Array) -> jax.Array:
 
 
 class ResidualBlock(nnx.Module):
-    """Units in a row plus the input, then ReLU.
+    """Consecutive units plus the input, then ReLU.
 
     Args:
-      cfg: options of the tower.
-      in_features: channels of the input.
-      units: {name: (size of the kernel, channels out, stride)}; all but the last end with ReLU.
-      project: add a strided 1×1 unit of the input, `shortcut`, not the input itself.
-      zero_init_last: the last BatchNorm's scale starts at 0, so that a new block without `project`
-        is a ReLU.
-      rngs: for initialization.
+      cfg: Options of the tower.
+      in_features: Channels of the input.
+      units: {name: (kernel size, output channels, stride)}; all but the last end with ReLU.
+      project: Whether to add a strided 1×1 unit of the input, `shortcut`, instead of the input.
+      zero_init_last: Whether the scale of the last BatchNorm is initialized to 0, so that a block
+        without `project` starts as a ReLU.
+      rngs: Random number generators for initialization.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class ResidualBlock(nnx.Module):
             )
 
     def branch_input(self, x: jax.Array) -> jax.Array:
-        """What the first unit takes of the input."""
+        """Returns the input of the first unit."""
         return x
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [N, …, H, W, C]
@@ -114,12 +117,10 @@ class Bottleneck(ResidualBlock):
     """1×1 → 3×3 (strided) → 1×1 of four times the width, plus the input, then ReLU.
 
     Args:
-      cfg: options of the tower.
-      in_features: channels of the input.
-      features: inner channels; there are 4 times as many out.
-      stride: of the 3×3 convolution.
-      shift: shift channels in time before the first convolution; the input is then [N, T, …].
-      **options: of `ResidualBlock`.
+      features: Inner channels; the output has 4 times as many.
+      stride: Stride of the 3×3 convolution.
+      shift: Whether to apply `temporal_shift` before the first convolution, for inputs [N, T, …].
+      **options: Arguments of `ResidualBlock`.
     """
 
     def __init__(self, *, features: int, stride: int, shift: bool, **options: Any):
@@ -136,32 +137,34 @@ class Bottleneck(ResidualBlock):
 
 
 class ResNet(ConvolutionTower):
-    """Bottleneck blocks over the last two axes of size; more axes before them are batch to it.
+    """Residual blocks over the two spatial axes before the channels; other axes are batch axes.
 
     Attributes:
-      expansion: channels that leave a block over its inner ones.
-      pool_padding: of the max pooling behind the stem, as `nnx.max_pool` takes it.
-      kernel_init: how convolutions start, see `draw_kernels`.
+      expansion: Output channels of a block over its inner channels.
+      pool_padding: Padding of the max pooling after the stem, as in `nnx.max_pool`.
+      kernel_init: Initializer of convolutions; see `draw_kernels`.
 
     Args:
-      channels: of the input; 0 when it has no such axis.
-      shift: temporal shifts in all blocks; the input is then [N, T, H, W, channels].
-      blocks: how many blocks in each group; the channels double from a group to the
-        next.
-      width_multiplier: factor of all channel counts (each rounded, at least 1); with `shift` at
-        least 1/8.
-      dtype: of computation; BatchNorm runs in float32.
-      param_dtype: of parameters.
-      remat: what the backward pass keeps, see `ConvolutionConfig`.
-      rngs: for initialization.
+      channels: Channels of the input; 0 if it has no such axis.
+      shift: Whether blocks apply temporal shifts, for inputs [N, T, H, W, channels].
+      blocks: Number of blocks in each group; channels double from group to group.
+      width_multiplier: Factor of all channel counts (each rounded, at least 1); at least 1/8 with
+        `shift`.
+      dtype: Dtype of computation; BatchNorm runs in float32.
+      param_dtype: Dtype of parameters.
+      remat: What the backward pass recomputes; see `ConvolutionConfig`.
+      rngs: Random number generators for initialization.
+
+    Raises:
+      UserError: Invalid options.
     """
 
-    # Options that a kind of tower decides, unless its own constructor takes them.
-    FIXED = ("channels", "shift")
+    # Options that a subclass sets itself, unless its own constructor has them.
+    FIXED_OPTIONS = ("channels", "shift")
 
     expansion = 4
     pool_padding: str | Sequence[tuple[int, int]] = "SAME"
-    kernel_init = "glorot"
+    kernel_init: Literal["glorot", "kaiming"] = "glorot"
 
     def __init__(
         self,
@@ -172,19 +175,19 @@ class ResNet(ConvolutionTower):
         width_multiplier: float = 1.0,
         dtype: Any = "float32",
         param_dtype: Any = "float32",
-        remat: str = "none",
+        remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
         cfg = ConvolutionConfig(
             width_multiplier=width_multiplier, dtype=dtype, param_dtype=param_dtype, remat=remat
         )
-        if shift and cfg.width(64) < _SHIFT_SHARE:
+        if shift and cfg.width(64) < _SHIFT_DIVISOR:
             raise UserError(
-                f"width_multiplier={width_multiplier} leaves the first block fewer than "
-                f"{_SHIFT_SHARE} channels, too few to shift; give at least 0.125."
+                f"width_multiplier must be at least 0.125, so that the first block has "
+                f"{_SHIFT_DIVISOR} channels to shift; got {width_multiplier}."
             )
         if not blocks or min(blocks) < 1:
-            raise UserError(f"blocks must be numbers of at least 1, not {blocks}.")
+            raise UserError(f"blocks must be integers of at least 1; got {blocks}.")
         self.cfg = cfg
         self.channels = channels
         self.shift = shift
@@ -212,11 +215,11 @@ class ResNet(ConvolutionTower):
         draw_kernels(self, rngs.params(), init=self.kernel_init)
 
     def make_block(self, **options: Any) -> nnx.Module:
-        """A block with the options of `Bottleneck`, but `shift`."""
+        """Returns a block with the options of `Bottleneck`, without `shift`."""
         return Bottleneck(shift=self.shift, **options)
 
     def feature_map(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[N, …, H, W, channels] → [N, …, H/32, W/32, out_features] (four groups), rounded up."""
+        """Returns [N, …, H/32, W/32, out_features] for four groups, sizes rounded up."""
 
         def stem(unit, x):
             return nnx.max_pool(unit(x, train=train), (3, 3), (2, 2), self.pool_padding)
@@ -230,38 +233,38 @@ class ResNet(ConvolutionTower):
 
 
 class ResNet2D(ResNet):
-    """Spectrograms [N, frames, bins] → features of width 2048 · width_multiplier.
+    """A tower for spectrograms [N, frames, bins]; 2048 · width_multiplier features.
 
-    As published, convolutions with a stride are padded alike on both sides, the max pooling as
-    TensorFlow's SAME. Any size will do.
+    As published, strided convolutions have symmetric padding and the max pooling has TensorFlow's
+    SAME padding. Inputs may have any size.
 
     Args:
-      rngs: for initialization.
-      **options: of `ResNet`.
+      rngs: Random number generators for initialization.
+      **options: Arguments of `ResNet`.
     """
 
-    input_ndim = 2
+    input_axes = ("frames", "bins")
 
     def __init__(self, *, rngs: nnx.Rngs, **options: Any):
         super().__init__(channels=0, shift=False, rngs=rngs, **options)
 
 
 class TemporalShiftResNet(ResNet):
-    """Frames [N, T, H, W, channels] in [-1, 1] → features of width 2048 · width_multiplier.
+    """A tower for frames [N, T, H, W, channels] in [-1, 1]; 2048 · width_multiplier features.
 
-    A ResNet over frames in which the residual branch of each block first shifts 1/4 of its channels
-    by a frame (`temporal_shift`); the output is the mean over time and space. MMV (Alayrac et al.
-    2020) and VATT compare with such a backbone. This one is our reading of the papers, on the
-    blocks of `ResNet2D`: MMV's own code normalizes before each convolution, so the weights it came
-    with do not fit, and VATT published neither code nor weights of it.
+    A ResNet over frames. The residual branch of each block starts by shifting 1/4 of its channels
+    by one frame (`temporal_shift`). The output is the mean over time and space. MMV (Alayrac et al.
+    2020) and VATT compare with such a backbone. This implementation follows the papers and uses the
+    blocks of `ResNet2D`. MMV's code normalizes before each convolution, so that its published
+    weights do not fit; VATT published neither code nor weights for it.
 
     Args:
-      channels: of a frame.
-      rngs: for initialization.
-      **options: of `ResNet`.
+      channels: Channels of a frame.
+      rngs: Random number generators for initialization.
+      **options: Arguments of `ResNet`.
     """
 
-    input_ndim = 4
+    input_axes = ("T", "H", "W")
 
     def __init__(self, *, channels: int = 3, rngs: nnx.Rngs, **options: Any):
         super().__init__(channels=channels, shift=True, rngs=rngs, **options)

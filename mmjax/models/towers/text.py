@@ -1,8 +1,7 @@
-"""Text towers: `t5_*` and `bert_*` encoders over word embeddings, and a linear one.
+"""Text towers: `t5_*` and `bert_*` encoders over token embeddings, and a linear one.
 
 Sources: T5 (Raffel et al. 2020) for relative positions and RMS norms; VATT (Akbari et al. 2021,
-published code) for the AGG token in front of the words, the projection of embeddings and the
-mixture of norms.
+published code) for the AGG token in front, the projection of embeddings and the mixture of norms.
 """
 
 from __future__ import annotations
@@ -16,23 +15,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmjax.errors import check_choice
 from mmjax.models.blocks.initializers import token_init
 from mmjax.models.blocks.noise import dropout, split_key
 from mmjax.models.blocks.patches import SIZES, TokenTransformer
-from mmjax.models.blocks.transformer import Encoder, EncoderConfig, gelu
+from mmjax.models.blocks.transformer import (
+    REMAT_POLICIES,
+    Encoder,
+    EncoderConfig,
+    Remat,
+    gelu,
+)
 
 
 def _uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-    """Uniform in (-0.05, 0.05), the Keras default of embedding tables."""
+    """Returns values uniform in (-0.05, 0.05), Keras' default for embeddings."""
     return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
 
 def relative_buckets(length: int, *, num_buckets: int = 32, max_distance: int = 64) -> np.ndarray:
-    """T5's bidirectional buckets, int32 [length (query), length (key)].
+    """Returns T5's bidirectional buckets, int32 [length (query), length (key)].
 
-    Half of the buckets are for keys at or before the query, half for keys behind it. In each half
-    small distances have a bucket of their own, larger ones share buckets on a logarithmic scale,
-    and everything from `max_distance` on is in the last.
+    Half of the buckets are for keys at or before the query, half for keys after it. In each half,
+    small distances have their own bucket, larger ones share buckets on a logarithmic scale, and all
+    distances from `max_distance` share the last bucket.
     """
     relative = np.arange(length)[None, :] - np.arange(length)[:, None]  # key - query
     half = num_buckets // 2
@@ -46,18 +52,18 @@ def relative_buckets(length: int, *, num_buckets: int = 32, max_distance: int = 
 
 
 class T5Text(nnx.Module):
-    """Words → embeddings → AGG token in front → projection with GELU → T5 encoder.
+    """Token embeddings → AGG token in front → projection with GELU → T5 encoder.
 
-    The table of words is a parameter like the others; VATT trains with it frozen (word2vec): name
-    `text/word_embedding` in `optimizer.frozen` for that.
+    The token embedding is a parameter, `word_embedding`. VATT freezes it at word2vec vectors: list
+    `text/word_embedding` in `config.optimizer.frozen`.
 
     Args:
-      encoder: options of the encoder.
-      vocab_size: rows of the table; id 0 is padding.
-      embedding_dim: width of the table.
-      num_buckets: of relative positions.
-      max_distance: of relative positions.
-      rngs: for initialization.
+      encoder: Options of the encoder.
+      vocab_size: Size of the token embedding; id 0 is padding.
+      embedding_dim: Width of the token embedding.
+      num_buckets: Number of relative position buckets.
+      max_distance: Distance from which all positions share the last bucket.
+      rngs: Random number generators for initialization.
     """
 
     input_ndim = 1
@@ -92,19 +98,23 @@ class T5Text(nnx.Module):
     def __call__(
         self, ids: jax.Array, *, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Encodes int ids [N, W] (0 is padding).
+        """Encodes a batch.
+
+        Args:
+          ids: int [N, W]; 0 is padding.
+          key: Random key of dropout; None disables it (evaluation).
 
         Returns:
-          The AGG token, float32 [N, width], and the words' tokens [N, W, width].
+          The AGG token, float32 [N, width], and all other tokens, [N, W, width].
         """
         cfg = self.cfg
         input_key, encoder_key = split_key(key, 2)
-        words = jnp.take(self.word_embedding[...], ids, axis=0).astype(cfg.dtype)  # [N, W, E]
+        embedded = jnp.take(self.word_embedding[...], ids, axis=0).astype(cfg.dtype)  # [N, W, E]
         agg = jnp.broadcast_to(
-            self.agg_token[...].astype(cfg.dtype), (len(ids), 1, words.shape[-1])
+            self.agg_token[...].astype(cfg.dtype), (len(ids), 1, embedded.shape[-1])
         )
         key_mask = _with_agg(ids != 0)
-        tokens = gelu(self.pre_projection(jnp.concatenate([agg, words], axis=1)))
+        tokens = gelu(self.pre_projection(jnp.concatenate([agg, embedded], axis=1)))
         tokens = dropout(tokens, cfg.dropout_rate, input_key)
         buckets = relative_buckets(
             tokens.shape[1], num_buckets=self.num_buckets, max_distance=self.max_distance
@@ -115,28 +125,29 @@ class T5Text(nnx.Module):
         return tokens[:, 0].astype(jnp.float32), tokens[:, 1:]
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
-        """Forward operations for ids of this shape, (W,)."""
-        del train  # no token is dropped
+        """Returns the forward operations for ids of this shape, (W,)."""
+        del train  # tokens are never dropped
         num_tokens = shape[0] + 1
         projection = 2.0 * num_tokens * self.agg_token.shape[0] * self.cfg.width
         return projection + self.cfg.flops(num_tokens)
 
 
 class BertText(TokenTransformer):
-    """Words → embeddings → projection with GELU + positions → AGG token in front → encoder.
+    """Token embeddings → projection with GELU + positions → AGG token in front → encoder.
 
-    `word_embedding` is frozen in VATT, as in `T5Text`.
+    VATT freezes `word_embedding`, as in `T5Text`.
 
     Args:
-      encoder: options of the encoder.
-      vocab_size: rows of the table of words; id 0 is padding.
-      embedding_dim: width of the table.
-      buckets: rows of the table of positions; texts of another length resample it.
-      projection_bias: give the projection of the embeddings a bias, as VATT's unified model does.
-      outer_agg: another learned token in front of the embeddings, besides the one that is pooled:
-        what VATT's published bert_small has by inheriting T5's options.
-      rngs: for initialization.
-      **options: of `TokenTransformer`.
+      encoder: Options of the encoder.
+      vocab_size: Size of the token embedding; id 0 is padding.
+      embedding_dim: Width of the token embedding.
+      buckets: Size of the position table, which is resampled for texts of another length.
+      projection_bias: Whether the projection of the embeddings has a bias, as in VATT's unified
+        model.
+      outer_agg: Whether to put a second learned token in front of the embeddings, in addition to
+        the one that is pooled. VATT's published bert_small inherits it from T5's options.
+      rngs: Random number generators for initialization.
+      **options: Arguments of `TokenTransformer`.
     """
 
     input_ndim = 1
@@ -165,43 +176,49 @@ class BertText(TokenTransformer):
         super().__init__(encoder=encoder, axes={"temporal": buckets}, rngs=rngs, **options)
 
     def embed(self, x: jax.Array, *, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Tokens [N, 1 + W, width] and their mask for ids x, int [N, W] (0 is padding)."""
-        words = jnp.take(self.word_embedding[...], x, axis=0).astype(self.cfg.dtype)  # [N, W, E]
-        seen = x != 0
+        """Returns tokens [N, 1 + W, width] and their mask.
+
+        Args:
+          x: Token ids, int [N, W]; 0 is padding.
+          key: Random key of dropout; None disables it.
+        """
+        embedded = jnp.take(self.word_embedding[...], x, axis=0).astype(self.cfg.dtype)  # [N, W, E]
+        mask = x != 0
         if hasattr(self, "outer_agg_token"):
-            outer = self.outer_agg_token[...].astype(words.dtype)
-            outer = jnp.broadcast_to(outer, (len(x), 1, words.shape[-1]))
-            words = jnp.concatenate([outer, words], axis=1)
-            seen = _with_agg(seen)
-        tokens = gelu(self.pre_projection(words))
-        tokens = self._place(tokens, self.positions(tokens.shape[1:2]), key)
-        return tokens, _with_agg(seen)
+            outer = self.outer_agg_token[...].astype(embedded.dtype)
+            outer = jnp.broadcast_to(outer, (len(x), 1, embedded.shape[-1]))
+            embedded = jnp.concatenate([outer, embedded], axis=1)
+            mask = _with_agg(mask)
+        tokens = gelu(self.pre_projection(embedded))
+        tokens = self._add_positions(tokens, self.positions(tokens.shape[1:2]), key)
+        return tokens, _with_agg(mask)
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
-        """Forward operations for ids of this shape, (W,)."""
-        del train  # no token is dropped
+        """Returns the forward operations for ids of this shape, (W,)."""
+        del train  # tokens are never dropped
         num_tokens = shape[0] + hasattr(self, "outer_agg_token")
         embedding_dim = self.word_embedding.shape[1]
         projection = 2.0 * num_tokens * embedding_dim * self.cfg.width
         return projection + self._encoder_flops(num_tokens)
 
 
-def _with_agg(seen: jax.Array) -> jax.Array:
-    """A mask of words [N, W] with the token in front, which is always seen."""
-    return jnp.pad(seen, ((0, 0), (1, 0)), constant_values=True)
+def _with_agg(mask: jax.Array) -> jax.Array:
+    """Returns a mask of tokens [N, W] with True in front for the AGG token."""
+    return jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
 
 
 class LinearText(nnx.Module):
-    """Words → embeddings → one dense layer with ReLU → maximum over words.
+    """Token embeddings → one dense layer with ReLU → maximum over tokens.
 
     Args:
-      width: of the result.
-      vocab_size: rows of the table; id 0 is padding.
-      embedding_dim: width of the table.
-      pool_padding: let padding take part in the maximum, as VATT's published code does.
-      dtype: of computation.
-      param_dtype: of parameters.
-      rngs: for initialization.
+      width: Width of the output.
+      vocab_size: Size of the token embedding; id 0 is padding.
+      embedding_dim: Width of the token embedding.
+      pool_padding: Whether the maximum includes padding, as in VATT's published code.
+      dtype: Dtype of computation.
+      param_dtype: Dtype of parameters.
+      remat: What the backward pass recomputes; see `EncoderConfig`.
+      rngs: Random number generators for initialization.
     """
 
     input_ndim = 1
@@ -215,9 +232,12 @@ class LinearText(nnx.Module):
         pool_padding: bool = False,
         dtype: Any = "float32",
         param_dtype: Any = "float32",
+        remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
+        check_choice("remat", remat, REMAT_POLICIES)
         self.pool_padding = pool_padding
+        self.remat = remat
         self.out_features = width
         self.word_embedding = nnx.Param(
             _uniform(rngs.params(), (vocab_size, embedding_dim), param_dtype)
@@ -234,15 +254,28 @@ class LinearText(nnx.Module):
     def __call__(
         self, ids: jax.Array, *, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Ids [N, W] → pooled, float32 [N, width], and the words' [N, W, width]."""
-        del key  # nothing is dropped
-        words = jnp.take(self.word_embedding[...], ids, axis=0)
-        tokens = jax.nn.relu(self.projection(words))
-        seen = tokens if self.pool_padding else jnp.where((ids != 0)[..., None], tokens, 0)
-        return seen.max(axis=1).astype(jnp.float32), tokens
+        """Encodes a batch.
+
+        Args:
+          ids: int [N, W]; 0 is padding.
+          key: Ignored; nothing is random.
+
+        Returns:
+          Pooled features, float32 [N, width], and the tokens, [N, W, width].
+        """
+        del key
+
+        def project(layer, x):
+            return jax.nn.relu(layer(x))
+
+        if self.remat != "none":
+            project = jax.checkpoint(project, policy=REMAT_POLICIES[self.remat])
+        tokens = project(self.projection, jnp.take(self.word_embedding[...], ids, axis=0))
+        pooled = tokens if self.pool_padding else jnp.where((ids != 0)[..., None], tokens, 0)
+        return pooled.max(axis=1).astype(jnp.float32), tokens
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
-        """Forward operations for ids of this shape, (W,)."""
+        """Returns the forward operations for ids of this shape, (W,)."""
         del train
         return 2.0 * shape[0] * self.projection.in_features * self.out_features
 
@@ -259,7 +292,7 @@ T5_CONFIGS: dict[str, dict[str, Any]] = {
     "t5_small": dict(_T5, width=512, mlp_dim=2048, num_layers=6, num_heads=8),
     "t5_base": dict(_T5, **SIZES["base"]),
 }
-# VATT's published bert_small is T5's by mistake: outer_agg=True, pre_norm=False repeat it.
+# VATT's published bert_small has T5's options by mistake: outer_agg=True, pre_norm=False.
 BERT_CONFIGS: dict[str, dict[str, Any]] = {
     "bert_tiny": dict(**SIZES["tiny"], vocab_size=2048, embedding_dim=128),
     "bert_small": dict(width=512, mlp_dim=2048, num_layers=6, num_heads=8),

@@ -1,4 +1,4 @@
-"""Video towers: `vit_*`, transformers over space-time patches.
+"""Video towers `vit_*`: transformers over space-time patches.
 
 Source: VATT (Akbari et al. 2021), sizes as in its published code; `small` and `tiny` are ours.
 """
@@ -15,16 +15,16 @@ from mmjax.models.blocks.transformer import EncoderConfig
 
 
 class VideoTransformer(PatchTransformer):
-    """Frames [N, T, H, W, channels] in [-1, 1]; options as for `PatchTransformer`.
+    """A transformer over patches of frames [N, T, H, W, channels] in [-1, 1].
 
     Args:
-      encoder: options of the encoder.
-      patch_size: frames, rows and columns of a patch.
-      buckets: rows of the temporal, vertical and horizontal table of positions.
-      channels: of a frame.
-      keep_tokens: fraction that DropToken keeps.
-      rngs: for initialization.
-      **options: of `PatchTransformer`.
+      encoder: Options of the encoder.
+      patch_size: Frames, height and width of a patch.
+      buckets: Sizes of the temporal, vertical and horizontal position table.
+      channels: Channels of a frame.
+      keep_tokens: Fraction of the tokens that DropToken keeps.
+      rngs: Random number generators for initialization.
+      **options: Arguments of `PatchTransformer`.
     """
 
     def __init__(

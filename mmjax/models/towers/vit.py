@@ -1,46 +1,51 @@
-"""Towers over single images, `vit_*_patch16_224` of touch sensors and `clip_vit_*` of cameras.
+"""Towers for single images: `vit_*_patch16_224` for touch sensors and `clip_vit_*` for cameras.
 
-Sources: ViT (Dosovitskiy et al. 2021) as in the library timm for touch (TVL: Fu et al. 2024, arXiv
-2402.13232), as in CLIP (Radford et al. 2021) and OpenCLIP for images.
+Sources: ViT (Dosovitskiy et al. 2021), for touch as in timm (TVL: Fu et al. 2024, arXiv
+2402.13232), for images as in CLIP (Radford et al. 2021) and OpenCLIP.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.errors import UserError, choose
+from mmjax.errors import UserError, check_choice
 from mmjax.models.blocks.initializers import fan_in_uniform
+from mmjax.models.blocks.inputs import InputError
 from mmjax.models.blocks.noise import check_rate, dropout, split_key
 from mmjax.models.blocks.patches import SIZES, PatchEmbedding, extract_patches
 from mmjax.models.blocks.transformer import Encoder, EncoderConfig
 
-POOLS = ("class", "mean")
+Pool = Literal["class", "mean"]
 _CHANNELS = 3
 
 
 class ImageTransformer(nnx.Module):
-    """Square images [N, image_size, image_size, 3] → patches, a class token, one encoder.
+    """Square images [N, image_size, image_size, 3] → patches and a class token → encoder → pooling.
 
-    The tower computes pooling and what follows it in float32.
+    Pooling and the layers after it run in float32.
 
     Args:
-      encoder: options of the encoder. Its `kernel_init` also says how the rest starts.
-      image_size: rows and columns of an image.
-      patch_size: rows and columns of a patch; divides `image_size`.
-      patch_bias: give the embedding of patches a bias.
-      input_norm: normalize the tokens before the encoder (CLIP's ln_pre; parameters `pre_norm`).
-      pool: 'class' (the class token) or 'mean' (of all others).
-      pool_norm: normalize the pooled features (timm's fc_norm).
-      projection: width of a dense layer on the pooled features; 0 for none.
-      projection_bias: give it a bias.
-      drop_rate: of dropout before it.
-      rngs: for initialization.
+      encoder: Options of the encoder. Its `kernel_init` also selects the other initializers.
+      image_size: Height and width of an image.
+      patch_size: Height and width of a patch; divides `image_size`.
+      patch_bias: Whether the patch embedding has a bias.
+      input_norm: Whether to normalize the tokens before the encoder (CLIP's ln_pre; parameters
+        `pre_norm`).
+      pool: 'class' (the class token) or 'mean' (of all other tokens).
+      pool_norm: Whether to normalize the pooled features (timm's fc_norm).
+      projection: Width of a dense layer on the pooled features; 0 for none.
+      projection_bias: Whether this layer has a bias.
+      drop_rate: Rate of dropout before it.
+      rngs: Random number generators for initialization.
+
+    Raises:
+      UserError: Invalid options.
     """
 
     input_ndim = 3
@@ -53,16 +58,18 @@ class ImageTransformer(nnx.Module):
         patch_size: int = 16,
         patch_bias: bool = True,
         input_norm: bool = False,
-        pool: str = "class",
+        pool: Pool = "class",
         pool_norm: bool = False,
         projection: int = 0,
         projection_bias: bool = True,
         drop_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        choose("pool", pool, dict.fromkeys(POOLS))
+        check_choice("pool", pool, get_args(Pool))
         if patch_size < 1 or image_size < 1 or image_size % patch_size:
-            raise UserError(f"image_size={image_size} is no multiple of patch_size={patch_size}.")
+            raise UserError(
+                f"image_size must be a multiple of patch_size; got {image_size} and {patch_size}."
+            )
         check_rate("drop_rate", drop_rate)
         width, dtype = encoder.width, encoder.param_dtype
         self.cfg = encoder
@@ -99,7 +106,7 @@ class ImageTransformer(nnx.Module):
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image."""
+        """Number of patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
     def __call__(
@@ -108,48 +115,49 @@ class ImageTransformer(nnx.Module):
         """Encodes a batch.
 
         Args:
-          x: float [N, image_size, image_size, 3], normalized as the weights want it.
-          key: randomness of dropout and stochastic depth; None turns both off (evaluation).
+          x: float [N, image_size, image_size, 3], normalized as the weights require.
+          key: Random key of dropout and stochastic depth; None disables both (evaluation).
 
         Returns:
-          Pooled features, float32 [N, out_features], and the tokens of the patches as they leave
-          the encoder, [N, num_patches, width], rows of the image outermost.
+          Pooled features, float32 [N, out_features], and the encoder's patch tokens,
+          [N, num_patches, width], in row-major order.
 
         Raises:
-          UserError: images of another size.
+          InputError: Images of another size.
         """
         self._check(x.shape[1:])
         encoder_key, head_key = split_key(key, 2)
         patches = extract_patches(x, (self.patch_size, self.patch_size))
         tokens = self.patch(patches.reshape(len(x), self.num_patches, -1))  # [N, T, D]
-        first = jnp.broadcast_to(
+        class_token = jnp.broadcast_to(
             self.class_token[...].astype(tokens.dtype), (len(x), 1, self.cfg.width)
         )
-        tokens = jnp.concatenate([first, tokens], axis=1)
+        tokens = jnp.concatenate([class_token, tokens], axis=1)
         tokens = tokens + self.positions[...].astype(tokens.dtype)
         if hasattr(self, "pre_norm"):
             tokens = self.pre_norm(tokens)
         tokens = self.encoder(tokens, key=encoder_key)
-        rest = tokens[:, 1:]
-        pooled = tokens[:, 0] if self.pool == "class" else rest.mean(axis=1, dtype=jnp.float32)
+        patch_tokens = tokens[:, 1:]
+        pooled = (
+            tokens[:, 0] if self.pool == "class" else patch_tokens.mean(axis=1, dtype=jnp.float32)
+        )
         pooled = pooled.astype(jnp.float32)
         if hasattr(self, "pool_norm"):
             pooled = self.pool_norm(pooled)
         if hasattr(self, "projection"):
             pooled = self.projection(dropout(pooled, self.drop_rate, head_key))
-        return pooled, rest
+        return pooled, patch_tokens
 
     def _check(self, shape: Sequence[int]) -> None:
         expected = (self.image_size, self.image_size, _CHANNELS)
         if tuple(shape) != expected:
-            raise UserError(
-                f"An image of shape {tuple(shape)} came to a tower for {expected}; change the "
-                "size of the images (data.….size) or image_size (model.…)."
+            raise InputError(
+                f"The tower expects images of shape {expected} (image_size); got {tuple(shape)}."
             )
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
-        """Forward operations for one image of this shape."""
-        del train  # no token is dropped
+        """Returns the forward operations for one image of this shape."""
+        del train  # tokens are never dropped
         self._check(shape)
         patch = self.patch_size * self.patch_size * _CHANNELS
         total = 2.0 * self.num_patches * patch * self.cfg.width
@@ -170,7 +178,7 @@ _TOUCH: dict[str, Any] = dict(
 
 
 def _timm(num_heads: int) -> dict[str, Any]:
-    """Options of timm's ViT of this many heads of 64 features, as TVL's touch encoder."""
+    """Returns the options of timm's ViT with this many heads of 64 features, as in TVL."""
     width = 64 * num_heads
     return dict(_TOUCH, width=width, num_heads=num_heads, mlp_dim=4 * width, num_layers=12)
 

@@ -77,7 +77,11 @@ def test_queues_skip_masked_examples():
 
 
 def test_batch_larger_than_the_memory_raises_an_error():
-    with raises(UserError, 41, 37, "bank"):
-        Bank(size=37, features=3, rngs=nnx.Rngs(0)).add(jnp.zeros((41, 3)))
-    with raises(UserError, 41, 37, "queue_length"):
-        Queues(views=1, size=37, features=3, start=0).push(jnp.zeros((1, 41, 3)))
+    key = "config.loss.nnclr.bank_size"
+    with raises(UserError, 41, 37, key, "config.batch_size"):
+        bank = Bank(size=37, features=3, size_key=key, rngs=nnx.Rngs(0))
+        bank.add(jnp.zeros((41, 3)))
+    key = "config.loss.swav.queue_length"
+    with raises(UserError, 41, 37, key, "config.batch_size"):
+        queues = Queues(views=1, size=37, features=3, start=0, size_key=key)
+        queues.push(jnp.zeros((1, 41, 3)))

@@ -60,7 +60,7 @@ def test_resampling_edge_cases_one_row_equal_size_and_zero_length():
     table = np.random.default_rng(0).normal(size=(5, 2))
     assert resize_table(table, 5) is table
     np.testing.assert_allclose(spline_matrix(5, 5), np.eye(5), atol=1e-12)
-    with raises(UserError, "Positions", 17, 0):
+    with raises(UserError, 17, "to 0 positions", "buckets"):
         spline_matrix(17, 0)
 
 

@@ -187,5 +187,5 @@ def test_flops_equal_xla_count():
 def test_error_mentions_the_shape_of_an_invalid_input(tiny):
     model, params, extra = tiny
     for shape in ((1, 4, 32, 32, 24), (4, 32, 32, 3)):
-        with raises(UserError, "I3D", shape[1:], "4 axes", "channels", "data."):
+        with raises(UserError, "I3D", shape[1:], "(T, H, W, 3 channels)"):
             model.bind(params, extra)(np.zeros(shape, np.float32))

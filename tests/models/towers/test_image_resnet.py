@@ -139,8 +139,8 @@ def test_remat_and_bfloat16_are_supported():
 def test_errors_mention_the_invalid_option_or_input():
     with raises(UserError, "drop_rate", "[0, 1)"):
         _model(dict(BASIC, drop_rate=1))
-    with raises(UserError, "resnet18", "'projektion'", "'projection'"):
+    with raises(UserError, "resnet18", "'model.touch.projektion'", "'model.touch.projection'"):
         _model(dict(BASIC, projektion=1))
     module = _model(BASIC).module
-    with raises(UserError, "ImageResNet", (16, 16, 4), 3, "channels"):
+    with raises(UserError, "ImageResNet", (16, 16, 4), "(H, W, 3 channels)"):
         jax.eval_shape(module, jax.ShapeDtypeStruct((1, 16, 16, 4), "float32"))

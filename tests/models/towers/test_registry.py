@@ -1,126 +1,172 @@
-"""Video, audio and text towers, except for their encoder."""
+"""The tower registry: named towers, towers from outside the package, and checked options."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.models.blocks import patches
-from mmjax.models.blocks.patches import extract_patches
-from mmjax.models.towers.registry import build_tower
-from mmjax.models.towers.text import relative_buckets
+from mmjax.errors import UserError
+from mmjax.models.towers.registry import TOWERS, build_tower, tower_options
+from mmjax.models.vatt import make_model
+from mmjax.state import ModelDef
+from tests.messages import raises
 
-SMALL = dict(width=16, num_heads=2, head_dim=8, mlp_dim=16, num_layers=1, dropout_rate=0.0)
+OUTSIDE = '''
+from flax import nnx
+import jax
+import jax.numpy as jnp
 
-
-def _build(spec):
-    return jax.jit(lambda: build_tower(spec, rngs=nnx.Rngs(0)))()
-
-
-def _call(tower, x, **options):
-    return jax.jit(lambda tower, x: tower(x, **options))(tower, x)
-
-
-def _tower(name, **options):
-    return _build(dict(name=name, **SMALL, **options))
+from mmjax.models.blocks.patches import PatchTransformer
+from mmjax.models.blocks.transformer import EncoderConfig
 
 
-def test_patch_embedding_equals_a_strided_convolution():
-    x = np.random.default_rng(0).normal(size=(2, 5, 9, 8, 3)).astype(np.float32)
-    kernel = np.random.default_rng(1).normal(size=(2, 4, 3, 3, 6)).astype(np.float32)
-    expected = jax.lax.conv_general_dilated(
-        x, kernel, (2, 4, 3), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-    )
-    actual = extract_patches(jnp.asarray(x), (2, 4, 3)) @ kernel.reshape(-1, 6)
-    assert actual.shape == (2, 2, 2, 2, 6)
-    np.testing.assert_allclose(actual, expected, atol=1e-4)
+class MeanColor(nnx.Module):
+    """The mean color of a video through one dense layer."""
+
+    modality = "video"
+    input_ndim = 4
+
+    def __init__(self, *, width: int = 16, dtype: str = "float32", rngs: nnx.Rngs):
+        self.out_features = width
+        self.dense = nnx.Linear(3, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, *, key=None):
+        tokens = jax.nn.relu(self.dense(x.mean(axis=(2, 3))))
+        return tokens.mean(axis=1).astype(jnp.float32), tokens
+
+    def flops(self, shape, *, train=False):
+        return 2.0 * shape[0] * 3 * self.out_features
+
+
+class Frames(PatchTransformer):
+    """A transformer over frames without time."""
+
+    modality = "image"
+
+    def __init__(self, *, encoder: EncoderConfig, patch_size: int, rngs: nnx.Rngs, **options):
+        super().__init__(
+            encoder=encoder,
+            patch_size=(patch_size, patch_size),
+            channels=3,
+            axes=("vertical", "horizontal"),
+            buckets=(4, 4),
+            rngs=rngs,
+            **options,
+        )
+
+    FIXED_OPTIONS = (*PatchTransformer.FIXED_OPTIONS, "buckets")
+
+
+class Incomplete(nnx.Module):
+    modality = "video"
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.dense = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x, *, key=None):
+        return x, x
+
+
+class Untyped(Incomplete):
+    modality = "smell"
+
+    def flops(self, shape, *, train=False):
+        return 0.0
+
+
+class NoWidth(Untyped):
+    modality = "video"
+
+
+def make_tower(rngs):
+    return None
+'''
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """Returns the name of an importable module with towers, outside the package."""
+    (tmp_path / "outside_towers.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "outside_towers", raising=False)
+    return "outside_towers"
+
+
+def _model(**options):
+    options = {"size": "tiny", "audio": None, "text": None, **options}
+    return ModelDef(make_model("tx_fac", **options))
+
+
+def test_a_tower_from_outside_the_package_is_pretrained(outside):
+    spec = dict(name=f"{outside}:MeanColor", width=8)
+    text = dict(vocab_size=20, embedding_dim=6, num_layers=1)
+    model = _model(video=spec, text=text, dtype="bfloat16")
+    assert model.params["video"]["dense"]["kernel"].shape == (3, 8)
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+    x = dict(video=np.ones((2, 4, 6, 6, 3), np.float32), text=np.ones((2, 5), np.int32))
+
+    @jax.jit
+    def run(params):
+        module = model.bind(params, extra)
+        pooled, tokens = module.encode(x, tokens=True)
+        return module.project(pooled), pooled, tokens
+
+    projected, pooled, tokens = run(params)
+    assert set(projected) == {"video/text", "text/video"}
+    assert pooled["video"].shape == (2, 8) and tokens["video"].dtype == "bfloat16"
+    towers = model.module.flops({"video": (4, 6, 6, 3)}) - model.module.head.flops("video")
+    assert towers == 2 * 4 * 3 * 8
+
+
+def test_a_tower_from_outside_the_package_can_be_the_backbone(outside):
+    model = ModelDef(make_model("classifier", backbone=f"{outside}:MeanColor", num_classes=3))
+    assert set(model.params) == {"video", "classifier"} and model.module.dropout_rate == 0.5
+
+
+def test_encoder_options_reach_a_tower_from_outside_the_package(outside):
+    encoder = dict(width=16, num_layers=2, num_heads=2, head_dim=8, mlp_dim=24)
+    spec = dict(name=f"{outside}:Frames", patch_size=4, keep_tokens=0.5, **encoder)
+    tower = build_tower(spec, rngs=nnx.Rngs(0))
+    assert tower.cfg.num_layers == 2 and tower.keep_tokens == 0.5
+    with raises(UserError, "config.model.image.patch_size", "Frames"):
+        build_tower(dict(name=f"{outside}:Frames", **encoder), rngs=nnx.Rngs(0))
+    with raises(UserError, "config.model.image.width", "config.model.image.num_layers"):
+        build_tower(dict(name=f"{outside}:Frames", patch_size=4), rngs=nnx.Rngs(0))
+    with raises(UserError, "config.model.image.buckets", "Frames"):
+        build_tower({**spec, "buckets": (2, 2)}, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(
-    "name, shape",
-    [("vit_tiny", (8, 16, 16, 3)), ("wat_tiny", (640,)), ("spt_tiny", (40, 20))],
+    "options, facts",
+    [
+        (dict(video=dict(name="{}:MeanColor", widht=8)), ("'model.video.widht'", "video.width'")),
+        (dict(video=dict(name="{}:MeanColor", width="8")), ("config.model.video.width", "int")),
+        (dict(audio="{}:MeanColor"), ("config.model.audio", "MeanColor", "video", "not audio")),
+        (dict(video="{}:Incomplete"), ("config.model.video", "Incomplete", "flops")),
+        (dict(video="{}:Untyped"), ("Untyped", "'smell'", "touch")),
+        (dict(video="{}:NoWidth"), ("config.model.video", "input_ndim, out_features")),
+        (dict(video="{}:make_tower"), ("config.model.video", "make_tower", "flax.nnx.Module")),
+        (dict(video="{}:MeanColour"), ("config.model.video", "'MeanColour'", "'MeanColor'")),
+        (
+            dict(video="no_such_module:Tower"),
+            ("config.model.video", "no_such_module", "PYTHONPATH"),
+        ),
+        (dict(video="mean_color"), ("config.model.video", "'mean_color'", "package.module:Name")),
+        (dict(touch=dict(width=8)), ("config.model.touch.name",)),
+    ],
 )
-def test_pooled_features_depend_on_the_order_of_tokens(name, shape):
-    tower = _tower(name)
-    x = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
-    pooled, tokens = _call(tower, x)
-    assert pooled.shape == (2, 16) and tokens.shape[-1] == 16
-    assert np.abs(pooled - _call(tower, x[:, ::-1])[0]).max() > 1e-4
+def test_errors_of_towers_from_outside_the_package_name_the_key(outside, options, facts):
+    def filled(spec):
+        if isinstance(spec, str):
+            return spec.format(outside)
+        return {key: filled(v) if key == "name" else v for key, v in spec.items()}
+
+    with raises(UserError, *facts):
+        _model(head="joint", **{key: filled(spec) for key, spec in options.items()})
 
 
-@pytest.mark.parametrize("per_example", [False, True])
-def test_drop_token_equals_the_tower_on_the_kept_tokens(per_example, monkeypatch):
-    tower = _tower("wat_tiny", keep_tokens=0.5, drop_per_example=per_example)
-    x = np.random.default_rng(0).normal(size=(2, 6 * 128)).astype(np.float32)
-    samples = []
-    sample = patches.drop_tokens
-    monkeypatch.setattr(
-        patches, "drop_tokens", lambda *a, **k: samples.append(sample(*a, **k)) or samples[-1]
-    )
-    pooled, tokens = tower(x, key=jax.random.key(5))
-    keep = np.broadcast_to(np.asarray(samples[0]), (2, 3))
-    assert (keep[0] != keep[1]).any() == per_example
-
-    positions = np.asarray(tower.positions((6,)))
-    kept = tower.patch(jnp.asarray(x).reshape(2, 6, 128)) + positions
-    kept = np.take_along_axis(np.asarray(kept), keep[..., None], axis=1)
-    agg = np.broadcast_to(tower.agg_token[...], (2, 1, 16))
-    expected = jax.jit(tower.encoder)(jnp.concatenate([agg, kept], axis=1))
-    np.testing.assert_allclose(pooled, expected[:, 0], atol=1e-5)
-    np.testing.assert_allclose(tokens, expected[:, 1:], atol=1e-5)
-
-
-def test_training_accepts_fewer_tokens_than_buckets():
-    tower = _tower("vit_tiny", patch_size=(4, 16, 16), buckets=(8, 14, 14), keep_tokens=0.5)
-    _, tokens = _call(tower, np.ones((1, 4, 32, 32, 3), np.float32), key=jax.random.key(0))
-    assert tokens.shape == (1, 2, 16)
-
-
-def test_pre_and_post_projection_surround_the_encoder():
-    tower = _tower("wat_tiny", pre_projection=True, post_projection=24)
-    x = np.random.default_rng(0).normal(size=(2, 256)).astype(np.float32)
-    pooled, tokens = _call(tower, x)
-    assert pooled.shape == (2, 24) and tokens.shape == (2, 2, 24) and tower.out_features == 24
-
-    def dense(layer, x):
-        return jax.nn.gelu(x @ layer.kernel[...] + layer.bias[...], approximate=False)
-
-    embedded = dense(tower.pre_projection, tower.patch(jnp.asarray(x).reshape(2, 2, 128)))
-    embedded = embedded + tower.positions((2,))
-    agg = jnp.broadcast_to(tower.agg_token[...], (2, 1, 16))
-    expected = jax.jit(tower.encoder)(jnp.concatenate([agg, embedded], axis=1))
-    np.testing.assert_allclose(pooled, dense(tower.post_projection, expected)[:, 0], atol=1e-5)
-
-
-def test_relative_buckets_equal_t5():
-    buckets = relative_buckets(70)
-    first_query = buckets[0]  # keys after the query: the upper 16 buckets
-    np.testing.assert_array_equal(
-        first_query[:17], [0, 17, 18, 19, 20, 21, 22, 23, 24, 24, 24, 25, 25, 25, 26, 26, 26]
-    )
-    assert first_query[63] == 31 and first_query[69] == 31
-    np.testing.assert_array_equal(buckets[:, 0][1:], first_query[1:] - 16)  # keys before the query
-
-
-def test_t5_ignores_padding_and_depends_on_token_order():
-    tower = _tower("t5_tiny", vocab_size=20, embedding_dim=8)
-    tower.relative_bias[...] = jax.random.normal(jax.random.key(0), (32, 2))
-    ids = np.array([[3, 4, 5, 0, 0], [3, 4, 5, 0, 0], [5, 4, 3, 0, 0]])
-    pooled, tokens = _call(tower, ids)
-    assert tokens.shape == (3, 5, 16)
-    np.testing.assert_allclose(pooled[0], _call(tower, ids[:1, :3])[0][0], atol=1e-5)
-    assert np.abs(pooled[0] - pooled[2]).max() > 1e-4
-    empty = _call(tower, np.zeros((1, 5), int))[0]
-    np.testing.assert_allclose(empty, _call(tower, np.zeros((1, 0), int))[0], atol=1e-5)
-
-
-def test_linear_text_is_the_maximum_over_tokens():
-    options = dict(name="linear", width=6, vocab_size=10, embedding_dim=4)
-    tower = _build(options)
-    ids = np.array([[1, 2, 0]])
-    embedded = np.asarray(tower.word_embedding[...])[ids[0]]
-    tokens = np.maximum(embedded @ np.asarray(tower.projection.kernel[...]), 0)
-    np.testing.assert_allclose(tower(ids)[0][0], tokens[:2].max(0), atol=1e-6)
-    padded = _build(dict(options, pool_padding=True))
-    np.testing.assert_allclose(padded(ids)[0][0], tokens.max(0), atol=1e-6)
+@pytest.mark.parametrize("name", TOWERS)
+def test_every_named_option_is_an_option_of_its_class(name):
+    entry = TOWERS[name]
+    assert set(entry.options) <= set(tower_options(entry.cls))
+    assert {"dtype", "param_dtype", "remat"} <= set(tower_options(entry.cls))

@@ -186,5 +186,5 @@ def test_errors_mention_the_invalid_option_or_input():
     with raises(UserError, "blocks", (), 1):
         _model("resnet2d_50", blocks=())
     model = _model("resnet2d_tiny", blocks=(1,))
-    with raises(UserError, "ResNet2D", (640,), "2 axes", "data."):
+    with raises(UserError, "ResNet2D", (640,), "(frames, bins)"):
         model.bind(*random_arrays(model))(np.zeros((2, 640), np.float32))

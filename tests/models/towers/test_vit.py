@@ -214,7 +214,7 @@ def test_error_mentions_the_shape_of_an_image_of_another_size():
         (dict(final_norm="non"), ("final_norm", "'non'", "'none'")),
         (dict(attention_norm="none"), ("attention_norm", "'none'", "layer", "rms")),
         (dict(kernel_init="tim"), ("kernel_init", "'tim'", "'timm'")),
-        (dict(patch=8), ("touch_tiny", "'patch'", "'patch_size'")),
+        (dict(patch=8), ("touch_tiny", "'model.touch.patch'", "'model.touch.patch_size'")),
     ],
 )
 def test_errors_mention_the_invalid_option(options, facts):

@@ -86,7 +86,7 @@ def test_activation_memory_and_minimum_step_time(capsys):
         (["--data=3"], ("batch_size=64", "3 devices", "63")),
         (["--config=tx_fax"], ("--task=pretrain", "'tx_fax'", "'tx_fac'")),
         (["--config=tx_fac:mbz"], ("'mbz'", "'mbs'")),
-        (["--config.model.sise=tiny"], ("'sise'", "'size'")),
+        (["--config.model.sise=tiny"], ("'model.sise'", "'model.size'")),
         (["--data=0"], ("0 × 1 × 1",)),
         (["--task=pretran"], ("'pretran'", "'pretrain'")),
         (["--config.sharding=fdsp"], ("'fdsp'", "'fsdp'")),

@@ -343,9 +343,9 @@ def test_commands_of_the_docs_page_run_as_printed(bert, tmp_path, monkeypatch):
     Path("models/wiki-news-300d-1M.vec").write_text("cat 1 2 2\ndog 0 3 4\n")
     np.save("mine.npy", np.eye(COUNT))
     Path("mine.txt").write_text("".join(f"d/{n}.jpg\n" for n in range(COUNT)))
-    build(tmp_path / "data", TEXTS, "redcaps")
+    build(tmp_path / "datasets", TEXTS, "redcaps")
     page = Path(__file__).parents[2] / "docs" / "sentences.md"
-    blocks = re.findall(r"^```\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).splitlines()
     assert len(lines) == 5
     for line in lines:

@@ -41,9 +41,9 @@ class Progress:
                     evaluate(state)
 
     Rates and the ETA are computed from recent steps, without the first one (which compiles) and
-    without time inside `pause`. JAX returns from a step before the device has finished it, so shares
-    are shares of host time. They are correct as long as the loop waits for the device regularly;
-    fetching any metric does.
+    without time inside `pause`. JAX returns from a step before the device has finished it, so
+    shares are shares of host time. They are correct as long as the loop waits for the device
+    regularly; fetching any metric does.
     """
 
     def __init__(

@@ -158,7 +158,8 @@ class Model:
             return image_modality.prepare(_read(image), options)
 
         rows = np.stack([prepared(image) for image in images])
-        batch = {modality: rows}
+        # The same id for all: augmentation in evaluation (`in_eval`) must not depend on the position.
+        batch = {modality: rows, "example_id": np.zeros(len(rows), np.int32)}
         named = getattr(options, "background", "")
         if named:
             if background is None and named == image_modality.RECORDING:

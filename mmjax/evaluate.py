@@ -186,32 +186,13 @@ def watch(
         step = next((s for s in steps if due(s, complete)), None)
         if step is not None:
             chosen = due(step, complete)
-            try:
-                state = restore(step)
-            except UserError:
-                raise
-            except Exception:  # noqa: BLE001 - Orbax has no common type for damage
-                logging.exception("Cannot read the checkpoint of step %d.", step)
-                failed |= {(step, e.name) for e in chosen}
-                continue
-            if state is None:
-                logging.warning(
-                    "The checkpoint of step %d was deleted before it could be evaluated. If this "
-                    "happens often, increase --config.checkpoint.keep or "
-                    "--config.checkpoint.every of the trainer.",
-                    step,
-                )
-                if pause():
-                    return len(failed)
-                continue
-            results = run_all(chosen, state, step)
-            del state
-            for evaluator in chosen:
-                if f"{evaluator.name}/{FAILED}" in results:
-                    failed.add((step, evaluator.name))
-                else:
-                    finished.add(step, evaluator.name)
-            write(step, results)
+            failed_names = _evaluate_step(step, chosen, restore, write)
+            if failed_names is not None:
+                failed |= {(step, name) for name in failed_names}
+                for name in {e.name for e in chosen} - set(failed_names):
+                    finished.add(step, name)
+            elif pause():
+                return len(failed)
             continue
         if complete is not None:
             if complete not in steps:
@@ -227,7 +208,37 @@ def watch(
             return len(failed)
 
 
+def _evaluate_step(
+    step: int,
+    evaluators: Sequence[Evaluator],
+    restore: Callable[[int], Mapping[str, Any] | None],
+    write: Callable[[int, Mapping[str, float]], None],
+) -> list[str] | None:
+    """Evaluates a checkpoint and returns the names of the evaluators that failed.
+
+    Returns None, with a warning, if the checkpoint was deleted.
+    """
+    try:
+        state = restore(step)
+    except UserError:
+        raise
+    except Exception:  # noqa: BLE001 - Orbax has no common type for damage
+        logging.exception("Cannot read the checkpoint of step %d.", step)
+        return [evaluator.name for evaluator in evaluators]
+    if state is None:
+        logging.warning(
+            "The checkpoint of step %d was deleted before it could be evaluated. If this happens "
+            "often, increase --config.checkpoint.keep or --config.checkpoint.every of the trainer.",
+            step,
+        )
+        return None
+    results = run_all(evaluators, state, step)
+    write(step, results)
+    return failures(results)
+
+
 def _waiting(run: _Run, steps: Sequence[int]) -> str:
+    """Returns the message of a job that waits for a checkpoint."""
     newest = f"Evaluated the newest checkpoint, step {steps[-1]}," if steps else "No checkpoint yet"
     if run.has_trainer():
         return f"{newest} in {run.path}. Its trainer is running; waiting for the next checkpoint."
@@ -298,7 +309,7 @@ def run_job(
             run_dir, step = find(override_checkpoint)
             run = RunDir(run_dir, create=False)
         else:
-            run = _wait_for_run(model_dir, pause, needs_config=cfg is None)
+            run, step = _wait_for_run(model_dir, pause, needs_config=cfg is None), None
             if run is None:
                 return 0
         cfg = run.read_config() if cfg is None else cfg
@@ -307,28 +318,40 @@ def run_job(
             cfg.checkpoint.best = ""  # names a training evaluator
         config.apply(cfg, overrides)
         cfg = config.resolve(cfg)
-        evaluators, restore = _prepare(cfg, run, all_evaluators=bool(override_checkpoint))
+        evaluators, restore = _prepare(cfg, run, all_evaluators=step is not None)
         write = _writer(run, tensorboard=cfg.tensorboard)
-        if override_checkpoint:
-            return _evaluate_one(evaluators, restore, write, step, run_dir)
-        best = Best.from_config(run.path, dict(cfg.checkpoint), cfg.evals)
+        if step is not None:
+            return _evaluate_one(evaluators, restore, write, step, run.path)
+        return _watch_run(cfg, run, evaluators, restore, write, pause)
 
-        def write_and_keep(step: int, results: Mapping[str, float]) -> None:
-            write(step, results)
-            if best.improved_by(results):
-                best.keep(step, results)
 
-        failures = watch(
-            run,
-            evaluators,
-            restore,
-            write_and_keep,
-            list_steps=lambda: list_steps(run.path),
-            pause=pause,
-        )
-        if failures:
-            logging.error("%d evaluations failed. See the messages above.", failures)
-        return int(failures > 0)
+def _watch_run(
+    cfg: config.Config,
+    run: RunDir,
+    evaluators: Sequence[Evaluator],
+    restore: Callable[[int], Mapping[str, Any] | None],
+    write: Callable[[int, Mapping[str, float]], None],
+    pause: Callable[[], bool],
+) -> int:
+    """Runs `watch`, keeps the best checkpoint, and returns the exit status."""
+    best = Best.from_config(run.path, dict(cfg.checkpoint), cfg.evals)
+
+    def write_and_keep(step: int, results: Mapping[str, float]) -> None:
+        write(step, results)
+        if best.improved_by(results):
+            best.keep(step, results)
+
+    failed = watch(
+        run,
+        evaluators,
+        restore,
+        write_and_keep,
+        list_steps=lambda: list_steps(run.path),
+        pause=pause,
+    )
+    if failed:
+        logging.error("%d evaluations failed. See the messages above.", failed)
+    return int(failed > 0)
 
 
 def _evaluate_one(

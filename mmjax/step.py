@@ -123,6 +123,19 @@ def loss_and_grads(
         (value, (extra, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
         return value, grads, extra, metrics
 
+    return _accumulated(encode, objective, trainable, extra, batch, key, accumulate_steps)
+
+
+def _accumulated(
+    encode: Callable[..., tuple[Any, dict]],
+    objective: Callable[..., tuple[jax.Array, tuple[dict, dict]]],
+    trainable: dict,
+    extra: dict,
+    batch: Mapping[str, jax.Array],
+    key: jax.Array,
+    accumulate_steps: int,
+) -> tuple[jax.Array, dict, dict, dict]:
+    """Returns the result of `loss_and_grads` computed on microbatches."""
     micro = _microbatches(batch, accumulate_steps)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(accumulate_steps))
 
@@ -208,6 +221,37 @@ def clipped_loss_and_grads(
     return values.mean(), grads, extra, jax.tree.map(jnp.sum, metrics)
 
 
+def _check_clip_shards(
+    task: Any, clip_shards: int, accumulate_steps: int, clip: Callable[[dict], dict] | None
+) -> None:
+    """Raises UserError unless `make_step` can clip groups of examples."""
+    if not getattr(task, "separable", False):
+        raise UserError(
+            f"config.clip_shards={clip_shards} needs a loss that is a mean over examples; that "
+            f"of {type(task).__name__} compares examples with each other. Set "
+            "config.clip_shards=0."
+        )
+    if accumulate_steps > 1:
+        raise UserError(
+            f"config.clip_shards={clip_shards} cannot be combined with "
+            f"config.accumulate_steps={accumulate_steps}. Set config.accumulate_steps=1."
+        )
+    if clip is None:
+        raise UserError(
+            f"config.clip_shards={clip_shards} needs a norm to clip to. Set "
+            "config.optimizer.clip_norm, or config.clip_shards=0."
+        )
+
+
+def _moving_average(average: dict, params: dict, step: jax.Array, decay: float) -> dict:
+    """Returns the updated moving average of the parameters.
+
+    The average starts as a plain mean, so that it forgets the initial parameters.
+    """
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, value: decay * a + (1.0 - decay) * value, average, params)
+
+
 def make_step(
     task: Any,
     tx: optax.GradientTransformation,
@@ -244,22 +288,7 @@ def make_step(
         `clip`. When traced: `clip_shards` does not divide the batch.
     """
     if clip_shards:
-        if not getattr(task, "separable", False):
-            raise UserError(
-                f"config.clip_shards={clip_shards} needs a loss that is a mean over examples; that "
-                f"of {type(task).__name__} compares examples with each other. Set "
-                "config.clip_shards=0."
-            )
-        if accumulate_steps > 1:
-            raise UserError(
-                f"config.clip_shards={clip_shards} cannot be combined with "
-                f"config.accumulate_steps={accumulate_steps}. Set config.accumulate_steps=1."
-            )
-        if clip is None:
-            raise UserError(
-                f"config.clip_shards={clip_shards} needs a norm to clip to. Set "
-                "config.optimizer.clip_norm, or config.clip_shards=0."
-            )
+        _check_clip_shards(task, clip_shards, accumulate_steps, clip)
 
     def gradients(trainable, rest, extra, batch, key):
         if not clip_shards:
@@ -285,14 +314,8 @@ def make_step(
         new = {"opt": opt, "extra": extra, "params": optax.apply_updates(trainable, updates)}
         old = {"opt": state["opt"], "extra": state["extra"], "params": trainable}
         if ema_decay:
-            # The average starts as a plain mean, so that it forgets the initial parameters.
-            decay = jnp.minimum(ema_decay, (1.0 + state["step"]) / (10.0 + state["step"]))
             old["ema"] = state["ema"]
-            new["ema"] = jax.tree.map(
-                lambda average, value: decay * average + (1.0 - decay) * value,
-                state["ema"],
-                new["params"],
-            )
+            new["ema"] = _moving_average(state["ema"], new["params"], state["step"], ema_decay)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         new["params"] = join_params(new["params"], rest)

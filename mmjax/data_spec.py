@@ -22,12 +22,15 @@ class DataSpec:
       vocab_size: Size of the tokenizer's vocabulary; None without text.
       num_classes: Number of classes; None without labels.
       sample_rate: Sample rate of the audio in Hz, after striding; None without audio.
+      train: Whether the task will be trained. Otherwise only its `predict` functions are used, and
+        its loss need not fit the model and the data.
     """
 
     batch: Mapping[str, jax.ShapeDtypeStruct]
     vocab_size: int | None = None
     num_classes: int | None = None
     sample_rate: float | None = None
+    train: bool = True
 
     @classmethod
     def of(cls, data: Any) -> DataSpec:

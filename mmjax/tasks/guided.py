@@ -56,14 +56,16 @@ class Guided:
             )
         self._num_views = image.shape[1] if image.ndim == 5 else 1
         self._text_is_features = text is not None and jnp.issubdtype(text.dtype, jnp.floating)
-        self.model = ModelDef(guided.make_model(**model, **memory_options(self._terms)))
+        memory = memory_options(self._terms) if data_spec.train else {}
+        self.model = ModelDef(guided.make_model(**model, **memory))
         if self._text_is_features and model.get("text_features", 0) != text.shape[-1]:
             raise UserError(
                 f"config.data.text.features have width {text.shape[-1]}, but "
                 f"config.model.text_features={model.get('text_features', 0)}. Set "
                 f"config.model.text_features={text.shape[-1]}."
             )
-        self._check_terms(text)
+        if data_spec.train:
+            self._check_terms(text)
         self._inputs = Inputs.from_config(
             cfg.augment, data_spec, towers=(*self.model.module.modalities, "text"), views=True
         )

@@ -38,6 +38,9 @@ class Pretrain:
     ({'video_text': 1.0, …}; the first modality of a pair is the anchor), and the keywords of the
     loss.
 
+    Attributes:
+      temperature: Divisor of the similarities in the loss; None if the loss has none.
+
     Raises:
       UserError: The head or the data lack a pair, or the vocabulary exceeds the token embedding.
     """
@@ -59,7 +62,10 @@ class Pretrain:
             self._loss, loss, "loss", provided=_PROVIDED, owner=name
         )
         self._pairs = parse_weights(weights)
-        self._check_pairs(data_spec)
+        parameter = config.parameters(self._loss).get("temperature")
+        self.temperature = self._loss_keywords.get("temperature", parameter and parameter.default)
+        if data_spec.train:
+            self._check_pairs(data_spec)
         self.predict = {"features": self._features}
 
     def _check_pairs(self, data_spec: DataSpec) -> None:

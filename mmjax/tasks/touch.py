@@ -91,7 +91,7 @@ class Touch:
         self.model = ModelDef(tvl.make_model(**model))
         self.dtype = model.get("dtype", "float32")
         modalities = self.model.module.modalities
-        if len(modalities) < 2:
+        if data_spec.train and len(modalities) < 2:
             raise UserError(
                 "--task=touch needs towers for at least two of touch, image and text; config.model "
                 f"has {', '.join(modalities) or 'none'}. Set, for example, "
@@ -123,7 +123,8 @@ class Touch:
                     f"it (config.optimizer.frozen=('^{modality}/',)), or set "
                     f"config.data.{modality}.features=''."
                 )
-        self._configure_loss(cfg.loss)
+        if data_spec.train:
+            self._configure_loss(cfg.loss)
         self.predict = {"features": self._features, "inputs": self._thumbnails}
 
     def _configure_loss(self, section: Mapping[str, Any]) -> None:

@@ -39,71 +39,92 @@ from mmjax.modalities import stored_name
 Spec = dict[str, jax.ShapeDtypeStruct]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Reading:
-    """The parts of the loader that training and evaluation share; see `_open_reading`."""
+class _Loader:
+    """The parts that training and evaluation share: `TrainData` and `EvalData` add the order.
 
-    cfg: DataConfig
-    sources: Sequence[Source]
-    order: Order
-    host: HostBatch
-    examples: Examples
-    stream: BatchStream
-    tokenizer: Tokenizer | None
-    num_classes: int | None
+    Attributes:
+      cfg: The section `data`.
+      sources: The sources, by index.
+      info: Description of the dataset of the first source.
+      infos: Those of all sources.
+      order: Which example is at which position.
+      examples: Makes an example from its ids.
+      tokenizer: Tokenizer of the text; None without text.
+      num_classes: Number of classes; None without labels.
+      num_examples: Number of examples of all sources.
+      sample_rate: Sample rate of the audio windows in Hz; None without audio.
+      batch_size: Number of examples of a global batch.
+      host: The part of the global batch that this host reads.
+    """
+
+    def __init__(
+        self,
+        cfg: DataConfig,
+        opened: Sequence[Source],
+        *,
+        order: Order,
+        host: HostBatch,
+        seed: int,
+        train: bool,
+    ):
+        self.cfg, self.sources, self.order, self.host = cfg, opened, order, host
+        self.infos = [source.info for source in opened]
+        self.info: DatasetInfo = self.infos[0]
+        self.batch_size, self.num_examples = host.batch_size, order.num_examples
+        self.sample_rate = cfg.audio.rate(self.info.sample_rate) if cfg.audio else None
+        self.tokenizer: Tokenizer | None = open_tokenizer(cfg) if cfg.text else None
+        self.num_classes = count_classes(cfg.label, self.infos) if cfg.label else None
+        paired = train and cfg.pairs is not None
+        context = Context(
+            train=train,
+            infos=self.infos,
+            tokenizer=self.tokenizer,
+            num_classes=self.num_classes,
+            features=_open_features(cfg, opened) if train else {},
+            # The pipeline of the paired record makes view 1.
+            views=[v for v in range(len(cfg.image.crops)) if v != 1] if paired else None,
+        )
+        self.examples = Examples(
+            cfg,
+            opened,
+            id_names=order.id_names,
+            pipeline=build_pipeline(cfg, context),
+            positive_pipeline=build_positive_pipeline(cfg) if paired else None,
+            seed=seed,
+        )
+        self._stream = BatchStream(cfg, opened, order=order, examples=self.examples, host=host)
 
     @property
-    def batch_spec(self) -> Spec:
-        """Shapes and types of a batch of this host."""
-        size = self.host.size
-        zeros = {k: tf.zeros([size, *s.shape], s.dtype) for k, s in self.examples.spec.items()}
+    def pipeline(self) -> Pipeline:
+        """Phases of named functions. Change them before the first call of `iterate`."""
+        return self.examples.pipeline
+
+    @property
+    def positive_pipeline(self) -> Pipeline | None:
+        """The phases of the paired record; None without `data.pairs`."""
+        return self.examples.positive_pipeline
+
+    @property
+    def threads(self) -> int:
+        """Number of threads of the input pipeline."""
+        return self.examples.threads
+
+    @property
+    def corrupt(self) -> int:
+        """Number of corrupt records that this host has skipped so far."""
+        return self._stream.corrupt
+
+    @property
+    def spec(self) -> Spec:
+        """Shapes and types of the batches of one host."""
+        zeros = {
+            key: tf.zeros([self.host.size, *value.shape], value.dtype)
+            for key, value in self.examples.spec.items()
+        }
         return {
             key: jax.ShapeDtypeStruct(tuple(value.shape), value.dtype.as_numpy_dtype)
-            for key, value in self.examples.pipeline.batch(zeros).items()
+            for key, value in self.pipeline.batch(zeros).items()
         }
-
-
-def _open_reading(
-    cfg: DataConfig,
-    opened: Sequence[Source],
-    *,
-    order: Order,
-    host: HostBatch,
-    seed: int,
-    train: bool,
-) -> _Reading:
-    """Returns the parts of a loader over sources that are open."""
-    infos = [source.info for source in opened]
-    tokenizer = open_tokenizer(cfg) if cfg.text else None
-    num_classes = count_classes(cfg.label, infos) if cfg.label else None
-    paired = train and cfg.pairs is not None
-    context = Context(
-        train=train,
-        infos=infos,
-        tokenizer=tokenizer,
-        num_classes=num_classes,
-        features=_open_features(cfg, opened) if train else {},
-        # The pipeline of the paired record makes view 1.
-        views=[v for v in range(len(cfg.image.crops)) if v != 1] if paired else None,
-    )
-    examples = Examples(
-        cfg,
-        opened,
-        id_names=order.id_names,
-        pipeline=build_pipeline(cfg, context),
-        positive_pipeline=build_positive_pipeline(cfg) if paired else None,
-        seed=seed,
-    )
-    return _Reading(
-        cfg=cfg,
-        sources=opened,
-        order=order,
-        host=host,
-        examples=examples,
-        stream=BatchStream(cfg, opened, order=order, examples=examples, host=host),
-        tokenizer=tokenizer,
-        num_classes=num_classes,
-    )
 
 
 def _open_features(cfg: DataConfig, opened: Sequence[Source]) -> dict[str, list[np.ndarray]]:
@@ -117,56 +138,7 @@ def _open_features(cfg: DataConfig, opened: Sequence[Source]) -> dict[str, list[
     }
 
 
-class _Properties:
-    """Read-only attributes of `TrainData` and `EvalData`.
-
-    Attributes:
-      cfg: The section `data`.
-      sources: The sources, by index.
-      info: Description of the dataset of the first source.
-      infos: Those of all sources.
-      pipeline: Phases of named functions. Change them before the first call of `iterate`.
-      positive_pipeline: Those of the paired record; None without `data.pairs`.
-      tokenizer: Tokenizer of the text; None without text.
-      num_classes: Number of classes; None without labels.
-      num_examples: Number of examples of all sources.
-      sample_rate: Sample rate of the audio windows in Hz; None without audio.
-      batch_size: Number of examples of a global batch.
-      host: The part of the global batch that this host reads.
-      examples: Makes an example from its ids.
-      threads: Number of threads of the input pipeline.
-      corrupt: Number of corrupt records that this host has skipped so far.
-    """
-
-    def __init__(self, reading: _Reading):
-        self._reading = reading
-        self.cfg, self.sources, self.host = reading.cfg, reading.sources, reading.host
-        self.examples = reading.examples
-        self.infos = [source.info for source in reading.sources]
-        self.info: DatasetInfo = self.infos[0]
-        self.tokenizer, self.num_classes = reading.tokenizer, reading.num_classes
-        self.num_examples, self.batch_size = reading.order.num_examples, reading.host.batch_size
-        audio = reading.cfg.audio
-        self.sample_rate = audio.rate(self.info.sample_rate) if audio else None
-
-    @property
-    def pipeline(self) -> Pipeline:
-        return self.examples.pipeline
-
-    @property
-    def positive_pipeline(self) -> Pipeline | None:
-        return self.examples.positive_pipeline
-
-    @property
-    def threads(self) -> int:
-        return self.examples.threads
-
-    @property
-    def corrupt(self) -> int:
-        return self._reading.stream.corrupt
-
-
-class TrainData(_Properties):
+class TrainData(_Loader):
     """Endless training batches: batch n is a function of (config, seed, n).
 
     Args:
@@ -190,16 +162,11 @@ class TrainData(_Properties):
             seed=seed,
             positives=positives,
         )
-        super().__init__(_open_reading(cfg, opened, order=order, host=host, seed=seed, train=True))
-
-    @property
-    def spec(self) -> Spec:
-        """Shapes and types of the batches of one host."""
-        return self._reading.batch_spec
+        super().__init__(cfg, opened, order=order, host=host, seed=seed, train=True)
 
     def iterate(self, first_step: int = 0) -> Iterator[Batch]:
         """Yields this host's part of the batches of steps `first_step`, `first_step` + 1, …"""
-        for batch, _ in self._reading.stream.iterate(first_step):
+        for batch, _ in self._stream.iterate(first_step):
             yield batch
 
     def batch_ids(self, step: int) -> dict[str, np.ndarray]:
@@ -210,10 +177,10 @@ class TrainData(_Properties):
           each; see `mmjax.data.pipeline.order.Order`.
         """
         positions = step * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
-        return as_numpy(self._reading.order.ids(positions))
+        return as_numpy(self.order.ids(positions))
 
 
-class EvalData(_Properties):
+class EvalData(_Loader):
     """Every example once, in order, padded to whole batches on every host.
 
     Args:
@@ -231,14 +198,14 @@ class EvalData(_Properties):
 
     def __init__(self, cfg: DataConfig, source: Source, *, host: HostBatch, max_examples: int = 0):
         order = EvalOrder(source.num_examples, max_examples=max_examples)
-        super().__init__(_open_reading(cfg, [source], order=order, host=host, seed=0, train=False))
+        super().__init__(cfg, [source], order=order, host=host, seed=0, train=False)
         self.num_batches = math.ceil(self.num_examples / self.batch_size)
 
     @property
     def spec(self) -> Spec:
         """Shapes and types of the batches of one host."""
         mask = jax.ShapeDtypeStruct((self.host.size,), np.float32)
-        return self._reading.batch_spec | {"mask": mask}
+        return super().spec | {"mask": mask}
 
     def iterate(self) -> Iterator[Batch]:
         """Yields this host's part of each batch.
@@ -246,7 +213,7 @@ class EvalData(_Properties):
         `mask` is 1 for an example, and 0 for padding or a corrupt record.
         """
         num_read = 0
-        for batch, valid in self._reading.stream.iterate():
+        for batch, valid in self._stream.iterate():
             yield _padded(batch | {"mask": valid.astype(np.float32)}, self.host.size)
             num_read += 1
         empty = {key: np.zeros(s.shape, s.dtype) for key, s in self.spec.items()}

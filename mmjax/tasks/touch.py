@@ -238,7 +238,9 @@ class Touch:
         out = {modality: pool(modality) for modality in modalities if modality in batch}
         flat = {modality: x.reshape(-1, x.shape[-1]) for modality, x in out.items()}
         embedded = module.project(flat)
-        for modality, other in itertools.permutations(modalities, 2):
+        # A single tower, which is not trained, is in the space of the towers that it was trained with.
+        space = modalities if len(modalities) > 1 else tvl.MODALITIES
+        for modality, other in itertools.permutations(space, 2):
             if modality in embedded:
                 shape = (*out[modality].shape[:2], -1)
                 out[f"{modality}/{other}"] = embedded[modality].reshape(shape)

@@ -45,7 +45,7 @@ def howto100m():
     write("howto100m/HowTo100M_v1.csv", "video_id,task_id\na,1\nb,1\n")
     for index, video in enumerate("ab"):
         write_media(f"howto100m/videos/{video}.mp4", index)
-    return {"data/howto100m": {"train": 4}, "data/howto100m_all": {"train": 4}}
+    return {"datasets/howto100m": {"train": 4}, "datasets/howto100m_all": {"train": 4}}
 
 
 def audioset():
@@ -56,7 +56,7 @@ def audioset():
         write(f"audioset/annotations/{name}_segments.csv", text)
         write_media(f"audioset/videos/v{index}.mp4", index)
     sizes = {"train": 2, "balanced_train": 1, "unbalanced_train": 1, "test": 1, "eval": 1}
-    return {"data/audioset": sizes}
+    return {"datasets/audioset": sizes}
 
 
 def kinetics():
@@ -67,7 +67,7 @@ def kinetics():
             )
             write(f"{name}/annotations/{split}.csv", text)
             write_media(f"{name}/videos/{split}/air drumming/v{index}_000001_000011.mp4", index)
-    return {"data/kinetics400": {"train": 1, "test": 1, "validation": 1}}
+    return {"datasets/kinetics400": {"train": 1, "test": 1, "validation": 1}}
 
 
 def moments_in_time():
@@ -76,7 +76,7 @@ def moments_in_time():
     for index, split in enumerate(("training", "validation")):
         write(f"{root}/{split}Set.csv", f"clapping/v{index}.mp4,clapping,3,0\n")
         write_media(f"{root}/{split}/clapping/v{index}.mp4", index)
-    return {"data/moments_in_time": {"train": 1, "test": 1, "validation": 1}}
+    return {"datasets/moments_in_time": {"train": 1, "test": 1, "validation": 1}}
 
 
 def ucf101():
@@ -88,7 +88,7 @@ def ucf101():
         write(f"ucfTrainTestlist/trainlist0{k + 1}.txt", rest)
         write_media(f"UCF-101/{clip}", k)
     return {
-        "data/ucf101": {f"{s}{k}": n for s, n in (("train", 2), ("test", 1)) for k in (1, 2, 3)}
+        "datasets/ucf101": {f"{s}{k}": n for s, n in (("train", 2), ("test", 1)) for k in (1, 2, 3)}
     }
 
 
@@ -98,7 +98,7 @@ def hmdb51():
         write(f"testTrainMulti_7030_splits/clap_test_split{split}.txt", text)
     write_media("hmdb51/clap/a_clap_0.avi", 1)
     write_media("hmdb51/clap/b#1_clap_0.avi", 2)
-    return {"data/hmdb51": {"train1": 2, "train2": 1, "test2": 1}}
+    return {"datasets/hmdb51": {"train1": 2, "train2": 1, "test2": 1}}
 
 
 def esc50():
@@ -108,7 +108,7 @@ def esc50():
         write_media(f"ESC-50-master/audio/{fold}-1-A-0.wav", fold)
     write("ESC-50-master/meta/esc50.csv", text)
     sizes = {f"{s}{k}": n for s, n in (("train", 4), ("test", 1)) for k in range(1, 6)}
-    return {"data/esc50": sizes}
+    return {"datasets/esc50": sizes}
 
 
 def youcook2():
@@ -119,7 +119,7 @@ def youcook2():
         write_media(f"youcook2/raw_videos/{subset}/1/v{index}.mp4", index)
     text = json.dumps({"database": database})
     write("youcook2/youcookii_annotations_trainval.json", text)
-    return {"data/youcook2": {"train": 1, "test": 1, "validation": 1}}
+    return {"datasets/youcook2": {"train": 1, "test": 1, "validation": 1}}
 
 
 def msrvtt():
@@ -132,7 +132,7 @@ def msrvtt():
     write("msrvtt/annotations/MSRVTT_JSFUSION_test.csv", pairs)
     for k, _ in indexed:
         write_media(f"msrvtt/videos/video{k}.mp4", k)
-    return {"data/msrvtt": {"train": 3, "train7k": 2, "test": 1}}
+    return {"datasets/msrvtt": {"train": 3, "train7k": 2, "test": 1}}
 
 
 def imagenet():
@@ -141,14 +141,14 @@ def imagenet():
     write("LOC_val_solution.csv", f"ImageId,PredictionString\n{name},n01440764 1 2 3 4 \n")
     write_media("ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_1.JPEG", 1)
     write_media(f"ILSVRC/Data/CLS-LOC/val/{name}.JPEG", 2)
-    return {"data/imagenet": {"train": 1, "test": 1, "validation": 1}}
+    return {"datasets/imagenet": {"train": 1, "test": 1, "validation": 1}}
 
 
 def tvl():
     synthetic_tvl.make_ssvtp(Path("tvl"), train=20, test=2)
     swapped, sizes = ("data1/0-0.5",), ((320, 240), synthetic_tvl.DIGIT)
     synthetic_tvl.make_hct(Path("tvl"), train=10, test=1, sizes=sizes, swapped=swapped)
-    return {"data/tvl": {"train": 18 + 27 + 2, "valid": 2 + 3, "test": 2 + 3}}
+    return {"datasets/tvl": {"train": 18 + 27 + 2, "valid": 2 + 3, "test": 2 + 3}}
 
 
 def captions():
@@ -159,7 +159,7 @@ def captions():
     write_media("cc3m/0/1.JPEG", 1)
     rows = {"path": ["0/1.JPEG"], "alt_text": ["a man | a dog"], "label": [3]}
     pyarrow.parquet.write_table(pyarrow.table(rows), "cc3m/train.parquet")
-    return {"data/redcaps": {"train": 4}, "data/cc3m": {"train": 1}}
+    return {"datasets/redcaps": {"train": 4}, "datasets/cc3m": {"train": 1}}
 
 
 MAKE = (howto100m, audioset, kinetics, moments_in_time, imagenet, tvl, captions)
@@ -178,7 +178,7 @@ def test_commands_of_every_page_run_as_printed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     expected = MAKE[page]()
     text = (PAGES / f"{page}.md").read_text()
-    blocks = re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     assert lines
     for line in lines:

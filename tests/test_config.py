@@ -24,7 +24,7 @@ def test_each_call_of_base_returns_a_new_config():
     ("key", "value", "facts"),
     [
         ("total_step", 5, ("'total_step'", "'total_steps'", "accumulate_steps, augment")),
-        ("optimizer", {}, ("'optimizer'", "'optimizer'", "accumulate_steps, augment")),
+        ("optimzer", {}, ("'optimzer'", "'optimizer'", "accumulate_steps, augment")),
         ("batch_size", "8", ("config.batch_size", "int", "'8'", "str")),
         ("batch_size", 8.0, ("config.batch_size", "int", "8.0", "float")),
         ("batch_size", True, ("config.batch_size", "int", "True", "bool")),

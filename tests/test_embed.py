@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from mmjax import config, embed, init_from, session, tasks
-from mmjax.checkpoints import run_dir
-from mmjax.checkpoints.manager import Checkpoints, fingerprint
+from mmjax.checkpoints.manager import fingerprint
 from mmjax.data.pipeline import loader
 from mmjax.errors import UserError
 from mmjax.tools import cli
 from tests.messages import assert_mentions, raises
+from tests.saved_runs import save_run
 
 RECIPE = ("touch", "demo:frozen,smoke")
 
@@ -21,13 +21,7 @@ RECIPE = ("touch", "demo:frozen,smoke")
 def weights(tmp_path_factory):
     """A run directory with an image tower and a text tower."""
     path = tmp_path_factory.mktemp("clip")
-    cfg = config.load("touch", "demo:clip,smoke")
-    _, data_spec = session.open_train_data(cfg)
-    params, extra = jax.jit(tasks.make_task(cfg, data_spec).init)(jax.random.key(5))
-    saved = Checkpoints(path)
-    saved.save(1, {"params": params, "extra": extra}, {"step": 1})
-    saved.close()
-    (path / run_dir.CONFIG).write_text(config.to_json(cfg))
+    save_run(config.load("touch", "demo:clip,smoke"), path, seed=5, scale=1.0)
     return path
 
 
@@ -130,10 +124,73 @@ def test_wrong_recipes_are_refused(modalities, options, facts, weights, tmp_path
         embed.embed(cfg, modalities, weights=[str(weights)], out=str(tmp_path), progress=False)
 
 
-def test_unsupported_modality_is_refused(capsys):
+def test_an_unknown_modality_is_refused(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["embed", "video", "--weights", "run", "--out", "features"])
-    assert_mentions(capsys.readouterr().err, "'video'", "image", "text", "touch")
+        cli.main(["embed", "smell", "--weights", "run", "--out", "features"])
+    assert_mentions(capsys.readouterr().err, "'smell'", "video", "image", "text", "touch")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A run of the pretraining demo: `(run directory, task, state, training data)`."""
+    path = tmp_path_factory.mktemp("pretrained")
+    return path, *save_run(config.load("pretrain", "demo:smoke"), path)
+
+
+def evaluated(pretrained, batch_size=16):
+    """Returns the ids and outputs of all examples of the training split in evaluation."""
+    _, task, state, data = pretrained
+    section = config.plain(config.load("pretrain", "demo:smoke").data)
+    predict = jax.jit(task.predict["features"])
+    for batch in loader.make_eval_data(section, split="train", batch_size=batch_size).iterate():
+        outputs = predict(state["params"], state["extra"], batch)
+        yield batch["example_id"], {name: np.asarray(x)[:, 0] for name, x in outputs.items()}
+
+
+def test_features_of_a_pretraining_run_equal_those_of_evaluation(pretrained, tmp_path, capsys):
+    run, modalities = str(pretrained[0]), ("video", "audio", "text")
+    assert cli.main(["embed", *modalities, "--run", run, "--out", str(tmp_path), "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    for modality in modalities:
+        assert_mentions(printed, tmp_path / "train" / f"{modality}.npy", "mmjax neighbors")
+    features = {m: np.load(tmp_path / "train" / f"{m}.npy") for m in modalities}
+    for ids, outputs in evaluated(pretrained):
+        for modality, array in features.items():
+            assert array.shape == (pretrained[3].num_examples, outputs[modality].shape[1])
+            np.testing.assert_allclose(array[ids], outputs[modality], rtol=1e-3, atol=1e-3)
+    assert {path.name for path in (tmp_path / "train").iterdir()} == {
+        f"{modality}.npy" for modality in modalities
+    }
+
+
+def test_target_selects_the_space_in_which_modalities_are_compared(pretrained, tmp_path):
+    run = str(pretrained[0])
+    arguments = ["embed", "video", "--run", run, "--out", str(tmp_path), "--quiet"]
+    assert cli.main([*arguments, "--target", "audio"]) == 0
+    array = np.load(tmp_path / "train" / "video.npy")
+    np.testing.assert_allclose(np.linalg.norm(array, axis=1), 1, rtol=1e-5)
+    for ids, outputs in evaluated(pretrained):
+        expected = outputs["video/audio"]
+        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(array[ids], expected, atol=1e-4)
+    description = json.loads((tmp_path / "features.json").read_text())
+    assert description["towers"]["video"] == "" and description["made"]["target"] == "audio"
+
+
+@pytest.mark.parametrize(
+    "arguments, facts",
+    [
+        (("video", "--target", "image"), ("--target", "'image'", "audio, text")),
+        (("touch",), ("MODALITY", "'touch'", "audio, text, video")),
+        (("video", "--variants", "2"), ("--variants", "--task=pretrain")),
+    ],
+)
+def test_wrong_arguments_for_a_pretraining_run(arguments, facts, pretrained, tmp_path, capsys):
+    run = str(pretrained[0])
+    arguments = ["embed", *arguments, "--run", run, "--out", str(tmp_path), "--quiet"]
+    assert cli.main(arguments) == 2
+    assert_mentions(capsys.readouterr().err, *facts)
+    assert not list(tmp_path.rglob("*.npy")) and not list(tmp_path.rglob(".*"))
 
 
 def test_features_of_a_trained_tower_are_refused(features):

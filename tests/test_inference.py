@@ -9,13 +9,13 @@ from PIL import Image
 
 import mmjax
 from mmjax import config, session, tasks
-from mmjax.checkpoints import run_dir
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.data.pipeline import image_modality, loader
 from mmjax.data.pipeline.config import parse_config
 from mmjax.data.pipeline.tokenizer import open_tokenizer
 from mmjax.errors import UserError
 from tests.messages import raises
+from tests.saved_runs import STEP, save_run
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +26,8 @@ def cfg():
 @pytest.fixture(scope="module")
 def run(cfg, tmp_path_factory):
     """A run directory with random parameters, scaled so that embeddings differ clearly."""
-    return save(cfg, tmp_path_factory.mktemp("run"))
-
-
-def save(cfg, path):
-    data, data_spec = session.open_train_data(cfg)
-    task = tasks.make_task(cfg, data_spec)
-    params, extra = jax.jit(task.init)(jax.random.key(0))
-    params = jax.tree.map(lambda x: x * (2.0 if x.ndim > 1 else 1.0), params)
-    saved = Checkpoints(path)
-    saved.save(7, {"params": params, "extra": extra}, {"step": 7})
-    saved.close()
-    (path / run_dir.CONFIG).write_text(config.to_json(cfg))
+    path = tmp_path_factory.mktemp("run")
+    save_run(cfg, path)
     return path
 
 
@@ -64,7 +54,7 @@ def test_embeddings_equal_those_of_evaluation(cfg, run, model, batch):
     _, data_spec = session.open_train_data(cfg)
     task = tasks.make_task(cfg, data_spec)
     with contextlib.closing(Checkpoints(run, read_only=True)) as saved:
-        state = saved.read(7, ["params"])
+        state = saved.read(STEP, ["params"])
     tokenizer = open_tokenizer(parse_config(config.plain(cfg.data)))
     ids = tokenizer.encode(TEXTS).reshape(batch["text"].shape)
     outputs = jax.jit(task.predict["features"])(state["params"], {}, batch | {"text": ids})
@@ -119,7 +109,8 @@ def test_the_background_is_subtracted(cfg, tmp_path):
     cfg.data.touch.background = str(tmp_path / "untouched.png")
     cfg.augment.touch = dict(subtract_background=True, mean=(0.0, 0.0, 0.0), std=(0.1, 0.1, 0.1))
     (tmp_path / "run").mkdir()
-    model = mmjax.load(save(cfg, tmp_path / "run"))
+    save_run(cfg, tmp_path / "run")
+    model = mmjax.load(tmp_path / "run")
     touch = np.random.default_rng(0).integers(0, 200, (32, 32, 3), np.uint8)
     result = model.embed_touch(touch)
     np.testing.assert_array_equal(model.embed_touch(touch, background=untouched), result)
@@ -147,7 +138,7 @@ def test_invalid_arguments_are_an_error(run, model, tmp_path):
         model.zero_shot("rough")
     with raises(UserError, "modality", "'text'", "image, touch"):
         model.zero_shot(["rough"]).classify("a circle", modality="text")
-    with raises(UserError, run, "step 7", "/bias (2, 128) ≠ (3, 128)"):
+    with raises(UserError, run, f"step {STEP}", "/bias (2, 128) ≠ (3, 128)"):
         mmjax.load(run, overrides=["--config.model.touch.num_layers=3"])
     without = mmjax.load(run, overrides=["--config.model.text=None", "--config.data.text=None"])
     assert without.modalities == ("touch", "image")

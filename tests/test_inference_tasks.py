@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mmjax
-from mmjax import config, session, sharding, tasks
+from mmjax import config, sharding
 from mmjax.checkpoints import run_dir
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.data.storage.dataset import DatasetDir
@@ -19,22 +19,10 @@ from mmjax.evals.features.store import FeatureStore
 from mmjax.tools import cli
 from tests.data import films
 from tests.messages import raises
+from tests.saved_runs import save_run
 
 REPOSITORY = pathlib.Path(mmjax.__file__).resolve().parent.parent
 CAPTIONS = ["a red circle is bouncing", "a small striped moon", "look at this"]
-
-
-def save(cfg, path):
-    """Writes a run directory with random parameters, scaled so that embeddings differ clearly."""
-    data, data_spec = session.open_train_data(cfg)
-    task = tasks.make_task(cfg, data_spec)
-    params, extra = jax.jit(task.init)(jax.random.key(0))
-    params = jax.tree.map(lambda x: x * (2.0 if x.ndim > 1 else 1.0), params)
-    saved = Checkpoints(path)
-    saved.save(7, {"params": params, "extra": extra}, {"step": 7})
-    saved.close()
-    (path / run_dir.CONFIG).write_text(config.to_json(cfg))
-    return task, {"params": params, "extra": extra}, data
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +45,7 @@ def media(tmp_path_factory):
 def pretrained(tmp_path_factory):
     """A run of the pretraining demo: `(run directory, task, state, training data)`."""
     path = tmp_path_factory.mktemp("pretrained")
-    return path, *save(config.load("pretrain", "demo:smoke"), path)
+    return path, *save_run(config.load("pretrain", "demo:smoke"), path)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +192,7 @@ def test_a_model_loads_without_its_training_data(media, model, pretrained, tmp_p
 
 def test_a_finetuned_model_classifies_files(media, tmp_path):
     cfg = config.load("finetune", "demo:smoke")
-    task, state, data = save(cfg, tmp_path)
+    task, state, data = save_run(cfg, tmp_path)
     model = mmjax.load(tmp_path)
     assert model.modalities == ("video",) and model.spaces == {"video": ()}
     names = tuple(data.info.class_names)
@@ -224,7 +212,7 @@ def test_a_finetuned_model_classifies_files(media, tmp_path):
 
 def test_a_guided_model_embeds_images(tmp_path):
     cfg = config.load("guided", "demo:slip,smoke")
-    save(cfg, tmp_path)
+    save_run(cfg, tmp_path)
     model = mmjax.load(tmp_path)
     assert model.modalities == ("image", "text")
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)

@@ -1,44 +1,55 @@
-"""Compute the features of a dataset with trained towers, once.
+"""Compute the features of a dataset with the towers of a trained model.
 
-Runs towers over the training data of a recipe or a run and writes their features. Training with
-frozen towers (--task=touch) can read features instead of running the towers on images or text;
-`mmjax neighbors` finds nearest neighbors by the features of an image backbone (--task=guided).
---config.key=value overrides a value of the recipe, as in training.
+Runs towers over the training data of a run or a recipe and writes one vector per example, in the
+order of the dataset. `mmjax neighbors` finds nearest neighbors by features, and training with
+frozen towers (--task=touch) can read features instead of running the towers. --config.key=value
+overrides a value of the config, as in training: --config.data.train=DIR embeds another dataset.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from mmjax.modalities import INPUTS
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument(
-        "modalities",
-        nargs="+",
-        choices=("image", "text", "touch"),
-        metavar="MODALITY",
-        help="image, text or touch",
-    )
-    parser.add_argument(
-        "--config",
-        default="tvl",
-        metavar="RECIPE",
-        help="recipe of --task=touch, or a .py file (default: %(default)s)",
+        "modalities", nargs="+", choices=INPUTS, metavar="MODALITY", help=", ".join(INPUTS)
     )
     parser.add_argument(
         "--run",
         dest="run_dir",
         default="",
         metavar="RUN",
-        help="use the recipe and weights of this run instead",
+        help="use the config and the weights of this run",
+    )
+    parser.add_argument(
+        "--task",
+        default="touch",
+        metavar="NAME",
+        help="without --run: task of the recipe (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--config",
+        default="tvl",
+        metavar="RECIPE",
+        help="without --run: name or .py file of a recipe (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
         nargs="+",
         default=(),
         metavar="SOURCE",
-        help="weights of the towers: a run directory or published files",
+        help="weights of the towers: a run directory or published files (default: those of --run)",
+    )
+    parser.add_argument(
+        "--target",
+        default="",
+        metavar="MODALITY",
+        help="write embeddings of length 1 for comparison with this modality, instead of the "
+        "outputs of the towers",
     )
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="directory of features to write"
@@ -48,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="compute N randomly augmented variants of each example (crops, colors, keywords); 0: "
-        "only the example as evaluation sees it (default: %(default)s)",
+        help="for --task=touch, compute N randomly augmented variants of each example (crops, "
+        "colors, keywords); 0: only the example as evaluation sees it (default: %(default)s)",
     )
     parser.add_argument(
         "--batch-size",
@@ -69,9 +80,11 @@ def run(args: argparse.Namespace) -> None:
         embed.embed_dataset(
             args.modalities,
             out=args.out,
+            task=args.task,
             recipe=args.config,
             run=args.run_dir,
             weights=args.weights,
+            target=args.target,
             overrides=args.overrides,
             variants=args.variants,
             batch_size=args.batch_size,

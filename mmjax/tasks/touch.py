@@ -238,7 +238,7 @@ class Touch:
         out = {modality: pool(modality) for modality in modalities if modality in batch}
         flat = {modality: x.reshape(-1, x.shape[-1]) for modality, x in out.items()}
         embedded = module.project(flat)
-        # A single tower, which is not trained, is in the space of the towers that it was trained with.
+        # A tower that is loaded alone keeps the space in which it was trained.
         space = modalities if len(modalities) > 1 else tvl.MODALITIES
         for modality, other in itertools.permutations(space, 2):
             if modality in embedded:

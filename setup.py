@@ -16,7 +16,7 @@ def packages() -> list[str]:
 
 setup(
     name="mmjax",
-    version="0.1.0",
+    version="0.2.0",
     description=(
         "Pretrain, fine-tune and evaluate multimodal encoders (video, audio, text, touch) in JAX"
     ),

@@ -38,7 +38,7 @@ def example(number: int, **changes) -> schema.Example:
 def build(
     directory, count: int = 23, *, shards: int = 2, split: str = "train", payload=None, **info
 ):
-    """Writes a dataset folder of `payload(number)` records (default: `example(number)`)."""
+    """Writes a dataset directory of `payload(number)` records (default: `example(number)`)."""
     payload = payload or (lambda number: schema.encode(example(number)))
     names = [dataset.shard_name(split, shard, shards) for shard in range(shards)]
     bounds = [count * shard // shards for shard in range(shards + 1)]
@@ -81,7 +81,7 @@ def of_class_7(number: int) -> bytes:
 
 
 def section(directory, **changes) -> dict:
-    """Returns the config section `data` of a recipe that reads this dataset folder."""
+    """Returns the config section `data` of a recipe that reads this dataset directory."""
     fields = dict(
         train=directory,
         video=dict(num_frames=4, size=16, min_resize=20),

@@ -49,7 +49,7 @@ class Source(Protocol):
       name: Name for messages, for example 'cifar10/train'.
       info: Description of the dataset: its name, classes and modalities.
       num_examples: Number of records.
-      directory: Path of the dataset folder, or '' if the source is not one.
+      directory: Path of the dataset directory, or '' if the source is not one.
       files: Paths of the TFRecord shards, or None for a source without shards.
       index: int64 [num_examples, 3]: file index, offset and length in bytes of each record. None
         for a source without shards.
@@ -66,12 +66,12 @@ class Source(Protocol):
         """Returns a record as a serialized SequenceExample. Must be thread-safe.
 
         Raises:
-          UserError: The record cannot be read. `config.data.corrupt` decides what happens then.
+          UserError: The record cannot be read. `config.data.corrupt` is the policy for this case.
         """
         ...
 
     def where(self, record: int) -> str:
-        """Returns the location of a record (file, and its position in the file), for messages."""
+        """Returns the location of a record for messages: the file, and the index in the file."""
         ...
 
     def labels(self) -> np.ndarray:

@@ -97,7 +97,7 @@ LGSSL_BENCHMARKS = tuple(BENCHMARKS)[:15]  # LGSSL reports averages over these
 def find_benchmark(name: str, root: str = "") -> str:
     """Returns the specification of a benchmark on disk, for `registry.open_source`.
 
-    The first of these that exists: a dataset folder ROOT/NAME; a table ROOT/NAME.csv or
+    Returns the first of these that exists: a dataset directory ROOT/NAME; a table ROOT/NAME.csv or
     ROOT/NAME/labels.csv; an image folder ROOT/NAME; arrays ROOT/NAME.npz or ROOT/NAME/*.npz; a
     prepared TFDS dataset in ROOT or in TFDS's directory ($TFDS_DATA_DIR or ~/tensorflow_datasets).
 
@@ -119,7 +119,7 @@ def find_benchmark(name: str, root: str = "") -> str:
                 return f"tfds:{benchmark.tfds},data_dir={data_dir}"
     path = os.path.join(root or "ROOT", name)
     locations = [
-        f"a dataset folder {path} (with dataset.json)",
+        f"a dataset directory {path} (with dataset.json)",
         f"a table {path}.csv or {path}/labels.csv with the columns path, label, split",
         f"an image folder {path}/SPLIT/CLASS/*.jpg",
         f"arrays {path}.npz or {path}/SPLIT.npz",
@@ -137,7 +137,7 @@ def _find_local(path: str) -> str:
     """Returns the specification of the dataset at `path`, with any suffix; '' if none exists."""
     from mmjax.data.sources import image_folder
 
-    # A table comes before the image folder that contains it.
+    # A table is preferred to the image folder that contains it.
     candidates = (
         (lambda: os.path.exists(os.path.join(path, "dataset.json")), path),
         (lambda: os.path.isfile(f"{path}.csv"), f"csv:{path}.csv"),
@@ -160,8 +160,8 @@ def benchmark_splits(
     Args:
       name: A name in `BENCHMARKS`.
       spec: Specification of the data, from `find_benchmark`.
-      stratified: Whether slices are taken from every class. None: only for image folders, whose
-        records are sorted by class.
+      stratified: Whether slices are taken from every class. None selects this only for image
+        folders, because their records are sorted by class.
 
     Raises:
       UserError: An unknown name, or data without a split to train or test on.
@@ -177,10 +177,10 @@ def benchmark_splits(
         matches = {split: match_split(split, available) or "" for split in _THREE_SPLITS}
         splits = _local_splits(benchmark, matches, any_name=not available)
         if not splits[2] or benchmark.train and not splits[0]:
-            found = f"the splits {', '.join(available)}" if available else "no splits"
+            existing = f"the splits {', '.join(available)}" if available else "no splits"
             raise UserError(
-                f"{spec} has {found}, but {name} needs train and test. Name its subdirectories or "
-                "arrays after the splits, or add a column split to its table."
+                f"{spec} has {existing}, but {name} needs train and test. Name its subdirectories "
+                "or arrays after the splits, or add a column split to its table."
             )
     if stratified is None:
         stratified = prefix == "images" and not fgvc_aircraft.find_lists(path)

@@ -72,9 +72,9 @@ def _read_table(path: str) -> tuple[str, list[_Row]]:
             columns = table.fieldnames or []
             for name in _REQUIRED:
                 if name not in columns:
-                    found = ", ".join(columns) or "none"
+                    existing = ", ".join(columns) or "none"
                     raise UserError(
-                        f"{path} has no column {name!r}. {_EXPECTED}; found the columns: {found}."
+                        f"{path} has no column {name!r}. Its columns: {existing}. {_EXPECTED}."
                     )
             for cells in table:
                 values = {key: (cells.get(key) or "").strip() for key in (*_REQUIRED, "split")}

@@ -49,10 +49,10 @@ def open_images(path: str, *, split: str) -> ImageListSource:
         if file.lower().endswith(IMAGE_SUFFIXES)
     ]
     if not images:
-        found = ", ".join(classes[:8]) or "none"
+        existing = ", ".join(classes[:8]) or "none"
         raise UserError(
-            f"{root} has no images in subdirectories, one per class. {_LAYOUT}; its "
-            f"subdirectories: {found}."
+            f"{root} has no images in subdirectories, one per class. Its "
+            f"subdirectories: {existing}. {_LAYOUT}."
         )
     return ImageListSource(image_info(path, {split: len(images)}, classes), split, images)
 

@@ -1,6 +1,6 @@
 """Labeled image files as records: the source behind image folders and CSV tables.
 
-Images are read when they are asked for; nothing is copied.
+Images are read when they are fetched; nothing is copied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ImageListSource(Source):
       info: Description of the dataset.
       split: Name of the split.
       images: (path, class index) of each record.
-      lines: Where each record is listed, for messages; None if its path says it all.
+      lines: Location at which each record is listed, for messages; None to use only its path.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ def image_example(
     Unlike `schema.encode`, it accepts PNG.
 
     Args:
-      image: A JPEG or PNG, or any other file content that Pillow reads; that becomes a PNG.
+      image: A JPEG or PNG, or any other format that Pillow reads, which is converted to PNG.
       label: Class index, or None.
       label_text: Class name; ignored without a label.
       filename: File name to store in the record.

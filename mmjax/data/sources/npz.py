@@ -37,7 +37,7 @@ _EXPECTED = (
 
 
 class _Arrays(NamedTuple):
-    """Where the images and labels of a split are stored: a file, and the names of two arrays."""
+    """Location of the images and labels of a split: a file, and the names of two arrays."""
 
     file: str
     images: str
@@ -69,7 +69,7 @@ class NpzSource(Source):
         if shape[0] != len(self._labels):
             raise UserError(
                 f"{arrays.file} has {shape[0]} images in {arrays.images} but "
-                f"{len(self._labels)} labels in {arrays.labels}. Their numbers must be equal."
+                f"{len(self._labels)} labels in {arrays.labels}. The counts must be equal."
             )
         num_classes = 1 + max(int(values.max(initial=-1)) for values in labels.values())
         names = _read_class_names(arrays.file)

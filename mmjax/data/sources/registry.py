@@ -2,7 +2,7 @@
 
 | specification                        | source                                                   |
 | ------------------------------------ | -------------------------------------------------------- |
-| `DIRECTORY`                          | a dataset folder, see `mmjax.data.storage.dataset`       |
+| `DIRECTORY`                          | a dataset directory, see `mmjax.data.storage.dataset`    |
 | `world`, `world:NAME`                | the built-in procedural world                            |
 | `images:DIRECTORY`                   | images in DIRECTORY/SPLIT/CLASS/*.jpg                    |
 | `csv:FILE`                           | a table of image paths and labels                        |
@@ -83,7 +83,7 @@ def split_names(spec: str) -> list[str]:
 
 
 def vocabulary(spec: str, *, split: str) -> str:
-    """Returns the path of the vocabulary file in a dataset folder.
+    """Returns the path of the vocabulary file in a dataset directory.
 
     Raises:
       UserError: The dataset has no vocabulary.
@@ -94,8 +94,8 @@ def vocabulary(spec: str, *, split: str) -> str:
         if dataset.info.vocabulary:
             return os.path.join(dataset.path, dataset.info.vocabulary)
     raise UserError(
-        f"config.data.text.vocab is not set, and the dataset {spec} has no vocabulary of its own. "
-        "Write one from its captions with `mmjax vocab`, or set config.data.text.vocab to a file."
+        f"config.data.text.vocab is not set, and the dataset {spec} has no vocabulary. Write "
+        "one from its captions with `mmjax vocab`, or set config.data.text.vocab to a file."
     )
 
 
@@ -168,7 +168,7 @@ def _reject_stream(text: str, **kwargs: Any) -> Any:
     raise UserError(
         f"dmvr:{text} is a stream, so its records cannot be read by index. A mixture of sources in "
         "config.data.train and the `mmjax` commands need that. Use a stream as the only source of "
-        "config.data.train, or convert its records to a dataset folder."
+        "config.data.train, or convert its records to a dataset directory."
     )
 
 
@@ -192,7 +192,7 @@ def _parse(spec: str) -> tuple[str, str]:
     """Returns `(key of _FORMATS, text for that format)`.
 
     Raises:
-      UserError: The prefix is unknown, and the specification is no existing directory either.
+      UserError: The prefix is unknown, and no directory has this name.
     """
     prefix, colon, text = spec.partition(":")
     if prefix == "world":

@@ -1,4 +1,4 @@
-"""The source that reads TFRecord shards: of dataset folders, the world, and converted TFDS sets."""
+"""The source that reads TFRecord shards: of dataset directories, worlds and converted TFDS sets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _MAX_CACHED_LABELS = 16  # splits
 
 
 class ShardSource(Source):
-    """The records of a split of a dataset folder.
+    """The records of a split of a dataset directory.
 
     Args:
       split: The shards and their index.
       info: Description of the dataset.
-      directory: Path of the dataset folder.
+      directory: Path of the dataset directory.
       check_crc: Whether to check the CRC of each record when it is read.
     """
 
@@ -35,7 +35,7 @@ class ShardSource(Source):
 
     @classmethod
     def open(cls, path: str, *, split: str, check_crc: bool = True) -> ShardSource:
-        """Opens a split of the dataset folder at `path`; synonyms of its name are accepted."""
+        """Opens a split of the dataset directory at `path`; synonyms of its name are accepted."""
         dataset = DatasetDir(path)
         if not dataset.info.stored_splits(split.partition("@")[0]):
             split = split_slicing.match_split(split, dataset.info.split_sizes()) or split
@@ -81,7 +81,7 @@ class ShardSource(Source):
         return _label_cache[key]
 
     def _read_labels(self) -> np.ndarray:
-        # A damaged record counts as unlabeled: `config.data.corrupt` decides when it is fetched.
+        # A damaged record counts as unlabeled. `config.data.corrupt` applies when it is fetched.
         labels = record_contexts.read(
             self,
             range(self.num_examples),

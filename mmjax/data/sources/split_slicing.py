@@ -6,7 +6,7 @@
     train[:80%]+valid         the records of both, in this order
 
 Stratified slices first order the records so that the k-th of the n records of a class is at
-(k - 1/2) / n of the total, and take their bounds in that order. Each slice therefore contains the
+(k - 1/2) / n of the total, and apply their bounds in that order. Each slice therefore contains the
 expected number of records of every class, up to one record. Adjacent slices do not overlap, and
 nothing is random. The records of a slice keep their original order.
 """
@@ -102,7 +102,7 @@ def parse(split: str) -> list[Part]:
 
 
 def is_plain(split: str) -> bool:
-    """Returns whether a split is only a name, neither sliced nor a sum."""
+    """Returns whether a split is only a name, not a slice or a sum."""
     return "[" not in split and "+" not in split
 
 
@@ -150,7 +150,7 @@ class SlicedSource:
     """A source with some of the records of another source.
 
     Args:
-      source: The other source.
+      source: The source to take records from.
       records: int64 [N]: indices of the records in `source`.
       name: Name for messages.
     """
@@ -208,7 +208,7 @@ class ConcatSource:
 
 
 def stratified_order(labels: np.ndarray) -> np.ndarray:
-    """Returns an order of the records in which every class is evenly spread.
+    """Returns an order of the records in which every class is evenly distributed.
 
     Args:
       labels: int [N]: one label per record.

@@ -1,7 +1,7 @@
 """The source `tfds:NAME[,label=LABEL][,data_dir=DIRECTORY]`: image datasets of TFDS.
 
-Each split is converted once to a dataset folder below $MMJAX_CACHE, in the order of TFDS's shards
-and with unchanged image files.
+Each split is converted once to a dataset directory below $MMJAX_CACHE, in the order of the shards
+of TFDS and with unchanged image files.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def tfds_splits(text: str) -> list[str]:
 
 
 def tfds_dir(text: str, *, split: str, any_order: bool = True) -> tuple[str, str]:
-    """Returns `(dataset folder, name of the split)` of a TFDS dataset, converting it if needed.
+    """Returns `(dataset directory, name of the split)` of a TFDS dataset, converting it if needed.
 
-    An image that cannot be decoded is stored unchanged and logged; `config.data.corrupt` decides
+    An image that cannot be decoded is stored unchanged and logged; `config.data.corrupt` applies
     when it is read.
 
     Args:
@@ -157,7 +157,7 @@ def _find_feature(features: Any, feature_type: type, preferred: str) -> str | No
 
 
 def _convert(builder: Any, spec: TfdsSpec, split: str, directory: str) -> None:
-    """Writes a split as a dataset folder."""
+    """Writes a split as a dataset directory."""
     import tensorflow_datasets as tfds
 
     name, features = spec.name, builder.info.features

@@ -1,7 +1,7 @@
-"""Dataset folders: shards, their indexes, and `dataset.json` with a description of the content.
+"""Dataset directories: shards, their indexes, and `dataset.json` with a description of the content.
 
-Folders without `dataset.json`, as DMVR and TFDS write them, can be read too. Their splits follow
-from the names of the shards, and their modalities from the first record.
+Directories without `dataset.json`, as DMVR and TFDS write them, can be read too. Their splits are
+inferred from the names of the shards, and their modalities from the first record.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SplitInfo:
 
     Attributes:
       num_examples: Number of records in all shards.
-      shards: File names relative to the dataset folder, in order.
+      shards: File names relative to the dataset directory, in order.
     """
 
     num_examples: int
@@ -50,9 +50,9 @@ class DatasetInfo:
     Attributes:
       name: Name of the dataset.
       description: One sentence.
-      splits: Splits by the names that their shards have. 'train1+test2' contains the records that
-        are in both splits train1 and test2, so a record is stored once even if it is in several
-        splits.
+      splits: Splits by name, as in the file names of their shards. 'train1+test2' contains the
+        records that are in both splits train1 and test2, so a record is stored once even if it is
+        in several splits.
       modalities: The modalities that the examples have, from `mmjax.modalities.STORED`.
       num_classes: Labels are in [0, num_classes).
       class_names: Names by class index.
@@ -63,7 +63,7 @@ class DatasetInfo:
       num_samples: Samples per waveform, if all have the same number.
       sample_rate: Samples per second of the waveforms.
       waveform_format: 'float32', or 'int32' for shards to repair; see `schema.is_int32_waveform`.
-      vocabulary: File in the folder with one token per line, or ''.
+      vocabulary: File in the directory with one token per line, or ''.
       statistics: Measurements made when the dataset was built.
       source: What the dataset was built from: command, config, license.
     """
@@ -213,7 +213,7 @@ class Split:
         return len(self.index)
 
     def where(self, record: int) -> str:
-        """Returns the location of a record for messages: the shard and the index in it."""
+        """Returns the location of a record for messages: the shard, and the index in the shard."""
         file = int(self.index[record, 0])
         return f"{self.files[file]}, record {record - int(self.first[file])}"
 
@@ -259,22 +259,22 @@ class DatasetDir:
     """A dataset on disk.
 
     Args:
-      path: The dataset folder; '~' is expanded.
+      path: The dataset directory; '~' is expanded.
 
     Attributes:
-      path: The dataset folder.
+      path: The dataset directory.
       info: Description of the content.
 
     Raises:
-      UserError: The folder does not exist or has no shards, or `dataset.json` is invalid.
+      UserError: The directory does not exist or has no shards, or `dataset.json` is invalid.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.path.expanduser(os.fspath(path))
         if not os.path.isdir(self.path):
             raise UserError(
-                f"Dataset folder {self.path} does not exist or is not a directory. Build a dataset "
-                "with `mmjax build`, or use the built-in `world`."
+                f"Dataset directory {self.path} does not exist or is not a directory. Build a "
+                "dataset with `mmjax build`, or use the built-in `world`."
             )
         self._splits: dict[str, Split] = {}
         json_path = os.path.join(self.path, FILE)
@@ -283,7 +283,7 @@ class DatasetDir:
         if not self.info.splits:
             raise UserError(
                 f"{json_path} lists no splits. Write it again with `mmjax index {self.path}`, "
-                "which lists the shards in the folder."
+                "which lists the shards in the directory."
             )
 
     def split(self, name: str) -> Split:

@@ -99,7 +99,7 @@ def _fields(data: memoryview, position: int, end: int) -> Iterator[tuple[int, in
 
 
 def _message(tag: int, parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Returns the parts of a length-delimited field with the given parts as content."""
+    """Returns the parts of a length-delimited field that contains `parts`."""
     size, header = sum(map(len, parts)), bytearray([tag])
     while size > 127:
         header.append(size & 127 | 128)

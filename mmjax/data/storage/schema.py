@@ -5,7 +5,7 @@ dmvr, `examples/generate_from_file.py`), so existing DMVR shards can be read, an
 ours. Fields that DMVR does not define use the keys of MediaPipe.
 
 Reading accepts more than writing produces: alternative keys of the waveform and the labels, and
-plain `tf.train.Example` records. The latter need no code of their own: `Example.features` and
+plain `tf.train.Example` records. The latter need no separate code: `Example.features` and
 `SequenceExample.context` are the same protobuf field, so an Example parses as a SequenceExample
 with all features in the context.
 """

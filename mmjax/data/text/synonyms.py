@@ -42,7 +42,7 @@ def load_synonyms(path: str | os.PathLike, *, keep: int = 0) -> dict[str, list[s
             table = json.load(file)
     except FileNotFoundError as error:
         raise UserError(
-            f"Synonym file {path} does not exist. Give a JSON file {example}, or {TACTILE!r} for "
+            f"Synonym file {path} does not exist. Pass a JSON file {example}, or {TACTILE!r} for "
             "the included table."
         ) from error
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Tokenizers that turn captions into token ids: words (VATT), BERT, sentencepiece and CLIP."""
+"""Tokenizers that turn captions into token ids: word-level (VATT), BERT, sentencepiece and CLIP."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def make_tokenizer(name: str, *, vocab: str, merges: str = "", max_tokens: int =
         'sentencepiece': the model.
         'clip': `vocab.json`, or CLIP's own `bpe_simple_vocab_16e6.txt.gz`. Text is lowercased and
         gets begin and end tokens. '' uses the file of an installed open_clip or clip package,
-        whose code is not executed.
+        without executing its code.
       merges: For 'clip' with a `vocab.json`: `merges.txt`.
       max_tokens: Length of the output.
 

@@ -1,7 +1,7 @@
 """The attributes of the procedural world's objects, and their values.
 
 This module contains no rendering: see `mmjax.data.world.render`, and `mmjax.data.world.captions`
-for the words of each value. The order of values decides class indices and must not change.
+for the wordings of each value. The order of values determines class indices and must not change.
 """
 
 from __future__ import annotations

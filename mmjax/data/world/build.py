@@ -11,20 +11,20 @@ random. Each attribute is visible, audible or palpable in several modalities:
   color      hue                  a steady overtone between 2.0 and 3.5 kHz    -
   texture    pattern              -                                            relief
 
-A real color is silent. Here it is audible so that held-out clips can be told apart by audio: shape,
-size and motion have only 144 combinations, with color there are 1152.
+Colors are audible so that held-out clips can be distinguished by audio: shape, size and motion have
+only 144 combinations; with color there are 1152.
 
 Splits are disjoint in combinations, not only in examples. Of the 1152 combinations of shape, color,
 size and motion, `test` has 240 and `valid` 96 that are in no training example, chosen by a hash of
-their names. Every value of every attribute occurs in each split. Within a split no combination
-repeats before all have occurred, so the first 240 test clips all differ, in video, audio and
+their names. Every value of every attribute occurs in each split. Within a split, no combination
+is repeated before all have occurred, so the first 240 test clips all differ, in video, audio and
 captions.
 
 `mmjax.data.world.objects` has single images of the same shapes and colors, some of them only for
 evaluation.
 
-This module writes worlds as dataset folders, in the cache directory when a recipe asks for one. The
-scenes are defined by `mmjax.data.world.scene`.
+This module writes worlds as dataset directories, in the cache directory when a recipe reads one.
+The scenes are defined by `mmjax.data.world.scene`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ WORLDS = {
 
 
 def make_example(cfg: WorldConfig, split: str, index: int) -> tuple[schema.Example, Scene]:
-    """Returns a scene as it is stored, and the scene itself; arguments as in `make_scene`."""
+    """Returns a scene as an example to store, and the scene itself; see `make_scene`."""
     scene = make_scene(cfg, split, index)
     names = cfg.class_names
     jpegs = [image_files.encode_jpeg(frame, quality=_JPEG_QUALITY) for frame in scene.frames]
@@ -90,10 +90,10 @@ def make_example(cfg: WorldConfig, split: str, index: int) -> tuple[schema.Examp
 def build_world(
     path: str | os.PathLike, cfg: WorldConfig, splits: dict[str, int], *, workers: int = 1
 ) -> dataset.DatasetInfo:
-    """Writes a world as a dataset folder: shards, indexes, vocabulary, and finally dataset.json.
+    """Writes a world as a dataset directory: shards, indexes, vocabulary, and finally dataset.json.
 
     Args:
-      path: The dataset folder. Existing shards in it are replaced.
+      path: The dataset directory. Existing shards in it are replaced.
       cfg: Config of the world.
       splits: {'train': number of examples, …}.
       workers: Number of processes. Below ten thousand clips, one is fastest, because a process
@@ -214,10 +214,10 @@ def parse_spec(spec: str) -> tuple[str, WorldConfig, dict[str, int]]:
 
 
 def ensure_world(spec: str = "world", *, cache_dir: str | None = None, workers: int = 1) -> str:
-    """Returns the dataset folder of a world, and writes it first if it does not exist.
+    """Returns the dataset directory of a world, and writes it first if it does not exist.
 
-    Several processes may call this at once: one writes and the others wait. The folder gets its
-    name when it is complete.
+    Several processes may call this at once: one writes and the others wait. The directory
+    gets its final name when it is complete.
 
     Args:
       spec: See `parse_spec`.

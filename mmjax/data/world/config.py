@@ -31,7 +31,7 @@ class WorldConfig:
       fps: Frames per second.
       num_samples: Samples per waveform; 0 for the duration of the frames.
       sample_rate: Samples per second, at least 8000.
-      noise: Standard deviation of white noise in the audio; the tones have about 0.3.
+      noise: Standard deviation of white noise in the audio; that of the tones is about 0.3.
       num_captions: Captions per clip.
       label: The attribute that is the class, or 'all' for five labels per clip, from the values of
         all attributes.

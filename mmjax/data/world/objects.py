@@ -24,7 +24,7 @@ _STYLES = tuple(itertools.product(SIZES, TEXTURES))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectsConfig(WorldConfig):
-    """A world of single images without audio and touch; attributes as of `WorldConfig`.
+    """A world of single images without audio and touch; see `WorldConfig` for the attributes.
 
     The label 'object' has 64 classes with the same indices in all splits.
     """
@@ -47,7 +47,7 @@ class ObjectsConfig(WorldConfig):
         objects = objects_of(split)
         epoch, position = divmod(index, len(objects))
         color, shape = objects[_order(self.seed, split, epoch, len(objects))[position]]
-        # Each object has all its sizes and textures in turn, in an order of its own.
+        # Each object takes on all sizes and textures in turn, in a different order for each object.
         style_epoch, style_position = divmod(epoch, len(_STYLES))
         order = _order(self.seed, f"{split}/{color}/{shape}", style_epoch, len(_STYLES))
         size, texture = _STYLES[order[style_position]]

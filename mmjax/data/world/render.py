@@ -1,6 +1,6 @@
 """Renders the scenes of the procedural world: frames, dense annotations, audio and touch images.
 
-Every function depends only on the attributes and a random generator, which decides everything else.
+Every function depends only on the attributes and on a random generator, for everything else.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _pattern(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Returns values of about -1 to 1, whose sign distinguishes light and dark."""
+    """Returns values of about -1 to 1; the sign distinguishes light and dark."""
     frequency = np.float32(2 * np.pi / 0.62)
     if texture == "striped":
         return np.sin(frequency * v)

@@ -45,7 +45,7 @@ def make_scene(cfg: WorldConfig, split: str, index: int, *, dense: bool | None =
     Args:
       cfg: Config of the world.
       split: One of the splits of the world, for example 'train', 'valid' or 'test'.
-      index: Any integer from 0.
+      index: Index of the scene, any integer >= 0.
       dense: Whether to render mask, depth and flow; None for `cfg.dense`.
 
     Raises:

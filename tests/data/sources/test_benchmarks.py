@@ -73,7 +73,7 @@ def test_every_tfds_name_is_a_tfds_builder():
     assert not {builder for builder in known if "aircraft" in builder}
 
 
-def test_importing_the_catalog_does_not_import_tensorflow(user_env):
+def test_importing_benchmarks_does_not_import_tensorflow(user_env):
     code = "import sys, mmjax.data.sources.benchmarks; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=user_env())
 

@@ -1,4 +1,4 @@
-"""Dataset folders with and without dataset.json, with shard names of DMVR, TFDS and mmjax."""
+"""Dataset directories with and without dataset.json, with shard names of DMVR, TFDS and mmjax."""
 
 import json
 import logging

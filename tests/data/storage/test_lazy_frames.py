@@ -78,12 +78,12 @@ def test_buffers_are_reused_and_never_shared(tmp_path):
     payloads = [bytes([n]) * 1000 for n in range(3)]
     path = tmp_path / "x-00000-of-00001.tfrecord"
     tfrecord.write_shard(path, payloads)
-    rows = tfrecord.read_index(path).tolist()
+    index = tfrecord.read_index(path).tolist()
     with (
-        tfrecord.borrowed_record(path, *rows[0]) as a,
-        tfrecord.borrowed_record(path, *rows[1]) as b,
+        tfrecord.borrowed_record(path, *index[0]) as a,
+        tfrecord.borrowed_record(path, *index[1]) as b,
     ):
         assert (bytes(a), bytes(b)) == (payloads[0], payloads[1])
     count = len(tfrecord._buffers)
-    assert [tfrecord.read_record(path, *row) for row in rows] == payloads
+    assert [tfrecord.read_record(path, *entry) for entry in index] == payloads
     assert len(tfrecord._buffers) == count

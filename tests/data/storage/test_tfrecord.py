@@ -51,7 +51,7 @@ def test_shards_are_identical_to_those_of_tensorflow(payloads, tmp_path_factory)
     index = tfrecord.read_index(ours)
     np.testing.assert_array_equal(index, tfrecord.build_index(theirs))
     assert index.dtype == np.int64 and index.shape == (len(payloads), 2)
-    assert [tfrecord.read_record(theirs, *row) for row in index.tolist()] == payloads
+    assert [tfrecord.read_record(theirs, *entry) for entry in index.tolist()] == payloads
     assert list(tfrecord.iterate(theirs)) == payloads
     assert tfrecord.verify(ours) == []
 
@@ -192,6 +192,6 @@ def test_failed_writer_keeps_the_old_shard_and_leaves_no_temporary_file(shard, t
 
 def test_rewriting_a_shard_updates_its_index(shard):
     tfrecord.write_shard(shard, [b"only"])
-    assert [tfrecord.read_record(shard, *row) for row in tfrecord.read_index(shard).tolist()] == [
-        b"only"
-    ]
+    assert [
+        tfrecord.read_record(shard, *entry) for entry in tfrecord.read_index(shard).tolist()
+    ] == [b"only"]

@@ -113,8 +113,8 @@ def test_audio_is_in_phase_with_the_motion():
         if motion == "pulsing":
             assert np.corrcoef(loudness, (scene.mask > 0).sum((1, 2)))[0, 1] > 0.8
         else:
-            rows = np.arange(48)[:, None]
-            height = [-(rows * (m > 0)).sum() / (m > 0).sum() for m in scene.mask]
+            y = np.arange(48)[:, None]
+            height = [-(y * (m > 0)).sum() / (m > 0).sum() for m in scene.mask]
             assert (
                 abs(np.argmin(height[2:-2]) + 2 - np.arange(32))[np.argsort(-loudness)[:6]].min()
                 <= 2

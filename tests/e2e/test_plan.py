@@ -34,7 +34,7 @@ def test_parameters_and_memory_of_published_sizes(size, capsys):
     token_embedding = 65_536 * 300  # frozen, so it has no moments
     assert moments == pytest.approx(2 * (params - token_embedding), abs=4)
     assert lines_mentioning(table, 32, "devices")
-    assert lines_mentioning(table, "batch", 2048, 64)
+    assert lines_mentioning(table, "Batch", 2048, 64)
 
 
 def test_the_sample_rate_of_the_config_is_used():

@@ -45,9 +45,9 @@ SECTIONS = [
     # Misspelled keys and names: the message has the nearest valid one.
     ("data.vidio={}", ("data.vidio", "data.video")),
     ("data.video.num_frame=4", ("data.video.num_frame", "data.video.num_frames")),
-    ("model.vidio=vit_tiny", ("'vidio'", "'video'")),
-    ("model.video.num_layer=2", ("'num_layer'", "'num_layers'")),
-    ("model.head.coarze=3", ("'coarze'", "'coarse'")),
+    ("model.vidio=vit_tiny", ("'model.vidio'", "'model.video'")),
+    ("model.video.num_layer=2", ("'model.video.num_layer'", "'model.video.num_layers'")),
+    ("model.head.coarze=3", ("'model.head.coarze'", "'model.head.coarse'")),
     ("loss.temprature=1.0", ("loss.temprature", "'loss.temperature'")),
     (
         "loss.weights.video_touch=1.0",
@@ -66,7 +66,7 @@ SECTIONS = [
     ("checkpoint.evry=3", ("checkpoint.evry", "'checkpoint.every'")),
     # Values of another type, also where no recipe sets the key.
     ("model.video.num_layers=two", ("model.video.num_layers", "int", "'two'")),
-    ("model.video.patch_size=4", ("patch_size=4", "('temporal', 'vertical', 'horizontal')")),
+    ("model.video.patch_size=4", ("config.model.video.patch_size", "tuple", "got 4")),
     ("model.dtype=float7", ("dtype", "'float7'", "'float32'", "bfloat16")),
     ("loss.temperature=cold", ("loss.temperature", "float", "'cold'")),
     ("augment.color_jitter=often", ("augment.color_jitter", "float", "'often'")),
@@ -100,7 +100,7 @@ def test_errors_in_a_config_leave_no_run_behind(override, facts, tmp_path):
         (["model.backbone=wat_tiny"], ("config.model.backbone", "audio", "config.data")),
         (["data.image={'size': 32}"], ("image", "config.model", "config.data.image=None")),
         (["loss.label_smothing=0.1"], ("loss.label_smothing", "'loss.label_smoothing'")),
-        (["model.backbone.num_layer=2"], ("vit_tiny", "'num_layer'", "'num_layers'")),
+        (["model.backbone.num_layer=2"], ("vit_tiny", "'model.backbone.num_layers'")),
     ],
 )
 def test_errors_in_a_finetuning_config(overrides, facts, tmp_path):

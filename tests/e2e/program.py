@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import multiprocessing
 import os
@@ -84,19 +85,19 @@ def _context():
     return context
 
 
-def _child(arguments, directory, env, streams, before) -> None:
+def _child(module, arguments, directory, env, streams, before) -> None:
     os.chdir(directory)
+    if sys.path[0] != "":
+        sys.path.insert(0, "")  # as `python -m` does
     os.environ.clear()
     os.environ.update(env)
     mmjax._avoid_wrong_results_on_cpu()  # the import did, with the parent's flags
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv = ["mmjax.main", *arguments]
+    sys.argv = [module, *arguments]
     if before is not None:
         before()
-    from mmjax import main
-
-    main.main()
+    sys.exit(importlib.import_module(module).main())
 
 
 def run(
@@ -104,6 +105,7 @@ def run(
     directory: pathlib.Path,
     env: dict[str, str],
     *,
+    module: str = "mmjax.main",
     before: Callable[[], None] | None = None,
     timeout: float = 240,
 ) -> Finished:
@@ -113,11 +115,13 @@ def run(
       arguments: Command-line arguments.
       directory: Working directory.
       env: Environment variables.
+      module: Module to run: `mmjax.main`, or `mmjax.tools.cli` for the command `mmjax`.
       before: Function that the process calls first, to inject a fault; must be picklable.
       timeout: Seconds after which the process is killed and the test fails.
     """
     streams = [directory / f".{name}-{os.getpid()}" for name in ("stdout", "stderr")]
-    process = _context().Process(target=_child, args=(arguments, directory, env, streams, before))
+    child = (module, arguments, directory, env, streams, before)
+    process = _context().Process(target=_child, args=child)
     process.start()
     try:
         process.join(timeout)

@@ -162,17 +162,26 @@ def embed(
     )
     paths = {m: precomputed_features.features_path(out, split, m) for m in modalities}
     info, count = run.write(paths)
-    before = precomputed_features.read_description(out) or {}
-    # Training checks the fingerprints. Embeddings for a target must not replace a tower.
-    towers = {m: "" if target or m not in params else fingerprint(params[m]) for m in modalities}
-    precomputed_features.write_description(
+    _write_description(
         out,
         dataset=info.name,
-        num_examples=before.get("num_examples", {}) | {split: count},
-        towers=before.get("towers", {}) | towers,
-        inputs=before.get("inputs", {}) | {m: section[m] for m in modalities},
+        num_examples={split: count},
+        # Training checks the fingerprints: embeddings for a target do not replace a tower.
+        towers={m: "" if target or m not in params else fingerprint(params[m]) for m in modalities},
+        inputs={m: section[m] for m in modalities},
         made={"of": list(weights), "variants": variants} | ({"target": target} if target else {}),
     )
+
+
+def _write_description(
+    out: str, *, dataset: str, made: Mapping[str, Any], **entries: Mapping[str, Any]
+) -> None:
+    """Writes `features.json`; each of `entries` is added to that of the earlier description."""
+    from mmjax.data.pipeline import precomputed_features
+
+    before = precomputed_features.read_description(out) or {}
+    merged = {name: {**before.get(name, {}), **entry} for name, entry in entries.items()}
+    precomputed_features.write_description(out, dataset=dataset, made=made, **merged)
 
 
 def _single_view(cfg: Config) -> Config:

@@ -138,7 +138,7 @@ class Model:
           audios: Paths of audio or video files; or floating-point arrays [num_samples], mono, in
             [-1, 1].
           target: Modality to compare with, or 'features'; see `Model`.
-          sample_rate: Sample rate of the arrays in Hz. It is checked: the model takes
+          sample_rate: Sample rate of the arrays in Hz, to check that it is that of the model,
             `self.sample_rate`. Files are resampled.
           num_clips: Number of windows of each input, spread over its length, whose outputs are
             averaged. One is the middle.
@@ -236,13 +236,21 @@ class Model:
             raise UserError(f"zero_shot takes a list of class names; got {classes!r}.")
         return ZeroShotClassifier(self, tuple(classes), tuple(templates), modality=modality)
 
-    def logits(self, inputs: Any, *, batch_size: int | None = None, **options: Any) -> np.ndarray:
+    def logits(
+        self,
+        inputs: Any,
+        *,
+        modality: str | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> np.ndarray:
         """Returns the logits of the classes, float32 [C] or [N, C], of a fine-tuned model.
 
         Args:
-          inputs: One or several inputs of the model's modality; see its `embed_` method.
+          inputs: One or several inputs of the modality; see its `embed_` method.
+          modality: Modality of the inputs; None for the first of `self.modalities`.
           batch_size: Number of inputs that are encoded at once.
-          **options: Further options of this method, for example `num_clips`.
+          **options: Further options of the `embed_` method, for example `num_clips`.
 
         Raises:
           UserError: The model has no classifier, or an input cannot be read.
@@ -252,7 +260,7 @@ class Model:
                 f"This model (--task={self.cfg.task}) has no classifier. Load a run of "
                 "--task=finetune, or use zero_shot."
             )
-        (modality,) = self.modalities
+        modality = modality or self.modalities[0]
         size = batch_size or _BATCH_SIZE[modality]
         single, batches = self._batches("logits", modality, inputs, size, **options)
         rows = self._run("logits", "logits", batches)
@@ -362,11 +370,10 @@ class Model:
             section = getattr(self._data, modality)
             return lambda images: in_memory.image_batch(modality, images, section, **options)
         rate = options.pop("sample_rate", None)
-        if rate is not None and rate != self.sample_rate:
+        if rate and self.sample_rate and rate != self.sample_rate:
             raise UserError(
-                f"{method}: the arrays have a sample rate of {rate:g} Hz, but the model takes "
-                f"{self.sample_rate or 'an unknown number of'} Hz. Resample them, or pass the "
-                "paths of files, which are resampled."
+                f"{method}: sample_rate={rate:g} Hz, but the model takes {self.sample_rate:g} Hz. "
+                "Resample the arrays, or pass the paths of files, which are resampled."
             )
         key = modality, options.pop("num_clips", 1)
         if key not in self._clips:

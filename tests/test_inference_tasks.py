@@ -156,7 +156,7 @@ def test_invalid_inputs_are_an_error(media, model, tmp_path):
         model.embed_video(np.zeros((4, 8, 8, 3)))
     with raises(UserError, "[num_samples]", "int16 [100]"):
         model.embed_audio(np.zeros(100, np.int16))
-    with raises(UserError, "44100 Hz", f"{model.sample_rate} Hz"):
+    with raises(UserError, "44100 Hz", f"{model.sample_rate:g} Hz"):
         model.embed_audio(np.zeros(100, np.float32), sample_rate=44_100)
     with raises(UserError, "target of embed_audio", "'text'", "video"):
         model.embed_audio(media, target="text")

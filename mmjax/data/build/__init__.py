@@ -1,1 +1,1 @@
-"""Builds datasets from media files, and checks and draws them."""
+"""Builds datasets from media files, validates them, and previews their examples."""

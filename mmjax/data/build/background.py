@@ -49,7 +49,7 @@ def write_background(
     Args:
       out: The PNG file.
       paths: Image files, or directories of images.
-      dataset: A dataset whose touch images to use instead of `paths`.
+      dataset: A dataset; its touch images are used instead of `paths`.
       split: Split of the dataset.
       label: Use only records of this class, by name or index; None for all.
       caption: Use only records with this caption; None for all.
@@ -92,16 +92,16 @@ def compute_background(
 ) -> tuple[np.ndarray, int]:
     """Returns the median of images per pixel and channel, and the number of images.
 
-    Images are read one at a time. The median needs a histogram per value, so the images are read
-    once per block of pixel rows whose histograms fit in `block` bytes: once in total for the
-    240×320 pixels of a DIGIT sensor. For an even number of images, the result is the mean of the
-    two middle values, rounded half to even.
+    Images are read one at a time. The median needs a histogram per pixel and channel. To limit
+    memory, it is computed in blocks of pixel rows, and all images are read once per block. The
+    240×320 pixels of a DIGIT sensor fit in one block. For an even number of images, the result is
+    the mean of the two middle values, rounded half to even.
 
     Args:
       source: The images.
       mean: Whether to compute the mean instead of the median.
       progress: Whether to show a progress bar.
-      block: Maximum bytes of histograms in memory.
+      block: Maximum size of the histograms in memory, in bytes.
 
     Returns:
       `(uint8 [H, W, 3], number of images)`.
@@ -112,7 +112,7 @@ def compute_background(
     iterator = source.images()
     first_name, first = next(iterator, (None, None))
     if first is None:
-        raise UserError(f"No touch images found in {source.description}.")
+        raise UserError(f"There are no touch images in {source.description}.")
     iterator.close()
     bytes_per_row = first[0].size * (8 if mean else 256 * 4)
     num_rows = max(block // bytes_per_row, 1)
@@ -185,7 +185,7 @@ def dataset_source(
       caption: Use only records with this caption; None for all.
 
     Raises:
-      UserError: There is no such dataset, split or class.
+      UserError: The dataset, split or class does not exist.
     """
     from mmjax.data.storage import dataset, schema
 

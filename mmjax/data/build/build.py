@@ -1,7 +1,7 @@
 """Builds a dataset from media files: the library function behind `mmjax build`.
 
-A table becomes a plan (`plan`), shards are built from the plan by any number of processes
-(`shards`, `runners`), and `finalize` completes the dataset.
+`plan` makes a plan from a table, any number of processes build the shards of the plan (`shards`,
+`runners`), and `finalize` completes the dataset.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def build_dataset(
 
 
 def finalize(out: str) -> Result:
-    """Completes a dataset whose parts have been built.
+    """Completes a dataset after all its parts have been built.
 
     Raises:
       UserError: Shards are missing, or `out` is not a dataset that `mmjax build` has started.

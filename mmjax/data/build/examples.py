@@ -30,12 +30,14 @@ class Reader:
           UserError: The file cannot be read, or the clip has a crop but the file is not an image.
         """
         path = self.locate(clip.path)
-        stored = {"size": self.options.size, "quality": self.options.quality}
+        encoding = {"size": self.options.size, "quality": self.options.quality}
         is_directory = os.path.isdir(path)
         is_image = image_files.is_image(path) and not is_directory
         if clip.crop and not is_image:
-            found = "a directory" if is_directory else "not an image file"
-            raise UserError(f"{path} is {found}, but only image files can have a crop. Remove it.")
+            actual = "a directory" if is_directory else "not an image file"
+            raise UserError(
+                f"{path} is {actual}, but only image files can have a crop. Remove the crop."
+            )
         if is_directory:
             return media.read_frame_directory(
                 path,
@@ -43,7 +45,7 @@ class Reader:
                 clip.end,
                 fps=self.options.fps,
                 frame_dir_fps=self.options.frame_dir_fps,
-                **stored,
+                **encoding,
             )
         if is_image:
             return self._read_image(path, clip)
@@ -57,7 +59,7 @@ class Reader:
                 clip.end,
                 fps=self.options.fps,
                 sample_rate=self.options.sample_rate,
-                **stored,
+                **encoding,
             )
         except BaseException:
             self.close()  # the state of the decoder is unknown

@@ -1,7 +1,7 @@
 """Evaluation batches from a user's files and arrays, without writing a dataset.
 
-A file becomes the example that `mmjax build` would store, and the example goes through the
-evaluation pipeline of the section `data`, as a record of a dataset would.
+A file is converted to the example that `mmjax build` would store. The example passes through the
+evaluation pipeline of the section `data`, like a record of a dataset.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ClipBatches:
       data: The section `data` that the model was trained with.
       modality: 'video' or 'audio'.
       stored: How the training examples are stored.
-      num_clips: Number of clips or windows of each input, spread over its length.
+      num_clips: Number of clips or windows of each input, evenly spaced over its length.
     """
 
     def __init__(self, data: DataConfig, modality: str, stored: StoredFormat, *, num_clips: int):

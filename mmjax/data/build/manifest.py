@@ -175,7 +175,7 @@ def _rows(path: str) -> Iterable[tuple[int, list[tuple[str, object]]]]:
 
 
 def _similar(column: str) -> list[str]:
-    """Returns the column that an unknown name probably stands for, as a list of at most one."""
+    """Returns the column that is most similar to an unknown name, as a list of at most one."""
     return difflib.get_close_matches(
         column, ("start", "end", "caption", "label", "split"), 1, 0.75
     ) or difflib.get_close_matches(column, ("touch", "background", "crop"), 1, 0.85)

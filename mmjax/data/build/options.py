@@ -1,4 +1,4 @@
-"""Options of `mmjax build` that decide the contents of a dataset."""
+"""Options of `mmjax build` that determine the contents of a dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _POSITIVE = ("fps", "size", "sample_rate", "frame_dir_fps", "clip_seconds", "cli
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """Everything that decides the bytes of a dataset, besides the table and the files.
+    """Everything that determines the bytes of a dataset, besides the table and the files.
 
     Attributes:
       fps: Frames per second to store.

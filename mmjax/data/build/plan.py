@@ -1,6 +1,6 @@
-"""The plan of a build: which clips go into which shards, stored in the dataset until it is done.
+"""The plan of a build, which assigns clips to shards; kept in the dataset until it is complete.
 
-Clips are stored in the order of the table, in shards of a fixed number of clips. Each split, or
+Clips are in the order of the table, in shards of a fixed number of clips. Each split, or
 combination of splits such as train1+test2, has its own shards. So the bytes of a shard depend only
 on the table, the options and the files, not on the machine or the process that builds it.
 """
@@ -30,7 +30,7 @@ from mmjax.errors import UserError
 WORK_DIR = ".build"  # directory of a dataset with its plan and the reports of its shards
 BAD_ROWS = "bad_rows.csv"
 VOCABULARY = "vocab.txt"
-_NUM_CHECKED = 50  # first clips of the table of which at least one file must exist
+_NUM_CHECKED = 50  # at least one of this many first clips of the table must have a file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,14 +142,14 @@ def _check_split_options(clips: Sequence[Clip], options: BuildOptions, table: st
     if (options.by_file or options.by_time) and len(names) > 1:
         raise UserError(
             f"{table or 'The directory of images'} already has the splits {', '.join(names)}, "
-            "which --split-by-file or --split-by-time would mix. Remove that option, or the splits."
+            "which --split-by-file or --split-by-time would mix. Remove the option, or the splits."
         )
 
 
 def plan_key(
     clips: Sequence[Clip], options: BuildOptions, class_names: Sequence[str] | None = None
 ) -> str:
-    """Returns a hash of the table and of all options that decide the bytes of a dataset."""
+    """Returns a hash of the table and of all options that determine the bytes of a dataset."""
     rows = [dataclasses.astuple(clip) for clip in clips]
     contents = [dataclasses.asdict(options), list(class_names or ()), rows]
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
@@ -167,7 +167,7 @@ def prepare(
     workers: int = 8,
     progress: bool = True,
 ) -> BuildPlan:
-    """Returns the plan stored in a dataset, or makes and stores a new one.
+    """Returns the plan in a dataset directory, or makes and writes a new one.
 
     Args:
       out: The dataset.
@@ -181,16 +181,16 @@ def prepare(
       progress: See `make_plan`.
 
     Raises:
-      UserError: The directory contains a different dataset, or the reasons of `make_plan`.
+      UserError: The directory contains a different dataset, or for the reasons of `make_plan`.
     """
     if os.path.isfile(out):
         raise UserError(f"--out {out} must be a directory; this is a file.")
     path = _plan_path(out)
-    stored = read_json(path)
-    if stored is not None and stored["key"] == plan_key(clips, options, class_names):
+    existing = read_json(path)
+    if existing is not None and existing["key"] == plan_key(clips, options, class_names):
         return load_plan(out)
     pattern = os.path.join(glob.escape(out), "*-of-*")
-    obsolete = [*glob.glob(pattern), *([path] if stored is not None else [])]
+    obsolete = [*glob.glob(pattern), *([path] if existing is not None else [])]
     if obsolete and not overwrite:
         raise UserError(
             f"--out {out} contains a dataset that was built from a different table or with "
@@ -221,14 +221,17 @@ def prepare(
 
 
 def load_plan(out: str) -> BuildPlan:
-    """Returns the plan stored in a dataset.
+    """Returns the plan in a dataset directory.
 
     Raises:
       UserError: The directory has no plan, or one of another version of mmjax.
     """
     contents = read_json(_plan_path(out))
     if contents is None:
-        raise UserError(f"--out {out}: `mmjax build` has not started a dataset there.")
+        raise UserError(
+            f"--out {out} contains no plan of `mmjax build`. Build the dataset without --finalize "
+            "first, or pass the directory of the build."
+        )
     names = [field.name for field in dataclasses.fields(Clip)]
     try:
         clips = []

@@ -45,7 +45,7 @@ def preview(path: str, *, split: str, out: str, clips: int = 8, frames: int = 8)
       `(index, example)` of the records that are drawn.
 
     Raises:
-      UserError: There is no such dataset or split, or the PNG cannot be written.
+      UserError: The dataset or split does not exist, or the PNG cannot be written.
     """
     directory = dataset.DatasetDir(path)
     records = directory.split(split)

@@ -47,7 +47,7 @@ def check_record(
 
     Args:
       payload: The serialized example.
-      info: The dataset, which says what its examples should have.
+      info: Description of the dataset, with what its examples should have.
     """
     repair = info.waveform_format == "int32"
     try:

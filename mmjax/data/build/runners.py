@@ -90,7 +90,7 @@ def run_beam(builder: ShardBuilder, shards: Sequence[Shard], *, arguments: Seque
         _ = (
             pipeline
             | "shards" >> beam.Create(list(shards))
-            | "spread" >> beam.Reshuffle()
+            | "distribute" >> beam.Reshuffle()
             | "build" >> beam.Map(builder)
         )
 

@@ -33,7 +33,7 @@ class Finding:
       shard: File name of the shard.
       record: Index of the record in the shard; -1 for the whole shard.
       filename: Media file of the example; '' if it is unknown.
-      detail: The values found.
+      detail: The invalid values.
     """
 
     problem: str
@@ -110,7 +110,7 @@ def validate(
       progress: Whether to show a progress bar.
 
     Raises:
-      UserError: There is no such dataset or split.
+      UserError: The dataset or split does not exist.
     """
     directory = dataset.DatasetDir(path)
     info = directory.info
@@ -120,8 +120,8 @@ def validate(
                 f"{path} has no split {split!r}. Splits: {', '.join(info.split_sizes())}."
             )
     result, chunks = Result(), []
-    stored = {name: None for split in splits for name in info.stored_splits(split)}
-    for split in stored or info.splits:
+    selected = {name: None for split in splits for name in info.stored_splits(split)}
+    for split in selected or info.splits:
         chunks += list(_chunks(directory, split, max_records, result))
     duplicates = _Duplicates(info)
     with (

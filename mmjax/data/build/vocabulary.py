@@ -26,7 +26,7 @@ def write_vocabulary(
       The words, most frequent first.
 
     Raises:
-      UserError: There is no such dataset or split, or it has no captions.
+      UserError: The dataset or split does not exist, or it has no captions.
     """
     directory = dataset.DatasetDir(path)
     records = directory.split(split)

@@ -47,7 +47,7 @@ def find(name: str) -> Importer:
         without arguments that returns one.
 
     Raises:
-      UserError: There is no such importer.
+      UserError: The importer does not exist.
     """
     importer = registry.resolve("dataset", name, IMPORTERS)
     if not isinstance(importer, Importer) and callable(importer):

@@ -139,8 +139,8 @@ def read_table(path: str, *columns: str) -> Iterator[tuple[int, dict[str, str]]]
     header = next(rows, (1, []))[1]
     for column in columns:
         if column not in header:
-            found = ", ".join(header) or "none"
-            raise line_error(path, 1, f"the column {column!r} is missing. Columns found: {found}")
+            existing = ", ".join(header) or "none"
+            raise line_error(path, 1, f"the column {column!r} is missing. Its columns: {existing}")
     for number, row in rows:
         if len(row) != len(header):
             raise line_error(path, number, f"expected {len(header)} cells; got {len(row)} cells")

@@ -44,7 +44,7 @@ class AnnotatedExample:
       split: Name of its split, or several joined by '+'.
       media: Possible names of its media file. The first that exists is used; the first is reported
         if none exists.
-      hints: Directory names that decide between files of the same name, see `MediaDir.find`.
+      hints: Directory names that select among files of the same name; see `MediaDir.find`.
       path: Path of the media file relative to the media directory, if the reader knows it. Then
         `media` may be empty.
       captions: The best caption first.
@@ -133,7 +133,7 @@ class Job:
       media: The media directory.
       options: Values of the importer's options, as attributes.
       classes: Class names in official order. The reader sets them before its first example; None
-        stands for the labels that occur, in alphabetical order.
+        means the labels that occur, in alphabetical order.
       skipped: Skipped annotations by group; see `skip`.
       notes: Sentences for the report, in lower case: the report prefixes the dataset's name.
     """

@@ -102,8 +102,8 @@ class _Columns:
         if path is not None and not isinstance(path, str):
             raise UserError(
                 f"{line}: the column {self._path!r} must contain the path of an image; got "
-                f"{type(path).__name__}. Choose another column with --path-column. Images that are "
-                "stored in the table must be written to files first."
+                f"{type(path).__name__}. Choose another column with --path-column. Images in "
+                "the table itself must be written to files first."
             )
         captions = normalize_captions(row.get(self._caption))
         directory, file = os.path.split(path or "")

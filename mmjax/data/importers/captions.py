@@ -1,4 +1,4 @@
-"""Images with captions: directories as of RedCaps and img2dataset, tables, LGSSL's dictionaries.
+"""Images with captions: directories as RedCaps and img2dataset write them, tables, dictionaries.
 
 Source of the layout: El Banani et al. 2023, Learning Visual Representations via Language-Guided
 Sampling, arXiv 2302.12248 (LGSSL), and its published code.
@@ -165,7 +165,7 @@ class _Dictionary:
 
     def write(self) -> str:
         """Writes directories and instances in alphabetical order; returns a note about it."""
-        ordered = {d: dict(sorted(found.items())) for d, found in sorted(self._content.items())}
+        ordered = {d: dict(sorted(images.items())) for d, images in sorted(self._content.items())}
         files.write_json(self._path, ordered, indent=None)
         count = sum(map(len, ordered.values()))
         return (
@@ -198,7 +198,7 @@ def _map_in_order(
 
 CAPTIONS = Importer(
     name="captions",
-    title="Images with captions: folders as of RedCaps and img2dataset, tables, LGSSL's lists",
+    title="Images with captions: directories (RedCaps, img2dataset), tables, LGSSL's dictionaries",
     annotation_files="""[SPLIT/]DIRECTORY/INSTANCE.json with {"caption": …}, or INSTANCE.txt with
     one caption per line; or one table of all images: --table""",
     media_names="""[SPLIT/]DIRECTORY/INSTANCE.jpg, or another image format; SPLIT is train, val,
@@ -215,13 +215,13 @@ CAPTIONS = Importer(
         Option(
             name="path_column",
             metavar="NAME",
-            help="column of --table with the path (default: found by its name)",
+            help="column of --table with the path (default: recognized by its name)",
         ),
         Option(
             name="caption_column",
             metavar="NAME",
-            help="column of --table with the caption (default: found by its name), or key of the "
-            ".json files (default: caption)",
+            help="column of --table with the caption (default: recognized by its name), or key of "
+            "the .json files (default: caption)",
         ),
         Option(
             name="keep",

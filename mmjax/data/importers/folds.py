@@ -1,4 +1,4 @@
-"""UCF-101, HMDB-51 and ESC-50: small datasets with several splits; each clip is in all of them."""
+"""UCF-101, HMDB-51 and ESC-50: small datasets with several folds; each clip is in all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NUM_FOLDS = 5  # of ESC-50
 def join_splits(names: Iterable[str]) -> str:
     """Returns a clip's splits as one name, in order of their numbers.
 
-    For example, {test3, train1} becomes 'train1+test3'.
+    For example, {test3, train1} results in 'train1+test3'.
     """
     return "+".join(sorted(names, key=lambda name: int(re.sub(r"\D", "", name))))
 
@@ -105,7 +105,7 @@ UCF101 = Importer(
     name="ucf101",
     title="UCF-101: actions, 101 classes, 3 splits",
     annotation_files="""classInd.txt, trainlist01.txt … trainlist03.txt, testlist01.txt …
-    testlist03.txt (the folder ucfTrainTestlist)""",
+    testlist03.txt (the directory ucfTrainTestlist)""",
     media_names="v_ApplyEyeMakeup_g01_c01",
     read=_read_ucf101,
     num_classes=101,
@@ -116,7 +116,7 @@ UCF101 = Importer(
 HMDB51 = Importer(
     name="hmdb51",
     title="HMDB-51: actions, 51 classes, 3 splits",
-    annotation_files="brush_hair_test_split1.txt … (the folder testTrainMulti_7030_splits)",
+    annotation_files="brush_hair_test_split1.txt … (the directory testTrainMulti_7030_splits)",
     media_names="April_09_brush_hair_u_nm_np1_ba_goo_0",
     read=_read_hmdb51,
     num_classes=51,
@@ -127,7 +127,7 @@ HMDB51 = Importer(
 ESC50 = Importer(
     name="esc50",
     title="ESC-50: environmental audio, 50 classes, 5 folds",
-    annotation_files="esc50.csv (in the folder meta)",
+    annotation_files="esc50.csv (in the directory meta)",
     media_names="1-100032-A-0",
     read=_read_esc50,
     num_classes=50,

@@ -33,7 +33,7 @@ def _read(job: Job) -> Iterator[AnnotatedExample]:
         spoken = sorted((middle, text) for middle, text in sentences if split_words(text))
         if empty := len(sentences) - len(spoken):
             job.skip("sentences without a word", example=video, count=empty)
-        for position in spread(len(spoken), options.max_per_video):
+        for position in evenly_spaced(len(spoken), options.max_per_video):
             middle, half = spoken[position][0], options.clip_seconds / 2
             start = max(middle - half, 0.0)
             near = nearest(spoken, position, options.neighbors)
@@ -70,7 +70,7 @@ def nearest(sentences: Sequence[Sentence], index: int, neighbors: int) -> list[i
     return [index, *ranked[:neighbors]]
 
 
-def spread(count: int, max_count: int | None) -> list[int]:
+def evenly_spaced(count: int, max_count: int | None) -> list[int]:
     """Returns at most `max_count` of the indices below `count`, evenly spaced; None for all."""
     if max_count is None or count <= max_count:
         return list(range(count))
@@ -120,8 +120,8 @@ def _parse_sentences(entry: Any, path: str, video: str) -> list[Sentence]:
 HOWTO100M = Importer(
     name="howto100m",
     title="HowTo100M: narrated instructional videos, one clip per sentence",
-    annotation_files="""caption.json, raw_caption.json or raw_caption_superclean.json, or a folder
-    with one CSV (start, end, text) per video; with HowTo100M_v1.csv, only the videos it lists""",
+    annotation_files="""caption.json, raw_caption.json or raw_caption_superclean.json, or a
+    directory with one CSV (start, end, text) per video; with HowTo100M_v1.csv, only its videos""",
     media_names="ID: the whole video",
     read=_read,
     options=(

@@ -62,7 +62,7 @@ def _check_synset(synset: str, names: dict[str, str], where: str) -> None:
 
 
 def _class_names(job: Job, by_class: dict[str, list[str]]) -> dict[str, str]:
-    """Returns `{synset: class name}` in the standard class order, which sorts by synset."""
+    """Returns `{synset: class name}` in the standard class order, sorted by synset."""
     path = job.annotations.find_one("LOC_synset_mapping.txt", "synset_words.txt")
     if path is None:
         return {
@@ -70,11 +70,11 @@ def _class_names(job: Job, by_class: dict[str, list[str]]) -> dict[str, str]:
         }
     names = {}
     for number, line in read_lines(path):
-        synset, _, words = line.partition(" ")
-        if not _SYNSET.fullmatch(synset) or not words:
+        synset, _, synonyms = line.partition(" ")
+        if not _SYNSET.fullmatch(synset) or not synonyms:
             raise line_error(path, number, f"expected 'n01440764 tench, Tinca tinca'; got {line!r}")
         # Two classes are called crane, and two maillot: the synset makes names unique.
-        names[synset] = f"{synset} {words.split(',')[0]}"
+        names[synset] = f"{synset} {synonyms.split(',')[0]}"
     return dict(sorted(names.items()))
 
 

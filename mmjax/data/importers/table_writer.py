@@ -18,7 +18,7 @@ def make_writer(file: IO[str], out: str, columns: Sequence[str]) -> Writer:
 
     Args:
       file: The open file.
-      out: Name of the table; its suffix decides the format.
+      out: Name of the table; its suffix determines the format.
       columns: Columns besides path, start, end and split.
 
     Raises:

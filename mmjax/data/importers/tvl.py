@@ -2,7 +2,7 @@
 
 Source: Fu et al. 2024, A Touch, Vision, and Language Dataset for Multimodal Alignment, arXiv
 2402.13232. Crops, validation set and out-of-contact images equal those of TVL's published code,
-except where an option says otherwise.
+unless an option changes them.
 """
 
 from __future__ import annotations

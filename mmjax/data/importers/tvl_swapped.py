@@ -1,4 +1,4 @@
-"""Finds recordings of TVL whose touch and vision directories are swapped."""
+"""Finds recordings of TVL with swapped touch and vision directories."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def find_swapped(pairs: Sequence[Pair], tree: Tree) -> tuple[list[str], list[str
     """Returns the swapped recordings and the ambiguous ones, each in alphabetical order.
 
     Images of a DIGIT sensor are 240 pixels wide and 320 high. Camera images have other sizes, or
-    are at least not upright. If sizes do not decide, contents do: touch images resemble the
-    background, and vary less within a recording than the images of a moving camera.
+    are at least not upright. If sizes are ambiguous, contents are compared: touch images resemble
+    the background, and vary less within a recording than the images of a moving camera.
 
     Args:
       pairs: Pairs of any recordings. Pairs with missing images are ignored.

@@ -77,11 +77,11 @@ class Positives:
                 pairs = _nearest_captions(source, k=options.neighbors)
             else:
                 pairs = open_pairs(path, source=source, split=split)
-            stored = pairs.neighbors.shape[1]
-            if options.neighbors > stored:
+            available = pairs.neighbors.shape[1]
+            if options.neighbors > available:
                 raise UserError(
-                    f"data.pairs.neighbors={options.neighbors}, but {path} has only {stored} per "
-                    f"record. Reduce it, or run `mmjax neighbors` with --k {options.neighbors}."
+                    f"data.pairs.neighbors={options.neighbors}, but {path} has only {available} "
+                    f"per record. Reduce it, or run `mmjax neighbors` with --k {options.neighbors}."
                 )
             neighbors = pairs.neighbors[:, : options.neighbors]
             similarity = pairs.similarity[:, : options.neighbors]
@@ -144,8 +144,8 @@ def _paths(options: PairsConfig, sources: Sequence[Source]) -> Sequence[str]:
     if not all(paths) or not paths:
         raise UserError(
             f"data.pairs.path={options.path!r} is empty. Set it to a directory that `mmjax "
-            f"neighbors` has written, or to {WORDS!r} for the nearest captions by their words; or "
-            "set data.pairs=None."
+            f"neighbors` has written, or to {WORDS!r} for the nearest captions by tf-idf; or set "
+            "data.pairs=None."
         )
     if paths == (WORDS,):
         return paths * len(sources)
@@ -158,7 +158,7 @@ def _paths(options: PairsConfig, sources: Sequence[Source]) -> Sequence[str]:
 
 
 def _nearest_captions(source: Source, *, k: int) -> Pairs:
-    """Returns the nearest neighbors of records by the words of their first captions."""
+    """Returns the nearest neighbors of records by tf-idf of their first captions."""
     from mmjax.data.pairs.tfidf import nearest_by_tfidf
     from mmjax.data.sources.captions import read_captions  # imports TensorFlow
 
@@ -166,7 +166,7 @@ def _nearest_captions(source: Source, *, k: int) -> Pairs:
     captions = [(*texts, "")[0] for texts in read_captions(source, range(source.num_examples))]
     pairs = Pairs(*nearest_by_tfidf(captions, k=k))
     log.info(
-        "data.pairs: compared %d captions of %s by their words in %.1f s.",
+        "data.pairs: compared %d captions of %s by tf-idf in %.1f s.",
         len(captions),
         source.name,
         time.monotonic() - start,
@@ -187,7 +187,7 @@ def _report(
     Args:
       name: Name of the source.
       similarity: float [n]: similarity of the nearest neighbor, for records with a neighbor.
-      min_similarity: Similarity that is required.
+      min_similarity: Minimum similarity of a positive.
       num_used: Number of records with a positive.
       num_records: Number of records.
     """

@@ -24,7 +24,7 @@ _FILE_COLUMNS = ("path", "filename", "file", "image")  # columns with the file n
 
 
 def groups_of(scope: str, source: Source, filenames: Sequence[str]) -> np.ndarray:
-    """Returns the group of each record as int64 [N]. Records without one get groups of their own.
+    """Returns the group of each record as int64 [N]. A record without one is in a group by itself.
 
     Args:
       scope: 'label', 'subreddit', 'year', 'subreddit-year', or TABLE:COLUMN.

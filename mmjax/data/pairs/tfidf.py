@@ -1,6 +1,6 @@
-"""Nearest captions by the words that they share: tf-idf vectors and their cosine similarity.
+"""Nearest captions by the cosine similarity of their tf-idf vectors.
 
-Needs neither weights nor precomputed features. Every caption is compared with every other, so it is
+Requires no weights or precomputed features. Every caption is compared with every other, so it is
 meant for small datasets.
 """
 
@@ -37,13 +37,13 @@ def nearest_by_tfidf(captions: Sequence[str], *, k: int) -> tuple[np.ndarray, np
     """Returns the k most similar other captions of each caption. The search is exact.
 
     Args:
-      captions: One caption per record. '' means none: such a record has no neighbors and is no
-        neighbor.
+      captions: One caption per record. A record with the caption '' has no neighbors and is not a
+        neighbor of others.
       k: Number of neighbors.
 
     Returns:
       `(indices, similarities)`: int32 [N, k] and float32 [N, k], most similar first, ties in order
-      of the index. -1 and 0 where no further caption shares a word.
+      of the index. -1 and 0 where no other caption shares a word.
 
     Raises:
       UserError: More than `MAX_CAPTIONS` captions.
@@ -51,8 +51,8 @@ def nearest_by_tfidf(captions: Sequence[str], *, k: int) -> tuple[np.ndarray, np
     count = len(captions)
     if count > MAX_CAPTIONS:
         raise UserError(
-            f"{count} captions are too many to compare by their words when training starts (at "
-            f"most {MAX_CAPTIONS}). Find the neighbors beforehand: `mmjax sentences DATASET --out "
+            f"{count} captions are too many to compare by tf-idf when training starts (at most "
+            f"{MAX_CAPTIONS}). Find the neighbors beforehand: `mmjax sentences DATASET --out "
             "FEATURES --encoder words`, then `mmjax neighbors FEATURES --out PAIRS`, and set "
             "data.pairs.path=PAIRS."
         )

@@ -14,9 +14,9 @@ def workspace(tmp_path):
 def test_hmdb51_table_and_errors(workspace, capsys):
     odd = "#20_Rhythm_clap_u_nm_np1_fr_goo_0", "Bob's_[a;b]_&_(c)!_clap_f_cm_np1_ba_med_1"
     splits = {1: (1, 2, 0), 2: (2, 1, 0), 3: (1, 0, 0)}
-    for split, kinds in splits.items():
+    for split, codes in splits.items():
         names = [*odd, "unused_clap_f_cm_np1_ba_med_0"]
-        text = "".join(f"{name}.avi {kind} \n" for name, kind in zip(names, kinds, strict=True))
+        text = "".join(f"{name}.avi {code} \n" for name, code in zip(names, codes, strict=True))
         workspace.annotate(f"testTrainMulti_7030_splits/clap_test_split{split}.txt", text)
     workspace.annotate("testTrainMulti_7030_splits/brush_hair_test_split1.txt", "b.avi 2\n")
     workspace.touch(f"clap/{odd[0]}.avi", "clap/Bob_s_(a_b)_&_(c)!_clap_f_cm_np1_ba_med_1.avi")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmjax.data.importers.howto100m import nearest, spread
+from mmjax.data.importers.howto100m import evenly_spaced, nearest
 from tests.data.importers.importing import Workspace, assert_line_mentions
 from tests.messages import assert_mentions
 
@@ -84,10 +84,10 @@ def test_malformed_howto100m_entries_are_named(workspace, capsys, entry):
     assert_mentions(capsys.readouterr().err, *facts)
 
 
-def test_nearest_sentences_and_evenly_spread_indices():
+def test_nearest_sentences_and_evenly_spaced_indices():
     middles = [(m, "") for m in (0.0, 1.0, 1.5, 9.0, 9.1, 30.0)]
     assert nearest(middles, 2, 4) == [2, 1, 0, 3, 4]
     assert nearest(middles, 5, 2) == [5, 4, 3]
     assert nearest(middles[:2], 0, 4) == [0, 1]
-    assert spread(3, None) == spread(3, 5) == [0, 1, 2]
-    assert spread(10, 5) == [1, 3, 5, 7, 9] and spread(7, 1) == [3]
+    assert evenly_spaced(3, None) == evenly_spaced(3, 5) == [0, 1, 2]
+    assert evenly_spaced(10, 5) == [1, 3, 5, 7, 9] and evenly_spaced(7, 1) == [3]

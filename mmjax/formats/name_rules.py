@@ -251,5 +251,5 @@ def to_torch(arrays: Mapping[str, np.ndarray], rules: Rules) -> dict[str, np.nda
 
 def prefixes(names: Iterable[str], ending: str) -> list[str]:
     """Returns the prefixes of the names that end with `ending`: '' or ending with a dot."""
-    found = [name.removesuffix(ending) for name in names if name.endswith(ending)]
-    return [prefix for prefix in found if not prefix or prefix.endswith(".")]
+    starts = [name.removesuffix(ending) for name in names if name.endswith(ending)]
+    return [prefix for prefix in starts if not prefix or prefix.endswith(".")]

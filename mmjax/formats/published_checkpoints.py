@@ -1,7 +1,7 @@
 """Names of published checkpoints, so that errors about missing files can say where to get them.
 
 Source: El Banani et al. 2023, Learning Visual Representations via Language-Guided Sampling, arXiv
-2302.12248, and its code (github.com/mbanani/lgssl), whose README links the files.
+2302.12248, and its code (github.com/mbanani/lgssl). The README of the code links the files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import pathlib
 
 # {name: argument of the recipe lgssl that trains with the same method}
-RELEASED = {
+PUBLISHED = {
     **{name: name for name in ("lgsimclr", "lgsimsiam", "lgslip")},
     **{f"lgsimclr_bs_{size}": "lgsimclr" for size in (256, 512, 1024, 2048)},
     **{f"simclr_bs_{size}": "simclr" for size in (256, 1024, 2048)},
@@ -39,11 +39,11 @@ def hint(source: str | os.PathLike) -> str:
       A sentence that starts with a space; '' if no published checkpoint has the file's name.
     """
     name = pathlib.PurePath(source).name.removesuffix(".ckpt")
-    if name not in RELEASED:
+    if name not in PUBLISHED:
         return ""
     file = "lgsimclr" if name == "lgsimclr_bs_512" else name
     return (
         f" LGSSL published a ResNet-50 with this name, trained as in --config=lgssl:"
-        f"{RELEASED[name]}. Download {file}.ckpt from the links in the README of "
+        f"{PUBLISHED[name]}. Download {file}.ckpt from the links in the README of "
         "github.com/mbanani/lgssl, and pass its path."
     )

@@ -39,7 +39,7 @@ def open_file(source: str | os.PathLike) -> Any:
     """Returns the content of a file: nested dicts, lists and tuples, with arrays for tensors.
 
     Arrays are read-only views of the file, read lazily. Tensors that share memory in PyTorch share
-    it here. An argparse.Namespace becomes a dict, and a dtype its name.
+    it here. An argparse.Namespace is returned as a dict, and a dtype as its name.
 
     Raises:
       UserError: The file does not exist, is damaged, has an unsupported format, or contains a name
@@ -115,7 +115,7 @@ def _open(path: pathlib.Path) -> Any:
     if path.suffix == safetensors.SUFFIX or start[8:9] == b"{":
         return safetensors.read(path)
     raise UserError(
-        "this is neither a file of torch.save nor a .safetensors file. It may be damaged or "
+        "this is not a file of torch.save or a .safetensors file. It may be damaged or "
         "truncated; copy it again."
     )
 

@@ -13,7 +13,7 @@ from mmjax.errors import UserError
 from mmjax.sentence_encoders.base import Encoder, fingerprint, normalize
 
 _HASH_BYTES = 32
-_ENTRIES = _HASH_BYTES // 4  # nonzero entries in the direction of a word
+_ENTRIES = _HASH_BYTES // 4  # nonzero entries of the random direction of a word
 
 
 class BagOfWords(Encoder):

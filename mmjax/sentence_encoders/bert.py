@@ -111,7 +111,7 @@ class BertEncoder(Encoder):
             tokens = np.zeros((self._batch_size, length), np.int32)
             mask = np.zeros((self._batch_size, length), bool)
             mask[:, 0] = True  # padding examples have one token, and are dropped
-            for row, index in enumerate(indices):
-                tokens[row, : lengths[index]] = ids[index]
-                mask[row, : lengths[index]] = True
+            for position, index in enumerate(indices):
+                tokens[position, : lengths[index]] = ids[index]
+                mask[position, : lengths[index]] = True
             yield indices, {"ids": tokens, "mask": mask}

@@ -1,4 +1,4 @@
-"""Embeds the captions of a dataset: the `mmjax sentences` command.
+"""Embeds the captions of a dataset; used by `mmjax sentences`.
 
 Vectors are written to their final positions chunk by chunk. An interrupted run is resumed, and
 memory holds only one chunk of captions.
@@ -44,7 +44,7 @@ def embed_captions(
         copies the vectors of a file.
       split: Split of the dataset.
       captions: For records with several captions: 'first' (the default) embeds the first, 'mean'
-        averages all, and 'all' keeps each, of which training samples one at each visit.
+        averages all, and 'all' keeps all, so that training can sample one at each visit.
       ids: With 'npy:FILE': a file with the file name of each vector's record, one per line.
       progress: Whether to show a progress bar.
       **options: Options of the encoder; None for its default.
@@ -92,7 +92,7 @@ def embed(
       captions: See `embed_captions`.
 
     Raises:
-      UserError: A record cannot be read, the encoder fails, or there is no caption.
+      UserError: A record cannot be read, the encoder fails, or no record has a caption.
     """
     check_choice("--captions", captions, CAPTIONS)
     source = features.source

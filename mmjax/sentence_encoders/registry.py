@@ -31,7 +31,7 @@ def make_encoder(spec: str, **options: Any) -> Encoder:
         None for those that are not set.
 
     Raises:
-      UserError: There is no such encoder, it cannot be loaded, or it does not take an option.
+      UserError: The encoder is unknown or cannot be loaded, or it does not take an option.
     """
     name, colon, argument = spec.partition(":")
     directory = os.path.expanduser(spec)

@@ -9,7 +9,7 @@ import mmjax
 from mmjax import config
 from mmjax.errors import UserError
 from mmjax.formats import torch_reader
-from mmjax.formats.published_checkpoints import RELEASED
+from mmjax.formats.published_checkpoints import PUBLISHED
 from mmjax.tools import cli
 from tests.messages import assert_mentions, raises
 
@@ -20,11 +20,11 @@ def test_names_match_the_docs():
     table = DOCS.read_text().split("### LGSSL's released names")[1].split("\n## ")[0]
     cells = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
     names = {name for row in cells for cell in row[1:3] for name in re.findall(r"`(\w+)`", cell)}
-    assert names == set(RELEASED)
+    assert names == set(PUBLISHED)
     assert len(names) == 27  # 26 files; lgsimclr has two names
 
 
-@pytest.mark.parametrize("method", sorted(set(RELEASED.values())))
+@pytest.mark.parametrize("method", sorted(set(PUBLISHED.values())))
 def test_each_training_method_is_a_recipe(method):
     assert config.load("guided", f"lgssl:{method}", []).task == "guided"
 

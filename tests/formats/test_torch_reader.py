@@ -110,8 +110,10 @@ def test_parameters_and_newer_tensor_encodings_are_read(tmp_path):
 
     class Untyped(Writer):
         def persistent(self, storage):
-            kind = Global("torch.storage", "UntypedStorage")
-            return self.tuple("storage", kind, self.key(storage), "cpu", storage.nbytes) + b"Q"
+            storage_type = Global("torch.storage", "UntypedStorage")
+            return (
+                self.tuple("storage", storage_type, self.key(storage), "cpu", storage.nbytes) + b"Q"
+            )
 
     class Storage:
         pass
@@ -163,11 +165,11 @@ class _Attributes(dict):
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_configuration_objects_are_read_as_placeholders(tmp_path, monkeypatch, protocol):
     """PyTorch Lightning saves them with the weights; OmegaConf need not be installed."""
-    for name, kind in (("omegaconf", _Settings), ("pytorch_lightning", None)):
+    for name, cls in (("omegaconf", _Settings), ("pytorch_lightning", None)):
         module = types.ModuleType(name)
-        kind = kind or _Attributes
-        monkeypatch.setattr(kind, "__module__", name)
-        setattr(module, kind.__name__, kind)
+        cls = cls or _Attributes
+        monkeypatch.setattr(cls, "__module__", name)
+        setattr(module, cls.__name__, cls)
         monkeypatch.setitem(sys.modules, name, module)
     content = {
         "state": collections.defaultdict(dict, {0: {"step": 3}}),

@@ -26,7 +26,7 @@ TEXTS = [
 
 def expected(texts, *, length=tiny_bert.POSITIONS, **options):
     arrays = tiny_bert.weights()
-    ids = [tiny_bert.pieces(text, length) for text in texts]
+    ids = [tiny_bert.token_ids(text, length) for text in texts]
     return np.stack([tiny_bert.embed(arrays, text_ids, **options) for text_ids in ids])
 
 
@@ -49,7 +49,7 @@ def test_texts_of_similar_lengths_are_batched_together(model_dir, monkeypatch):
     monkeypatch.setattr(bert, "LENGTHS", (12, 24))
     model = BertEncoder(model_dir, batch_size=8)
     texts = [" ".join(["cat"] * n) for n in np.random.default_rng(0).permutation(24)]
-    ids = [tiny_bert.pieces(text) for text in texts]
+    ids = [tiny_bert.token_ids(text) for text in texts]
     batches = list(model._batches(ids))
     indices = np.concatenate([indices for indices, _ in batches])
     assert sorted(indices) == list(range(24))
@@ -124,7 +124,7 @@ def test_the_tokenizer_is_read_without_its_padding_and_truncation(model_dir, tmp
     """tokenizer.json and vocab.txt are equivalent."""
     _, _, tokenizer = bert_files.load(model_dir)
     for text in TEXTS:
-        assert tokenizer.encode(text.strip()).ids == tiny_bert.pieces(text)
+        assert tokenizer.encode(text.strip()).ids == tiny_bert.token_ids(text)
     other = tiny_bert.write(tmp_path / "json")
     tokenizer.enable_padding(length=12)
     tokenizer.enable_truncation(6)
@@ -135,7 +135,7 @@ def test_the_tokenizer_is_read_without_its_padding_and_truncation(model_dir, tmp
     )
     lower = tiny_bert.write(tmp_path / "lower", sentence={"do_lower_case": True})
     (lower / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert bert_files.load(lower)[2].encode("RED Cats").ids == tiny_bert.pieces("red cats")
+    assert bert_files.load(lower)[2].encode("RED Cats").ids == tiny_bert.token_ids("red cats")
     (lower / "sentence_bert_config.json").unlink()
     assert bert_files.load(lower)[2].encode("RED").ids == [2, 1, 3]
 
@@ -271,7 +271,7 @@ def test_embeddings_match_transformers(tmp_path):
     result = BertEncoder(model_dir, batch_size=8).embed(TEXTS)
     for embedding, text in zip(result, TEXTS, strict=True):
         with torch.no_grad():
-            tokens = reference(torch.tensor([tiny_bert.pieces(text)])).last_hidden_state[0]
+            tokens = reference(torch.tensor([tiny_bert.token_ids(text)])).last_hidden_state[0]
         np.testing.assert_allclose(embedding, tokens.mean(0).numpy(), atol=5e-6)
 
 

@@ -63,11 +63,11 @@ def embeddings_of(data, out, encoder, *options):
 
 def embedded(*texts):
     arrays = tiny_bert.weights()
-    return np.stack([tiny_bert.embed(arrays, tiny_bert.pieces(text)) for text in texts])
+    return np.stack([tiny_bert.embed(arrays, tiny_bert.token_ids(text)) for text in texts])
 
 
-def unit(row):
-    return row / np.linalg.norm(row)
+def unit(vector):
+    return vector / np.linalg.norm(vector)
 
 
 @pytest.mark.parametrize("chunk", [3, 100])
@@ -77,9 +77,9 @@ def test_first_caption_of_each_record_is_embedded(data, bert, tmp_path, monkeypa
     assert result.dtype == np.float32 and result.shape == (COUNT, 24)
     first = [texts[0] if texts else None for texts in TEXTS]
     first[3] = "the dog runs"  # the first caption that is not blank
-    for row, text in zip(result, first, strict=True):
+    for vector, text in zip(result, first, strict=True):
         expected = np.zeros(24) if text is None else embedded(text)[0]
-        np.testing.assert_allclose(row, expected, atol=2e-6)
+        np.testing.assert_allclose(vector, expected, atol=2e-6)
     output = capsys.readouterr().out
     facts = (tmp_path / "train" / "text.npy", "float32", f"[{COUNT}, 24]", "toy/train", bert)
     assert_line_mentions(output, *facts)

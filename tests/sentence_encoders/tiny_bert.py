@@ -82,7 +82,7 @@ def write(
     return directory
 
 
-def pieces(text, length=POSITIONS):
+def token_ids(text, length=POSITIONS):
     """Returns the token ids of a text: greedy WordPiece between [CLS] and [SEP]."""
     ids = []
     for word in text.lower().replace(",", " , ").replace(".", " . ").split():

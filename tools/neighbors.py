@@ -113,7 +113,7 @@ def _add_search_arguments(group: argparse._ArgumentGroup) -> None:
         "--block",
         type=int,
         metavar="N",
-        help="rows of one matrix product (default: 1024 on CPUs, otherwise 8192)",
+        help="vectors on each side of a matrix product (default: 1024 on CPUs, otherwise 8192)",
     )
     group.add_argument(
         "--plan", action="store_true", help="only print the time and memory the search needs"
@@ -122,7 +122,7 @@ def _add_search_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints the plan, searches, and prints a report."""
+    """Prints the estimated cost, searches, and prints a report."""
     from mmjax.neighbors import search_dataset
 
     search = search_dataset.Search(
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
             progress=not args.quiet,
         )
     )
-    if plan := search.plan():
-        print(plan, flush=True)
+    if cost := search.describe_cost():
+        print(cost, flush=True)
     if not args.plan:
         print(search.run().report)

@@ -42,7 +42,8 @@ def open_features(path: str, *, split: str, modality: str = "") -> DatasetFeatur
       modality: The modality; '' for the only one in the directory.
 
     Raises:
-      UserError: Missing or damaged files, several modalities, or features of a wrong shape.
+      UserError: A file is missing or damaged, there are several modalities, or the features have
+        a wrong shape.
     """
     root = os.path.expanduser(path)
     if root.endswith(".npy"):

@@ -1,4 +1,4 @@
-"""Draws images next to their nearest neighbors, to check whether pairs make sense."""
+"""Draws images next to their nearest neighbors, to inspect pairs by eye."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class PreparedFeatures:
         duplicates.
       starts: int64 [len(vectors) + 1]: position in `members` of the first member of each vector.
       num_zero: Number of features that are zero.
-      num_alone: Number of features without another feature in their group.
+      num_alone: Number of features that have no other feature in their group.
       rounding_error: The largest distance of a vector from its rounded value in bfloat16.
       fingerprint: Hash of the features, groups and duplicate ids.
       duplicates_are_neighbors: Whether features with the same vector are neighbors of each other.

@@ -69,7 +69,7 @@ def summarize(
     )
     reasons = {
         "features that are zero": counts["zero"],
-        "records alone in their group": counts["alone"],
+        "records without another record in their group": counts["alone"],
         "pairs below --min-similarity": num_below,
     }
     if excluded := ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count):

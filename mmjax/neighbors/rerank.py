@@ -23,8 +23,8 @@ _EXHAUSTIVE_QUERIES = 64  # at a time
 class Reranker:
     """Computes the k nearest neighbors of queries and writes them to result arrays.
 
-    The result is a pair of arrays [N, k], the indices of vectors and their cosines. Its rows are
-    overwritten for the queries of each call.
+    The result is a pair of arrays [N, k]: the indices of vectors, and their cosines. Each call
+    overwrites the entries of its queries.
 
     Attributes:
       vectors: All vectors.
@@ -85,9 +85,9 @@ class Reranker:
             part = slice(start, start + CHUNK)
             flat = scores[part].reshape(len(scores[part]), -1)
             near = np.isfinite(flat) & (flat >= _kth_best(flat, k) - self._margin)
-            row, column = np.nonzero(near)
-            candidates = indices[part].reshape(len(flat), -1)[row, column]
-            kth_cosine = self._write_best(result, queries[part], row, candidates)
+            position, entry = np.nonzero(near)
+            candidates = indices[part].reshape(len(flat), -1)[position, entry]
+            kth_cosine = self._write_best(result, queries[part], position, candidates)
             if width < self.settings.tile:
                 # Vectors as good as the last one of a tile may have been cut off.
                 unproven[part] |= near.reshape(scores[part].shape)[..., -1].any(1)
@@ -114,17 +114,17 @@ class Reranker:
                 merged = np.concatenate([best, scores], 1)
                 best = -np.partition(-merged, self.k - 1, 1)[:, : self.k]
                 near = np.isfinite(scores) & (scores >= _kth_best(best, self.k) - self._margin)
-                row, column = np.nonzero(near)
-                parts.append((row, column + first, scores[row, column]))
-            row, index, score = (np.concatenate(part) for part in zip(*parts, strict=True))
-            near = score >= (_kth_best(best, self.k) - self._margin)[row, 0]
-            self._write_best(result, chunk, row[near], index[near])
+                position, entry = np.nonzero(near)
+                parts.append((position, entry + first, scores[position, entry]))
+            position, index, score = (np.concatenate(part) for part in zip(*parts, strict=True))
+            near = score >= (_kth_best(best, self.k) - self._margin)[position, 0]
+            self._write_best(result, chunk, position[near], index[near])
 
     def _write_best(
         self,
         result: tuple[np.ndarray, np.ndarray],
         queries: np.ndarray,
-        row: np.ndarray,
+        position: np.ndarray,
         candidates: np.ndarray,
     ) -> np.ndarray:
         """Writes the k best candidates of each query.
@@ -132,30 +132,30 @@ class Reranker:
         Args:
           result: Arrays to write to; see the class.
           queries: Indices of the queries, [Q].
-          row: int [P]: position of the query in `queries`.
-          candidates: int [P]: index of a candidate of this query.
+          position: int [P]: index into `queries` of the query of each candidate.
+          candidates: int [P]: indices of the candidates.
 
         Returns:
           The k-th best cosine of each query, [Q]; -inf with fewer candidates.
         """
-        cosine = np.zeros(len(row), np.float32)
-        for start in range(0, len(row), CHUNK):
+        cosine = np.zeros(len(position), np.float32)
+        for start in range(0, len(position), CHUNK):
             part = slice(start, start + CHUNK)
             cosine[part] = cosines(
-                self.vectors.read(queries[row[part]]), self.vectors.read(candidates[part])
+                self.vectors.read(queries[position[part]]), self.vectors.read(candidates[part])
             )
-        order = np.lexsort((self.leaders[candidates], -cosine, row))
-        row, candidates, cosine = row[order], candidates[order], cosine[order]
-        rank = np.arange(len(row)) - np.searchsorted(row, row)
+        order = np.lexsort((self.leaders[candidates], -cosine, position))
+        position, candidates, cosine = position[order], candidates[order], cosine[order]
+        rank = np.arange(len(position)) - np.searchsorted(position, position)
         kept = rank < self.k
         result[0][queries], result[1][queries] = -1, -np.inf
-        result[0][queries[row[kept]], rank[kept]] = candidates[kept]
-        result[1][queries[row[kept]], rank[kept]] = cosine[kept]
+        result[0][queries[position[kept]], rank[kept]] = candidates[kept]
+        result[1][queries[position[kept]], rank[kept]] = cosine[kept]
         return result[1][queries, -1]
 
 
 def _kth_best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Returns the k-th largest score of each row, [n, 1]; -inf with fewer than k columns."""
+    """Returns the k-th largest of scores [n, m] as [n, 1]; -inf if m < k."""
     if scores.shape[1] < k:
         return np.full((len(scores), 1), -np.inf, np.float32)
     return -np.partition(-scores, k - 1, 1)[:, k - 1 : k]

@@ -45,8 +45,9 @@ class SearchResult:
       neighbors: int32 [N, k]: indices of features, nearest first, ties in order of the index; -1
         for none.
       similarity: float32 [N, k]: cosines; 0 where there is no neighbor.
-      counts: Number of features that are `zero` or `alone` in their group, of `distinct` vectors,
-        and of vectors `searched_again` in float32 or `searched_exhaustively`.
+      counts: Number of features that are `zero`, of features that are the only ones in their group
+        (`alone`), of `distinct` vectors, and of vectors that were `searched_again` in float32 or
+        `searched_exhaustively`.
     """
 
     neighbors: np.ndarray

@@ -34,7 +34,7 @@ class Options:
     Attributes:
       features: A directory of precomputed features, or a .npy file of floats [N, D].
       out: Directory of pairs to write; `config.data.pairs.path` reads it. May be '' with `plan`.
-      plan: Whether only `Search.plan` is called.
+      plan: Whether only `Search.describe_cost` is called.
       modality: Modality of the features; '' if the directory has only one.
       split: Split of the dataset.
       data: The dataset of the features; None if no other option needs it.
@@ -48,7 +48,7 @@ class Options:
       dtype: Type of the first pass: 'auto', 'float32' or 'bfloat16'. The result is the same.
       memory: GiB for features on each device; None uses what is available.
       block: Number of vectors on each side of a matrix product; None chooses by device.
-      show: Number of records in the report whose neighbors are printed.
+      show: Number of records to print with their neighbors.
       figure: A PNG file for a drawing of records and their neighbors; '' draws none.
       progress: Whether to show progress bars.
     """
@@ -175,7 +175,7 @@ class Search:
             if value:
                 raise UserError(f"{option} needs --data DATASET, the dataset of the features.")
 
-    def plan(self) -> str:
+    def describe_cost(self) -> str:
         """Returns a description of the time and memory that `run` needs; '' without records."""
         features = self._features.features
         if not len(features):

@@ -47,6 +47,7 @@ class Settings:
 
     @property
     def mesh(self) -> Mesh:
+        """The mesh of the devices, with the axis `AXIS`."""
         return Mesh(np.array(self.devices), (AXIS,))
 
     def resident_blocks(self, num_blocks: int, width: int) -> int:

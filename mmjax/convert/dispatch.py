@@ -52,7 +52,7 @@ def convert(
       sources: A TensorFlow checkpoint of VATT; a PyTorch file of TVL, of OpenCLIP, or both; a
         PyTorch file with an image backbone or an LGSSL model; or a file of word vectors. With
         `to`, one run directory or any of these.
-      out: The path to write; may be omitted with `inspect`.
+      out: The path to write; can be omitted with `inspect`.
       to: Export for a PyTorch library: key of `mmjax.convert.export.TARGETS`.
       inspect: Whether to only describe the sources.
       as_json: Whether the description is JSON.
@@ -130,7 +130,7 @@ def _tensorflow_prefix(sources: Sequence[str]) -> str:
         others = [source for source in sources if not torch_reader.is_file(source)]
         raise UserError(
             f"{others[0]} is not a PyTorch file ({suffixes}). Only PyTorch files can be combined; "
-            "convert any other source alone."
+            "convert any other source separately."
         )
     prefix = tf_checkpoint.find(sources[0])
     if prefix is None:

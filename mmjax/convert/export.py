@@ -121,7 +121,7 @@ def rules_of(arrays: Mapping[str, np.ndarray], to: str) -> Rules:
 
 
 def _create_model_call(arrays: Mapping[str, np.ndarray], to: str) -> str:
-    """Returns the Python call that creates the model; NAME stands for an unpublished size."""
+    """Returns the Python call that creates the model; `NAME` replaces an unpublished size."""
     if to == "open_clip":
         return "open_clip.create_model(NAME)"
     if to == "torchvision":

@@ -1,4 +1,4 @@
-"""Compares the keys of a source with the arrays of a model, for all kinds of checkpoints."""
+"""Compares the keys of a source with the arrays of a model, for all formats of checkpoints."""
 
 from __future__ import annotations
 

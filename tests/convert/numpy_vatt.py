@@ -119,8 +119,8 @@ def bucket(distance):
 
 def t5(w, ids, heads, layers):
     """Returns the outputs [AGG, tokens…] for one sentence."""
-    words = np.concatenate([w("agg_embedding")[None], w("embedding/embeddings")[ids]])
-    x = gelu(dense(w, "pre_proj", words, bias=False))
+    inputs = np.concatenate([w("agg_embedding")[None], w("embedding/embeddings")[ids]])
+    x = gelu(dense(w, "pre_proj", inputs, bias=False))
     n = len(x)
     relative = "base_lm/layers/0/self_attention/attention/relative_attention_bias/embeddings"
     table = w(relative)
@@ -143,10 +143,10 @@ def t5(w, ids, heads, layers):
 
 def bert(w, ids, heads, layers, *, small=False):
     """Returns the outputs [AGG, tokens…] for one sentence; bert_small has a second AGG token."""
-    words = w("embedding/embeddings")[ids]
+    inputs = w("embedding/embeddings")[ids]
     if small:
-        words, ids = np.concatenate([w("agg_embedding")[None], words]), np.concatenate([[1], ids])
-    x = gelu(dense(w, "pre_proj", words, bias=False))
+        inputs, ids = np.concatenate([w("agg_embedding")[None], inputs]), np.concatenate([[1], ids])
+    x = gelu(dense(w, "pre_proj", inputs, bias=False))
     inner = below(w, "base_lm/")
     x = x + positions(inner, [len(ids)], ["temporal"])
     x = np.concatenate([inner("agg_embedding")[None], x])
@@ -171,8 +171,8 @@ def unified(w, modality, x, heads, layers):
 
 
 def linear_text(w, ids):
-    words = w("embedding/embeddings")[ids]  # [W, E]; the maximum includes padding
-    return np.maximum(words @ w("base_lm/conv1d/kernel")[0] + w("base_lm/conv1d/bias"), 0).max(0)
+    inputs = w("embedding/embeddings")[ids]  # [W, E]; the maximum includes padding
+    return np.maximum(inputs @ w("base_lm/conv1d/kernel")[0] + w("base_lm/conv1d/bias"), 0).max(0)
 
 
 def batch_norm(w, name, x):

@@ -1,7 +1,7 @@
 """Writes checkpoints of any size with the keys of VATT's published ones, using TensorFlow.
 
 The tables list the keys of the published checkpoints: each line has a key below the model's root
-and its shape. `{a,b}` stands for several names, `#L` for the number of a layer.
+and its shape. `{a,b}` means several names, and `#L` the index of a layer.
 """
 
 import functools

@@ -18,7 +18,7 @@ class Report(NamedTuple):
 
     Attributes:
       summary: Everything above the tables.
-      targets: {key of the source: the array it becomes with its type, or why it is not used}.
+      targets: {key of the source: the array that it fills, with its type, or why it is unused}.
       num_keys: {array of the run: number of its source keys, 0 if it is randomly initialized}.
     """
 

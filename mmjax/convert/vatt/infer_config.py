@@ -26,7 +26,8 @@ def model_section(source: VattSource, *, head_dim: int | None = None) -> dict[st
         position biases if there are any (all towers of VATT have the same head width), else 64.
 
     Raises:
-      UserError: An array that determines a size is missing, or `head_dim` divides no width.
+      UserError: An array that determines a size is missing, or a width is not a multiple of
+        `head_dim`.
     """
     types = source.types
     shapes = Shapes(source.leaves, lambda path: vatt_names.key_of(path, source.components))
@@ -67,7 +68,7 @@ def _has_size(options: Mapping[str, Any], encoder: Mapping[str, Any]) -> bool:
 
 
 def _tower_name(prefix: str, encoder: Mapping[str, Any]) -> str:
-    """Returns the name of the tower with this size, or of the base tower if there is none."""
+    """Returns the name of the tower with this size; the base tower if no tower has it."""
     modality = TOWERS[f"{prefix}base"][0]  # vit_* are towers for video and for touch
     names = [name for name in TOWERS if name.startswith(prefix) and TOWERS[name][0] == modality]
     return next((name for name in names if _has_size(TOWERS[name][2], encoder)), f"{prefix}base")

@@ -294,7 +294,7 @@ def test_backbones_of_published_baselines_are_found(tmp_path, name):
 
 
 def converted_arrays(state, directory):
-    """Returns {path: array} that a plain state dict becomes."""
+    """Returns {path: array} of a plain state dict."""
     plan = vision_plan.plan_conversion(save(directory / "plain.pth", state))
     return {path: plan.read(path) for path in plan.source_keys}
 
@@ -624,6 +624,6 @@ def test_files_of_other_models_and_misplaced_flags_are_rejected(tmp_path, capsys
 
 
 def test_name_tables_are_one_to_one():
-    for kind, rules in vision_names.RULES.items():
+    for component, rules in vision_names.RULES.items():
         paths = [path for rule in rules for path in rule.paths]
-        assert len(set(paths)) == len(paths) == len({rule.key for rule in rules}), kind
+        assert len(set(paths)) == len(paths) == len({rule.key for rule in rules}), component

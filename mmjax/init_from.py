@@ -1,7 +1,7 @@
 """Initializes the parameters of a model from another source, matched by name.
 
 Position embeddings are resized, and everything else must have the same shape. A report lists what
-was loaded, and parameters that only one side has must be allowed by pattern.
+was loaded. Parameters that only the model or only the source has must be allowed by a pattern.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CLASSIFIER = re.compile(r"^classifier/")
 
 @dataclasses.dataclass
 class Report:
-    """The result for each array.
+    """The outcome of matching, by array.
 
     Attributes:
       loaded: Paths that are set to the source's array.

@@ -20,7 +20,7 @@ _INK, _OUTLINE = "#1a1a1a", "#ff2d2d"
 _LINE_HEIGHT = 0.155
 _LETTER_WIDTH = 0.066  # on average
 _MARGIN, _GAP = 0.3, 0.08
-_CAPTION_WIDTH = 2.3  # of captions beside the rows
+_CAPTION_WIDTH = 2.3  # of captions next to the rows
 _NARROW_CELL = 0.9  # below this width, captions of columns are rotated
 _IMAGE_SHARE = 0.94  # of the width of a cell
 
@@ -90,7 +90,7 @@ class _Layout:
       matrix_width, matrix_height: Size of the matrix.
       width, height: Size of the figure.
       detailed: Whether there are images, captions and outlines.
-      row_image, column_image: Space for an image beside a row and below a column.
+      row_image, column_image: Space for an image next to a row and below a column.
       caption_letters: Number of letters in a line of the captions below the columns.
       subtitle: Lines of the subtitle.
     """
@@ -142,7 +142,7 @@ class _Canvas:
     """A Matplotlib figure whose positions are inches from the top left corner."""
 
     def __init__(self, width: float, height: float):
-        # Imported here because a run that draws nothing need not wait for it.
+        # Imported here so that runs without figures do not wait for it.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -190,7 +190,7 @@ def _draw_matrix(
 
 
 def _draw_rows(canvas: _Canvas, layout: _Layout, rows: Axis, num_rows: int) -> None:
-    """Draws the images and captions beside the rows."""
+    """Draws the images and captions next to the rows."""
     size = layout.cell * _IMAGE_SHARE
     for row in range(num_rows):
         y = layout.top + (row + 0.5) * layout.cell

@@ -50,7 +50,7 @@ class Schedule:
           final: Whether this is the last step of the training run.
           last: Step of the previous evaluation, for callers that do not see every step (the
             evaluation job sees only checkpoints). The evaluator is due if a multiple of `every`
-            lies between `last` and `step`. None means that every step is seen.
+            is between `last` and `step`. None means that every step is seen.
         """
         if final or not self.every:
             return final

@@ -1,4 +1,4 @@
-"""Computation over blocks of queries, so that no queries × targets matrix is stored."""
+"""Computation over blocks of queries, so that the queries × targets matrix is never complete."""
 
 from __future__ import annotations
 

@@ -137,7 +137,8 @@ def accuracies(
 
     An episode samples classes, and support examples and queries of each class. The mean of the
     support is subtracted from all vectors, which are then normalized. A query is assigned to the
-    class with the nearest prototype, the mean of its support. Tied classes share a hit.
+    class with the nearest prototype, the mean of its support. A tie of n classes that includes the
+    correct one counts as 1 / n of a hit.
 
     Args:
       support: Features [N, D] and labels int [N] to sample support examples from.
@@ -147,7 +148,7 @@ def accuracies(
       ways: Number of classes in an episode.
       shots: Number of support examples per class.
       num_queries: Number of queries per class; a class with fewer uses all that it has.
-      average: False compares a query with every support example; the nearest one decides.
+      average: If False, a query is assigned to the class of the nearest support example.
       seed: Seed of the samples. Episode n is the same for any number of episodes.
     """
     # Center and scale, which changes no result but keeps float32 precision.

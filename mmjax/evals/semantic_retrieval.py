@@ -31,7 +31,7 @@ _KS = (1, 5)
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Numbers of targets that decide whether a query is a hit, int [Q] each.
+    """Numbers of targets that determine whether a query is a hit, int [Q] each.
 
     Attributes:
       above: Negatives above the best positive.

@@ -99,7 +99,7 @@ class Suite(Evaluator):
     ):
         super().__init__(cache=cache, **common)
         self._feature, self._root = feature, root
-        # The parts would report these with keys of their own sections.
+        # The parts would report these with the keys of their own sections.
         self.store.check_batch_size(batch_size, key=self.key("batch_size"))
         merge(self.store.data_cfg, views or {}, key=self.key("views"))
         self._options = {

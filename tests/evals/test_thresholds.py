@@ -30,8 +30,8 @@ class Embedder:
 
     def __call__(self, texts):
         self.texts += texts
-        rows = [np.random.default_rng(list(text.encode())).normal(size=16) for text in texts]
-        return 3 * np.array(rows)
+        vectors = [np.random.default_rng(list(text.encode())).normal(size=16) for text in texts]
+        return 3 * np.array(vectors)
 
     def cosine(self, first, second):
         a, b = self([first, second])

@@ -39,8 +39,8 @@ def path_of(key: Mapping[str, Any], name: str) -> pathlib.Path:
 
     Args:
       key: Everything that determines the features; must be JSON-serializable.
-      name: Name of the dataset and split. It precedes the hash in the file name, for people who
-        look into the directory.
+      name: Name of the dataset and split. It precedes the hash in the file name, to make the
+        directory readable.
     """
     text = json.dumps({"format": _FORMAT, **key}, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -135,7 +135,7 @@ def _source_identity(source: Any) -> dict[str, Any]:
 
 
 def _file_of(location: str) -> str:
-    """Returns the file in a record's location: `FILE`, `FILE, row 3` or `TABLE, row 3: FILE`."""
+    """Returns the file in a record's location: `FILE`, `FILE, …` or `TABLE, line 3: FILE`."""
     candidates = (location, location.rpartition(": ")[2], location.rpartition(", ")[0])
     return next((path for path in candidates if os.path.isfile(path)), location)
 
@@ -155,16 +155,16 @@ def _strings(value: Any) -> Iterable[str]:
 def _stats(paths: Iterable[str]) -> list[tuple[str, int, int]]:
     """Returns (path, size in bytes, modification time in ns) of files.
 
-    A directory stands for the files directly in it; paths that do not exist are ignored.
+    For a directory, these are the files directly in it. Paths that do not exist are ignored.
     """
     result = []
     for path in paths:
         path = os.path.expanduser(path)
         if os.path.isdir(path):
-            found = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+            existing = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
         else:
-            found = [path] if path and os.path.exists(path) else []
-        for file in found:
+            existing = [path] if path and os.path.exists(path) else []
+        for file in existing:
             stat = os.stat(file)
             result.append((file, stat.st_size, stat.st_mtime_ns))
     return result

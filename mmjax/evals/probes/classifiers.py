@@ -205,9 +205,9 @@ def fit_vatt(
 def validation_part(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Returns which examples are for validation, bool [N].
 
-    A `fraction` of each class is selected (of all examples for multi-label data): examples in
-    random order, sorted by class, of which evenly spaced ones are taken. So classes that are too
-    small for an example of their own share one.
+    A `fraction` of each class is selected, or of all examples for multi-label data. The examples
+    are shuffled and sorted by class, and evenly spaced ones are selected. Classes that are too
+    small to contribute an example each therefore share one.
 
     Args:
       labels: int [N], or [N, C].

@@ -1,8 +1,8 @@
 """L-BFGS for linear classifiers, the whole optimization inside one jitted program.
 
 The parameters of a linear classifier determine its logits linearly, so a line search needs no
-matrix product: the solver keeps the logits beside the parameters and updates both along the search
-direction. An `Objective` supplies the gradient, the line search and the stopping rule.
+matrix product: the solver stores the logits as well as the parameters and updates both along the
+search direction. An `Objective` supplies the gradient, the line search and the stopping rule.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class State(NamedTuple):
     """State of the solver.
 
     Attributes:
-      theta: Parameters [D + 1, C]; the last row is the bias.
+      theta: Parameters [D + 1, C]; `theta[-1]` is the bias.
       logits: [N, C] at `theta`.
       value: Objective at `theta`.
       gradient: [D + 1, C] at `theta`.

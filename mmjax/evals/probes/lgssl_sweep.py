@@ -19,7 +19,7 @@ from mmjax.evals import metrics
 from mmjax.evals.probes import classifiers, lgssl_logistic, linear, logistic
 
 COARSE = tuple(10.0**e for e in range(-6, 7, 2))
-_DECADES = 2  # that the fine grid covers on either side of the best coarse value
+_DECADES = 2  # range of the fine grid on either side of the best coarse value
 _PER_DECADE = 7
 
 
@@ -65,7 +65,7 @@ def search(score: Callable[[float], float]) -> tuple[float, float]:
 
 
 def mean_per_class(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> float:
-    """Returns the sum of each class's accuracy over `num_classes`; absent classes count as 0."""
+    """Returns the sum of the classes' accuracies / `num_classes`; absent classes count as 0."""
     accuracy = metrics.mean_class_accuracy(logits, labels)
     return accuracy * len(np.unique(labels)) / num_classes
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_BLOCK = 512  # rows of a block in `transposed_product`
+_BLOCK = 512  # examples per block in `transposed_product`
 
 
 @dataclasses.dataclass(frozen=True)

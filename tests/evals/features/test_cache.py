@@ -40,7 +40,7 @@ def make(make_harness, tmp_path):
                 name="fake", num_examples=23, info=harness.info, directory=""
             )
             source.files = None if labels is not None else [str(file)]
-            source.where = lambda record: f"{file}, row {record}"
+            source.where = lambda record: f"{file}, record {record}"
             source.labels = lambda: np.asarray(labels)
             data.sources = [source]
             return data
@@ -206,7 +206,7 @@ def test_the_identity_of_records_covers_all_their_files(tmp_path):
     files = [tmp_path / name for name in ("a.png", "b.png", "table.csv")]
     for file in files:
         file.write_text("x")
-    locations = [str(files[0]), f"{files[2]}, row 2: {files[1]}"]
+    locations = [str(files[0]), f"{files[2]}, line 2: {files[1]}"]
     info = types.SimpleNamespace(name="set")
 
     def key(labels=(0, 1)):

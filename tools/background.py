@@ -1,6 +1,6 @@
 """Compute the image of an untouched touch sensor as the per-pixel median of many touch images.
 
-Give images without contact, or a large number of images with contact.
+Pass images without contact, or a large number of images with contact.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         "--split-by-file", metavar="train:0.8,test:0.2", help="split the files at random"
     )
     group.add_argument(
-        "--clip-seconds", type=float, metavar="SECONDS", help="cut rows into clips of this length"
+        "--clip-seconds", type=float, metavar="SECONDS", help="cut media into clips of this length"
     )
 
 
@@ -121,7 +121,7 @@ def _add_execution_arguments(group: argparse._ArgumentGroup) -> None:
         "--on-error",
         choices=("skip", "fail"),
         default="skip",
-        help="what to do with a row that cannot be built (default: %(default)s)",
+        help="what to do if a clip cannot be built (default: %(default)s)",
     )
     group.add_argument(
         "--max-bad-fraction",
@@ -130,7 +130,7 @@ def _add_execution_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="FRACTION",
         help="exit with status 1 if more of the clips cannot be built (default: %(default)s)",
     )
-    group.add_argument("--retry-bad", action="store_true", help="build shards with bad rows again")
+    group.add_argument("--retry-bad", action="store_true", help="build shards with bad clips again")
     group.add_argument(
         "--overwrite", action="store_true", help="replace a different dataset in --out"
     )

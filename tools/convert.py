@@ -2,7 +2,7 @@
 
 SOURCE is a TensorFlow checkpoint of VATT, or PyTorch files of TVL, OpenCLIP, LGSSL, a ResNet or a
 MobileNetV2. The result is a run directory that any task can start from, with a report of every
-parameter name. A pickle of word embeddings becomes an .npz file. Pickles are never executed.
+parameter name. A table of word vectors is converted to an .npz file. Code in pickles is never run.
 
 With --to, SOURCE is a run and the result is a .safetensors or .pth file.
 """

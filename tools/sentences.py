@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         choices=("first", "mean", "all"),
-        help="first: embed the first caption; mean: the mean of all captions; all: every caption, "
-        "of which training samples one each time (default: first)",
+        help="first: embed the first caption; mean: the mean of all captions; all: every caption; "
+        "training samples one at each visit (default: first)",
     )
     parser.add_argument(
         "--batch-size",
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data type of a BERT model (default: float32)",
     )
     parser.add_argument(
-        "--width", type=int, metavar="N", help="features of --encoder words (default: 1024)"
+        "--width", type=int, metavar="N", help="vector width of --encoder words (default: 1024)"
     )
     parser.add_argument(
         "--vocab", metavar="FILE", help="with --encoder vectors:FILE.npz: the words, one per line"

@@ -77,10 +77,10 @@ def test_data_step_eval_and_loop_report_consistent_numbers(tmp_path, user_env):
     data = result["data"]
     assert data["input"]["batch"]["video"] == [[4, 4, 24, 24, 3], "uint8"]
     assert data["input"]["examples"] == 64
-    rates = {kind: data[kind]["clips_per_second"] for kind in ("pipeline", "floor", "floor_window")}
-    for kind, rate in rates.items():
+    rates = {name: data[name]["clips_per_second"] for name in ("pipeline", "floor", "floor_window")}
+    for name, rate in rates.items():
         assert rate > 4 / elapsed  # at least one batch was measured
-        cores = data[kind]["cpu_ms_per_clip"] / 1e3 * rate
+        cores = data[name]["cpu_ms_per_clip"] / 1e3 * rate
         assert 0 < cores < os.cpu_count() + 0.5
     for floor in ("floor", "floor_window"):
         ratio = rates["pipeline"] / rates[floor]
@@ -100,10 +100,10 @@ def test_data_step_eval_and_loop_report_consistent_numbers(tmp_path, user_env):
     assert 0 < evaluation["probe_seconds"] < elapsed
 
     loop = result["loop"]
-    for kind in ("loop", "loop_same_batch"):
-        ratio = loop[f"{kind}_step_seconds"] / loop["bare_step_seconds"]
-        assert loop[f"{kind}_over_bare"] == pytest.approx(ratio)
-        assert 0 < loop[f"{kind}_step_seconds"] < elapsed / 6  # --steps=6
+    for name in ("loop", "loop_same_batch"):
+        ratio = loop[f"{name}_step_seconds"] / loop["bare_step_seconds"]
+        assert loop[f"{name}_over_bare"] == pytest.approx(ratio)
+        assert 0 < loop[f"{name}_step_seconds"] < elapsed / 6  # --steps=6
     assert loop["loop_same_batch_data_share"] < 0.5  # its batch is in memory already
 
 
@@ -111,7 +111,7 @@ def test_synthetic_step_needs_no_dataset(tmp_path, user_env):
     process, elapsed = bench(
         user_env,
         tmp_path / "recipe.py",
-        *("step", "--synthetic", "--config.data.train=no/such/folder"),
+        *("step", "--synthetic", "--config.data.train=no/such/directory"),
         *("--seconds=0.02", "--repeats=1", "--depths"),
     )
     assert process.returncode == 0, process.stderr[-3000:]
@@ -130,8 +130,8 @@ def test_packed_compares_the_shared_encoder_with_one_call_per_modality(tmp_path,
     result = json.loads(process.stdout)["packed"]
     ratio = result["apart_seconds"] / result["packed_seconds"]
     assert result["apart_over_packed"] == pytest.approx(ratio)
-    for kind in ("packed", "apart"):
-        assert 0 < result[f"{kind}_seconds"] < result[f"{kind}_compile_seconds"] < elapsed
+    for name in ("packed", "apart"):
+        assert 0 < result[f"{name}_seconds"] < result[f"{name}_compile_seconds"] < elapsed
     other, _ = run("demo")
     assert other.returncode == 2
     assert_mentions(other.stderr, "packed", "--config=demo:ut_fac")
@@ -147,15 +147,15 @@ def test_probe_reaches_the_objective_of_scikit_learn(tmp_path, user_env):
     reference = LogisticRegression(C=0.1, tol=1e-9, max_iter=20_000).fit(x, labels)
     cross_entropy = log_loss(labels, reference.predict_proba(x), normalize=False)
     lowest = 0.5 * (reference.coef_.astype(float) ** 2).sum() + 0.1 * cross_entropy
-    row = result["C=0.1"]
-    assert row["lowest_objective"] == pytest.approx(lowest, rel=1e-5)
+    measured = result["C=0.1"]
+    assert measured["lowest_objective"] == pytest.approx(lowest, rel=1e-5)
     for name in ("mmjax", "scikit_learn"):
-        assert row[name]["objective"] == pytest.approx(row["lowest_objective"], rel=2e-4)
-        assert row[name]["objective"] == pytest.approx(lowest, rel=2e-4)
-        assert abs(row[name]["gap"]) <= 1e-4 and row[name]["iterations"] > 1
-        assert 0 < row[name]["seconds"] < elapsed
-    ratio = row["scikit_learn"]["seconds"] / row["mmjax"]["seconds"]
-    assert row["scikit_learn_over_mmjax_seconds"] == pytest.approx(ratio)
+        assert measured[name]["objective"] == pytest.approx(measured["lowest_objective"], rel=2e-4)
+        assert measured[name]["objective"] == pytest.approx(lowest, rel=2e-4)
+        assert abs(measured[name]["gap"]) <= 1e-4 and measured[name]["iterations"] > 1
+        assert 0 < measured[name]["seconds"] < elapsed
+    ratio = measured["scikit_learn"]["seconds"] / measured["mmjax"]["seconds"]
+    assert measured["scikit_learn_over_mmjax_seconds"] == pytest.approx(ratio)
 
 
 def test_unknown_override_is_named(tmp_path, user_env):

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=5,
         metavar="N",
-        help="number of measurements, of which the median is reported (default: %(default)s)",
+        help="number of measurements; the median is reported (default: %(default)s)",
     )
     parser.add_argument(
         "--seconds",

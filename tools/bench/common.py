@@ -1,4 +1,4 @@
-"""What several benchmarks use: timing, medians, and a recipe's program with a state and a batch."""
+"""Shared code of benchmarks: timing, medians, and the program of a recipe with state and batch."""
 
 from __future__ import annotations
 

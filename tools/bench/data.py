@@ -1,4 +1,4 @@
-"""The input pipeline, compared with decoding the same frames and nothing else."""
+"""The input pipeline, compared with only decoding the same frames."""
 
 from __future__ import annotations
 

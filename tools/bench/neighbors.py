@@ -37,8 +37,8 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="number of vectors that faiss searches neighbors for; its time is extrapolated to all "
-        "vectors; 0: all (default: %(default)s)",
+        help="number of queries for faiss; its time is extrapolated to all vectors; 0: all vectors "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--indexes",

@@ -17,7 +17,11 @@ from mmjax.configs.pretrain._vatt import SPECTROGRAM
 
 
 def get_config(arg: str = "wat_base"):
-    """`arg`: an audio tower."""
+    """Returns the config.
+
+    Args:
+      arg: An audio tower.
+    """
     spectrogram = arg.startswith(("spt_", "resnet2d_"))
     windows = dict(num_samples=153_600, sample_rate=48_000.0, stride=1 if spectrogram else 2)
     data = dict(audio=windows, label=dict(multi_label=True))

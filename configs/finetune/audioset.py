@@ -17,7 +17,11 @@ from mmjax.configs.finetune import audio
 
 
 def get_config(arg: str = "wat_base"):
-    """`arg`: an audio tower."""
+    """Returns the config.
+
+    Args:
+      arg: An audio tower.
+    """
     cfg = audio.get_config(arg)
     cfg.data.train = "datasets/audioset"
     return cfg

@@ -26,7 +26,11 @@ _BACKBONES = dict(
 
 
 def get_config(arg: str = ""):
-    """`arg`: the argument of the pretraining demo."""
+    """Returns the config.
+
+    Args:
+      arg: The argument of the pretraining demo.
+    """
     source = config.plain(pretraining.get_config(arg).model)
     smoke = "smoke" in arg.split(",")
     cfg = config.base()

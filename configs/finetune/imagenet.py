@@ -15,7 +15,11 @@ from mmjax.errors import UserError
 
 
 def get_config(arg: str = "vit_base"):
-    """`arg`: a vit_* or ut_* tower."""
+    """Returns the config.
+
+    Args:
+      arg: A vit_* or ut_* tower.
+    """
     if not arg.startswith(("vit_", "ut_")):
         raise UserError(f"{arg} does not accept images. Choose a vit_* or ut_* tower.")
     cfg = video.get_config(arg)

@@ -19,7 +19,11 @@ from mmjax.configs.finetune import video
 
 
 def get_config(arg: str = "vit_medium"):
-    """`arg`: a video tower."""
+    """Returns the config.
+
+    Args:
+      arg: A video tower.
+    """
     cfg = video.get_config(arg)
     cfg.data.train = "datasets/kinetics600"
     cfg.total_steps = 100_000

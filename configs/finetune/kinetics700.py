@@ -16,7 +16,11 @@ from mmjax.configs.finetune import video
 
 
 def get_config(arg: str = "vit_large"):
-    """`arg`: a video tower."""
+    """Returns the config.
+
+    Args:
+      arg: A video tower.
+    """
     cfg = video.get_config(arg)
     cfg.data.train = "datasets/kinetics700"
     cfg.total_steps = 100_000

@@ -18,7 +18,11 @@ from mmjax.configs.finetune import video
 
 
 def get_config(arg: str = "vit_medium"):
-    """`arg`: a video tower."""
+    """Returns the config.
+
+    Args:
+      arg: A video tower.
+    """
     cfg = video.get_config(arg)
     cfg.data.train = "datasets/moments_in_time"
     cfg.total_steps = 150_000

@@ -15,7 +15,11 @@ from mmjax.configs.finetune import _vatt
 
 
 def get_config(arg: str = "vit_medium"):
-    """`arg`: a video tower."""
+    """Returns the config.
+
+    Args:
+      arg: A video tower.
+    """
     clips = dict(
         num_frames=32,
         stride=2,

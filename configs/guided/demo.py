@@ -18,8 +18,12 @@ from mmjax.configs.guided._methods import METHODS, method
 
 
 def get_config(arg: str = "lgsimclr"):
-    """`arg`: a method (default: lgsimclr), 'smoke' for two steps on a tiny world (for tests), or
-    both separated by a comma."""
+    """Returns the config.
+
+    Args:
+      arg: A method (default: lgsimclr), 'smoke' for two steps on a tiny world (for tests), or both
+        separated by a comma.
+    """
     words = config.variants(arg, *METHODS, "smoke")
     smoke = "smoke" in words
     name = config.only(words, METHODS, "lgsimclr", what="method")

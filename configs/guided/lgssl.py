@@ -21,8 +21,12 @@ _TEXT = dict(name="clip_text_b", projection=0, activation="quick_gelu")
 
 
 def get_config(arg: str = "lgsimclr"):
-    """`arg`: a method; optionally 'exempt' (no weight decay of norms, biases and scales, as LGSSL
-    intended) and 'fixed_blur' (the blur of kornia up to 0.6.9, as in its runs), with commas."""
+    """Returns the config.
+
+    Args:
+      arg: A method; optionally 'exempt' (no weight decay of norms, biases and scales, as LGSSL
+        intended) and 'fixed_blur' (the blur of kornia up to 0.6.9, as in its runs), with commas.
+    """
     words = config.variants(arg, *METHODS, "exempt", "fixed_blur")
     name = config.only(words, METHODS, "lgsimclr", what="method")
     parts = method(name, fixed_blur="fixed_blur" in words)

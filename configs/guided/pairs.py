@@ -23,7 +23,11 @@ from mmjax.configs.guided._methods import METHODS, method
 
 
 def get_config(arg: str = "lgsimclr"):
-    """`arg`: a method; optionally ',resnet50' for that backbone on 224 pixels."""
+    """Returns the config.
+
+    Args:
+      arg: A method; optionally ',resnet50' for that backbone on 224 pixels.
+    """
     words = config.variants(arg, *METHODS, "resnet50")
     large = "resnet50" in words
     name = config.only(words, METHODS, "lgsimclr", what="method")

@@ -13,7 +13,11 @@ from mmjax import config
 
 
 def get_config(arg: str = ""):
-    """`arg`: 'text' to train on captions too."""
+    """Returns the config.
+
+    Args:
+      arg: 'text' to train on captions too.
+    """
     config.variants(arg, "text")
     cfg = config.base()
     cfg.task = "pretrain"

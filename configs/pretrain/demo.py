@@ -38,8 +38,12 @@ _MODELS = dict(
 
 
 def get_config(arg: str = ""):
-    """`arg`: 'tx_fac' (default), 'ut_fac' or 'mmv_fac', 'smoke' for two steps on the tiny world
-    (for tests), or both separated by a comma."""
+    """Returns the config.
+
+    Args:
+      arg: 'tx_fac' (default), 'ut_fac' or 'mmv_fac', 'smoke' for two steps on the tiny world (for
+        tests), or both separated by a comma.
+    """
     words = config.variants(arg, *_MODELS, "smoke")
     smoke = "smoke" in words
     name = config.only(words, tuple(_MODELS), "tx_fac", what="model")

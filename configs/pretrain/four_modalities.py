@@ -12,7 +12,11 @@ from mmjax.configs.pretrain import demo
 
 
 def get_config(arg: str = ""):
-    """`arg`: 'smoke' for two steps on the tiny world (for tests)."""
+    """Returns the config.
+
+    Args:
+      arg: 'smoke' for two steps on the tiny world (for tests).
+    """
     smoke = "smoke" in config.variants(arg, "smoke")
     cfg = demo.get_config("smoke" if smoke else "")
     cfg.data.touch = dict(size=32)

@@ -13,7 +13,11 @@ from mmjax.configs.pretrain import _vatt
 
 
 def get_config(arg: str = "i3d"):
-    """`arg`: 'i3d', 'tsm' or 'tsm_x2'."""
+    """Returns the config.
+
+    Args:
+      arg: 'i3d', 'tsm' or 'tsm_x2'.
+    """
     cfg = _vatt.settings(dict(name="mmv_fac", size=arg, remat="full"))
     cfg.augment.spectrogram = _vatt.SPECTROGRAM
     return cfg

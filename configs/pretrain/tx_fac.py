@@ -19,6 +19,10 @@ from mmjax.configs.pretrain import _vatt
 
 
 def get_config(arg: str = "mbs"):
-    """`arg`: 'bbs', 'mbs' or 'lbs'."""
+    """Returns the config.
+
+    Args:
+      arg: 'bbs', 'mbs' or 'lbs'.
+    """
     model = dict(name="tx_fac", size=arg, remat="dots")
     return _vatt.settings(model, sharding="fsdp" if arg == "lbs" else "dp")

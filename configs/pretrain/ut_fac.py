@@ -11,6 +11,10 @@ from mmjax.configs.pretrain import _vatt
 
 
 def get_config(arg: str = "medium"):
-    """`arg`: 'base', 'medium' or 'large'."""
+    """Returns the config.
+
+    Args:
+      arg: 'base', 'medium' or 'large'.
+    """
     model = dict(name="ut_fac", size=arg, remat="dots")
     return _vatt.settings(model, sharding="fsdp" if arg == "large" else "dp")

@@ -16,8 +16,12 @@ from mmjax import config
 
 
 def get_config(arg: str = ""):
-    """`arg`: 'clip' for images and text only, 'frozen' to add touch to their frozen towers, 'smoke'
-    for two steps on the tiny world (for tests), or several of them separated by commas."""
+    """Returns the config.
+
+    Args:
+      arg: 'clip' for images and text only, 'frozen' to add touch to their frozen towers, 'smoke'
+        for two steps on the tiny world (for tests), or several of them separated by commas.
+    """
     words = config.variants(arg, "clip", "frozen", "smoke")
     smoke, clip = "smoke" in words, "clip" in words
     cfg = config.base()

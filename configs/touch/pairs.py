@@ -12,7 +12,11 @@ from mmjax import config
 
 
 def get_config(arg: str = ""):
-    """`arg`: 'text' or 'image', the modality to align touch with; both by default."""
+    """Returns the config.
+
+    Args:
+      arg: 'text' or 'image', the modality to align touch with; both by default.
+    """
     words = config.variants(arg, "text", "image") or {"text", "image"}
     cfg = config.base()
     cfg.task = "touch"

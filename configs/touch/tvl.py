@@ -36,7 +36,11 @@ _EPOCH = 42_500
 
 
 def get_config(arg: str = "tiny"):
-    """`arg`: 'tiny', 'small', 'base' or 'resnet18'; optionally ',background'."""
+    """Returns the config.
+
+    Args:
+      arg: 'tiny', 'small', 'base' or 'resnet18'; optionally ',background'.
+    """
     words = config.variants(arg, *_TOUCH, "background")
     subtracts = "background" in words
     size = config.only(words, tuple(_TOUCH), "tiny", what="size")

@@ -22,7 +22,10 @@ SMOKE = "--config=demo:smoke"
     "arguments, facts",
     [
         (["--taks=pretrain"], ("'taks'", "task")),
-        (["--task=pretran"], ("--task", "'pretran'", "'pretrain'", "finetune, guided, pretrain, touch")),
+        (
+            ["--task=pretran"],
+            ("--task", "'pretran'", "'pretrain'", "finetune, guided, pretrain, touch"),
+        ),
         (["--config=dmeo"], ("--task=pretrain", "'dmeo'", "'demo'")),
         (["--config=demo.py"], ("demo.py",)),
         (["pretrain"], ("pretrain", "--name=value")),

@@ -16,7 +16,7 @@ LAYERS = (
     "losses formats monitor data neighbors",
     "state models checkpoints optim sharding sentence_encoders",
     "data_spec step program preprocess",
-    "tasks evals configs.*",
+    "tasks evals published configs.*",
     "convert",
     "init_from evaluate plan embed",
     "session train",

@@ -13,7 +13,7 @@ one on AudioSet. For a single label per clip, set `--config.data.label.multi_lab
 """
 
 from mmjax.configs.finetune import _vatt
-from mmjax.configs.pretrain._vatt import SPECTROGRAM
+from mmjax.published.vatt import SPECTROGRAM
 
 
 def get_config(arg: str = "wat_base"):
@@ -22,14 +22,9 @@ def get_config(arg: str = "wat_base"):
     Args:
       arg: An audio tower.
     """
-    spectrogram = arg.startswith(("spt_", "resnet2d_"))
-    windows = dict(num_samples=153_600, sample_rate=48_000.0, stride=1 if spectrogram else 2)
-    data = dict(audio=windows, label=dict(multi_label=True))
-    cfg = _vatt.settings("audio", arg, data, dict(num_clips=4))
-    cfg.total_steps = 50_000
-    cfg.augment = dict(mixup=5.0)
-    if spectrogram:
+    cfg = _vatt.settings("audio", arg)
+    if arg.startswith(("spt_", "resnet2d_")):  # spectrograms
+        cfg.data.audio.stride = 1
         cfg.augment.spectrogram = SPECTROGRAM
         cfg.augment.spec_augment = dict(time_masks=1, frequency_masks=1)
-    cfg.loss = dict(balance=True)
     return cfg

@@ -20,17 +20,4 @@ def get_config(arg: str = "vit_medium"):
     Args:
       arg: A video tower.
     """
-    clips = dict(
-        num_frames=32,
-        stride=2,
-        size=224,
-        crop="inception",
-        area=(0.08, 1.0),
-        aspect=(0.5, 2.0),
-    )
-    views = dict(num_clips=4, multi_crop=True)
-    cfg = _vatt.settings("video", arg, dict(video=clips, label=dict()), views)
-    cfg.total_steps = 100_000
-    cfg.augment = dict(color_jitter=0.8, mixup=0.0)
-    cfg.loss = dict(label_smoothing=0.1)
-    return cfg
+    return _vatt.settings("video", arg)

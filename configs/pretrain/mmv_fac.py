@@ -10,6 +10,7 @@ the whole batch.
 """
 
 from mmjax.configs.pretrain import _vatt
+from mmjax.published.vatt import SPECTROGRAM
 
 
 def get_config(arg: str = "i3d"):
@@ -19,5 +20,5 @@ def get_config(arg: str = "i3d"):
       arg: 'i3d', 'tsm' or 'tsm_x2'.
     """
     cfg = _vatt.settings(dict(name="mmv_fac", size=arg, remat="full"))
-    cfg.augment.spectrogram = _vatt.SPECTROGRAM
+    cfg.augment.spectrogram = SPECTROGRAM
     return cfg

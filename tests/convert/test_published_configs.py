@@ -3,8 +3,8 @@
 import pytest
 
 from mmjax import config
-from mmjax.convert.clip.published_config import tvl_config
-from mmjax.convert.vatt.published_config import (
+from mmjax.published.tvl import tvl_config
+from mmjax.published.vatt import (
     SPECTROGRAM,
     finetuning_config,
     pretraining_config,

@@ -11,7 +11,6 @@ import ml_collections
 
 from mmjax import config
 from mmjax.convert.clip import load as clip_load
-from mmjax.convert.clip.published_config import tvl_config
 from mmjax.convert.shapes import (
     HEAD_DIM,
     Shapes,
@@ -22,6 +21,7 @@ from mmjax.convert.shapes import (
 from mmjax.convert.torch_source import TorchSource
 from mmjax.errors import UserError
 from mmjax.models.towers import clip, vit
+from mmjax.published.tvl import tvl_config
 
 
 def model_section(

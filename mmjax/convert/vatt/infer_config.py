@@ -11,10 +11,10 @@ from mmjax import config
 from mmjax.convert.shapes import HEAD_DIM, Shapes, encoder_options, resnet_options
 from mmjax.convert.vatt import names as vatt_names
 from mmjax.convert.vatt.load import VattSource
-from mmjax.convert.vatt.published_config import SPECTROGRAM, finetuning_config, pretraining_config
 from mmjax.errors import UserError
 from mmjax.models.blocks.patches import SIZES
 from mmjax.models.towers.registry import TOWERS
+from mmjax.published.vatt import SPECTROGRAM, finetuning_config, pretraining_config
 
 
 def model_section(source: VattSource, *, head_dim: int | None = None) -> dict[str, Any]:

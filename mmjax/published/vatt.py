@@ -1,7 +1,4 @@
-"""VATT's published training settings, for the config of a converted run.
-
-They equal the recipes of these models, which a test checks.
-"""
+"""VATT's published training settings, without a model: for its recipes and converted runs."""
 
 from __future__ import annotations
 
@@ -16,7 +13,12 @@ SPECTROGRAM = dict(window=0.04267, step=0.02134, num_bins=80)
 
 
 def pretraining_config() -> ml_collections.ConfigDict:
-    """Returns the pretraining config without a model: the recipes tx_fac, ut_fac and mmv_fac."""
+    """Returns the pretraining config without a model, for tx_fac, ut_fac and mmv_fac.
+
+    The evaluation job runs the evaluators. `--config.evals.NAME=None` omits one.
+    `--config.evals.ucf101.classifier=svm` selects the paper's linear SVM, and `logistic` our
+    logistic regression, instead of the classifier of VATT's code.
+    """
     cfg = config.base()
     cfg.task = "pretrain"
     cfg.batch_size = 2048
@@ -24,8 +26,9 @@ def pretraining_config() -> ml_collections.ConfigDict:
     cfg.log_every = 50
     cfg.checkpoint = dict(every=10_000, keep=5, keep_every=50_000)
     cfg.data = dict(
-        train=("datasets/howto100m", "datasets/audioset"),
+        train=("datasets/howto100m", "datasets/audioset"),  # sampled equally
         split="train",
+        # 32 frames at 10 frames per second, for any stored rate, and their 3.2 s of audio.
         video=dict(num_frames=32, fps=10.0, size=224, crop="vgg", scale_jitter=True),
         audio=dict(num_samples=153_600, sample_rate=48_000.0),
         text=dict(candidates=5, max_tokens=16),
@@ -53,7 +56,7 @@ def pretraining_config() -> ml_collections.ConfigDict:
 
 
 _SCHEDULE = dict(every=50_000, where="eval")
-_WINDOWS = dict(num_clips=4)
+_WINDOWS = dict(num_clips=4)  # per test clip; training clips have one window in the middle
 
 
 def _probe(name: str, feature: str, num_splits: int) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def _retrieval(name: str) -> dict[str, Any]:
 
 
 def finetuning_config(modality: str) -> ml_collections.ConfigDict:
-    """Returns the fine-tuning config without a model: the recipes video and audio.
+    """Returns the fine-tuning config without a model.
 
     Args:
       modality: 'video' or 'audio' (waveforms).
@@ -103,6 +106,7 @@ def finetuning_config(modality: str) -> ml_collections.ConfigDict:
         clip_groups=((r"^classifier/", 0.0),),
         schedule=dict(name="cosine", base=0.005, warmup_steps=2500),
     )
+    # The other towers of a pretraining run, and the classifier, which is randomly initialized.
     others = "|".join(m for m in ("video", "audio", "text", "touch", "head") if m != modality)
     cfg.init_allow = (rf"^(extra/)?({others})/", "^classifier/")
     if modality == "video":

@@ -1,0 +1,1 @@
+"""Published training settings that recipes and converted runs share."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from mmjax.cpus import available_cpus
 from mmjax.data.pipeline.common import Context
 from mmjax.data.pipeline.config import MODALITIES, DataConfig
 from mmjax.data.pipeline.order import as_tensors
@@ -78,7 +78,7 @@ class Examples:
 
     @property
     def threads(self) -> int:
-        return self._cfg.threads or len(os.sched_getaffinity(0))
+        return self._cfg.threads or available_cpus()
 
     @property
     def spec(self) -> dict[str, tf.TensorSpec]:

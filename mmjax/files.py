@@ -1,4 +1,7 @@
-"""Atomic writes: a file or directory has its final name only when it is complete."""
+"""Atomic writes, and readers of text and JSON files whose errors name the file.
+
+A file or directory has its final name only when it is complete.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import IO, Any, Literal
+
+from mmjax.errors import UserError
 
 
 def partial_path(path: str | os.PathLike) -> pathlib.Path:
@@ -69,6 +74,48 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 2) -> None:
     """Writes a value as JSON atomically, with a newline at the end."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Returns the content of a UTF-8 text file, without a byte order mark.
+
+    Raises:
+      UserError: The file is missing, cannot be opened, or is not UTF-8.
+    """
+    try:
+        return pathlib.Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{os.fspath(path)} does not exist.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{os.fspath(path)} is not UTF-8 text: byte {error.object[error.start]:#04x} at "
+            f"position {error.start}. Save the file with UTF-8 encoding."
+        ) from error
+    except OSError as error:
+        raise UserError(f"Cannot read {os.fspath(path)}: {error.strerror or error}.") from error
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Returns the value of JSON text.
+
+    Args:
+      text: The text, or its UTF-8 bytes, with or without a byte order mark.
+      where: Where the text comes from, for the message: a file, or a file and a line.
+
+    Raises:
+      UserError: The text is not JSON or not UTF-8, or is nested too deeply.
+    """
+    try:
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except RecursionError as error:
+        raise UserError(f"{where} is not valid: its JSON is nested too deeply.") from error
+    except ValueError as error:
+        raise UserError(f"{where} is not valid JSON: {error}.") from error
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Returns the value of a JSON file; see `read_text` and `parse_json` for errors."""
+    return parse_json(read_text(path), os.fspath(path))
 
 
 def remove(path: str | os.PathLike) -> None:

@@ -1,4 +1,4 @@
-"""Atomic writes of files and directories."""
+"""Atomic writes of files and directories, and readers of text and JSON."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import os
 import pytest
 
 from mmjax import files
+from mmjax.errors import UserError
+from tests.messages import raises
 
 
 def test_text_and_json_round_trip(tmp_path):
@@ -49,3 +51,31 @@ def test_leftovers_are_the_partial_files_of_one_path(tmp_path):
     for file in (*expected, path, files.partial_path(tmp_path / "file1.txt")):
         file.touch()
     assert files.leftovers(path) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    "content, facts",
+    [
+        (b"caf\xe9", ["is not UTF-8", "0xe9", "position 3"]),
+        (b"", ["is not valid JSON"]),
+        (b"\0\0\0\0", ["is not valid JSON"]),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ["nested too deeply"]),
+    ],
+)
+def test_unreadable_json_is_an_error_that_names_the_file(tmp_path, content, facts):
+    path = tmp_path / "value.json"
+    path.write_bytes(content)
+    with raises(UserError, path, *facts):
+        files.read_json(path)
+
+
+def test_text_is_read_without_a_byte_order_mark(tmp_path):
+    path = tmp_path / "value.json"
+    path.write_bytes(b"\xef\xbb\xbf" + '{"a": "é"}'.encode())
+    assert files.read_text(path) == '{"a": "é"}'
+    assert files.read_json(path) == files.parse_json(path.read_bytes(), "here") == {"a": "é"}
+
+
+def test_missing_text_file_is_an_error_that_names_it(tmp_path):
+    with raises(UserError, tmp_path / "no.txt", "does not exist"):
+        files.read_text(tmp_path / "no.txt")

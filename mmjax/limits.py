@@ -1,0 +1,52 @@
+"""Bounds on the sizes of files from others, so that a small file cannot fill the memory.
+
+Each bound can be changed with an environment variable, `MMJAX_MAX_<NAME>`. docs/reliability.md
+lists them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mmjax.errors import UserError, unknown
+
+DEFAULTS = {
+    "IMAGE_PIXELS": 250_000_000,  # of one image: width x height
+}
+
+
+def limit(name: str) -> int:
+    """Returns a bound: `MMJAX_MAX_<name>` of the environment, or the default.
+
+    Args:
+      name: A key of `DEFAULTS`.
+
+    Raises:
+      UserError: The variable is not a positive integer.
+    """
+    if name not in DEFAULTS:
+        raise unknown("limit", name, DEFAULTS)
+    variable = f"MMJAX_MAX_{name}"
+    text = os.environ.get(variable, "")
+    if not text:
+        return DEFAULTS[name]
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{variable} must be a positive integer; got {text!r}.")
+    return int(text)
+
+
+def check(name: str, size: int, what: str) -> None:
+    """Raises UserError if a size exceeds a bound.
+
+    Args:
+      name: A key of `DEFAULTS`.
+      size: The size, as declared by the file or as counted while reading it.
+      what: Start of the message: the file and what of it is large, for example
+        'a.npz: words.npy unpacks to'.
+    """
+    if size > limit(name):
+        unit = name.rpartition("_")[2].lower()
+        raise UserError(
+            f"{what} {size:,} {unit}; the limit is {limit(name):,}. If you trust the file, raise "
+            f"the limit with MMJAX_MAX_{name}={size}."
+        )

@@ -28,6 +28,7 @@ from mmjax.checkpoints import run_dir
 from mmjax.checkpoints.find import find
 from mmjax.convert.load import load_sources
 from mmjax.errors import UserError, check_choice
+from mmjax.evals.features.embeddings import normalize
 from mmjax.modalities import IMAGES, INPUTS
 from mmjax.tasks import touch
 from mmjax.tasks.base import Task
@@ -317,7 +318,7 @@ class Model:
         single, batches = self._batches(method, modality, inputs, batch_size, **options)
         rows = self._run("features", name, batches)
         if "/" in name:  # as the evaluators do
-            rows = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+            rows = normalize(rows)
         return rows[0] if single else rows
 
     def _output_name(self, modality: str, target: str | None) -> str:

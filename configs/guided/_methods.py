@@ -52,21 +52,7 @@ def method(
         raise UserError(f"Unknown method {name!r}. Choose from: {', '.join(METHODS)}.")
     guided = name.startswith("lg")
     mild = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    blur = dict(sigma_yx=(0.1, 2.0)) if fixed_blur else dict(sigma=(0.1, 2.0))
-    strong = dict(
-        mild,
-        horizontal_flip=0.5,
-        grayscale=0.2,
-        color_jitter=dict(
-            probability=0.8,
-            brightness=(0.6, 1.4),
-            contrast=(0.6, 1.4),
-            saturation=(0.6, 1.4),
-            hue=(-0.1, 0.1),
-            order="batch",
-        ),
-        blur=dict(probability=0.5, kernel_size=blur_kernel, **blur),
-    )
+    strong = dict(mild, **_strong_augmentation(blur_kernel, fixed_blur))
     two = dict(crops=(_GLOBAL, _GLOBAL), augment=mild)
     if not guided:
         two = dict(crops=(_STRONG, _STRONG), augment=strong)
@@ -124,3 +110,21 @@ def method(
             text="features" if name == "clip_sbert" else "tower",
         )
     return parts
+
+
+def _strong_augmentation(blur_kernel: int, fixed_blur: bool) -> dict:
+    """Returns the options of `augment` that SimCLR adds to the normalization."""
+    blur = dict(sigma_yx=(0.1, 2.0)) if fixed_blur else dict(sigma=(0.1, 2.0))
+    return dict(
+        horizontal_flip=0.5,
+        grayscale=0.2,
+        color_jitter=dict(
+            probability=0.8,
+            brightness=(0.6, 1.4),
+            contrast=(0.6, 1.4),
+            saturation=(0.6, 1.4),
+            hue=(-0.1, 0.1),
+            order="batch",
+        ),
+        blur=dict(probability=0.5, kernel_size=blur_kernel, **blur),
+    )

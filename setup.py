@@ -63,7 +63,7 @@ setup(
         "test": [
             "hypothesis>=6.100",
             "pytest>=8",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.8",
             "ruff>=0.6",
             "setuptools>=70.1",
         ],

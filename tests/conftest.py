@@ -16,6 +16,9 @@ _QUICK = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_pa
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     _QUICK += ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 
+# Directories of tests that run whole commands.
+_LONG = ("tests/e2e/", "tests/multi/", "tests/docs/", "tests/tools/")
+
 # JAX reads these when it creates its first array, so set them before importing any test module.
 _USER_FLAGS = os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -31,6 +34,11 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):
         config.mmjax_cache = tempfile.mkdtemp(prefix="mmjax-tests-")
         os.environ["MMJAX_CACHE"] = config.mmjax_cache
+
+
+def pytest_collection_modifyitems(items):
+    """Starts with the files that train, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
 
 
 def pytest_unconfigure(config):

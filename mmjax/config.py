@@ -1,8 +1,8 @@
 """Recipes, overrides, and the one validator of config sections.
 
 A recipe is an `ml_collections` file with `get_config(arg)`. `load` finds it and applies overrides.
-`resolve` checks it and returns a `Config`, whose sections are plain dicts; everything below the
-command line takes that. `keywords` turns a section into the keyword arguments of what it
+`resolve` checks it and returns a `Config`; its sections are plain dicts. All code below the command
+line takes a `Config`. `keywords` turns a section into the keyword arguments of what it
 configures, so an unknown key or a wrong type fails at startup with the full key and the nearest
 valid one.
 """
@@ -51,7 +51,7 @@ class Config:
       init_from: Where initial parameters come from: a run directory, published files, or several.
       init_allow: Patterns of parameter paths that `init_from` may lack.
       init_map: (pattern, replacement) pairs that rename paths of the source.
-      resume_from: A run directory whose complete state starts this run.
+      resume_from: A run directory. This run starts with its complete state.
       log_every: Steps between log lines.
       mesh: Sizes of the mesh axes; see `sharding.make_mesh`.
       sharding: Sharding preset.
@@ -349,7 +349,7 @@ def find_recipe(task: str, name: str) -> pathlib.Path:
       name: Path of a .py file, or the name of a recipe in `configs/<task>/`.
 
     Raises:
-      UserError: There is no such file or recipe; the message lists the recipes of the task.
+      UserError: The file or recipe does not exist; the message lists the recipes of the task.
     """
     if name.endswith(".py"):
         path = pathlib.Path(name)
@@ -460,7 +460,7 @@ def load(task: str, name: str, overrides: Sequence[str] = ()) -> ml_collections.
         string. Keys need not be in the recipe: what they configure checks them.
 
     Raises:
-      UserError: There is no such recipe, it is for another task, or an override is invalid.
+      UserError: The recipe does not exist or is for another task, or an override is invalid.
     """
     name, arg = _split_arg(name)
     cfg = _run(find_recipe(task, name), arg)
@@ -480,7 +480,7 @@ def load_evals(name: str) -> ml_collections.ConfigDict:
         takes an argument.
 
     Raises:
-      UserError: There is no such file.
+      UserError: The file does not exist.
     """
     name, arg = _split_arg(name)
     path = pathlib.Path(name) if name.endswith(".py") else RECIPES / EVALS / f"{name}.py"

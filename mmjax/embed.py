@@ -52,7 +52,7 @@ def embed_dataset(
       out: Directory of features to write.
       task: Task of the recipe; ignored with `run`.
       recipe: Name or .py file of a recipe; ignored with `run`.
-      run: A run whose config, and by default whose weights, to use.
+      run: A run. Its config is used and, without `weights`, also its weights.
       weights: Sources of the weights, as in `config.init_from`.
       target: See `embed`.
       overrides: `--config.key=value` arguments.
@@ -185,7 +185,7 @@ def _write_description(
 
 
 def _single_view(cfg: Config) -> Config:
-    """Returns a config whose examples have one view of each image and one caption.
+    """Returns a config with one view of each image and one caption per example.
 
     Raises:
       UserError: The config has several training datasets.
@@ -236,7 +236,7 @@ def _load(
 
     Args:
       task: The task.
-      modalities: Modalities whose towers are needed.
+      modalities: Modalities with a required tower.
       leaves: {path: array} of the weights.
       where: Description of the weights.
       with_heads: Whether everything besides towers is needed too.

@@ -115,8 +115,8 @@ class Model:
           videos: Paths of videos (any format that FFmpeg reads), images, or directories of frames;
             or uint8 arrays [T, H, W, 3], with frames at the rate of the training data.
           target: Modality to compare with, or 'features'; see `Model`.
-          num_clips: Number of clips of each video, spread over its length, whose outputs are
-            averaged. One is the middle of the video.
+          num_clips: Number of evenly spaced clips of each video. Their outputs are averaged. One
+            clip is the middle of the video.
           batch_size: Number of videos that are encoded at once.
 
         Raises:
@@ -141,8 +141,8 @@ class Model:
           target: Modality to compare with, or 'features'; see `Model`.
           sample_rate: Sample rate of the arrays in Hz, to check that it is that of the model,
             `self.sample_rate`. Files are resampled.
-          num_clips: Number of windows of each input, spread over its length, whose outputs are
-            averaged. One is the middle.
+          num_clips: Number of evenly spaced windows of each input. Their outputs are averaged. One
+            window is the middle of the input.
           batch_size: Number of inputs that are encoded at once.
 
         Raises:
@@ -503,7 +503,7 @@ def load(source: Path | Sequence[str], *, overrides: Sequence[str] = ()) -> Mode
       overrides: `--config.key=value` arguments for its config.
 
     Raises:
-      UserError: There is no such run or file, or its parameters do not match its config.
+      UserError: The run or file does not exist, or its parameters do not match its config.
     """
     sources = (source,) if isinstance(source, str | os.PathLike) else tuple(source)
     sources = tuple(os.fspath(each) for each in sources)

@@ -41,7 +41,7 @@ def make_optimizer(
     """Returns the optimizer of a config section and its schedule (step -> learning rate).
 
     Args:
-      cfg: The section. `name`: A key of `OPTIMIZERS`, whose keywords are further keys of the
+      cfg: The section. `name`: A key of `OPTIMIZERS`; its keywords are further keys of the
         section. `schedule`: A dict of `name`, a key of `SCHEDULES`, and its keywords.
         `weight_decay_exclude`: Patterns of parameter paths without weight decay. `lr_multipliers`:
         (pattern, factor) pairs; the factor of the first pattern that matches a path multiplies its

@@ -1,4 +1,4 @@
-"""Memory and time that a recipe needs, computed from shapes alone: the command `mmjax plan`."""
+"""Memory and operations that a recipe needs, computed from shapes: the command `mmjax plan`."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
     python -m mmjax.main --task=pretrain --config=demo:mmv_fac
 
 A tiny model learns from 3,000 short scenes with the asymmetric NCE loss. It is evaluated on 200
-scenes whose combinations of shape, color, size and motion do not occur in training. The default is
-tx_fac: transformers for video, spectrograms and text, and a FAC head. ut_fac has one transformer
+scenes with combinations of shape, color, size and motion that do not occur in training. The default
+is tx_fac: transformers for video, spectrograms and text, and a FAC head. ut_fac has one transformer
 for all three modalities. mmv_fac has a ResNet with temporal shifts for video, a ResNet for
 spectrograms, and linear text. Each takes two to three minutes on two CPU cores.
 

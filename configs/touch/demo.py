@@ -3,10 +3,10 @@
     python -m mmjax.main --task=touch
 
 Three tiny transformers learn together from 3,000 scenes with touch images, images and captions.
-They are evaluated on 200 scenes whose combinations of shape, color, size and motion do not occur in
-training. This takes less than two minutes on two CPU cores. Expect a touch-to-text R@1 of about 0.3
-and a touch-to-image R@1 of about 0.15 (chance: 0.005). As in TVL, a touch encoder can also be added
-to towers that are already trained and stay frozen:
+They are evaluated on 200 scenes with combinations of shape, color, size and motion that do not
+occur in training. This takes less than two minutes on two CPU cores. Expect a touch-to-text R@1 of
+about 0.3 and a touch-to-image R@1 of about 0.15 (chance: 0.005). As in TVL, a touch encoder can
+also be added to towers that are already trained and stay frozen:
 
     python -m mmjax.main --task=touch --config=demo:clip --model_dir=runs/clip
     python -m mmjax.main --task=touch --config=demo:frozen --override_checkpoint=runs/clip

@@ -35,7 +35,7 @@ def keywords(caption: str) -> list[str]:
 
 
 def keyword_table(captions: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Returns which classes are keywords of which caption, bool [captions, classes]."""
+    """Returns a table, bool [captions, classes]: whether the class is a keyword of the caption."""
     names = [_normalized(name) for name in classes]
     sets = [{_normalized(keyword) for keyword in keywords(caption)} for caption in captions]
     table = np.array([[name in keyword_set for name in names] for keyword_set in sets])

@@ -71,7 +71,7 @@ class Suite(Evaluator):
       extra: Further datasets as {name: dict(data=…)}; see `Dataset`.
       missing: 'fail' raises an error for a dataset that does not exist, 'skip' logs it.
       feature: Output of the task.
-      probe: Options of `linear_probe`, whose default classifier is 'sweep' here; None disables it.
+      probe: Options of `linear_probe`; its default classifier is 'sweep' here. None disables it.
       few_shot: Options of `few_shot`; None disables it.
       knn: Options of `knn`; None disables it.
       batch_size: Number of examples in a batch, over all devices.

@@ -164,7 +164,7 @@ def soft_nce(
     target_temperature: float = 0.05,
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """Returns TVL's loss, whose targets are the similarities between captions.
+    """Returns TVL's loss, with the similarities between captions as targets.
 
     It is a cross entropy, averaged over both directions, between the softmax of the scaled cosines
     of anchors with captions, and the softmax of the cosines of captions with captions divided by

@@ -69,14 +69,14 @@ class Guided(MultiTower):
       prototypes: Number of prototypes in the space of the head 'projection'; 0 for none.
       logit_scale: Initial value of the parameter of this name, the logarithm of the factor of
         image-text similarities. It exists if there is a head 'text'.
-      banks: {name: (size, head)}: memory banks of outputs of a head. The name is the loss term
-        whose `bank_size` sets the size.
+      banks: {name: (size, head)}: memory banks of outputs of a head. The name is that of
+        a loss term; its `bank_size` sets the size.
       queues: Options of `Queues` except for its width; None for none.
       rngs: Random number generators for initialization.
       **shared: Options that apply to all towers (dtype, remat, …).
 
     Raises:
-      UserError: The errors of `MultiTower`, or a head whose input is missing.
+      UserError: The errors of `MultiTower`, or the input of a head is missing.
     """
 
     OPTIONS = ("image", "text", "heads", "text_features", "prototypes", "logit_scale")
@@ -156,7 +156,7 @@ class Guided(MultiTower):
           user: Config key that needs the head, for error messages.
 
         Raises:
-          UserError: There is no such head.
+          UserError: The head does not exist.
         """
         if head not in self.heads:
             heads = ", ".join(self.heads) or "none"

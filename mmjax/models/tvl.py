@@ -108,7 +108,7 @@ class TVL(MultiTower):
         return {m: jax.lax.stop_gradient(x) if m in frozen else x for m, x in pooled.items()}
 
     def project(self, pooled: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Returns unit vectors, {modality: float32 [N_m, d]}, whose inner products are compared.
+        """Returns the unit vectors to compare, {modality: float32 [N_m, d]}.
 
         Zero features stay zero.
         """

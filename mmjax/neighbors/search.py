@@ -44,7 +44,7 @@ class SearchResult:
     Attributes:
       neighbors: int32 [N, k]: indices of features, nearest first, ties in order of the index; -1
         for none.
-      similarity: float32 [N, k]: cosines; 0 where there is no neighbor.
+      similarity: float32 [N, k]: cosines; 0 where a neighbor is missing.
       counts: Number of features that are `zero`, of features that are the only ones in their group
         (`alone`), of `distinct` vectors, and of vectors that were `searched_again` in float32 or
         `searched_exhaustively`.

@@ -5,9 +5,9 @@ a pair can be changed alike. Colors, flips and blurs follow torchvision's conven
 published recipes do.
 
 The order of operations is that of the published code of TVL (Fu et al. 2024, A Touch, Vision, and
-Language Dataset for Multimodal Alignment, arXiv 2402.13232), whose tactile constants are used
-here, and of LGSSL (El Banani et al. 2023, Learning Visual Representations via Language-Guided
-Sampling, arXiv 2302.12248). Some options follow kornia, with which LGSSL was trained.
+Language Dataset for Multimodal Alignment, arXiv 2402.13232) and LGSSL (El Banani et al. 2023,
+Learning Visual Representations via Language-Guided Sampling, arXiv 2302.12248). The tactile mean
+and std are TVL's. Some options follow kornia, with which LGSSL was trained.
 """
 
 from __future__ import annotations
@@ -218,11 +218,11 @@ class Augmentation:
           images: uint8 [B, H, W, 3]; without augmentation, any leading dimensions.
           background: Backgrounds of the same shape. Used only with `subtract_background`.
           key: Key of the step; None in evaluation.
-          batch: The batch, whose field `example_id` identifies the examples; see
+          batch: The batch. Its field `example_id` identifies the examples; see
             `mmjax.preprocess.example_random.example_keys`.
 
         Raises:
-          UserError: The section subtracts the background, and there is none.
+          UserError: The section subtracts the background, but the batch has no background.
         """
         if self._subtract and background is None:
             raise UserError(

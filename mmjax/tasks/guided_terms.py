@@ -1,7 +1,8 @@
 """Loss terms of `--task=guided`: SimCLR, SimSiam, NNCLR, SwAV, CLIP, and CLIP with neighbors.
 
-A term is a dataclass whose fields are the keys of its section `config.loss.<term>`, with a method
-`loss`. `type='package.module:Name'` in a section selects a term from outside this package.
+A term is a dataclass with a method `loss`. Its fields are the keys of its section
+`config.loss.<term>`. `type='package.module:Name'` in a section selects a term from outside this
+package.
 """
 
 from __future__ import annotations

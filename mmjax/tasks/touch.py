@@ -76,7 +76,7 @@ class Touch:
     Config sections: `model` (keywords of `mmjax.models.tvl.make_model`); `augment` (of
     `mmjax.preprocess.inputs.Inputs`); `loss` (`LossOptions`, and the keywords of the loss).
 
-    A tower whose parameters are all frozen runs as in evaluation, without a backward pass. With
+    A tower with only frozen parameters runs as in evaluation, without a backward pass. With
     precomputed features (`config.data.image.features`) it does not run at all.
 
     Raises:
@@ -238,7 +238,7 @@ class Touch:
         out = {modality: pool(modality) for modality in modalities if modality in batch}
         flat = {modality: x.reshape(-1, x.shape[-1]) for modality, x in out.items()}
         embedded = module.project(flat)
-        # A tower that is loaded alone keeps the space in which it was trained.
+        # A tower that is loaded without the others keeps the space in which it was trained.
         space = modalities if len(modalities) > 1 else tvl.MODALITIES
         for modality, other in itertools.permutations(space, 2):
             if modality in embedded:

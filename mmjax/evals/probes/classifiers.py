@@ -118,9 +118,9 @@ def fit_svm(
 ) -> Fitted:
     """Fits one-vs-rest linear SVMs with squared hinge loss: scikit-learn's LinearSVC.
 
-    The default C is from a comment in VATT's code, which does not scale features. MMV, whose
-    protocol VATT's paper follows, uses `standardize=True, Cs=(1e-3,)`. Both average the decision
-    function over the views of a test example.
+    The default C is from a comment in VATT's code, which does not scale features. VATT's paper
+    follows the protocol of MMV, which uses `standardize=True, Cs=(1e-3,)`. Both average the
+    decision function over the views of a test example.
 
     Args:
       x: Features [N, V, D].

@@ -57,8 +57,8 @@ class Objective:
 
     Attributes:
       logits: theta [D + 1, C] → logits [N, C]; linear.
-      value: (theta, logits) → value. An objective whose search and stopping rule do not use values
-        may return 0.
+      value: (theta, logits) → value. It may return 0 if the search and the stopping rule do not use
+        values.
       gradient: (theta, logits) → gradient [D + 1, C].
       search: (state, logits of the direction) → (step size, number of evaluations).
       unfinished: state → whether to do another iteration.

@@ -1,7 +1,7 @@
 """The linear probe of LGSSL (El Banani et al. 2023, arXiv 2302.12248).
 
-Logistic regression whose C is searched from coarse to fine by validation accuracy, and which is
-then fitted to training and validation examples together.
+Logistic regression. C is searched from coarse to fine by validation accuracy, and the classifier is
+then fitted to the training and validation examples together.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ def spline_matrix(size: int, length: int) -> np.ndarray:
 
     Entry k of a table of K positions is a knot at k/K. Position q of Q in the result is the value
     at q/Q of the natural cubic spline through the knots, extrapolated linearly after the last knot.
-    VATT's published code computes the same curve as a polyharmonic spline, whose linear system
-    float32 cannot solve for more than about 50 positions. Here the equivalent tridiagonal system is
+    VATT's published code computes the same curve as a polyharmonic spline. Its linear system cannot
+    be solved in float32 for more than about 50 positions. Here the equivalent tridiagonal system is
     solved in float64, which is accurate for tables of any size.
 
     Raises:

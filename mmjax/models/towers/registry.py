@@ -97,7 +97,7 @@ def find_tower(name: Any, where: str, modality: str | None = None) -> TowerEntry
       modality: If not None, the modality that the tower must encode.
 
     Raises:
-      UserError: There is no such tower, it encodes another modality, or the class lacks a part of
+      UserError: The tower does not exist or encodes another modality, or the class lacks a part of
         the interface.
     """
     if name is None:

@@ -106,11 +106,11 @@ def _dispatch(overrides: list[str]) -> None:
 
 def _evaluate(task: str, recipe: str, model_dir: str, overrides: list[str]) -> int:
     """Runs the evaluation job and returns its exit status."""
-    from mmjax import evaluate
+    from mmjax import eval_job
 
     _enable_compilation_cache()
     explicit = _CONFIG.value or _MODEL_ARCH.value
-    return evaluate.run_job(
+    return eval_job.run_job(
         config.load(task, recipe) if explicit else None,
         model_dir,
         overrides=overrides,

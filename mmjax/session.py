@@ -12,17 +12,17 @@ import jax
 import numpy as np
 from absl import logging
 
-from mmjax import config, distributed, evals, evaluate, init_from, sharding, tree
+from mmjax import config, distributed, evals, evaluate, sharding
 from mmjax.checkpoints.best import Best
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.run_dir import RunDir
 from mmjax.config import Config
 from mmjax.data.pipeline import loader
 from mmjax.data_spec import DataSpec
-from mmjax.errors import UserError
-from mmjax.monitor import flops, profiler, progress, report, writers
+from mmjax.monitor import flops, metrics_file, profiler, progress, report, writers
 from mmjax.monitor.nonfinite import NonfiniteGuard
 from mmjax.program import Program, build_program
+from mmjax.start import find_start
 from mmjax.tasks.base import make_task
 
 
@@ -36,60 +36,6 @@ def open_train_data(cfg: Config) -> tuple[Any, DataSpec]:
         process_count=jax.process_count(),
     )
     return data, DataSpec.of(data)
-
-
-def start_state(cfg: Config, program: Program, checkpoints: Checkpoints) -> tuple[dict, int]:
-    """Returns the state and the step that training starts from, in this order of precedence:
-
-    1. the newest checkpoint in the run directory;
-    2. `resume_from`: the complete state of another run;
-    3. `init_from`: matching parameters of another run or checkpoint, with a report;
-    4. random initialization.
-    """
-    if restored := checkpoints.restore_newest(program.state):
-        state, _, step = restored
-        logging.info("Resumed from step %d of %s.", step, checkpoints.run_dir)
-        return state, step
-    if cfg.resume_from:
-        restored = Checkpoints(cfg.resume_from, read_only=True).restore_newest(program.state)
-        if not restored:
-            raise UserError(
-                f"config.resume_from={cfg.resume_from} contains no checkpoint. Pass a run "
-                "directory, or set config.resume_from=''."
-            )
-        state, _, step = restored
-        logging.info("Resumed from step %d of %s.", step, cfg.resume_from)
-        return state, step
-    initial = state = program.init(jax.random.key(cfg.seed))
-    if cfg.init_from:
-        state = init_from.from_source(
-            initial, cfg.init_from, allow=cfg.init_allow, names=cfg.init_map
-        )
-    _warn_frozen_at_random(program, initial["params"], state["params"])
-    return state, 0
-
-
-def _warn_frozen_at_random(program: Program, initial: Any, params: Any) -> None:
-    """Logs a warning for frozen parameters that kept their random initial values."""
-    before, now = tree.flatten(initial), tree.flatten(params)
-    random = [path for path in now if program.frozen[path] and now[path] is before[path]]
-    if random:
-        logging.warning(
-            "These parameters are frozen at their random initial values: %s. Load pretrained "
-            "values with config.init_from (for VATT's word vectors see docs/convert.md), or "
-            "unfreeze them in config.optimizer.frozen.",
-            _summarize(random, program.frozen),
-        )
-
-
-def _summarize(paths: list[str], every: Mapping[str, Any]) -> str:
-    """Returns paths as text; a part of the model whose paths are all listed, by its name."""
-    members: dict[str, list[str]] = collections.defaultdict(list)
-    for path in every:
-        members[path.split("/")[0]].append(path)
-    parts = {name for name, own in members.items() if len(own) > 1 and set(own) <= set(paths)}
-    rest = [path for path in paths if path.split("/")[0] not in parts]
-    return ", ".join([*(f"all of {name}" for name in sorted(parts)), *rest])
 
 
 class Session:
@@ -117,7 +63,8 @@ class Session:
     ):
         self.cfg, self.run, self.data, self.program = cfg, run, data, program
         self.checkpoints, self.best, self.evaluators = checkpoints, best, evaluators
-        self.state, self.step = start_state(cfg, program, checkpoints)
+        self._start = find_start(cfg, program, checkpoints)
+        self.state, self.step = self._start.state, self._start.step
         if hasattr(program.task, "check"):
             program.task.check(self.state["params"])
         self.first_step = self.step
@@ -125,7 +72,11 @@ class Session:
         self.results: dict[str, float] = {}
         self._stop, self._max_hours, self._started = stop, max_hours, time.monotonic()
         self._pending: tuple[int, dict] | None = None  # metrics on the device, and their step
+        # Metrics since the last logged step. A checkpoint stores them, so that the next mean covers
+        # the same steps in a resumed run.
         self._window: dict[str, list[float]] = collections.defaultdict(list)
+        for name, values in self._start.meta.get("window", {}).items():
+            self._window[name] += map(float, values)
 
     def start(self, stack: contextlib.ExitStack, data_spec: DataSpec, profile: Any) -> None:
         """Writes the start of the run and opens writers and meters.
@@ -144,7 +95,7 @@ class Session:
                 tensorboard=cfg.tensorboard,
                 wandb=cfg.wandb or None,
                 process_index=jax.process_index(),
-                first_step=self.first_step,
+                resume_at=self.first_step,
             )
         )
         self._meter = progress.Progress(
@@ -160,6 +111,7 @@ class Session:
             batch_ids=self.data.batch_ids,
             policy=cfg.nan_policy,
             limit=cfg.nan_limit,
+            count=self._start.meta.get("nonfinite", 0),
         )
         self._batches = iter(self.data.iterate(self.first_step))
 
@@ -240,32 +192,75 @@ class Session:
             self.stop_reason = received
 
     def save(self) -> None:
-        """Saves a checkpoint in the background."""
+        """Saves a checkpoint in the background, with what a resumed run needs to log the same."""
         with self._meter.pause():
             self._settle()
-            self._save()
+            if distributed.is_primary():
+                self._writer.sync()
+            meta = {
+                "step": self.step,
+                "examples": self.step * self.cfg.batch_size,
+                "nonfinite": self._guard.count,
+                "window": {
+                    name: [metrics_file.encode(value) for value in values]
+                    for name, values in self._window.items()
+                },
+            }
+            self.checkpoints.save(self.step, self.state, meta)
 
-    def _save(self) -> None:
-        examples = self.step * self.cfg.batch_size
-        self.checkpoints.save(self.step, self.state, {"step": self.step, "examples": examples})
+    def _due_evaluators(self) -> list[evals.Evaluator]:
+        final = self.step == self.cfg.total_steps
+        return [e for e in self.evaluators if e.schedule.due(self.step, final=final)]
 
     def evaluate(self) -> None:
         """Runs the evaluators that are due, and keeps the best checkpoint."""
+        self._evaluate(self._due_evaluators())
+
+    def evaluate_missed(self) -> None:
+        """Runs the evaluators that were due at the first step and did not complete.
+
+        The trainer was stopped after saving that checkpoint, or killed while evaluating it.
+        """
+        if not self._start.resumed and not self.done:
+            return
+        recorded, missed = {}, []
+        if distributed.is_primary():
+            values = metrics_file.values_at(self.run.path, self.step)
+            names = {e.name for e in self.evaluators}
+            recorded = {k: v for k, v in values.items() if k.partition("/")[0] in names}
+        for evaluator in self._due_evaluators():
+            written = any(name.startswith(f"{evaluator.name}/") for name in recorded)
+            if distributed.any_process(distributed.is_primary() and not written):
+                missed.append(evaluator)
+        self.results |= recorded
+        if distributed.any_process(distributed.is_primary() and self.best.step() < self.step):
+            self._keep_best(recorded)  # the trainer may have been killed before
+        self._evaluate(missed)
+
+    def _evaluate(self, evaluators: list[evals.Evaluator]) -> None:
+        if not evaluators:
+            return
         final = self.step == self.cfg.total_steps
         with self._meter.pause():
-            results = evaluate.run_due(self.evaluators, self.state, self.step, final=final)
+            results = evaluate.run_all(evaluators, self.state, self.step)
             if results and distributed.is_primary():
                 self._writer.scalars(self.step, results)
                 if not final:
                     title = f"Step {self.step}"
                     logging.info("%s", evals.format_results(results, title=title))
-            if self.best.improved_by(results):
-                self._save()
+        self._keep_best(results)
+        self.results |= results
+
+    def _keep_best(self, results: Mapping[str, float]) -> None:
+        """Keeps the checkpoint of this step if its results are the best so far."""
+        best = distributed.is_primary() and self.best.improved_by(results)
+        if distributed.any_process(best):
+            self.save()
+            with self._meter.pause():
                 self.checkpoints.wait()
                 if distributed.is_primary():
                     self.best.keep(self.step, results)
                 distributed.barrier("best")
-        self.results |= results
 
     def finish(self) -> dict[str, float]:
         """Waits for the last checkpoint, reports, and returns the results."""

@@ -43,8 +43,7 @@ def train(
                 session.run.path / "metrics.jsonl",
             )
             return {}
-        if session.done:  # stopped after the last step, before its evaluation
-            session.evaluate()
+        session.evaluate_missed()
         while not session.done:
             session.update(session.next_batch())
             if session.log_due:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mmjax import config, evaluate
+from mmjax import config, eval_job
 from mmjax.data.pairs import pair_files
 from mmjax.data.pipeline import loader, precomputed_features
 from mmjax.data_spec import DataSpec
@@ -61,17 +61,17 @@ def test_evaluation_shapes_need_neither_pairs_nor_features(features):
         pairs=dict(path="nowhere"),
     )
     cfg = cfg_of(**section)
-    result = shapes(evaluate._data_spec(config.resolve(cfg)))
+    result = shapes(eval_job._data_spec(config.resolve(cfg)))
     assert result["image"] == ((4, 2, 16, 16, 3), "uint8") and result["touch"][0] == (4, 8, 8, 3)
     # The config of the run is unchanged.
     assert config.plain(cfg.data)["touch"]["features"] == "nowhere"
     text = dict(candidates=1, max_tokens=4)
     labeled = dict(image=dict(size=16, features=("nowhere",)), text=text, label={})
-    result = shapes(evaluate._data_spec(config.resolve(cfg_of(**labeled))))
+    result = shapes(eval_job._data_spec(config.resolve(cfg_of(**labeled))))
     assert result["image"] == ((4, 16, 16, 3), "uint8") and result["text"] == ((4, 1, 4), "int32")
 
 
 def test_evaluation_shapes_use_the_width_of_existing_features(features):
     cfg = cfg_of(image=dict(size=16, features=features), touch=dict(size=8, features="nowhere"))
-    result = shapes(evaluate._data_spec(config.resolve(cfg)))
+    result = shapes(eval_job._data_spec(config.resolve(cfg)))
     assert result["image"] == ((4, WIDTH), "float32") and result["touch"] == ((4, 8, 8, 3), "uint8")

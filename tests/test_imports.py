@@ -18,8 +18,8 @@ LAYERS = (
     "data_spec step program preprocess",
     "tasks evals published configs.*",
     "convert",
-    "init_from evaluate plan embed",
-    "session train",
+    "init_from evaluate eval_watch eval_job plan embed",
+    "start session train",
     "inference main",
     "tools",
 )

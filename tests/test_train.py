@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mmjax import config, session, train
-from mmjax.monitor.writers import read_metrics
+from mmjax.monitor.metrics_file import read_metrics
 
 
 def test_a_run_logs_saves_and_makes_no_implicit_transfers(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
@@ -78,15 +77,27 @@ class Best:
         value = results[self.metric]
         if not math.isfinite(value):
             return False
-        if not self._record.is_file():
-            return True
-        try:
-            best = json.loads(self._record.read_text())["value"]
-        except (ValueError, KeyError, TypeError) as error:
+        best = self._read()
+        return best is None or self._sign * value >= self._sign * best["value"]
+
+    def step(self) -> int:
+        """Returns the step of the best checkpoint, or -1 without one."""
+        best = self._read() if self.metric else None
+        return -1 if best is None else best["step"]
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self._record.exists():
+            return None
+        record = files.read_json(self._record)
+        expected = {"value": (int, float), "step": int}
+        if not isinstance(record, dict) or not all(
+            isinstance(record.get(key), types) for key, types in expected.items()
+        ):
             raise UserError(
-                f"{self._record} is damaged: {error!r}. Delete {self._directory} to start over."
-            ) from error
-        return self._sign * value >= self._sign * best
+                f"{self._record} is damaged: it contains {str(record)[:80]!r}, not a value and a "
+                f"step. Delete {self._directory} to start over."
+            )
+        return record
 
     def _report_missing(self, results: Mapping[str, float]) -> None:
         """Logs an error if the evaluator ran but does not have the metric."""
@@ -110,10 +121,16 @@ class Best:
             )
             return
         value = results[self.metric]
-        files.write_json(self._record, {"metric": self.metric, "value": value, "step": step})
-        for name in (CONFIG, RECORD):
-            if (path := self._run / name).is_file():
-                shutil.copyfile(path, self._directory / name)
+        try:
+            for name in (CONFIG, RECORD):
+                if (path := self._run / name).is_file():
+                    files.write_text(self._directory / name, files.read_text(path))
+            files.write_json(self._record, {"metric": self.metric, "value": value, "step": step})
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {self._directory}: {error.strerror or error}. Free disk space or "
+                "make the directory writable, then run the same command again."
+            ) from error
         for old in list_steps(self._directory):
             if old != step:
                 shutil.rmtree(checkpoints_dir(self._directory) / str(old))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from mmjax import files
 from mmjax.errors import UserError
 
 
@@ -22,6 +22,10 @@ class NonfiniteGuard:
       batch_ids: Step -> {name: array} that identify the examples of its batch.
       policy: 'stop' or 'skip'.
       limit: Number of skipped steps after which training stops.
+      count: Number of steps that were skipped before this start.
+
+    Attributes:
+      count: Number of skipped steps.
     """
 
     def __init__(
@@ -31,9 +35,10 @@ class NonfiniteGuard:
         batch_ids: Callable[[int], Mapping[str, np.ndarray]],
         policy: str,
         limit: int,
+        count: int = 0,
     ):
         self._directory, self._batch_ids = directory, batch_ids
-        self._policy, self._limit, self._count = policy, limit, 0
+        self._policy, self._limit, self.count = policy, limit, count
 
     def accepts(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Returns whether the metrics of a step are finite and may be used.
@@ -43,7 +48,7 @@ class NonfiniteGuard:
         """
         if not metrics["nonfinite"]:
             return True
-        self._count += 1
+        self.count += 1
         path = self._directory / f"nonfinite_step_{step}.json"
         record = {
             "step": step,
@@ -51,7 +56,7 @@ class NonfiniteGuard:
             "batch_ids": {k: v.tolist() for k, v in self._batch_ids(step).items()},
         }
         if jax.process_index() == 0:
-            path.write_text(json.dumps(record))
+            files.write_json(path, record, indent=None)
         values = f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']} at step {step}"
         if self._policy == "stop":
             raise UserError(
@@ -59,11 +64,11 @@ class NonfiniteGuard:
                 f"batch are listed in {path}; the last checkpoint precedes it. Lower the learning "
                 "rate, clip gradients, or skip such steps with --config.nan_policy=skip."
             )
-        if self._count > self._limit:
+        if self.count > self._limit:
             raise UserError(
-                f"{self._count} steps were not finite, more than config.nan_limit={self._limit}. "
+                f"{self.count} steps were not finite, more than config.nan_limit={self._limit}. "
                 f"The last one: {values}. The examples of its batch are listed in {path}. Lower "
                 "the learning rate or clip gradients."
             )
-        logging.warning("Skipped a step that is not finite (%d so far): %s", self._count, values)
+        logging.warning("Skipped a step that is not finite (%d so far): %s", self.count, values)
         return False

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mmjax import config, evaluate
+from mmjax import config, eval_job
 from mmjax.checkpoints.run_dir import RunDir
 from mmjax.data.pipeline import loader
 from mmjax.data.sources import registry as sources
@@ -135,7 +135,7 @@ def test_retrieval_uses_the_converted_vocabulary_without_training_data(
     overrides = [f"--config.evals.msrvtt.data={directory}", "--config.tensorboard=False"]
     overrides += [f"--config.evals.{name}=None" for name in MISSING]
     with caplog.at_level(logging.INFO):
-        assert evaluate.run_job(None, "", overrides=overrides, override_checkpoint=str(run)) == 0
+        assert eval_job.run_job(None, "", overrides=overrides, override_checkpoint=str(run)) == 0
     (line,) = [line for line in caplog.text.splitlines() if str(run / "vocab.txt") in line]
     assert_mentions(line, 50, "tokenizer word")
     metrics = json.loads((run / "metrics.jsonl").read_text())
@@ -176,7 +176,7 @@ def test_the_data_spec_of_a_config_equals_that_of_its_data():
     data = loader.make_train_data(config.plain(cfg.data), batch_size=8, seed=0)
     real = DataSpec.of(data)
     cfg.data.train = "nowhere"
-    data_spec = evaluate._data_spec(config.resolve(cfg))
+    data_spec = eval_job._data_spec(config.resolve(cfg))
     assert (
         data_spec.vocab_size == real.vocab_size
         and data_spec.sample_rate == real.sample_rate == 4000
@@ -191,4 +191,4 @@ def test_the_data_spec_of_a_config_equals_that_of_its_data():
         incomplete = cfg.copy_and_resolve_references()
         config.apply(incomplete, [f"--config.data.{key}"])
         with raises(UserError, "nowhere", "mmjax build"):
-            evaluate._data_spec(config.resolve(incomplete))
+            eval_job._data_spec(config.resolve(incomplete))

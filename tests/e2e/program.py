@@ -41,7 +41,7 @@ RECIPE = (
     "--config.data.video.crop=inception",
 )
 
-_PRELOAD = ["mmjax.main", "mmjax.train", "mmjax.evaluate", "mmjax.tasks.pretrain"]
+_PRELOAD = ["mmjax.main", "mmjax.train", "mmjax.eval_job", "mmjax.tasks.pretrain"]
 _PRELOAD += ["mmjax.tasks.finetune", "tests.e2e.program"]
 
 

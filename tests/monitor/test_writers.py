@@ -6,13 +6,16 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 import types
 
 import pytest
 
 from mmjax.errors import UserError
-from mmjax.monitor.writers import METRICS_FILE, MetricWriter, read_metrics
+from mmjax.monitor import metrics_file
+from mmjax.monitor.metrics_file import METRICS_FILE, read_metrics
+from mmjax.monitor.writers import MetricWriter
 from tests.messages import assert_mentions, raises
 
 
@@ -68,23 +71,59 @@ def test_tensorboard_reads_the_events(tmp_path):
     assert points(tmp_path) == [(10, "loss", 0.5), (20, "loss", 0.25)]
 
 
-def test_resume_keeps_old_lines_and_marks_the_resumption(tmp_path):
-    with MetricWriter(tmp_path) as writer:
+def test_a_resumed_writer_removes_the_lines_after_its_checkpoint(tmp_path):
+    with MetricWriter(tmp_path, resume_at=0) as writer:
         for step in (10, 20, 30):
             writer.scalars(step, {"loss": float(step)})
-    with MetricWriter(tmp_path, first_step=20) as writer:
+    with MetricWriter(tmp_path, resume_at=20) as writer:
         writer.scalars(30, {"loss": 0.5})
-    lines = raw_lines(tmp_path)
-    assert [line.get("step") for line in lines] == [10, 20, 30, None, 30]
-    assert lines[3]["resumed_from"] == 20
-    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [
-        (10, 10.0),
-        (20, 20.0),
-        (30, 0.5),
-    ]
+    lines = [(line["step"], line["loss"]) for line in raw_lines(tmp_path)]
+    assert lines == [(10, 10.0), (20, 20.0), (30, 0.5)]
     # TensorBoard hides the outdated point because a session starts at step 21.
     starts = [event for event in events(tmp_path) if event.HasField("session_log")]
     assert [(event.step, event.session_log.status) for event in starts] == [(21, 1)]
+    with MetricWriter(tmp_path, resume_at=0, tensorboard=False):
+        assert raw_lines(tmp_path) == []  # killed before its first checkpoint
+
+
+def test_lines_of_an_earlier_version_are_rolled_back_with_their_markers(tmp_path):
+    lines = [{"step": 1, "a": 1.0}, {"step": 3, "a": 3.0}, {"resumed_from": 2}, {"step": 3, "a": 4}]
+    text = "".join(json.dumps(line | {"time": 0.0}) + "\n" for line in lines)
+    (tmp_path / METRICS_FILE).write_text(text + "\n[]\n{\n")
+    assert [(line["step"], line["a"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (3, 4)]
+    with MetricWriter(tmp_path, resume_at=3, tensorboard=False):
+        assert [(line["step"], line["a"]) for line in raw_lines(tmp_path)] == [(1, 1.0), (3, 4)]
+
+
+def test_a_line_appended_during_a_rollback_is_not_lost(tmp_path, monkeypatch):
+    """An evaluation job waits for the lock of a resumed trainer, which replaces the file."""
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        for step in (1, 2):
+            writer.scalars(step, {"loss": float(step)})
+    waiting, valid_lines = [], metrics_file._valid_lines
+
+    def append_meanwhile(content):
+        waiting.append(threading.Thread(target=metrics_file.append, args=(tmp_path, 1, {"e": 1})))
+        waiting[0].start()
+        time.sleep(0.1)
+        assert waiting[0].is_alive()
+        return valid_lines(content)
+
+    monkeypatch.setattr(metrics_file, "_valid_lines", append_meanwhile)
+    metrics_file.roll_back(tmp_path, 1)
+    waiting[0].join(10)
+    assert [line.get("loss") for line in raw_lines(tmp_path)] == [1.0, None]
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_the_file_unchanged(tmp_path, monkeypatch):
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.scalars(1, {"loss": 1.0})
+        before, write = (tmp_path / METRICS_FILE).read_bytes(), os.write
+        monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:20]))
+        with raises(UserError, tmp_path / METRICS_FILE, "full"):
+            writer.scalars(2, {"loss": 2.0})
+        monkeypatch.undo()
+        assert (tmp_path / METRICS_FILE).read_bytes() == before
 
 
 def test_two_writers_in_the_same_second_use_separate_event_files(tmp_path):
@@ -98,13 +137,14 @@ def test_two_writers_in_the_same_second_use_separate_event_files(tmp_path):
     ]
 
 
-def test_truncated_line_is_skipped_and_later_lines_are_read(tmp_path):
+def test_an_incomplete_line_is_removed_before_the_next_one(tmp_path):
     with MetricWriter(tmp_path) as writer:
         writer.scalars(1, {"loss": 1.0})
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"step": 2, "lo')
-    with MetricWriter(tmp_path, first_step=1) as writer:
+    with MetricWriter(tmp_path) as writer:
         writer.scalars(2, {"loss": 2.0})
+    assert len(raw_lines(tmp_path)) == 2
     assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0)]
 
 

@@ -105,14 +105,14 @@ class _SameBatch:
 def _run_loop(cfg: Config, open_train_data: Callable) -> dict[str, float]:
     """Returns the last performance metrics of a run in a new directory."""
     from mmjax import session, train
-    from mmjax.monitor import writers
+    from mmjax.monitor import metrics_file
 
     with (
         tempfile.TemporaryDirectory() as directory,
         mock.patch.object(session, "open_train_data", open_train_data),
     ):
         train.train(cfg, directory)
-        return [m for m in writers.read_metrics(directory) if "perf/step_seconds" in m][-1]
+        return [m for m in metrics_file.read_metrics(directory) if "perf/step_seconds" in m][-1]
 
 
 def _start_seconds(args: argparse.Namespace) -> dict[str, float]:
@@ -133,7 +133,7 @@ def _start_seconds(args: argparse.Namespace) -> dict[str, float]:
 
 
 def _seconds_to_first_step(args: argparse.Namespace, root: pathlib.Path, name: str) -> float:
-    from mmjax.monitor import writers
+    from mmjax.monitor import metrics_file
 
     run = root / name
     command = [
@@ -149,6 +149,6 @@ def _seconds_to_first_step(args: argparse.Namespace, root: pathlib.Path, name: s
     process.terminate()  # the run saves a checkpoint and exits
     if process.wait() != 0:
         raise UserError(f"This command failed, see its output above: {' '.join(command)}")
-    seconds = writers.read_metrics(run)[0]["time"] - start
+    seconds = metrics_file.read_metrics(run)[0]["time"] - start
     shutil.rmtree(run)
     return seconds

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax import config, evaluate, tree
+from mmjax import config, eval_job, tree
 from mmjax.checkpoints.find import find
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.run_dir import RunDir
@@ -393,4 +393,4 @@ def test_a_run_directory_is_not_overwritten(tmp_path, capsys):
 def test_evaluating_a_tensorflow_checkpoint_names_the_convert_command(tmp_path):
     prefix = published.write(tmp_path, published.values(published.finetuned()))
     with raises(UserError, f"mmjax convert {prefix} --out"):
-        evaluate.run_job(None, "", override_checkpoint=prefix)
+        eval_job.run_job(None, "", override_checkpoint=prefix)

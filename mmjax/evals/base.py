@@ -19,7 +19,10 @@ from absl import logging
 
 from mmjax import config, registry
 from mmjax.errors import UserError
-from mmjax.evals.features.store import FeatureStore, Request
+from mmjax.evals.features import overlap
+from mmjax.evals.features.arrays import Features, Request
+from mmjax.evals.features.overlap import Fit
+from mmjax.evals.features.store import FeatureStore
 from mmjax.monitor import report
 
 # Suffixes of values that describe a metric: the value of an uninformative model, half the width of
@@ -76,6 +79,7 @@ class Evaluator(abc.ABC):
       name, store, schedule, directory, section: The arguments.
       step: Number of updates of the state that `run` was last called with.
       requests: The features that this evaluator needs, in the order of `add_request` calls.
+      fits: Which of them a classifier is fitted to and scored on, in the order of `add_fit` calls.
     """
 
     def __init__(
@@ -96,6 +100,8 @@ class Evaluator(abc.ABC):
         self._cache = cache
         self.step = 0
         self.requests: list[Request] = []
+        self.fits: list[Fit] = []
+        self._fits_checked = False
 
     def key(self, option: str) -> str:
         """Returns the full config key of an option, for error messages."""
@@ -121,6 +127,37 @@ class Evaluator(abc.ABC):
         self.requests.append(request)
         return request
 
+    def add_fit(self, fitted: Sequence[Request], scored: Request) -> Fit:
+        """Records that a classifier is fitted to some features and scored on others.
+
+        `check` and `run` refuse examples that are in both. Get the features with `get_fit`.
+
+        Args:
+          fitted: Requests of the examples that it is fitted to.
+          scored: Request of the examples that it is scored on.
+        """
+        fit = Fit(tuple(fitted), scored)
+        self.fits.append(fit)
+        return fit
+
+    def get_fit(self, state: Mapping[str, Any], fit: Fit) -> tuple[list[Features], Features]:
+        """Returns the features that a classifier is fitted to, and those that it is scored on.
+
+        Raises:
+          UserError: All scored examples have the same features as fitted ones.
+        """
+        fitted = [self.store.get(state, request) for request in fit.fitted]
+        scored = self.store.get(state, fit.scored)
+        names = [name for name in scored.arrays if all(name in part.arrays for part in fitted)]
+        overlap.check_features(fitted, scored, names, where=self.section)
+        return fitted, scored
+
+    def check_fits(self) -> None:
+        """Raises UserError if a classifier would be scored on examples that it is fitted to."""
+        for fit in self.fits:
+            overlap.check_records(self.store, fit, where=self.section)
+        self._fits_checked = True
+
     def check(self, state: Mapping[str, Any]) -> None:
         """Opens the datasets and traces the outputs, so that mistakes show up before training.
 
@@ -135,6 +172,11 @@ class Evaluator(abc.ABC):
                 self.store.check(state, request)
             except UserError as error:
                 raise UserError(f"config.{self.section}: {error}") from error
+        self.check_fits()
+        fitted = {request for fit in self.fits for request in fit.fitted}
+        for request in dict.fromkeys(self.requests):
+            if request not in fitted:
+                overlap.check_training_split(self.store, request, where=self.section)
 
     @abc.abstractmethod
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
@@ -149,6 +191,8 @@ class Evaluator(abc.ABC):
         """
         start = time.monotonic()
         self.step = step
+        if not self._fits_checked:
+            self.check_fits()
         with _one_device():
             metrics = self.evaluate(state)
         logging.info(

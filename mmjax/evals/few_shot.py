@@ -233,12 +233,13 @@ class FewShot(Evaluator):
         self._features = names_tuple(feature)
         common = dict(data=data, batch_size=batch_size, views=views)
         splits = (train_split, valid_split) if support == "train+valid" else (train_split,)
-        self._support = [self.add_request(self._features, split=s, **common) for s in splits]
-        self._queries = self.add_request(self._features, split=split, **common)
+        support = [self.add_request(self._features, split=s, **common) for s in splits]
+        self._fit = self.add_fit(support, self.add_request(self._features, split=split, **common))
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
         """Returns mean, standard deviation and confidence interval for each feature."""
-        parts = [self.store.get(state, request) for request in (*self._support, self._queries)]
+        fitted, scored = self.get_fit(state, self._fit)
+        parts = [*fitted, scored]
         result = {}
         for name in self._features:
             arrays = []

@@ -97,14 +97,12 @@ class NearestNeighbors(Evaluator):
         self._features = names_tuple(feature)
         self._neighbors, self._temperature = neighbors, temperature
         common = dict(data=data, batch_size=batch_size, views=views)
-        self._train = self.add_request(
-            self._features, split=train_split, limit=train_limit, **common
-        )
-        self._test = self.add_request(self._features, split=split, **common)
+        train = self.add_request(self._features, split=train_split, limit=train_limit, **common)
+        self._fit = self.add_fit([train], self.add_request(self._features, split=split, **common))
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
         """Returns `top1` and, with more than 5 classes, `top5` of each feature."""
-        train, test = self.store.get(state, self._train), self.store.get(state, self._test)
+        (train,), test = self.get_fit(state, self._fit)
         result = {}
         for name in self._features:
             x, labels = train.labeled(name, section=self.section)

@@ -11,7 +11,8 @@ from mmjax import config
 from mmjax.errors import UserError
 from mmjax.evals import classification, metrics
 from mmjax.evals.base import Evaluator, names_tuple, with_chance
-from mmjax.evals.features.arrays import Features, Request
+from mmjax.evals.features.arrays import Features
+from mmjax.evals.features.overlap import Fit
 from mmjax.evals.probes.classifiers import Fitted, fit_logistic, fit_svm, fit_vatt
 from mmjax.evals.probes.lgssl_sweep import fit_sweep
 
@@ -107,7 +108,7 @@ class LinearProbe(Evaluator):
                 f"classifier={classifier!r} selects nothing on validation examples. Remove it."
             )
         self._features = names_tuple(feature)
-        self._requests = [
+        self._fits = [
             self._add_requests(
                 train=dict(split=train, views=train_views, limit=train_limit),
                 test=dict(split=test, views=views),
@@ -143,9 +144,13 @@ class LinearProbe(Evaluator):
         test: Mapping[str, Any],
         valid: Mapping[str, Any] | None,
         **common: Any,
-    ) -> tuple[Request, ...]:
-        parts = [train, test, *([valid] if valid else [])]
-        return tuple(self.add_request(self._features, **part, **common) for part in parts)
+    ) -> Fit:
+        fitted = [
+            self.add_request(self._features, **part, **common) for part in (train, valid) if part
+        ]
+        if valid:  # C is selected on it
+            self.add_fit(fitted[:1], fitted[1])
+        return self.add_fit(fitted, self.add_request(self._features, **test, **common))
 
     def _check_ranges(
         self,
@@ -170,10 +175,7 @@ class LinearProbe(Evaluator):
         """Returns the metrics of each feature, and the means over several splits."""
         result = {}
         for name in self._features:
-            splits = [
-                self._probe(name, *(self.store.get(state, request) for request in requests))
-                for requests in self._requests
-            ]
+            splits = [self._probe(name, *self.get_fit(state, fit)) for fit in self._fits]
             for metric in splits[0]:
                 result[f"{name}/{metric}"] = float(np.mean([values[metric] for values in splits]))
             if len(splits) > 1:
@@ -181,15 +183,14 @@ class LinearProbe(Evaluator):
                     result |= {f"{name}/split{n}/{key}": value for key, value in values.items()}
         return result
 
-    def _probe(
-        self, name: str, train: Features, test: Features, valid: Features | None = None
-    ) -> dict[str, float]:
-        """Fits a classifier and returns its metrics."""
+    def _probe(self, name: str, fitted_to: Sequence[Features], test: Features) -> dict[str, float]:
+        """Fits a classifier to training and maybe validation examples; returns its metrics."""
+        train, *valid = fitted_to
         x, labels = train.labeled(name, section=self.section)
         test_x, test_labels = test.labeled(name, section=self.section)
         options = dict(self._options)
-        if valid is not None:
-            valid_x, valid_labels = valid.labeled(name, section=self.section)
+        if valid:
+            valid_x, valid_labels = valid[0].labeled(name, section=self.section)
             options["held_out"] = np.repeat([False, True], [len(labels), len(valid_labels)])
             x, labels = np.concatenate([x, valid_x]), np.concatenate([labels, valid_labels])
         num_classes = classification.num_classes(labels, test_labels, train.info)

@@ -119,6 +119,7 @@ class Suite(Evaluator):
                 self._parts[name] = self._make_parts(name, dataset)
                 for part in self._parts[name].values():
                     self.requests += part.requests
+                    self.fits += part.fits
         if not self._parts:
             raise UserError(
                 f"config.{self.section}: no dataset to evaluate. {self.key('datasets')}="

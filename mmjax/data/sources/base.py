@@ -35,6 +35,7 @@ The contract:
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Protocol
 
 import numpy as np
@@ -73,6 +74,14 @@ class Source(Protocol):
     def where(self, record: int) -> str:
         """Returns the location of a record for messages: the file, and the index in the file."""
         ...
+
+    def identity(self, record: int) -> Hashable | None:
+        """Returns a key of a record that is the same in all splits and datasets that contain it.
+
+        Evaluators refuse to score records that they were fitted on. None compares the locations
+        and the bytes of the records. Not called for sources with shards.
+        """
+        return None
 
     def labels(self) -> np.ndarray:
         """Returns the first label of each record as int64 [num_examples]; -1 for unlabeled ones."""

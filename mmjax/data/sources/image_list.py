@@ -14,6 +14,7 @@ import PIL.Image
 import tensorflow as tf
 
 from mmjax.data.sources.base import Source
+from mmjax.data.sources.identity import RealPaths
 from mmjax.data.storage import schema
 from mmjax.data.storage.dataset import DatasetInfo, SplitInfo
 from mmjax.errors import UserError
@@ -42,6 +43,7 @@ class ImageListSource(Source):
         self.info, self._images, self._lines = info, images, lines
         self.num_examples = len(images)
         self.name = f"{info.name}/{split}"
+        self._real_paths = RealPaths()
 
     def fetch(self, record: int) -> bytes:
         path, label = self._images[record]
@@ -57,6 +59,9 @@ class ImageListSource(Source):
     def where(self, record: int) -> str:
         path = self._images[record][0]
         return f"{self._lines[record]}: {path}" if self._lines else path
+
+    def identity(self, record: int) -> str:
+        return self._real_paths.resolve(self._images[record][0])
 
     def labels(self) -> np.ndarray:
         return np.array([label for _, label in self._images], np.int64)

@@ -64,6 +64,7 @@ class NpzSource(Source):
         arrays = splits[name]
         shape = _image_shape(arrays.file, arrays.images)
         self._arrays, self._labels = arrays, labels[name]
+        self._real_path = os.path.realpath(arrays.file)
         self._images: np.ndarray | None = None
         self._lock = threading.Lock()  # several threads call `fetch`
         if shape[0] != len(self._labels):
@@ -97,6 +98,9 @@ class NpzSource(Source):
 
     def where(self, record: int) -> str:
         return f"{self._arrays.file}, {self._arrays.images}[{record}]"
+
+    def identity(self, record: int) -> tuple[str, str, int]:
+        return self._real_path, self._arrays.images, record
 
     def labels(self) -> np.ndarray:
         return self._labels

@@ -17,11 +17,12 @@ import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmjax.data.sources import identity
 from mmjax.errors import UserError
 
 if TYPE_CHECKING:  # imports TensorFlow
@@ -173,6 +174,9 @@ class SlicedSource:
     def where(self, record: int) -> str:
         return self._source.where(int(self._records[record]))
 
+    def identity(self, record: int) -> Hashable:
+        return identity.key_of(self._source, int(self._records[record]))
+
     def labels(self) -> np.ndarray:
         return self._source.labels()[self._records]
 
@@ -196,6 +200,9 @@ class ConcatSource:
     def where(self, record: int) -> str:
         source, index = self._locate(record)
         return source.where(index)
+
+    def identity(self, record: int) -> Hashable:
+        return identity.key_of(*self._locate(record))
 
     def labels(self) -> np.ndarray:
         return np.concatenate([source.labels() for source in self._sources])

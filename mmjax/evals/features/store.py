@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,6 +61,7 @@ class FeatureStore:
         self._outputs: dict[tuple, set[str]] = {}  # by predict function and batch signature
         self._state: Any = None
         self._features: dict[Request, Features] = {}
+        self._train_sources: list[tuple[str, Any]] | None = None
 
     def request(
         self,
@@ -184,6 +186,36 @@ class FeatureStore:
     def tokenizer(self, request: Request) -> Any:
         """Returns the tokenizer of a request's data; None without text."""
         return self._open(request).tokenizer
+
+    def source(self, request: Request) -> tuple[Any, int]:
+        """Returns the source of a request's data and the number of its records that are used.
+
+        The source is None, and the number 0, for a stream.
+        """
+        data = self._open(request)
+        sources = getattr(data, "sources", ())
+        return (sources[0], data.num_examples) if sources else (None, 0)
+
+    @property
+    def train_split(self) -> str:
+        """The split of the training data."""
+        return self.data_cfg.get("split", "train")
+
+    def train_sources(self) -> list[tuple[str, Any]]:
+        """Returns (specification, source) of the training data that can be opened, except streams.
+
+        An evaluation job need not have the training data.
+        """
+        if self._train_sources is None:
+            from mmjax.data.sources import registry  # imports TensorFlow
+
+            self._train_sources = []
+            specs = self.data_cfg.get("train") or ()
+            for spec in (specs,) if isinstance(specs, str) else specs:
+                with contextlib.suppress(UserError):
+                    source = registry.open_source(spec, split=self.train_split)
+                    self._train_sources.append((spec, source))
+        return self._train_sources
 
     def check(self, state: Mapping[str, Any], request: Request) -> None:
         """Opens the data of a request and traces its outputs, without computing anything.

@@ -9,6 +9,7 @@ import pytest
 from mmjax import distributed
 from mmjax.errors import UserError
 from mmjax.evals.features import cache as feature_cache
+from tests.evals.synthetic import train_and_test
 from tests.messages import assert_mentions, raises
 
 
@@ -31,7 +32,7 @@ def make(make_harness, tmp_path):
     file.write_bytes(b"original")
 
     def make(labels=None):
-        harness = make_harness({split: arrays for split in ("train", "test", "test[:50%]")})
+        harness = make_harness({**train_and_test(arrays), "test[:50%]": arrays})
         make_dataset = harness.make_eval_data
 
         def make_eval_data(data_cfg, **options):
@@ -41,6 +42,8 @@ def make(make_harness, tmp_path):
             )
             source.files = None if labels is not None else [str(file)]
             source.where = lambda record: f"{file}, record {record}"
+            source.index = None
+            source.identity = lambda record: (options["split"], record)
             source.labels = lambda: np.asarray(labels)
             data.sources = [source]
             return data

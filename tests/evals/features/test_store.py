@@ -6,7 +6,7 @@ import pytest
 
 from mmjax import sharding
 from mmjax.errors import UserError
-from tests.evals.synthetic import labeled_arrays
+from tests.evals.synthetic import labeled_arrays, train_and_test
 from tests.messages import raises
 
 
@@ -54,7 +54,7 @@ def test_evaluators_share_the_features_of_a_step(make_harness):
         "video": rng.normal(size=(40, 1, 8)).astype(np.float32),
         "label": (np.arange(40) % 4).astype(np.int32),
     }
-    harness = make_harness({"train": arrays, "test": arrays})
+    harness = make_harness(train_and_test(arrays))
     probe, knn = harness.make(a=dict(type="linear_probe", Cs=(1.0,)), b=dict(type="knn"))
     for step in (1, 2):
         state = {**harness.state, "params": {"scale": np.float32(step)}}
@@ -67,7 +67,7 @@ def test_splits_with_equal_shapes_share_a_compilation(make_harness, monkeypatch)
     rng = np.random.default_rng(0)
     arrays = labeled_arrays(rng, 40, rng.normal(size=(4, 8)))
     arrays |= {"video/text": arrays["video"], "text/video": arrays["video"]}
-    harness, traces = make_harness({"train": arrays, "test": arrays}), []
+    harness, traces = make_harness(train_and_test(arrays)), []
     predict = harness.task.predict["features"]
 
     def traced(params, extra, batch):
@@ -87,7 +87,7 @@ def test_results_on_eight_devices_equal_those_on_one(make_harness, clips):
     )
     all_results = []
     for mesh in (sharding.make_mesh(devices=jax.devices()[:1]), sharding.make_mesh(data=4, fsdp=2)):
-        harness, results = make_harness({"test": clips, "train": clips}), {}
+        harness, results = make_harness(train_and_test(clips)), {}
         with jax.set_mesh(mesh):  # as in the training loop
             for evaluator in harness.make(mesh=mesh, **cfg):
                 results |= evaluator.run(harness.state, 1)

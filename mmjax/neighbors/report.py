@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -158,9 +157,7 @@ def _labels(
 
 def _first_image(source: Source, record: int) -> np.ndarray | None:
     """Returns the first image of a record, uint8 [H, W, 3]; None if it has none."""
-    import PIL.Image
-
-    from mmjax.data.storage import schema
+    from mmjax.data.storage import record_images, schema
 
     example = schema.decode(
         source.fetch(record), waveform_format="unchecked", where=source.where(record)
@@ -169,6 +166,6 @@ def _first_image(source: Source, record: int) -> np.ndarray | None:
     if not images:
         return None
     try:
-        return np.asarray(PIL.Image.open(io.BytesIO(images[0])).convert("RGB"))
-    except (OSError, ValueError, SyntaxError):
+        return record_images.decode(images[0])
+    except UserError:
         return None

@@ -187,7 +187,7 @@ def dataset_source(
     Raises:
       UserError: The dataset, split or class does not exist.
     """
-    from mmjax.data.storage import dataset, schema
+    from mmjax.data.storage import dataset, record_images, schema
 
     directory = dataset.DatasetDir(path)
     records, names = directory.split(split), directory.info.class_names
@@ -205,8 +205,8 @@ def dataset_source(
             if caption is not None and caption not in example.captions:
                 continue
             for data in example.touch:
-                image = Image.open(io.BytesIO(data)).convert("RGB")
-                yield f"record {index} ({example.filename})", np.asarray(image)
+                name = f"record {index} ({example.filename})"
+                yield name, record_images.decode(data, f"{path}: the touch image of {name}")
 
     conditions = {"--label": label, "--caption": caption}
     conditions = [f"{flag} {value!r}" for flag, value in conditions.items() if value is not None]

@@ -32,7 +32,7 @@ class Reader:
         path = self.locate(clip.path)
         encoding = {"size": self.options.size, "quality": self.options.quality}
         is_directory = os.path.isdir(path)
-        is_image = image_files.is_image(path) and not is_directory
+        is_image = not is_directory and image_files.has_image(path)
         if clip.crop and not is_image:
             actual = "a directory" if is_directory else "not an image file"
             raise UserError(
@@ -77,14 +77,34 @@ class Reader:
         return media.Segment(frames=[frame], waveform=None, start=0.0, end=0.0, roi=roi)
 
     def locate(self, path: str) -> str:
-        """Returns the full path of a file of the table."""
-        return os.path.join(self.media_root, path)
+        """Returns the full path of a file of the table; see `locate`."""
+        return locate(path, self.media_root)
 
     def close(self) -> None:
         """Closes the open file, if any."""
         if self._media is not None:
             self._media.close()
         self._path = self._media = None
+
+
+def locate(path: str, media_root: str) -> str:
+    """Returns the full path of a file of the table.
+
+    Args:
+      path: An absolute path, or one that is relative to `media_root`.
+      media_root: Directory that paths are relative to; '' for paths that no table contains.
+
+    Raises:
+      UserError: A relative path leads out of `media_root`. A table from others could otherwise
+        read any file. Symbolic links below it are followed.
+    """
+    if media_root and os.path.normpath(path).split(os.sep)[0] == os.pardir:
+        raise UserError(
+            f"The path {path} leads out of the media root {media_root}. Relative paths of a table "
+            "must stay below it: pass a directory that contains all files as --media-root, or use "
+            "absolute paths."
+        )
+    return os.path.join(media_root, path)
 
 
 def make_example(clip: Clip, reader: Reader, classes: Mapping[str, int]) -> schema.Example:
@@ -131,12 +151,11 @@ def measure_duration(path: str, *, media_root: str, options: BuildOptions) -> fl
       media_root: Directory that paths are relative to.
       options: Options of the build.
     """
-    path = os.path.join(media_root, path)
     try:
+        path = locate(path, media_root)
         if os.path.isdir(path):
-            fps = options.frame_dir_fps or options.fps
-            return sum(image_files.is_image(name) for name in os.listdir(path)) / fps
-        if image_files.is_image(path):
+            return len(media.frame_files(path)) / (options.frame_dir_fps or options.fps)
+        if image_files.has_image(path):
             return None
         with media.Media(path, video=options.video, audio=options.audio) as file:
             return file.duration()

@@ -27,7 +27,7 @@ from mmjax.data.pipeline.image_modality import Image, Touch
 from mmjax.data.pipeline.order import EvalOrder, as_tensors
 from mmjax.data.sources import registry as sources
 from mmjax.data.sources.base import Source
-from mmjax.data.storage import image_files, schema
+from mmjax.data.storage import image_decoding, image_files, schema
 from mmjax.data.storage.dataset import DatasetInfo
 from mmjax.errors import UserError
 
@@ -149,7 +149,7 @@ class ClipBatches:
 
     def _read(self, path: str) -> schema.Example:
         known = self._stored.fps if self._modality == "video" else self._stored.sample_rate
-        if not known and not (self._modality == "video" and image_files.is_image(path)):
+        if not known and not (self._modality == "video" and image_files.has_image(path)):
             name = "video.fps" if self._modality == "video" else "audio.sample_rate"
             raise UserError(
                 f"{path}: the {'frame' if self._modality == 'video' else 'sample'} rate that the "
@@ -235,5 +235,6 @@ def _read_image(image: Any) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         return image_files.read_image(image)
     if hasattr(image, "convert"):
-        return np.asarray(image.convert("RGB"))
+        with image_decoding.reading("the Pillow image"):
+            return np.asarray(image_decoding.to_rgb(image))
     return np.asarray(image)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from mmjax import files
 from mmjax.data.build.contact_sheet import (
@@ -20,7 +18,7 @@ from mmjax.data.build.contact_sheet import (
     draw_strip,
     draw_waveform,
 )
-from mmjax.data.storage import dataset, schema
+from mmjax.data.storage import dataset, record_images, schema
 from mmjax.errors import UserError
 
 _ROI_COLOR = (255, 0, 160)
@@ -190,8 +188,8 @@ def _wrap_captions(example: schema.Example, *, width: int = 150, max_lines: int 
 def _decode(data: bytes) -> np.ndarray:
     """Returns an image as uint8 [H, W, 3]; a red cross if it cannot be decoded."""
     try:
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (OSError, ValueError, SyntaxError):
+        return record_images.decode(data)
+    except UserError:
         cross = np.full((64, 64, 3), 200, np.uint8)
         diagonal = np.arange(64)
         cross[diagonal, diagonal] = cross[diagonal, 63 - diagonal] = (200, 0, 0)

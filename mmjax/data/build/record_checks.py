@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 
 import numpy as np
-from PIL import Image
 
-from mmjax.data.storage import dataset, schema
+from mmjax.data.storage import dataset, record_images, schema
 from mmjax.errors import UserError
 
 ERRORS = {
@@ -62,7 +60,7 @@ def check_record(
             problems.append(
                 ("label", f"class index {label}; {info.num_classes or 'unknown number of'} classes")
             )
-    problems += _check_images(example) + _check_touch(example)
+    problems += _check_images(example) + _check_touch(example) + _check_maps(example)
     if example.waveform is not None:
         audio = _check_audio(example.waveform, info)
         problems += audio
@@ -87,26 +85,26 @@ def _check_presence(example: schema.Example, info: dataset.DatasetInfo) -> list[
 
 
 def _check_images(example: schema.Example) -> list[Problem]:
-    problems, thumbnails, previous = [], [], None
+    problems, sizes, thumbnails, previous = [], [], [], None
     for index, frame in enumerate(example.frames):
         if frame == previous:  # `mmjax build` stores a repeated frame as the same bytes
             thumbnails.append(thumbnails[-1])
             continue
         previous = frame
+        where = f"frame {index} of {len(example.frames)}"
         try:
-            with Image.open(io.BytesIO(frame)) as image:
-                image.draft("L", (32, 32))  # decodes all data, but at an eighth of the size
-                image.load()
-                thumbnails.append(np.asarray(image.convert("L"), np.float32))
-        except (OSError, ValueError, SyntaxError) as error:
-            return [("jpeg", f"frame {index} of {len(example.frames)}: {error}")]
+            sizes.append(record_images.size(frame, where))
+            thumbnails.append(record_images.gray(frame, where, reduced=True))
+        except UserError as error:
+            return [("jpeg", str(error))]
     if not thumbnails:
         return problems
-    if (num_sizes := len({image.shape for image in thumbnails})) > 1:
-        return [("jpeg", f"frames of {num_sizes} different sizes")]
+    if len(set(sizes)) > 1:
+        names = [f"{width}×{height}" for width, height in dict.fromkeys(sizes)]
+        return [("jpeg", f"frames of {len(names)} different sizes: {', '.join(names[:4])}")]
     if example.roi is not None:
         top, left, height, width = example.roi
-        full_width, full_height = Image.open(io.BytesIO(example.frames[0])).size
+        full_width, full_height = sizes[0]
         if top + height > full_height or left + width > full_width:
             region = f"{width}×{height} at left {left}, top {top}"
             problems.append(("roi", f"{region}, in an image of {full_width}×{full_height}"))
@@ -130,9 +128,9 @@ def _check_touch(example: schema.Example) -> list[Problem]:
         *(("background", data) for data in example.touch_background),
     ):
         try:
-            images.append(np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.float32))
-        except (OSError, ValueError, SyntaxError) as error:
-            return [("jpeg", f"{name}: {error}")]
+            images.append(record_images.gray(data, name))
+        except UserError as error:
+            return [("jpeg", str(error))]
     problems = []
     touch = images[: len(example.touch)]
     if touch and max(image.std() for image in touch) < 1:
@@ -141,6 +139,17 @@ def _check_touch(example: schema.Example) -> list[Problem]:
     if touch and len(sizes) > 1:
         problems.append(("background", f"sizes {', '.join(sorted(sizes))}"))
     return problems
+
+
+def _check_maps(example: schema.Example) -> list[Problem]:
+    """Returns problems of masks, depth and optical flow, which must be readable PNGs."""
+    for name in ("masks", "depth", "flow"):
+        for index, data in enumerate(getattr(example, name)):
+            try:
+                record_images.decode(data, f"{name}, image {index}")
+            except UserError as error:
+                return [("jpeg", str(error))]
+    return []
 
 
 def _check_audio(waveform: np.ndarray, info: dataset.DatasetInfo) -> list[Problem]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import io
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from mmjax import files
 from mmjax.data.build import plan as plans
@@ -18,7 +16,7 @@ from mmjax.data.build.examples import Reader, make_example
 from mmjax.data.build.manifest import Clip
 from mmjax.data.build.options import BuildOptions
 from mmjax.data.build.plan import BuildPlan, Shard
-from mmjax.data.storage import schema, tfrecord
+from mmjax.data.storage import record_images, schema, tfrecord
 from mmjax.errors import UserError
 
 
@@ -144,7 +142,7 @@ def _measure(
     if example.frames:
         statistics["frames"] += len(example.frames)
         shapes["num_frames"].add(len(example.frames))
-        width, height = Image.open(io.BytesIO(example.frames[0])).size
+        width, height = record_images.size(example.frames[0])
         shapes["frame_size"].add((height, width))
     if example.waveform is not None:
         power = np.mean(np.square(example.waveform, dtype=np.float64))

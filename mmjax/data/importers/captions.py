@@ -15,12 +15,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from PIL import Image
-
 from mmjax import files
 from mmjax.data.importers import caption_files, caption_tables
 from mmjax.data.importers.base import AnnotatedExample, Importer, Job, Option
 from mmjax.data.importers.caption_files import CaptionedImage, ImageDirectory
+from mmjax.data.storage import image_files
 from mmjax.errors import UserError
 
 _BATCH = 512  # images that a thread checks at a time
@@ -136,9 +135,8 @@ class _Check:
             return f"images larger than {self._max_kib:g} KiB"
         if self._max_aspect is not None:
             try:
-                with Image.open(path) as opened:  # reads only the header
-                    shorter, longer = sorted(opened.size)
-            except Exception:  # noqa: BLE001 - a damaged file can raise anything
+                shorter, longer = sorted(image_files.image_size(path))
+            except UserError:
                 return "images that cannot be read"
             if longer > self._max_aspect * shorter:
                 return f"images with an aspect ratio above {self._max_aspect:g}"

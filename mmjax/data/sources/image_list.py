@@ -5,17 +5,15 @@ Images are read when they are fetched; nothing is copied.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import PIL.Image
 import tensorflow as tf
 
 from mmjax.data.sources.base import Source
 from mmjax.data.sources.identity import RealPaths
-from mmjax.data.storage import schema
+from mmjax.data.storage import image_files, schema
 from mmjax.data.storage.dataset import DatasetInfo, SplitInfo
 from mmjax.errors import UserError
 
@@ -23,7 +21,7 @@ _MAX_CLASSES = 1_000_000
 
 
 class ImageListSource(Source):
-    """Image files with one class each. JPEG and PNG bytes are unchanged, others become PNG.
+    """Image files with one class each, read as `mmjax.data.storage.image_files.encoded` does.
 
     Args:
       info: Description of the dataset.
@@ -72,10 +70,9 @@ def image_example(
 ) -> bytes:
     """Returns one image as a serialized SequenceExample.
 
-    Unlike `schema.encode`, it accepts PNG.
-
     Args:
-      image: A JPEG or PNG, or any other format that Pillow reads, which is converted to PNG.
+      image: Content of an image file; see `mmjax.data.storage.image_files.encoded` for how formats
+        other than an upright, opaque JPEG or PNG are converted.
       label: Class index, or None.
       label_text: Class name; ignored without a label.
       filename: File name to store in the record.
@@ -84,8 +81,15 @@ def image_example(
     Raises:
       UserError: Pillow cannot read the image.
     """
-    if not image.startswith((b"\xff\xd8", b"\x89PNG")):
-        image = _to_png(image, where or filename)
+    encoded = image_files.encoded(image, where or filename)
+    return encoded_example(encoded, label, label_text, filename)
+
+
+def encoded_example(image: bytes, label: int | None, label_text: str, filename: str) -> bytes:
+    """Like `image_example`, for a JPEG or PNG that is stored unchanged.
+
+    Unlike `schema.encode`, it accepts PNG.
+    """
     proto = tf.train.SequenceExample()
     frames = proto.feature_lists.feature_list[schema.FRAMES[0]]
     frames.feature.add().bytes_list.value.append(image)
@@ -95,16 +99,6 @@ def image_example(
         context[schema.LABEL_TEXTS[0]].bytes_list.value.append(label_text.encode())
     context[schema.FILENAME[0]].bytes_list.value.append(filename.encode())
     return proto.SerializeToString()
-
-
-def _to_png(content: bytes, where: str) -> bytes:
-    try:
-        with PIL.Image.open(io.BytesIO(content)) as image:
-            out = io.BytesIO()
-            image.convert("RGB").save(out, "PNG")
-    except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
-        raise UserError(f"{where} cannot be decoded as an image: {error}") from error
-    return out.getvalue()
 
 
 def numbered_class_names(num_classes: int, where: str) -> list[str]:

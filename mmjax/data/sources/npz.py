@@ -25,7 +25,7 @@ import numpy as np
 import PIL.Image
 
 from mmjax.data.sources.base import Source
-from mmjax.data.sources.image_list import image_example, image_info, numbered_class_names
+from mmjax.data.sources.image_list import encoded_example, image_info, numbered_class_names
 from mmjax.data.sources.split_slicing import SPLIT_NAMES, match_split
 from mmjax.errors import UserError
 
@@ -92,7 +92,7 @@ class NpzSource(Source):
                 self._images = images[..., 0] if images.shape[3:] == (1,) else images
         out, label = io.BytesIO(), int(self._labels[record])
         PIL.Image.fromarray(self._images[record]).convert("RGB").save(out, "PNG")
-        return image_example(
+        return encoded_example(
             out.getvalue(), label, self.info.class_names[label], self.where(record)
         )
 

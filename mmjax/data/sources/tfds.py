@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmjax import cache
-from mmjax.data.sources.image_list import image_example
+from mmjax.data.sources.image_list import encoded_example, image_example
 from mmjax.data.sources.split_slicing import match_split
 from mmjax.data.storage import tfrecord
 from mmjax.data.storage.dataset import FILE, DatasetInfo, SplitInfo, shard_name
@@ -218,4 +218,6 @@ def _payloads(
         except UserError as error:
             log.warning("%s. It is stored unchanged.", error)
             # Decoding fails again when it is read; the other records keep their indices.
-            yield image_example(b"\xff\xd8" + item[image], label, text, where)
+            data = item[image]
+            is_encoded = data.startswith((b"\xff\xd8", b"\x89PNG"))
+            yield encoded_example(data if is_encoded else b"\xff\xd8" + data, label, text, where)

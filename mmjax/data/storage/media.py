@@ -165,6 +165,18 @@ class Media:
         return frames
 
 
+def frame_files(directory: str | os.PathLike) -> list[str]:
+    """Returns the names of the images in a directory in natural order (2, 10)."""
+    names = [
+        name
+        for name in os.listdir(directory)
+        if not name.startswith(".") and is_image(os.path.join(directory, name))
+    ]
+    return sorted(
+        names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]
+    )
+
+
 def read_frame_directory(
     directory: str | os.PathLike,
     start: float = 0.0,
@@ -190,10 +202,9 @@ def read_frame_directory(
       UserError: There are no images, the segment starts after the last one, or an image cannot be
         read.
     """
-    names = [name for name in os.listdir(directory) if is_image(name)]
+    names = frame_files(directory)
     if not names:
         raise UserError(f"The directory {os.fspath(directory)} contains no images.")
-    names.sort(key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
     frame_dir_fps = frame_dir_fps or fps
     end = min(end or math.inf, len(names) / frame_dir_fps)
     if end <= start:

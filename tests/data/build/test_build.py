@@ -292,3 +292,27 @@ def test_unknown_arguments_are_refused_without_beam(capsys):
     with pytest.raises(SystemExit):
         run("--csv", "t.csv", "--out", "ds", "--nonsense")
     assert_mentions(capsys.readouterr().err, "--nonsense")
+
+
+def test_relative_paths_cannot_leave_the_media_root(media, tmp_path):
+    rows = [["../x.mp4"], ["y/../../x.mp4"], ["y/../d.png"], [media / "d.png"]]
+    table = write_table(media, [["path"], *rows], "paths.csv")
+    (media / "y").mkdir()
+    (media.parent / "x.mp4").write_bytes((media / "a.mp4").read_bytes())
+    out = tmp_path / "ds"
+    assert run("--csv", table, "--out", out, *SMALL, "--max-bad-fraction", "1") == 0
+    assert len(read(out)) == 2
+    bad = (out / "bad_rows.csv").read_text()
+    assert_line_mentions(bad, "2,../x.mp4", "--media-root")
+    assert_line_mentions(bad, "3,y/../../x.mp4", "--media-root")
+
+
+def test_files_are_recognized_by_content(media, tmp_path):
+    names = {"d.png": "image.mp4", "a.mp4": "film.jpg", "c.wav": "audio"}
+    for name, copy in names.items():
+        shutil.copy(media / name, media / copy)
+    table = write_table(media, [["path"], *([name] for name in names.values())], "content.csv")
+    assert run("--csv", table, "--out", tmp_path / "ds", *SMALL) == 0
+    image, film, audio = read(tmp_path / "ds")
+    assert (len(image.frames), len(film.frames)) == (1, 20)
+    assert audio.modalities == ("audio",) and image.modalities == ("video",)

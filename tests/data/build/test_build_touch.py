@@ -48,6 +48,16 @@ def write(directory, rows, name="t.jsonl"):
     return directory / name
 
 
+def test_touch_images_that_training_could_not_decode_are_rejected(directory):
+    data = bytearray((directory / "touch1.png").read_bytes())
+    data[data.index(b"IEND") - 5] ^= 1  # the checksum of the pixels
+    (directory / "damaged.png").write_bytes(data)
+    table = write(directory, [{"touch": "damaged.png"}, {"touch": "touch0.jpg"}])
+    assert run("--csv", table, "--out", directory / "ds", "--max-bad-fraction", "1") == 0
+    assert_mentions((directory / "ds" / "bad_rows.csv").read_text(), "damaged.png", "IDAT")
+    assert len(read(directory / "ds")) == 1
+
+
 def test_touch_background_and_crop_are_stored_in_the_records(directory):
     rows = [
         {

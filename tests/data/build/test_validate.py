@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -100,6 +101,49 @@ def test_each_touch_defect_is_the_only_finding(tmp_path, problem):
     result = validate.validate(path, progress=False)
     assert dict(result.counts) == {problem: 1}
     assert result.findings[0].filename == "1.png"
+
+
+def enlarged(data: bytes) -> bytes:
+    """Returns a JPEG or PNG with a header of 65500×65500 pixels."""
+    data = bytearray(data)
+    if data[:2] == b"\xff\xd8":
+        start = data.index(b"\xff\xc0") + 5
+        data[start : start + 4] = struct.pack(">HH", 65_500, 65_500)
+    else:
+        data[16:24] = struct.pack(">II", 65_500, 65_500)
+    return bytes(data)
+
+
+def png(*, damaged: bool = False) -> bytes:
+    """Returns a PNG, damaged in a way that Pillow does not notice."""
+    data = bytearray(schema.encode_mask(np.arange(1280).reshape(32, 40) % 251))
+    if damaged:
+        position = data.index(b"IDAT")
+        data[position + 4 + struct.unpack_from(">I", data, position - 4)[0]] ^= 1  # its checksum
+        Image.open(io.BytesIO(data)).load()
+    return bytes(data)
+
+
+UNREADABLE = {
+    "frames of a smaller size": changed(frames=[*good(1).frames[:4], small(9, (16, 20))]),
+    "a huge JPEG": changed(frames=[enlarged(jpeg(7))]),
+    "a huge PNG": touched(1, touch=[enlarged(png())]),
+    "a huge mask": changed(masks=[enlarged(png())]),
+    "a wrong checksum": touched(1, touch=[png(damaged=True)]),
+    "a damaged depth": changed(depth=[png(), png()[:-20]]),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_images_that_training_could_not_decode_are_found(tmp_path, name):
+    result = validate.validate(write(tmp_path, [UNREADABLE[name]]), progress=False)
+    (finding,) = [finding for finding in result.findings if finding.problem == "jpeg"]
+    facts = {
+        "frames of a smaller size": ("40×32", "20×16"),
+        "a damaged depth": ("depth", 1),
+        "a wrong checksum": ("touch image", "TensorFlow"),
+    }
+    assert_mentions(finding.detail, *facts.get(name, ("65500×65500", "MMJAX_MAX_IMAGE_PIXELS")))
 
 
 def test_records_with_only_touch_pass_and_missing_touch_is_found(tmp_path):

@@ -80,5 +80,5 @@ def test_errors_of_image_folders(three_images, tmp_path_factory):
         sources.open_source(f"images:{no_classes}", split="train")
     (three_images / "dog" / "c.gif").write_bytes(b"not an image")
     source = sources.open_source(f"images:{three_images}", split="train")
-    with raises(UserError, three_images / "dog" / "c.gif", "cannot identify image file"):
+    with raises(UserError, three_images / "dog" / "c.gif", "Pillow"):
         source.fetch(2)

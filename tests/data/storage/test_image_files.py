@@ -1,6 +1,7 @@
 """Tests of reading, cropping and copying image files, against NumPy slices and Pillow."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from mmjax.data.storage import image_files
 from mmjax.errors import UserError
+from tests.data import films
 from tests.messages import assert_mentions, raises
 
 
@@ -53,8 +55,28 @@ def test_transparency_is_white_orientation_is_applied_and_bad_files_are_named(tm
 
 def test_images_are_recognized_by_suffix_and_gif_is_a_video_by_default():
     assert image_files.is_image("a/b.JPG") and image_files.is_image("b.tiff")
+    assert image_files.is_image("b.jfif") and image_files.is_image("b.JPE")
     assert not image_files.is_image("b.mp4") and not image_files.is_image("jpg")
     assert not image_files.is_image("b.gif") and image_files.is_image("b.GIF", gif=True)
+
+
+def test_files_with_other_suffixes_are_recognized_by_content(tmp_path):
+    for file_format in ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "PPM", "JPEG2000"):
+        for name in ("photo", "photo.jpg_large", "photo.mp4"):
+            path = tmp_path / file_format / name
+            path.parent.mkdir(exist_ok=True)
+            save(path, noise(16, 24), format=file_format)
+            assert image_files.is_image(path) and image_files.has_image(path), path
+            assert image_files.read_image(path).shape == (16, 24, 3)
+    for name in ("motion.mjpeg", "motion.apng", "notes.txt"):
+        (tmp_path / name).write_bytes((tmp_path / "PNG" / "photo").read_bytes())
+        assert not image_files.is_image(tmp_path / name)
+    path = films.write_film(tmp_path / "x.mp4", frames=[films.coded_frame(1)] * 2)
+    os.rename(path, tmp_path / "film.jpg")
+    assert not image_files.has_image(tmp_path / "film.jpg")
+    (tmp_path / "page.jpg").write_text("<html>")  # reading it reports the error
+    assert image_files.has_image(tmp_path / "page.jpg")
+    assert not image_files.has_image(tmp_path / "nothing.mp4")
 
 
 def test_encoded_jpeg_keeps_full_chroma_resolution():

@@ -12,6 +12,10 @@ from mmjax.errors import UserError, unknown
 
 DEFAULTS = {
     "IMAGE_PIXELS": 250_000_000,  # of one image: width x height
+    # An archive that unpacks to more bytes than this must not be compressed more than by the ratio:
+    # DEFLATE reaches 1:1032 on zeros, but float arrays reach 1:2 and images 1:20.
+    "UNPACKED_BYTES": 1 << 30,
+    "UNPACKED_RATIO": 100,
 }
 
 
@@ -50,3 +54,18 @@ def check(name: str, size: int, what: str) -> None:
             f"{what} {size:,} {unit}; the limit is {limit(name):,}. If you trust the file, raise "
             f"the limit with MMJAX_MAX_{name}={size}."
         )
+
+
+def check_unpacked(size: int, packed: int, what: str) -> None:
+    """Raises UserError if compressed data unpack to more than is plausible.
+
+    Small files may have any ratio, and large ones any size: neither can fill the memory by
+    surprise.
+
+    Args:
+      size: Size after unpacking in bytes, as declared or as counted.
+      packed: Size of the file in bytes.
+      what: Start of the message; see `check`.
+    """
+    if size > packed * limit("UNPACKED_RATIO"):
+        check("UNPACKED_BYTES", size, what)

@@ -46,13 +46,27 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise UserError(
             "the header is longer than the file. The file is damaged or truncated; copy it again."
         )
-    try:
-        header = json.loads(data[8 : 8 + length].tobytes())
-        header.pop("__metadata__", None)
-        items = sorted(header.items())
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"the header is damaged: {error}. Copy the file again.") from error
-    return {name: _array(name, entry, data[8 + length :]) for name, entry in items}
+    header = files.parse_json(data[8 : 8 + length].tobytes(), "the header of the file")
+    if not isinstance(header, dict):
+        raise UserError("the header is damaged: it is not a JSON object. Copy the file again.")
+    header.pop("__metadata__", None)
+    data = data[8 + length :]
+    arrays = {name: _array(name, entry, data) for name, entry in sorted(header.items())}
+    # The format has no checksum, but its arrays fill the file without gaps or overlaps.
+    position = 0
+    for begin, end, name in sorted((*header[name]["data_offsets"], name) for name in header):
+        if begin != position:
+            raise UserError(
+                f"array {name} begins at byte {begin} of the data; expected {position}, where the "
+                "array before it ends. The file is damaged; copy it again."
+            )
+        position = end
+    if position != len(data):
+        raise UserError(
+            f"the file has {len(data):,} bytes of data; its header describes {position:,}. The "
+            "file is damaged; copy it again."
+        )
+    return arrays
 
 
 def _array(name: str, entry: Mapping[str, Any], data: np.ndarray) -> np.ndarray:

@@ -6,12 +6,14 @@ placeholders. Any other name is refused before it could run code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
+from mmjax import limits
 from mmjax.errors import UserError
 from mmjax.formats import pickles
 
@@ -97,6 +99,9 @@ class _Type:
     def __setstate__(self, state: Any) -> None:
         raise UserError("refused: the pickle sets the state of a type.")
 
+    def __repr__(self) -> str:
+        return f"the type {self.name}"
+
 
 def _view(storage: np.ndarray, offset: int, size: Sequence[int], stride: Sequence[int], *_):
     """Returns a tensor as a view of its storage, after checking that it stays inside."""
@@ -112,6 +117,9 @@ def _view(storage: np.ndarray, offset: int, size: Sequence[int], stride: Sequenc
         raise UserError(
             "a tensor extends beyond its storage. The file is damaged or truncated; copy it again."
         )
+    limits.check_unpacked(
+        math.prod(size) * storage.itemsize, storage.nbytes, "a tensor with repeated items has"
+    )
     steps = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 

@@ -6,10 +6,12 @@ the storages of its tensors; before PyTorch 1.6, a pickle followed by the storag
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -18,21 +20,63 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.formats import published_checkpoints, safetensors
 from mmjax.formats.torch_pickle import TorchUnpickler
+from mmjax.formats.zip_members import ZipMembers
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", safetensors.SUFFIX)
 _MAX_DEPTH, _MAX_ENTRIES = 50, 100_000  # of nested containers
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # start of files before PyTorch 1.6
+_checked: set[tuple] = set()  # (file, its version, member) with a correct CRC
+_UNPACK = "Unpack it, and pass the file in it."
+_OTHERS = (  # (first bytes in lower case, what they are, the way out)
+    *(
+        (magic, "a web page", "Download the file itself.")
+        for magic in (b"<!doctype html", b"<html")
+    ),
+    (b"ustar", "a tar archive", _UNPACK),
+    (b"\x1f\x8b", "a gzip archive", _UNPACK),
+    (b"\xfd7zxz", "an xz archive", _UNPACK),
+    (b"bzh", "a bzip2 archive", _UNPACK),
+    (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
+    (b"\x93numpy", "a .npy array", "Pass the file of the model."),
+    (b"\x89hdf\r\n", "an HDF5 file", "Convert it to .safetensors with the library that wrote it."),
+)
 _BIG_ENDIAN = "the file was written on a big-endian machine, which mmjax does not support."
 
 
 def is_file(source: str | os.PathLike) -> bool:
-    """Returns whether a source is a PyTorch file, judging by its suffix.
+    """Returns whether a source is a PyTorch file, judging by its content or its suffix.
 
-    The prefix of a TensorFlow checkpoint may have the same suffix, and is not one.
+    Any name will do for a file that begins as PyTorch's do (`checkpoint.pth.tar`). The prefix of a
+    TensorFlow checkpoint may have the same suffix, and is not one.
     """
     path = pathlib.Path(source)
-    prefix = path.with_name(f"{path.name}.index").is_file()
-    return path.suffix in SUFFIXES and not path.is_dir() and not prefix
+    if path.is_dir() or path.with_name(f"{path.name}.index").is_file():
+        return False
+    return path.suffix in SUFFIXES or (path.is_file() and _has_content(path))
+
+
+def _has_content(path: pathlib.Path) -> bool:
+    """Returns whether a file begins as a file of PyTorch does."""
+    start = _start(path)
+    if start[:2] == b"PK":
+        with contextlib.suppress(UserError), ZipMembers(path) as members:
+            return any(name.endswith("data.pkl") for name in members.names)
+    header = int.from_bytes(start[:8], "little")
+    is_safetensors = start[8:9] == b"{" and header < path.stat().st_size
+    return is_safetensors or _LEGACY in start[:32] or _is_first_format(start)
+
+
+def _start(path: pathlib.Path) -> bytes:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(512)
+    return b""
+
+
+def _is_first_format(start: bytes) -> bool:
+    """Returns whether a file begins as a tar archive of PyTorch before version 0.1.10."""
+    names = (b"pickle", b"storages", b"sys_info", b"tensors")
+    return start[257:262] == b"ustar" and start[:100].rstrip(b"\0").removeprefix(b"./") in names
 
 
 def open_file(source: str | os.PathLike) -> Any:
@@ -105,13 +149,18 @@ def _open(path: pathlib.Path) -> Any:
         return _Archive(path).load()
     if _LEGACY in start[:32]:
         return _Legacy(path).load()
-    if start[257:262] == b"ustar":
+    if _is_first_format(start):
         raise UserError(
             "the file has PyTorch's first format, a tar archive. Save it again with PyTorch: "
             "torch.save(torch.load(FILE), NEW)"
         )
     if start.startswith(b"version https://git-lfs"):
         raise UserError("this is a Git LFS pointer. Run `git lfs pull` to get the file.")
+    for magic, name, advice in _OTHERS:
+        if start.lower().startswith(magic) or start[257:262] == magic:
+            raise UserError(
+                f"this is {name}; expected a file of torch.save or a .safetensors file. {advice}"
+            )
     if path.suffix == safetensors.SUFFIX or start[8:9] == b"{":
         return safetensors.read(path)
     raise UserError(
@@ -124,15 +173,12 @@ class _Archive:
     """A zip archive of `torch.save`."""
 
     def __init__(self, path: pathlib.Path):
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
-            raise UserError(
-                f"the file is damaged or truncated ({error}). Copy it again."
-            ) from error
+        self._zip = ZipMembers(path)
         self._bytes = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
         self._storages: dict[str, np.ndarray] = {}
-        names = self._zip.namelist()
+        status = os.stat(path)
+        self._version = (os.fspath(path), status.st_ino, status.st_mtime_ns, status.st_size)
+        names = self._zip.names
         roots = [name.removesuffix("data.pkl") for name in names if name.endswith("data.pkl")]
         roots = [root for root in roots if root.count("/") <= 1]
         if not roots:
@@ -153,32 +199,38 @@ class _Archive:
 
     def storage(self, key: str, dtype: np.dtype, count: int) -> np.ndarray:
         """Returns a storage as a flat array; the same array for every call."""
-        if key not in self._storages:
-            self._storages[key] = self._member(f"{self._root}data/{key}")
-        data = self._storages[key]
-        if len(data) != count * dtype.itemsize:
+        name = f"{self._root}data/{key}"
+        size, expected = self._zip.info(name).file_size, count * dtype.itemsize
+        if size != expected:
             raise UserError(
-                f"storage {key} has {len(data)} bytes; expected {count * dtype.itemsize}. The file "
-                "is damaged; copy it again."
+                f"storage {key} has {size} bytes; expected {expected}. The file is damaged; copy "
+                "it again."
             )
-        return data.view(dtype)
+        if key not in self._storages:
+            self._storages[key] = self._member(name)
+        return self._storages[key].view(dtype)
 
     def _member(self, name: str) -> np.ndarray:
         """Returns the bytes of a member, as a view of the file if they are not compressed."""
-        try:
-            info = self._zip.getinfo(name)
-        except KeyError:
-            raise UserError(
-                f"the member {name} is missing. The file is damaged; copy it again."
-            ) from None
+        info = self._zip.info(name)
         if info.compress_type != zipfile.ZIP_STORED:
-            return np.frombuffer(self._zip.read(info), np.uint8)
+            with self._zip.open(name) as member:
+                return np.frombuffer(member.read(), np.uint8)
         header = self._bytes[info.header_offset : info.header_offset + 30].tobytes()
         before = sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
         start = info.header_offset + 30 + before
         if header[:4] != b"PK\x03\x04" or start + info.file_size > len(self._bytes):
             raise UserError(f"the member {name} is damaged. Copy the file again.")
-        return self._bytes[start : start + info.file_size]
+        data = self._bytes[start : start + info.file_size]
+        # Files are opened several times (to detect, describe and convert them), but checked once.
+        version = (*self._version, name)
+        if info.CRC and version not in _checked:  # 0: written without checksums
+            if zlib.crc32(data) != info.CRC:
+                raise UserError(
+                    f"the member {name} is damaged: its CRC is wrong. Copy the file again."
+                )
+            _checked.add(version)
+        return data
 
 
 class _Legacy:
@@ -224,6 +276,11 @@ class _Legacy:
                 raise UserError(f"storage {key} is truncated. Copy the file again.")
             self._storages[key] = self._bytes[offset + 8 : end].view(self._dtypes[key])
             offset = end
+        if offset != len(self._bytes):
+            raise UserError(
+                f"the storages end at byte {offset:,} of {len(self._bytes):,}. The file is "
+                "damaged; copy it again."
+            )
 
     def _storage(self, key: str, dtype: np.dtype, count: int) -> np.ndarray:
         storage = self._storages[key]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.formats import pickles
+from mmjax.formats import npy, pickles, torch_reader
 
 SUFFIXES = (".pkl", ".pickle", ".npz", ".npy")
 KEY = "word_embeddings"
@@ -19,8 +20,11 @@ _ADVICE = (
 
 
 def is_word_vectors(source: str | os.PathLike) -> bool:
-    """Returns whether a file contains word vectors, judging by its suffix."""
-    return pathlib.Path(source).suffix in SUFFIXES
+    """Returns whether a file contains word vectors, judging by its suffix.
+
+    PyTorch also writes files with the suffix .pkl; they are recognized by their content.
+    """
+    return pathlib.Path(source).suffix in SUFFIXES and not torch_reader.is_file(source)
 
 
 def load(source: str | os.PathLike) -> np.ndarray:
@@ -38,16 +42,9 @@ def load(source: str | os.PathLike) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{source}: no such file. Check the path of the word vectors.")
     try:
-        with open(path, "rb") as file:
-            if path.suffix in (".npz", ".npy"):
-                content = np.load(file, allow_pickle=False)
-                content = content if isinstance(content, np.ndarray) else dict(content)
-            else:
-                content = pickles.Unpickler(
-                    file, allowed=pickles.ARRAYS, advice=_ADVICE, encoding="latin1"
-                ).load()
+        content = _read_arrays(path) if path.suffix in (".npz", ".npy") else _read_pickle(path)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        raise error if str(source) in str(error) else UserError(f"{source}: {error}") from error
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
         raise UserError(f"{source} cannot be read: {type(error).__name__}: {error}.") from error
     if isinstance(content, dict):
@@ -61,4 +58,22 @@ def load(source: str | os.PathLike) -> np.ndarray:
             f"{source}: expected word vectors as a floating-point array [vocab_size, width]; got "
             f"{table.dtype} {table.shape}."
         )
-    return np.asarray(table, np.float32)
+    return np.array(table, np.float32)
+
+
+def _read_arrays(path: pathlib.Path) -> np.ndarray | dict[str, np.ndarray | None]:
+    """Returns the array of a .npy file, or {name: array} of an .npz file; others are not read."""
+    if npy.is_array(path):
+        return npy.open_array(path)
+    with npy.Archive(path) as archive:
+        return {name: archive.read(name) if name == KEY else None for name in archive.names}
+
+
+def _read_pickle(path: pathlib.Path) -> Any:
+    with open(path, "rb") as file:
+        content = pickles.Unpickler(
+            file, allowed=pickles.ARRAYS, advice=_ADVICE, encoding="latin1"
+        ).load()
+        if file.read(1):
+            raise UserError("there are bytes after the pickle. The file is damaged; copy it again.")
+        return content

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmjax.errors import UserError
+from mmjax.formats import npy
 
 if TYPE_CHECKING:  # imports TensorFlow
     from mmjax.data.sources.base import Source
@@ -73,10 +74,7 @@ def open_features(path: str, *, split: str, modality: str = "") -> DatasetFeatur
 
 
 def _open_array(path: str) -> np.ndarray:
-    try:
-        features = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a .npy array: {error}.") from error
+    features = npy.open_array(path)
     if features.ndim != 2:
         raise UserError(
             f"{path} must have the shape [N, D], one feature per record; got "
@@ -159,9 +157,9 @@ def read_groups(path: str, *, count: int) -> np.ndarray:
       UserError: The file cannot be read, or has another shape or type.
     """
     try:
-        groups = np.lib.format.open_memmap(os.path.expanduser(path), mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"--groups {path} cannot be read as a .npy array: {error}.") from error
+        groups = npy.open_array(os.path.expanduser(path))
+    except UserError as error:
+        raise UserError(f"--groups {path}: {error}") from error
     if groups.shape != (count,) or not np.issubdtype(groups.dtype, np.integer):
         raise UserError(
             f"--groups {path} must be integers [{count}], one per feature; got {groups.dtype} "

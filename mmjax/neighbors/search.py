@@ -18,13 +18,13 @@ import logging
 import math
 import os
 import time
-import zipfile
 from collections.abc import Callable
 
 import numpy as np
 
 from mmjax import files
 from mmjax.errors import UserError
+from mmjax.formats import npy
 from mmjax.neighbors.prepared_features import PreparedFeatures, expand
 from mmjax.neighbors.rerank import Reranker
 from mmjax.neighbors.scores import error_bound
@@ -155,15 +155,15 @@ def _restore(path: str | os.PathLike | None, key: str) -> tuple[int, BestTiles |
     if not path or not os.path.exists(path):
         return 0, None
     try:
-        with np.load(path) as file:
-            content = dict(file)
+        with npy.Archive(path) as file:
+            content = {name: file.read(name) for name in file.names}
         if str(content.pop("key")) != key:
             log.warning("%s is from other features or options. Starting a new search.", path)
             return 0, None
         done = int(content.pop("done"))
         content |= {name: int(content[name]) for name in ("part", "query")}
         return done, BestTiles(**content)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError) as error:
         log.warning("%s cannot be read (%s). Starting a new search.", path, error)
         return 0, None
 

@@ -11,6 +11,7 @@ import numpy as np
 from mmjax.data.pipeline import precomputed_features
 from mmjax.data.sources import captions
 from mmjax.errors import UserError
+from mmjax.formats import npy
 from mmjax.sentence_encoders import text_features
 from mmjax.sentence_encoders.text_features import Result, TextFeatures
 
@@ -106,10 +107,7 @@ def _match_ids(
 def _open_vectors(file: str) -> np.ndarray:
     if not os.path.isfile(file):
         raise UserError(f"--encoder npy:{file}: no such file.")
-    try:
-        vectors = np.lib.format.open_memmap(file, mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not a .npy file: {error}.") from error
+    vectors = npy.open_array(file)
     fits = vectors.ndim in (2, 3) and min(vectors.shape) > 0
     if not fits or not np.issubdtype(vectors.dtype, np.floating):
         raise UserError(

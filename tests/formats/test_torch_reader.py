@@ -300,6 +300,88 @@ def test_damaged_archives_are_rejected(tmp_path):
     assert errors > 50
 
 
+def test_a_flipped_bit_of_a_tensor_is_found_by_the_crc(tmp_path):
+    path = tmp_path / "file.pth"
+    write(tmp_path, {"w": W, "v": W + 1})
+    data = bytearray(path.read_bytes())
+    data[data.index((W + 1).tobytes()) + 5] ^= 1
+    path.write_bytes(data)
+    with raises(UserError, path, "archive/data/1", "CRC"):
+        torch_reader.open_file(path)
+    write(tmp_path, {"w": W, "v": W + 1})  # the same path, intact
+    assert set(torch_reader.tensors(path)) == {"w", "v"}
+
+
+def test_archives_that_unpack_to_more_than_is_plausible_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMJAX_MAX_UNPACKED_BYTES", str(2**20))
+    zeros = {"w": W, "large": np.zeros(2**20, np.float32)}
+    path = write(tmp_path, zeros, compression=zipfile.ZIP_DEFLATED)
+    with raises(UserError, path, "data/1", "MMJAX_MAX_UNPACKED_BYTES"):
+        torch_reader.open_file(path)
+    path = write(tmp_path, {}, compression=zipfile.ZIP_DEFLATED, **{"data.pkl": bytes(2**22)})
+    with raises(UserError, path, "data.pkl", "MMJAX_MAX_UNPACKED_BYTES"):
+        torch_reader.open_file(path)
+    path = write(tmp_path, {"w": W}, compression=zipfile.ZIP_DEFLATED, unused=bytes(2**22))
+    assert set(torch_reader.tensors(path)) == {"w"}  # `unused` is not unpacked
+    path = write(tmp_path, {"w": Tensor(W.ravel(), (2**30, 2), (0, 1))})
+    with raises(UserError, path, "MMJAX_MAX_UNPACKED_BYTES"):
+        torch_reader.open_file(path)
+
+
+@pytest.mark.parametrize(
+    "code, fact",
+    [
+        (b"]r\xff\xff\xff\x0f.", "memo"),  # would allocate 4 GiB
+        (b"})" + b"\x85" * 1_000_000 + b"K\x01s.", "tuples"),  # would overflow the stack
+        (b"})q\x00" + b"\x85q\x00h\x00" * 5000 + b"K\x01s.", "tuples"),
+        (b"(cnumpy\nndarray\n(J\xff\xff\xff\x7fttR.", "damaged"),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n(J\xff\xff\xff\x7ftU\x01b\x87R.",
+            "array",
+        ),
+    ],
+)
+def test_pickles_that_would_exhaust_memory_or_stack_are_refused(tmp_path, code, fact):
+    path = write(tmp_path, {}, **{"data.pkl": b"\x80\x02" + code})
+    with raises(UserError, path, fact):
+        torch_reader.open_file(path)
+
+
+def test_tuples_of_ordinary_depth_are_read(tmp_path):
+    value = {"sizes": [(i, (i, i)) for i in range(3000)], "w": W}
+    assert torch_reader.open_file(write(tmp_path, value))["sizes"] == value["sizes"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pth.tar", "model_best", "weights.pkl", "w.dat"])
+def test_files_are_recognized_by_content(tmp_path, name):
+    path = tmp_path / name
+    for write_file in (save, save_legacy):
+        write_file(path, {"w": W})
+        assert torch_reader.is_file(path) and set(torch_reader.tensors(path)) == {"w"}
+    path.unlink()
+    safetensors.write(path, {"w": W})
+    assert torch_reader.is_file(path) and set(torch_reader.tensors(path)) == {"w"}
+    np.savez(path, w=W)
+    (tmp_path / f"{name}.npz").rename(path)
+    assert not torch_reader.is_file(path)
+
+
+@pytest.mark.parametrize(
+    "start, fact",
+    [
+        (b"<!DOCTYPE html>", "web page"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"\x93NUMPY\x01", ".npy"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    ],
+)
+def test_other_files_with_the_suffix_are_named(tmp_path, start, fact):
+    path = tmp_path / "model.pth"
+    path.write_bytes(start + bytes(100))
+    with raises(UserError, path, fact):
+        torch_reader.open_file(path)
+
+
 def test_files_of_other_formats_are_rejected(tmp_path):
     path = tmp_path / "file.pt"
     with raises(UserError, path):
@@ -361,6 +443,9 @@ def test_damaged_and_hostile_legacy_files_are_rejected(tmp_path):
     ):
         with raises(UserError, path, fact):
             torch_reader.open_file(save_legacy(path, value))
+    path.write_bytes(whole + b"\0")
+    with raises(UserError, path, len(whole) + 1):
+        torch_reader.open_file(path)
     with raises(UserError, path, "big-endian"):
         torch_reader.open_file(save_legacy(path, [W], little_endian=False))
     with raises(UserError, path, "'storage'", "PyTorch", "0.4"):
@@ -432,11 +517,23 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"w_0": 1}, ("header", "w_0")),
         ([1], ("header",)),
         (b"{no json", ("header", "column 2")),
+        (b'{"a": ' + b"[" * 100_000, ("header", "nested")),
+        ({"w_0": ENTRY | {"data_offsets": [0, 4], "shape": [1]}}, ("8 bytes", "4")),
+        ({"w_0": ENTRY, "w_1": ENTRY}, ("w_1", "8")),  # two arrays of the same bytes
+        ({"w_0": ENTRY | {"data_offsets": [4, 8], "shape": [1]}}, ("w_0", "4")),
     ],
 )
 def test_damaged_safetensors_are_rejected(tmp_path, header, facts):
     path = raw(tmp_path / "x.safetensors", header, b"12345678")
     with raises(UserError, path, *facts):
+        torch_reader.open_file(path)
+
+
+@pytest.mark.parametrize("at", [0, 4, 8])
+def test_safetensors_with_an_inserted_byte_are_rejected(tmp_path, at):
+    data = b"12345678"
+    path = raw(tmp_path / "x.safetensors", {"w_0": ENTRY}, data[:at] + b"\0" + data[at:])
+    with raises(UserError, path, "9 bytes", "8"):
         torch_reader.open_file(path)
 
 

@@ -115,13 +115,13 @@ def test_missing_and_damaged_files_are_rejected(tmp_path):
     for name, data, error in (
         ("cut.pkl", whole[:-20], "UnpicklingError"),
         ("text.pkl", b"hello", "Unpick"),
-        ("text.npz", b"hello", "ValueError"),
+        ("text.npz", b"hello", ".npz"),
     ):
         (tmp_path / name).write_bytes(data)
         with raises(UserError, name, error):
             word_vectors.load(tmp_path / name)
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
-    with raises(UserError, "objects.npy", "ValueError", "allow_pickle=False"):
+    with raises(UserError, "objects.npy", "object", "allow_pickle=False"):
         word_vectors.load(tmp_path / "objects.npy")
 
 

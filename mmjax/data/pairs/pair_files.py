@@ -20,6 +20,7 @@ import numpy as np
 from mmjax import files
 from mmjax.data.storage import metadata
 from mmjax.errors import UserError
+from mmjax.formats import npy
 
 if TYPE_CHECKING:  # imports TensorFlow
     from mmjax.data.sources.base import Source
@@ -129,11 +130,9 @@ def open_pairs(directory: str | os.PathLike, *, source: Source, split: str) -> P
     for file in (NEIGHBORS if "format" in content else _EARLIER_NEIGHBORS, SIMILARITY):
         path = pathlib.Path(directory).expanduser() / file
         try:
-            arrays.append(np.lib.format.open_memmap(path, mode="r"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{name}: {path} is missing or damaged: {error}. Run `mmjax neighbors` again."
-            ) from error
+            arrays.append(npy.open_array(path))
+        except UserError as error:
+            raise UserError(f"{name}: {error} Run `mmjax neighbors` again.") from error
     _check_arrays(name, *arrays, count=source.num_examples)
     return Pairs(*arrays)
 

@@ -23,6 +23,7 @@ from mmjax.data.pipeline.phases import Features, Pipeline, seed_of
 from mmjax.data.sources.base import Source
 from mmjax.data.storage import metadata
 from mmjax.errors import UserError
+from mmjax.formats import npy
 
 FILE = "features.json"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -169,15 +170,10 @@ def _map(directory: str, split: str, modality: str) -> tuple[str, np.ndarray]:
     """Returns the file of the features of a modality, and the array mapped into memory."""
     path = features_path(directory, split, modality)
     try:
-        return path, np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError as error:
+        return path, npy.open_array(path)
+    except UserError as error:
         raise UserError(
-            f"data.{modality}.features: {path} does not exist. Write it with `mmjax embed`."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"data.{modality}.features: {path} is not a .npy array: {error}. Recompute it with "
-            "`mmjax embed`."
+            f"data.{modality}.features: {error} Write it with `mmjax embed`."
         ) from error
 
 

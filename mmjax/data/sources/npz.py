@@ -11,15 +11,11 @@ Images are uint8 [N, H, W, 3], or [N, H, W, 1] or [N, H, W] for gray ones; label
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import re
 import threading
-import zipfile
-import zlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -28,8 +24,8 @@ from mmjax.data.sources.base import Source
 from mmjax.data.sources.image_list import encoded_example, image_info, numbered_class_names
 from mmjax.data.sources.split_slicing import SPLIT_NAMES, match_split
 from mmjax.errors import UserError
+from mmjax.formats import npy
 
-_READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 _EXPECTED = (
     "Expected an .npz file with the arrays images and labels, or train_images and train_labels, or "
     "x_train and y_train"
@@ -121,7 +117,7 @@ def _find_arrays(path: str) -> dict[str, _Arrays]:
     for file in files:
         stem = os.path.splitext(os.path.basename(file))[0]
         with _open(file) as archive:
-            keys = list(archive)
+            keys = archive.names
         if "images" in keys:
             split = stem if stem in SPLIT_NAMES or os.path.isdir(root) else "train"
             splits[split] = _Arrays(file, "images", "labels")
@@ -141,42 +137,29 @@ def _find_arrays(path: str) -> dict[str, _Arrays]:
     return splits
 
 
-def _open(file: str) -> Any:
+def _open(file: str) -> npy.Archive:
     """Returns the opened archive."""
-    try:
-        archive = np.load(file, allow_pickle=False)
-    except _READ_ERRORS as error:
-        raise UserError(f"npz:{file} cannot be read as an .npz file: {error}") from error
-    if isinstance(archive, np.ndarray):
+    if npy.is_array(file):
+        array = npy.open_array(file)
         raise UserError(
-            f"npz:{file} contains a single array, {archive.dtype} {list(archive.shape)} (.npy). "
+            f"npz:{file} contains a single array, {array.dtype} {list(array.shape)} (.npy). "
             f"{_EXPECTED}: np.savez(FILE, images=images, labels=labels)."
         )
-    return archive
-
-
-@contextlib.contextmanager
-def _reading(file: str, key: str) -> Iterator[Any]:
-    """Opens the archive to read the array `key`, and translates errors."""
-    with _open(file) as archive:
-        try:
-            yield archive
-        except _READ_ERRORS as error:
-            raise UserError(f"{file}: the array {key} cannot be read: {error}") from error
+    try:
+        return npy.Archive(file)
+    except UserError as error:
+        raise UserError(f"{error} {_EXPECTED}.") from error
 
 
 def _read_array(file: str, key: str) -> np.ndarray:
-    with _reading(file, key) as archive:
-        return archive[key]
+    with _open(file) as archive:
+        return archive.read(key)
 
 
 def _image_shape(file: str, key: str) -> tuple[int, ...]:
     """Returns the shape of an array of images, which is checked. Reads only its header."""
-    npy = np.lib.format
-    with _reading(file, key) as archive, archive.zip.open(f"{key}.npy") as member:
-        version_1 = npy.read_magic(member) == (1, 0)
-        read_header = npy.read_array_header_1_0 if version_1 else npy.read_array_header_2_0
-        shape, _, dtype = read_header(member)
+    with _open(file) as archive:
+        shape, dtype = archive.header(key)
     if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
         raise UserError(
             f"{file}: {key} has the shape {list(shape)}, with channels first. Store it as "
@@ -208,5 +191,5 @@ def _read_labels(file: str, key: str) -> np.ndarray:
 
 def _read_class_names(file: str) -> list[str]:
     with _open(file) as archive:
-        present = "class_names" in archive
-    return [str(name) for name in _read_array(file, "class_names")] if present else []
+        present = "class_names" in archive.names
+        return [str(name) for name in archive.read("class_names")] if present else []

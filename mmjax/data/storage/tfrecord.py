@@ -152,6 +152,11 @@ def read_index(shard: str | os.PathLike) -> np.ndarray:
         )
     locations = np.frombuffer(data, "<i8", 2 * count, _INDEX_HEADER.size).reshape(-1, 2)
     locations = locations.astype(np.int64)
+    if (record := _first_gap(locations, indexed_size)) is not None:
+        raise UserError(
+            f"{path} is damaged: entry {record} does not follow the one before it, or the last "
+            f"one does not end at byte {indexed_size}, the end of the shard. {advice}"
+        )
     size = os.path.getsize(shard)
     if size != indexed_size:
         if _scan(shard)[1]:  # a truncated shard is the more useful error
@@ -284,6 +289,25 @@ def _bad_crc(part: str, offset: int) -> str:
         f"the CRC of the {part} at byte {offset} is wrong, so the file is damaged{hint}. Copy or "
         "build it again, or skip such records with `--config.data.corrupt=skip`."
     )
+
+
+def _first_gap(locations: np.ndarray, size: int) -> int | None:
+    """Returns the first record that is not directly after the one before; None if all are.
+
+    Args:
+      locations: Offset and length of each payload, int64 [N, 2].
+      size: Size of the shard in bytes, where the last record ends.
+    """
+    if not len(locations):
+        return None if size == 0 else 0
+    outside = (locations < 0) | (locations > size)
+    if outside.any():
+        return int(outside.any(axis=1).argmax())
+    starts = locations[:, 0] - HEADER
+    ends = locations.sum(axis=1) + FOOTER
+    wrong = starts != np.concatenate([[0], ends[:-1]])
+    wrong[-1] |= ends[-1] != size
+    return int(wrong.argmax()) if wrong.any() else None
 
 
 def _write_index(shard: str, locations: np.ndarray, shard_size: int) -> None:

@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import re
-import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from absl import logging
 
 from mmjax import files
 from mmjax.cache import cache_dir
+from mmjax.formats import npy
 
 _FORMAT = 1  # version of the files; a change invalidates all of them
 _GROUPS = ("output", "field")  # arrays from the model, and arrays from the data
@@ -29,7 +29,6 @@ _INERT = (
     *("split", "weights", "limit", "pairs", "max_corrupt"),
     *("check_crc", "read", "threads", "prefetch"),
 )
-_READ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 Arrays = dict[str, np.ndarray]
 
@@ -61,17 +60,17 @@ def read(path: pathlib.Path, names: Collection[str]) -> tuple[Arrays, Arrays] | 
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with npy.Archive(path) as file:
             groups: dict[str, Arrays] = {group: {} for group in _GROUPS}
-            for entry in file.files:
+            for entry in file.names:
                 group, _, name = entry.partition(":")
                 if group == _GROUPS[0] and name not in names:
                     continue
-                groups[group][name] = file[entry]
+                groups[group][name] = file.read(entry)
         sizes = {len(value) for group in groups.values() for value in group.values()}
         if len(sizes) != 1 or "example_id" not in groups[_GROUPS[1]]:
             raise ValueError(f"arrays of {sorted(sizes)} examples")
-    except _READ_ERRORS as error:
+    except (ValueError, KeyError, TypeError) as error:
         logging.warning("%s is damaged (%s). Recomputing the features.", path, error)
         return None
     outputs, fields = groups.values()

@@ -170,6 +170,20 @@ def test_damaged_index_is_rejected(shard, damage):
         tfrecord.read_index(shard)
 
 
+def test_any_flipped_bit_of_an_index_is_detected(shard):
+    """A damaged length would otherwise allocate up to 2**63 bytes."""
+    path = tfrecord.index_path(shard)
+    with open(path, "rb") as file:
+        data = file.read()
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with open(path, "wb") as file:
+            file.write(damaged)
+        with raises(UserError, path, "mmjax index"):
+            tfrecord.read_index(shard)
+
+
 def test_missing_index_is_rebuilt_and_can_be_saved(shard):
     expected = tfrecord.read_index(shard)
     os.remove(tfrecord.index_path(shard))

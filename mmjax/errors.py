@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -14,6 +15,21 @@ class UserError(ValueError):
     how to fix it. `mmjax.main` and the `mmjax` commands print only the message and exit with
     status 2.
     """
+
+
+@contextlib.contextmanager
+def about(where: object) -> Iterator[None]:
+    """Adds a file or argument to the UserErrors of a block that do not mention it.
+
+    Args:
+      where: What the block reads, for the start of the message.
+    """
+    try:
+        yield
+    except UserError as error:
+        if str(where) in str(error):
+            raise
+        raise UserError(f"{where}: {error}") from error
 
 
 def unknown(what: str, name: object, choices: Iterable[object]) -> UserError:

@@ -27,7 +27,7 @@ from mmjax import config, init_from
 from mmjax.checkpoints import run_dir
 from mmjax.checkpoints.find import find
 from mmjax.convert.load import load_sources
-from mmjax.errors import UserError, check_choice
+from mmjax.errors import UserError, about, check_choice
 from mmjax.evals.features.embeddings import normalize
 from mmjax.modalities import IMAGES, INPUTS
 from mmjax.tasks import touch
@@ -507,7 +507,8 @@ def load(source: Path | Sequence[str], *, overrides: Sequence[str] = ()) -> Mode
     """
     sources = (source,) if isinstance(source, str | os.PathLike) else tuple(source)
     sources = tuple(os.fspath(each) for each in sources)
-    cfg = _config_of(sources)
+    with about(", ".join(sources)):
+        cfg = _config_of(sources)
     config.apply(cfg, overrides)
     return Model(cfg, *load_sources(sources))
 

@@ -17,7 +17,7 @@ from mmjax.convert.plan import ConversionPlan
 from mmjax.convert.vatt import plan as vatt_plan
 from mmjax.convert.vision import load as vision_load
 from mmjax.convert.vision import plan as vision_plan
-from mmjax.errors import UserError
+from mmjax.errors import UserError, about
 from mmjax.formats import published_checkpoints, tf_checkpoint, torch_reader, word_vectors
 
 
@@ -75,7 +75,8 @@ def convert(
         return Result(message="\n".join(export(sources[0], to=to, out=out)))
     if len(sources) == 1 and word_vectors.is_word_vectors(sources[0]):
         return _convert_word_vectors(sources[0], out=out, inspect=inspect, vocab=vocab)
-    plan = _plan(sources, head_dim=head_dim, quick_gelu=quick_gelu, vocab=vocab)
+    with about(sources[0]):
+        plan = _plan(sources, head_dim=head_dim, quick_gelu=quick_gelu, vocab=vocab)
     if inspect:
         if as_json:
             values = {**report.summary(plan), "keys": report.key_table(plan)}

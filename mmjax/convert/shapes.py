@@ -30,13 +30,27 @@ class Shapes(dict):
             "size of the model. Check that the file is complete."
         )
 
+    def sizes(self, path: str, ndim: int) -> tuple[int, ...]:
+        """Returns the shape of an array that determines sizes of the model.
+
+        Raises:
+          UserError: The array is missing, does not have `ndim` axes, or has an empty one.
+        """
+        shape = self[path]
+        if len(shape) != ndim or 0 in shape:
+            raise UserError(
+                f"The array {self._key_of(path)}, for {path}, has the shape {tuple(shape)}; "
+                f"expected {ndim} axes. The file is damaged, or of another model."
+            )
+        return tuple(shape)
+
 
 def nearest_name(configs: Mapping[str, Mapping], options: Mapping[str, Any]) -> str:
     """Returns the name of the config that has the most of these options."""
     return max(configs, key=lambda name: sum(configs[name].get(k) == v for k, v in options.items()))
 
 
-def encoder_options(shapes: Mapping, prefix: str, head_dim: int) -> dict[str, Any]:
+def encoder_options(shapes: Shapes, prefix: str, head_dim: int) -> dict[str, Any]:
     """Returns the options of a transformer encoder.
 
     Args:
@@ -47,7 +61,7 @@ def encoder_options(shapes: Mapping, prefix: str, head_dim: int) -> dict[str, An
     Raises:
       UserError: The width of the attention is not a multiple of `head_dim`.
     """
-    num_layers, width, inner = shapes[f"{prefix}/layers/attention/query/kernel"]
+    num_layers, width, inner = shapes.sizes(f"{prefix}/layers/attention/query/kernel", 3)
     if inner % head_dim:
         raise UserError(
             f"{prefix}: the attention width {inner} is not a multiple of the head dimension "
@@ -58,35 +72,44 @@ def encoder_options(shapes: Mapping, prefix: str, head_dim: int) -> dict[str, An
         num_layers=num_layers,
         num_heads=inner // head_dim,
         head_dim=head_dim,
-        mlp_dim=shapes[f"{prefix}/layers/mlp/up/kernel"][2],
+        mlp_dim=shapes.sizes(f"{prefix}/layers/mlp/up/kernel", 3)[2],
         use_bias=f"{prefix}/layers/attention/query/bias" in shapes,
     )
 
 
 def block_counts(shapes: Mapping, prefix: str) -> tuple[int, ...]:
-    """Returns the number of blocks in each group of a convolutional network."""
+    """Returns the number of blocks in each group of a convolutional network.
+
+    Raises:
+      UserError: A block has an index that is too large for the number of arrays.
+    """
     counts: dict[int, int] = collections.defaultdict(int)
     for path in shapes:
         if match := re.match(rf"{prefix}/groups/(\d+)/(\d+)/", path):
             group, block = map(int, match.groups())
+            if group + block > len(shapes):
+                raise UserError(
+                    f"{path}: group {group} or block {block} cannot exist in a file with "
+                    f"{len(shapes)} arrays. The file is damaged."
+                )
             counts[group] = max(counts[group], 1 + block)
     return tuple(counts[group] for group in range(1 + max(counts, default=-1)))
 
 
-def resnet_options(shapes: Mapping, prefix: str) -> dict[str, Any]:
+def resnet_options(shapes: Shapes, prefix: str) -> dict[str, Any]:
     """Returns the options of a ResNet at a path."""
     return dict(
         blocks=block_counts(shapes, prefix),
-        width_multiplier=shapes[f"{prefix}/stem/conv/kernel"][3] / 64,
+        width_multiplier=shapes.sizes(f"{prefix}/stem/conv/kernel", 4)[3] / 64,
     )
 
 
-def image_resnet_options(shapes: Mapping, prefix: str) -> dict[str, Any]:
+def image_resnet_options(shapes: Shapes, prefix: str) -> dict[str, Any]:
     """Returns the options, without the name, of a ResNet over single images at a path."""
     projection = f"{prefix}/projection/kernel"
     third = any(path.startswith(f"{prefix}/groups/") and "/third/" in path for path in shapes)
     return dict(
         resnet_options(shapes, prefix),
         bottleneck=third,
-        projection=shapes[projection][1] if projection in shapes else 0,
+        projection=shapes.sizes(projection, 2)[1] if projection in shapes else 0,
     )

@@ -144,7 +144,7 @@ class Leaf:
 @functools.cache
 def template_pattern(template: str) -> re.Pattern:
     """Returns the pattern of a name in which {i}, {j} and {g} stand for numbers."""
-    return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(template)))
+    return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d{1,6})", re.escape(template)))
 
 
 def _find(
@@ -183,6 +183,9 @@ def match_keys(
             mismatches[key] = reason
             continue
         layer = int(numbers["i"]) if "i" in numbers else None
+        if layer is not None and layer >= len(shapes):
+            mismatches[key] = f"is layer {layer} of a file with {len(shapes)} arrays"
+            continue
         matched[rule, numbers.get("j", "")][layer] = key
     depths: dict[str, int] = {}  # number of layers of each stack, by the prefix of the layer
     for (rule, _), keys in matched.items():

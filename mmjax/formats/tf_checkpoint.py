@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,19 @@ class Reader:
         self.shapes = {
             key: (tuple(shapes[name]), dtypes[name].name) for key, name in self._names.items()
         }
+        self._check_sizes({key: dtypes[name] for key, name in self._names.items()})
+
+    def _check_sizes(self, dtypes: Mapping[str, Any]) -> None:
+        """Raises UserError if a shape does not fit into the data, before memory is used for it."""
+        size = sum(path.stat().st_size for path in _data_files(self.prefix))
+        for key, (shape, _) in self.shapes.items():
+            dtype = dtypes[key]
+            numeric = dtype.is_floating or dtype.is_integer or dtype.is_complex or dtype.is_bool
+            if numeric and math.prod(shape) * dtype.size > size:
+                raise UserError(
+                    f"The TensorFlow checkpoint {self.prefix} cannot be read: the array {key} has "
+                    f"the shape {shape}, but the data have only {size:,} bytes. Copy it again."
+                )
 
     def read(self, key: str) -> np.ndarray:
         """Returns one array.

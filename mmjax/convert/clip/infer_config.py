@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -50,20 +50,20 @@ def model_section(
         model["text"] = clip_text_options(shapes, head_dim) | activation
     for path in shapes:
         if path.startswith("heads/"):
-            model["common_dim"] = shapes[path][1]
+            model["common_dim"] = shapes.sizes(path, 2)[1]
     if "logit_bias" in shapes:
         model["logit_bias"] = 0.0
     return model
 
 
-def _projection_width(shapes: Mapping, tower: str) -> int:
+def _projection_width(shapes: Shapes, tower: str) -> int:
     path = f"{tower}/projection/kernel"
-    return shapes[path][1] if path in shapes else 0
+    return shapes.sizes(path, 2)[1] if path in shapes else 0
 
 
-def _patch_options(shapes: Mapping, tower: str) -> dict[str, Any]:
-    height, width, channels, _ = shapes[f"{tower}/patch/kernel"]
-    patches = shapes[f"{tower}/positions"][0] - 1
+def _patch_options(shapes: Shapes, tower: str) -> dict[str, Any]:
+    height, width, channels, _ = shapes.sizes(f"{tower}/patch/kernel", 4)
+    patches = shapes.sizes(f"{tower}/positions", 2)[0] - 1
     side = math.isqrt(max(patches, 0))
     if height != width or channels != 3 or side * side != patches or not side:
         raise UserError(
@@ -73,7 +73,7 @@ def _patch_options(shapes: Mapping, tower: str) -> dict[str, Any]:
     return dict(image_size=side * height, patch_size=height)
 
 
-def _touch_options(tower: str, shapes: Mapping, head_dim: int) -> dict[str, Any]:
+def _touch_options(tower: str, shapes: Shapes, head_dim: int) -> dict[str, Any]:
     if tower == "resnet":
         return dict(name="resnet18", **image_resnet_options(shapes, "touch"))
     mean = "touch/pool_norm/scale" in shapes  # timm's fc_norm follows mean pooling
@@ -90,7 +90,7 @@ def _touch_options(tower: str, shapes: Mapping, head_dim: int) -> dict[str, Any]
     return dict(name=nearest_name(vit.TOUCH_CONFIGS, options), **options)
 
 
-def _clip_image_options(shapes: Mapping, head_dim: int) -> dict[str, Any]:
+def _clip_image_options(shapes: Shapes, head_dim: int) -> dict[str, Any]:
     options = dict(
         **encoder_options(shapes, "image/encoder", head_dim),
         **_patch_options(shapes, "image"),
@@ -99,12 +99,12 @@ def _clip_image_options(shapes: Mapping, head_dim: int) -> dict[str, Any]:
     return dict(name=nearest_name(vit.CLIP_CONFIGS, options), **options)
 
 
-def clip_text_options(shapes: Mapping, head_dim: int) -> dict[str, Any]:
+def clip_text_options(shapes: Shapes, head_dim: int) -> dict[str, Any]:
     """Returns the name and options of the CLIP text tower at `text`."""
     options = dict(
         **encoder_options(shapes, "text/encoder", head_dim),
-        vocab_size=shapes["text/token_embedding"][0],
-        context_length=shapes["text/positions"][0],
+        vocab_size=shapes.sizes("text/token_embedding", 2)[0],
+        context_length=shapes.sizes("text/positions", 2)[0],
         projection=_projection_width(shapes, "text"),
     )
     return dict(name=nearest_name(clip.CONFIGS, options), **options)

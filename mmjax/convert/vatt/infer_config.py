@@ -32,8 +32,8 @@ def model_section(source: VattSource, *, head_dim: int | None = None) -> dict[st
     types = source.types
     shapes = Shapes(source.leaves, lambda path: vatt_names.key_of(path, source.components))
     if head_dim is None and types.get("text") == "t5":
-        inner = shapes["text/encoder/layers/attention/query/kernel"][2]
-        head_dim = inner // shapes["text/relative_bias"][1]
+        inner = shapes.sizes("text/encoder/layers/attention/query/kernel", 3)[2]
+        head_dim = inner // shapes.sizes("text/relative_bias", 2)[1]
     head_dim = head_dim or HEAD_DIM
     towers = {
         modality: _TOWER_OPTIONS[types[modality]](shapes, modality, head_dim)
@@ -46,10 +46,12 @@ def model_section(source: VattSource, *, head_dim: int | None = None) -> dict[st
                 f"The checkpoint has the components {sorted(types)}; expected a pretrained model "
                 "(towers and a head) or a fine-tuned model (one tower and a classifier)."
             )
-        num_classes = shapes["classifier/kernel"][1]
+        num_classes = shapes.sizes("classifier/kernel", 2)[1]
         backbone = next(iter(towers.values()))
         return dict(name="classifier", backbone=backbone, num_classes=num_classes)
-    fine, coarse = (shapes[f"head/{name}/kernel"][1] for name in ("video_hidden", "video_coarse"))
+    fine, coarse = (
+        shapes.sizes(f"head/{name}/kernel", 2)[1] for name in ("video_hidden", "video_coarse")
+    )
     head = dict(name="fac", fine=fine, coarse=coarse)
     if "" in types:
         encoder = encoder_options(shapes, "encoder", head_dim)
@@ -81,9 +83,10 @@ _AXES = {
 }
 
 
-def _patch_options(shapes: Mapping, modality: str, tower: str) -> dict[str, Any]:
-    *patch_size, channels, _ = shapes[f"{modality}/patch/kernel"]
-    buckets = tuple(shapes[f"{modality}/positions/{axis}"][0] for axis in _AXES[tower])
+def _patch_options(shapes: Shapes, modality: str, tower: str) -> dict[str, Any]:
+    axes = _AXES[tower]
+    *patch_size, channels, _ = shapes.sizes(f"{modality}/patch/kernel", len(axes) + 2)
+    buckets = tuple(shapes.sizes(f"{modality}/positions/{axis}", 2)[0] for axis in axes)
     if tower == "wat":
         return dict(patch_size=patch_size[0], buckets=buckets[0])
     options = dict(patch_size=tuple(patch_size), buckets=buckets)
@@ -91,11 +94,11 @@ def _patch_options(shapes: Mapping, modality: str, tower: str) -> dict[str, Any]
     return options | (dict(channels=channels) if tower == "vit" else dict(swap_axes=True))
 
 
-_Options = Callable[[Mapping, str, int], dict[str, Any]]
+_Options = Callable[[Shapes, str, int], dict[str, Any]]
 
 
 def _patch_tower_options(tower: str) -> _Options:
-    def options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
+    def options(shapes: Shapes, modality: str, head_dim: int) -> dict[str, Any]:
         encoder = encoder_options(shapes, f"{modality}/encoder", head_dim)
         post = f"{modality}/post_projection/kernel"
         return dict(
@@ -103,57 +106,57 @@ def _patch_tower_options(tower: str) -> _Options:
             **encoder,
             **_patch_options(shapes, modality, tower),
             pre_projection=f"{modality}/pre_projection/kernel" in shapes,
-            post_projection=shapes[post][1] if post in shapes else 0,
+            post_projection=shapes.sizes(post, 2)[1] if post in shapes else 0,
         )
 
     return options
 
 
-def _unified_tower_options(shapes: Mapping, modality: str) -> dict[str, Any]:
-    options = dict(post_projection=shapes[f"{modality}/post_projection/kernel"][1])
+def _unified_tower_options(shapes: Shapes, modality: str) -> dict[str, Any]:
+    options = dict(post_projection=shapes.sizes(f"{modality}/post_projection/kernel", 2)[1])
     if modality == "text":
-        buckets = shapes["text/positions/temporal"][0]
+        buckets = shapes.sizes("text/positions/temporal", 2)[0]
         return options | _embedding_options(shapes) | dict(buckets=buckets)
     return options | _patch_options(shapes, modality, "vit" if modality == "video" else "wat")
 
 
-def _embedding_options(shapes: Mapping) -> dict[str, Any]:
-    vocab_size, embedding_dim = shapes[vatt_names.WORD_EMBEDDING]
+def _embedding_options(shapes: Shapes) -> dict[str, Any]:
+    vocab_size, embedding_dim = shapes.sizes(vatt_names.WORD_EMBEDDING, 2)
     return dict(vocab_size=vocab_size, embedding_dim=embedding_dim)
 
 
-def _t5_options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
+def _t5_options(shapes: Shapes, modality: str, head_dim: int) -> dict[str, Any]:
     # The relative position biases determine the number of heads.
-    num_buckets, num_heads = shapes["text/relative_bias"]
-    inner = shapes["text/encoder/layers/attention/query/kernel"][2]
+    num_buckets, num_heads = shapes.sizes("text/relative_bias", 2)
+    inner = shapes.sizes("text/encoder/layers/attention/query/kernel", 3)[2]
     encoder = encoder_options(shapes, "text/encoder", inner // num_heads)
     name = _tower_name("t5_", encoder)
     return dict(name=name, **encoder, **_embedding_options(shapes), num_buckets=num_buckets)
 
 
-def _bert_options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
+def _bert_options(shapes: Shapes, modality: str, head_dim: int) -> dict[str, Any]:
     encoder = encoder_options(shapes, "text/encoder", head_dim)
     return dict(
         name=_tower_name("bert_", encoder),
         **encoder,
         **_embedding_options(shapes),
-        buckets=shapes["text/positions/temporal"][0],
+        buckets=shapes.sizes("text/positions/temporal", 2)[0],
         outer_agg="text/outer_agg_token" in shapes,
         pre_norm="text/encoder/final_norm/scale" in shapes,  # not in VATT's bert_small
     )
 
 
-def _linear_options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
-    width = shapes["text/projection/kernel"][1]
+def _linear_options(shapes: Shapes, modality: str, head_dim: int) -> dict[str, Any]:
+    width = shapes.sizes("text/projection/kernel", 2)[1]
     return dict(name="linear", width=width, **_embedding_options(shapes), pool_padding=True)
 
 
-def _i3d_options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
-    *_, channels, width = shapes["video/conv_1a/conv/kernel"]
+def _i3d_options(shapes: Shapes, modality: str, head_dim: int) -> dict[str, Any]:
+    *_, channels, width = shapes.sizes("video/conv_1a/conv/kernel", 5)
     return dict(name="i3d", width_multiplier=width / 64, channels=channels)
 
 
-def _resnet_options(shapes: Mapping, modality: str, head_dim: int) -> dict[str, Any]:
+def _resnet_options(shapes: Shapes, modality: str, head_dim: int) -> dict[str, Any]:
     options = resnet_options(shapes, "audio")
     name = "resnet2d_101" if options["blocks"] == (3, 4, 23, 3) else "resnet2d_50"
     return dict(name=name, **options)

@@ -92,11 +92,11 @@ def match(
             f"expected keys that start with {vatt_names.ROOT}/."
         )
     matched: dict[str, dict[int | None, str]] = collections.defaultdict(dict)
-    unused_keys = {}
+    unused_keys: dict[str, str] = {}
     for key in shapes:
         category = next((c for c, pattern in _OTHER.items() if re.search(pattern, key)), None)
         result = None if category else vatt_names.path_of(key, components)
-        if result:
+        if result and (result[1] or 0) < len(shapes):
             path, layer = result
             matched[path][layer] = key
         else:
@@ -130,9 +130,8 @@ def _leaves(
             if shapes[key][0] != first:
                 mismatches[key] = f"has shape {shapes[key][0]}; the first layer has {first}"
         # The shape of a complete array, even if layers are missing.
-        complete = vatt_names.assemble(
-            path, [np.broadcast_to(np.float32(0), first)] * len(layers), stacked=stacked
-        )
+        shape = (len(layers), *first) if stacked else first
+        complete = vatt_names.without_unit_axes(path, np.broadcast_to(np.float32(0), shape))
         leaves[path] = Leaf(path, ordered, stacked, complete.shape)
     return leaves, mismatches
 

@@ -329,10 +329,13 @@ def keys_of(path: str, shape: tuple[int, ...], components: Components = TX_FAC) 
 
 def assemble(path: str, arrays: Sequence[np.ndarray], *, stacked: bool) -> np.ndarray:
     """Returns the array of a path from the arrays of its keys: all layers, or one."""
-    array = np.stack(arrays) if stacked else arrays[0]
-    if path == "text/projection/kernel" and array.ndim == 3:
-        return array[0]  # a convolution with kernel size 1
-    return array
+    return without_unit_axes(path, np.stack(arrays) if stacked else arrays[0])
+
+
+def without_unit_axes(path: str, array: np.ndarray) -> np.ndarray:
+    """Returns the array of a path without the kernel size 1 of a convolution."""
+    unit = path == "text/projection/kernel" and array.ndim == 3 and len(array) == 1
+    return array[0] if unit else array
 
 
 def fill(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -75,11 +74,11 @@ def model_section(source: TorchSource, *, head_dim: int | None = None) -> dict[s
     if heads := _head_options(shapes):
         model["heads"] = heads
     if "prototypes/kernel" in shapes:
-        model["prototypes"] = shapes["prototypes/kernel"][1]
+        model["prototypes"] = shapes.sizes("prototypes/kernel", 2)[1]
     return model
 
 
-def _head_options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
+def _head_options(shapes: Shapes) -> dict[str, dict[str, Any]]:
     last_layer: dict[str, int] = {}
     for path in shapes:
         if match := re.match(r"heads/(\w+)/linear/(\d+)/", path):
@@ -87,7 +86,9 @@ def _head_options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, 
             last_layer[head] = max(last_layer.get(head, 0), layer)
     return {
         head: dict(
-            dims=tuple(shapes[f"heads/{head}/linear/{n}/kernel"][1] for n in range(last + 1)),
+            dims=tuple(
+                shapes.sizes(f"heads/{head}/linear/{n}/kernel", 2)[1] for n in range(last + 1)
+            ),
             final_norm=any(path.startswith(f"heads/{head}/norm/{last}/") for path in shapes),
         )
         for head, last in last_layer.items()

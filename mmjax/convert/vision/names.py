@@ -145,10 +145,10 @@ def _mobilenet_options(shapes: Mapping[str, Sequence[int]], path: str) -> dict[s
         )
     for group, (count, (*_, stride)) in enumerate(zip(counts, mobilenet.GROUPS, strict=True)):
         block = f"{path}/groups/{group}/0"
-        channels, expansion = shapes[f"{block}/project/conv/kernel"][3], 1
+        channels, expansion = shapes.sizes(f"{block}/project/conv/kernel", 4)[3], 1
         if f"{block}/expand/conv/kernel" in shapes:
-            _, _, fan_in, inner = shapes[f"{block}/expand/conv/kernel"]
+            _, _, fan_in, inner = shapes.sizes(f"{block}/expand/conv/kernel", 4)
             expansion = inner // fan_in
         groups.append((expansion, channels, count, stride))
-    stem, head = (shapes[f"{path}/{name}/conv/kernel"][3] for name in ("stem", "head"))
+    stem, head = (shapes.sizes(f"{path}/{name}/conv/kernel", 4)[3] for name in ("stem", "head"))
     return dict(groups=tuple(groups), stem=stem, head=head, width_multiplier=1.0)

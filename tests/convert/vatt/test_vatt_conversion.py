@@ -15,6 +15,7 @@ from mmjax.convert.load import load_params
 from mmjax.convert.vatt import optimizer_slots
 from mmjax.convert.vatt import plan as vatt_plan
 from mmjax.errors import UserError
+from mmjax.formats import safetensors
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
 from mmjax.tools import cli
@@ -349,6 +350,31 @@ def test_keys_that_do_not_fit_are_reported_and_can_be_allowed(tmp_path, capsys, 
     assert_close(
         leaves["video/agg_token"], published.values(shapes)[published.ROOT + "_base/agg_embedding"]
     )
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("tx/layers/{i}/mha/q/kernel", (16,)),
+        ("tx/layers/{i}/feed_forward/mlp/wi/kernel", (16, 0)),
+        ("voxel_to_patch/kernel", (4, 16)),
+        ("pos_embedding_lookup/temporal_position_embeddings/embeddings", (16,)),
+    ],
+)
+def test_arrays_of_a_wrong_rank_are_named(tmp_path, capsys, name, shape):
+    shapes, key = published.finetuned(), f"{published.ROOT}_base/{name}"
+    keys = [key.replace("{i}", str(layer)) for layer in range(2)]
+    shapes |= {each: shape for each in keys if each in shapes}
+    prefix = published.write(tmp_path, published.values(shapes))
+    assert cli.main(["convert", prefix, "--head-dim", "8", "--inspect"]) == 2
+    assert_mentions(capsys.readouterr().err, prefix, key, ", ".join(map(str, shape)))
+
+
+def test_a_layer_with_an_impossible_index_is_named(tmp_path, capsys):
+    source, key = tmp_path / "model.safetensors", "blocks.999999.norm1.weight"
+    safetensors.write(source, {"patch_embed.proj.weight": np.ones((4, 3, 2, 2)), key: np.ones(4)})
+    assert cli.main(["convert", str(source), "--inspect"]) == 2
+    assert_mentions(capsys.readouterr().err, source)
 
 
 def test_checkpoints_of_other_models_are_rejected(tmp_path, capsys):

@@ -5,9 +5,8 @@ This module only handles names; it reads no checkpoints. A key is an object path
 arrays of all layers, where a checkpoint has one array per layer.
 
 In the tables, {i} is the index of a layer, which is an axis of mmjax's array. {g} and {j} are
-indices that are part of both names. Tables marked "Inferred" follow from the attributes of the
-published classes. Those of ViT, WaT, T5, the unified transformer, the head and the classifier were
-compared with published checkpoints.
+indices that are part of both names. All tables were compared with checkpoints that VATT's code
+wrote.
 """
 
 from __future__ import annotations
@@ -126,7 +125,7 @@ def _t5() -> dict[str, str]:
 
 
 def _bert() -> dict[str, str]:
-    """Inferred. The outer AGG token belongs to the wrapper, and only bert_small has it."""
+    """Returns BERT's names. The outer AGG token belongs to the wrapper; only bert_small has it."""
     return {
         **_word_embedding(outer_agg_token="agg_embedding", agg_token="base_lm/agg_embedding"),
         "pre_projection/kernel": "pre_proj/kernel",
@@ -144,7 +143,7 @@ def _unit(path: str, convolution: str, norm: str) -> dict[str, str]:
 
 
 def _i3d() -> dict[str, str]:
-    """Inferred."""
+    """Returns the names of I3D."""
     units = {"conv_1a": "conv3d_1a_7x7", "conv_2b": "conv3d_2b_1x1", "conv_2c": "conv3d_2c_3x3"}
     branches = {
         "b0": "b0_0",
@@ -164,7 +163,7 @@ def _i3d() -> dict[str, str]:
 
 
 def _resnet() -> dict[str, str]:
-    """Inferred. The blocks are bottlenecks."""
+    """Returns the names of ResNet2D, with bottleneck blocks."""
     stem, block = "initial_conv_relu_max_pool", "block_groups/{g}/layers/{j}"
     main = f"{block}/conv_relu_dropblock_layers"
     units = {

@@ -14,9 +14,6 @@ from mmjax.formats import tf_checkpoint
 from mmjax.models.vatt import make_model
 from mmjax.state import ModelDef
 
-# Components whose names were compared with published checkpoints. Others are inferred.
-_VERIFIED = ("vit", "wat", "t5", "unified", "fac", "classifier")
-
 
 def plan_conversion(
     prefix: str, *, head_dim: int | None = None, vocab: str | None = None
@@ -53,7 +50,9 @@ def plan_conversion(
             state, slots, lambda leaf: vatt_load.read_leaf(reader, leaf), source.step
         )
 
-    inferred = [type_ for type_ in source.types.values() if type_ not in _VERIFIED]
+    notes = []
+    if vocab_size is not None:
+        notes.append(vocabulary.vatt_note(checked_vocab, vocab_size=vocab_size))
     leaves = source.leaves | {f"opt/{path}": leaf for path, leaf in slots.items()}
     slot_keys = {key for leaf in slots.values() for key in leaf.keys}
     unused_keys = {key: r for key, r in source.unused_keys.items() if key not in slot_keys}
@@ -70,22 +69,7 @@ def plan_conversion(
         random_paths=random_paths,
         make_optimizer_state=make_optimizer_state if slots else None,
         num_optimizer_arrays=len(slots),
-        details={"vocab_size": vocab_size, "inferred": inferred},
-        notes=_notes(vocab_size, checked_vocab, inferred),
+        details={"vocab_size": vocab_size},
+        notes=notes,
         vocabulary=checked_vocab,
     )
-
-
-def _notes(
-    vocab_size: int | None, checked_vocab: vocabulary.Vocabulary | None, inferred: list[str]
-) -> list[str]:
-    """Returns notes about the vocabulary and about components with inferred names."""
-    notes = []
-    if vocab_size is not None:
-        notes.append(vocabulary.vatt_note(checked_vocab, vocab_size=vocab_size))
-    if inferred:
-        notes.append(
-            f"The key names of {', '.join(inferred)} are inferred from VATT's code; they were not "
-            "compared with a published checkpoint."
-        )
-    return notes

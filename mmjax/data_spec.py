@@ -35,12 +35,13 @@ class DataSpec:
     @classmethod
     def of(cls, data: Any) -> DataSpec:
         """Returns the spec of the result of `mmjax.data.pipeline.loader.make_train_data`."""
+        tokenizer = data if data.tokenizer is None else data.tokenizer  # a stream knows its own
         return cls(
             batch={
                 name: jax.ShapeDtypeStruct((data.batch_size, *field.shape[1:]), field.dtype)
                 for name, field in data.spec.items()
             },
-            vocab_size=data.tokenizer.vocab_size if data.tokenizer is not None else None,
+            vocab_size=getattr(tokenizer, "vocab_size", None),
             num_classes=data.num_classes,
             sample_rate=data.sample_rate,
         )

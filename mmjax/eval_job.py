@@ -228,13 +228,14 @@ def _data_spec(cfg: Any) -> DataSpec:
     training data need not exist on this machine, for example for a converted checkpoint.
     """
     from mmjax.data.pipeline import config as data_config  # these import TensorFlow
-    from mmjax.data.pipeline import dmvr, loader, tokenizer
+    from mmjax.data.pipeline import loader, tokenizer
+    from mmjax.data.pipeline.dmvr.construct import is_stream
 
     section = data_config.for_evaluation(cfg.data)
     data = data_config.parse_config(section)
     cfg = dataclasses.replace(cfg, data=section)
     incomplete = (data.text and not data.text.vocab) or (data.audio and not data.audio.sample_rate)
-    if incomplete or data.label or any(map(dmvr.is_stream, data.specs)):
+    if incomplete or data.label or any(map(is_stream, data.specs)):
         train_data = loader.make_train_data(section, batch_size=cfg.batch_size, seed=cfg.seed)
         return DataSpec.of(train_data)
     return dataclasses.replace(

@@ -7,9 +7,12 @@ class Clips:
     def __init__(self, subset="train"):
         self._frames = self._size = 0
 
-    def configure(self, is_training=True, num_frames=1, crop_size=8):
-        self._frames, self._size = num_frames, crop_size
+    def configure(self, *args, **kwargs):
+        self._build(*args, **kwargs)
         return self
+
+    def _build(self, is_training=True, num_frames=1, crop_size=8, random_flip=True):
+        self._frames, self._size = num_frames, crop_size
 
     def make_dataset(self, shuffle, num_epochs, batch_size, drop_remainder):
         shape = [self._frames, self._size, self._size, 3]

@@ -12,6 +12,7 @@ from mmjax.data.pairs.positives import PairsConfig
 from mmjax.data.pipeline import precomputed_features
 from mmjax.data.pipeline.audio import Audio, add_audio
 from mmjax.data.pipeline.common import AddFunction
+from mmjax.data.pipeline.dmvr.options import Dmvr
 from mmjax.data.pipeline.image_modality import Image, Touch, add_image
 from mmjax.data.pipeline.label import Label, add_label
 from mmjax.data.pipeline.text import Text, add_text
@@ -50,6 +51,7 @@ class DataConfig:
       video, audio, image, text, label, touch: Options of each modality; None leaves it out.
       pairs: Train on pairs of records: the second of `data.image.crops` shows the image of the
         paired record, and all other fields belong to the record itself. None for no pairs.
+      dmvr: Options of a DMVR factory, if `train` is one; see `mmjax.data.pipeline.dmvr`.
     """
 
     train: str | tuple[str, ...] = "world"
@@ -69,6 +71,7 @@ class DataConfig:
     label: Label | None = None
     touch: Touch | None = None
     pairs: PairsConfig | None = None
+    dmvr: Dmvr | None = None
 
     def __post_init__(self) -> None:
         if self.limit < 0:

@@ -20,9 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 from mmjax.data.pairs.positives import Positives
-from mmjax.data.pipeline import dmvr, precomputed_features
+from mmjax.data.pipeline import precomputed_features
 from mmjax.data.pipeline.common import Context
 from mmjax.data.pipeline.config import MODALITIES, DataConfig, parse_config
+from mmjax.data.pipeline.dmvr.construct import is_stream
+from mmjax.data.pipeline.dmvr.stream import StreamEvalData, StreamTrainData
 from mmjax.data.pipeline.examples import Examples, build_pipeline, build_positive_pipeline
 from mmjax.data.pipeline.label import Label, count_classes
 from mmjax.data.pipeline.order import EvalOrder, HostBatch, Order, TrainOrder, as_numpy
@@ -239,7 +241,7 @@ def make_train_data(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> TrainData | dmvr.StreamTrainData:
+) -> TrainData | StreamTrainData:
     """Returns the training data of a recipe.
 
     Args:
@@ -256,8 +258,13 @@ def make_train_data(
     host = HostBatch(
         batch_size=batch_size, process_index=process_index, process_count=process_count
     )
-    if len(cfg.specs) == 1 and dmvr.is_stream(cfg.specs[0]):
-        return dmvr.StreamTrainData(cfg, spec=cfg.specs[0], seed=seed, host=host)
+    if len(cfg.specs) == 1 and is_stream(cfg.specs[0]):
+        return StreamTrainData(cfg, spec=cfg.specs[0], seed=seed, host=host)
+    if cfg.dmvr:
+        raise UserError(
+            f"config.data.dmvr is set, but config.data.train={data_cfg.get('train')!r} is not one "
+            "DMVR factory (dmvr:package.module:Factory). Remove config.data.dmvr."
+        )
     opened = [
         sources.open_source(spec, split=cfg.split, check_crc=cfg.check_crc) for spec in cfg.specs
     ]
@@ -277,7 +284,7 @@ def make_eval_data(
     max_examples: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> EvalData | dmvr.StreamEvalData:
+) -> EvalData | StreamEvalData:
     """Returns evaluation data with the modalities and the vocabulary of a recipe.
 
     Batches have labels whenever the dataset has them.
@@ -311,10 +318,8 @@ def make_eval_data(
     host = HostBatch(
         batch_size=batch_size, process_index=process_index, process_count=process_count
     )
-    if dmvr.is_stream(spec):
-        return dmvr.StreamEvalData(
-            cfg, spec=spec, split=split, max_examples=max_examples, host=host
-        )
+    if is_stream(spec):
+        return StreamEvalData(cfg, spec=spec, split=split, max_examples=max_examples, host=host)
     source = sources.open_source(spec, split=split, check_crc=cfg.check_crc)
     if cfg.label is None and source.info.num_classes:
         cfg = dataclasses.replace(cfg, label=Label(multi_label=source.info.multi_label))

@@ -20,9 +20,11 @@ ERRORS = {
     "length": "video and audio differ in length",
     "roi": "the region of interest extends beyond the image",
     "background": "a touch image and its background differ in size",
+    "classes": "a class name has different numbers in two splits, or in dataset.json",
     "leak": "the same content occurs in two splits that should not share examples",
 }
 WARNINGS = {
+    "lossy": "the integer PCM read as floats cannot be repaired completely",
     "silence": "the audio is below -60 dB",
     "constant": "the frames of a video do not change",
     "blank": "the images have a single color",
@@ -47,14 +49,18 @@ def check_record(
       payload: The serialized example.
       info: Description of the dataset, with what its examples should have.
     """
-    repair = info.waveform_format == "int32"
     try:
-        example = schema.decode(payload, waveform_format="int32" if repair else "unchecked")
+        example = schema.decode(payload, waveform_format="unchecked")
     except UserError as error:
         return None, [("layout", str(error))]
+    problems = []
+    if info.waveform_format == "int32" and example.waveform is not None:
+        if lost := schema.describe_int32_loss(example.waveform):
+            problems.append(("lossy", lost))
+        example.waveform = schema.repair_int32_waveform(example.waveform)
     if not example.modalities:
         return example, [("layout", f"no data under known keys; the record has {_keys(payload)}")]
-    problems = _check_presence(example, info)
+    problems += _check_presence(example, info)
     for label in example.labels:
         if label < 0 or (info.num_classes and label >= info.num_classes):
             problems.append(
@@ -157,7 +163,8 @@ def _check_audio(waveform: np.ndarray, info: dataset.DatasetInfo) -> list[Proble
         expected = f"{info.num_samples} expected" if info.num_samples else "at least 1 expected"
         return [("waveform", f"0 samples; {expected}")]
     if schema.is_int32_waveform(waveform):
-        return [("int32", schema.INT32_DEFECT)]
+        lost = schema.describe_int32_loss(waveform)
+        return [("int32", f"{schema.INT32_DEFECT} {lost}".strip())]
     if not np.isfinite(waveform).all():
         count = int((~np.isfinite(waveform)).sum())
         return [("waveform", f"{count} of {waveform.size} samples are NaN or infinite")]

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmjax.cpus import available_cpus
+from mmjax.data.build.class_names import ClassNames
 from mmjax.data.build.record_checks import ERRORS, WARNINGS, check_record, content_digest
 from mmjax.data.storage import dataset, tfrecord
 from mmjax.errors import UserError
@@ -25,13 +26,13 @@ _MAX_FINDINGS = 100  # findings per problem that are kept in full; all are count
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A problem of a record, or of a whole shard.
+    """A problem of a record, of a whole shard, or of the dataset.
 
     Attributes:
       problem: Key of `record_checks.ERRORS` or `WARNINGS`.
-      split: Name of the split, or several joined by '+'.
-      shard: File name of the shard.
-      record: Index of the record in the shard; -1 for the whole shard.
+      split: Name of the split, or several joined by '+'; '' for the whole dataset.
+      shard: File name of the shard, or the dataset.
+      record: Index of the record in the shard; -1 for the whole shard or dataset.
       filename: Media file of the example; '' if it is unknown.
       detail: The invalid values.
     """
@@ -84,11 +85,13 @@ class _Chunk(NamedTuple):
 
 
 class _Content(NamedTuple):
-    """A record that was checked, with a hash of its media or None."""
+    """A record that was checked, with a hash of its media or None, its labels and their names."""
 
     record: int
     filename: str
     digest: bytes | None
+    labels: list[int]
+    label_texts: list[str]
 
 
 def validate(
@@ -123,7 +126,7 @@ def validate(
     selected = {name: None for split in splits for name in info.stored_splits(split)}
     for split in selected or info.splits:
         chunks += list(_chunks(directory, split, max_records, result))
-    duplicates = _Duplicates(info)
+    duplicates, classes = _Duplicates(info), ClassNames(info.class_names)
     with (
         tqdm(
             total=sum(len(chunk.records) for chunk in chunks),
@@ -139,9 +142,16 @@ def validate(
             for finding in findings:
                 result.add(finding)
             for content in contents:
+                classes.add(chunk.split, content.labels, content.label_texts)
                 if finding := duplicates.find(chunk, content):
                     result.add(finding)
             bar.update(len(contents))
+    for conflict in classes.conflicts():
+        result.add(
+            Finding(
+                problem="classes", split="", shard=path, record=-1, filename="", detail=conflict
+            )
+        )
     return result
 
 
@@ -159,7 +169,7 @@ def report(result: Result, *, offenders: int = 3) -> str:
                 continue
             lines.append(f"{level:8} {problem:10} {result.counts[problem]:>8}  {meaning}")
             first = [f for f in result.findings if f.problem == problem][:offenders]
-            lines += [f"{'':31}{f.location} {f.filename}: {f.detail}" for f in first]
+            lines += [f"{'':31}{f.location} {f.filename}".rstrip() + f": {f.detail}" for f in first]
     if not lines:
         return f"Checked {result.records} records: no problems."
     warnings = sum(result.counts.values()) - result.num_errors
@@ -220,7 +230,7 @@ def _check_chunk(
     """Returns the findings and the contents of the records of a chunk."""
     findings, contents = [], []
     for record, offset, length in chunk.records:
-        filename, digest = "", None
+        filename, digest, labels, texts = "", None, [], []
         try:
             shard = os.path.join(path, chunk.shard)
             payload = tfrecord.read_record(shard, offset, length, record=record)
@@ -230,7 +240,8 @@ def _check_chunk(
             example, problems = check_record(payload, info)
             if example is not None:
                 filename, digest = example.filename, content_digest(example)
-        contents.append(_Content(record, filename, digest))
+                labels, texts = example.labels, example.label_texts
+        contents.append(_Content(record, filename, digest, labels, texts))
         findings += [
             Finding(
                 problem=problem,

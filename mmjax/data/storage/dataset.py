@@ -370,7 +370,13 @@ class DatasetDir:
             records.read(0), waveform_format="unchecked", where=records.where(0)
         )
         if example.waveform is not None and schema.is_int32_waveform(example.waveform):
-            log.warning("%s: %s They are repaired while reading.", self.path, schema.INT32_DEFECT)
+            log.warning(
+                "%s: %s They are repaired while reading as far as possible. In the first record: "
+                "%s",
+                self.path,
+                schema.INT32_DEFECT,
+                schema.describe_int32_loss(example.waveform) or "all samples can be repaired.",
+            )
             info.waveform_format = "int32"
         info.modalities = example.modalities
         info.fps, info.sample_rate = example.frame_rate, example.sample_rate

@@ -179,7 +179,9 @@ def decode(serialized: bytes, *, waveform_format: str = "float32", where: str = 
         source = where or example.filename or "A record"
         if where and example.filename:
             source = f"{where} ({example.filename})"
-        raise UserError(f"{source}: {INT32_DEFECT} {_INT32_REPAIR}")
+        lost = describe_int32_loss(example.waveform)
+        parts = (f"{source}: {INT32_DEFECT}", _INT32_REPAIR, lost)
+        raise UserError(" ".join(filter(None, parts)))
     return example
 
 
@@ -189,7 +191,8 @@ INT32_DEFECT = (
 )
 _INT32_REPAIR = (
     'To repair them while reading, set "waveform_format": "int32" in the dataset\'s dataset.json '
-    "(`mmjax index DIRECTORY` creates it). Or build the dataset again with `mmjax build`."
+    "(`mmjax index DIRECTORY` creates it). Or build the dataset again with `mmjax build`, which "
+    "loses nothing."
 )
 
 
@@ -211,8 +214,33 @@ def is_int32_waveform(waveform: np.ndarray) -> bool:
     return bool(plausible.mean() < 0.5)
 
 
+def describe_int32_loss(waveform: np.ndarray) -> str:
+    """Returns how much of int32 PCM read as floats `repair_int32_waveform` cannot repair.
+
+    Samples in (-0.0039, -0.00195) and (0.996, 0.998) have the bits of signaling NaNs. Writing them
+    as floats made them quiet, which set the bit worth 2^-9 = 0.00195 of the full scale. Every NaN
+    may be such a sample, or an intact one that is 0.00195 higher.
+
+    Returns:
+      One sentence, or '' if no sample is lost.
+    """
+    waveform = np.ascontiguousarray(waveform, np.float32)
+    quiet = np.isnan(waveform) & (waveform.view(np.int32) & 0x00400000 != 0)
+    count = int(quiet.sum())
+    if not count:
+        return ""
+    return (
+        f"Up to {count} of {waveform.size} samples ({count / waveform.size:.1%}) cannot be "
+        "repaired and are too high by 0.00195: those in (-0.0039, -0.00195) and (0.996, 0.998), "
+        "because their bits are signaling NaNs."
+    )
+
+
 def repair_int32_waveform(waveform: np.ndarray) -> np.ndarray:
-    """Returns float32 [S] in [-1, 1] from int32 PCM that was read as floats."""
+    """Returns float32 [S] in [-1, 1] from int32 PCM that was read as floats.
+
+    It is exact except for the samples of `describe_int32_loss`.
+    """
     return (np.ascontiguousarray(waveform, np.float32).view(np.int32) / 2.0**31).astype(np.float32)
 
 

@@ -247,6 +247,39 @@ def test_folds_leak_only_between_train_and_test_of_the_same_fold(tmp_path):
     assert counts_with_copy_in("train1+test2") == {"duplicate": 1}
 
 
+def test_class_names_with_other_numbers_in_another_split_are_found(tmp_path, capsys):
+    def labeled(seed, name, number):
+        return dataclasses.replace(good(seed), labels=[number], label_texts=[name])
+
+    train = [labeled(0, "run", 0), labeled(1, "walk", 1), labeled(2, "sit", 2)]
+    path = write(tmp_path, train, [labeled(3, "run", 1), labeled(4, "sit", 2)])
+    assert cli.main(["validate", path, "--quiet"]) == 1
+    assert_mentions(capsys.readouterr().out, "classes", "'run' is 0 in train; 1 in test", path)
+    (finding,) = validate.validate(path, progress=False).findings
+    assert (finding.problem, finding.record) == ("classes", -1)
+    path = write(tmp_path, train, [labeled(3, "run", 0)])
+    info = dataset.DatasetInfo.load(path)
+    info.class_names = ["run", "sit", "walk"]
+    info.save(path)
+    findings = validate.validate(path, progress=False).findings
+    assert_mentions(findings[0].detail, "'sit' is 1 in dataset.json; 2 in train")
+    assert [f.problem for f in findings] == ["classes", "classes"]
+
+
+def test_repaired_int32_audio_says_how_much_is_lost(tmp_path):
+    """Samples in (-0.0039, -0.00195) lose a bit; all others are exact."""
+    exact = dataclasses.replace(good(0), waveform=np.full(8000, 0.25, np.float32))
+    lossy = dataclasses.replace(good(1), waveform=np.full(8000, 0.25, np.float32))
+    lossy.waveform[:80] = -0.003
+    path = write(tmp_path, [raw(e, int32_as_float(e)) for e in (exact, lossy)])
+    info = dataset.DatasetInfo.load(path)
+    info.waveform_format = "int32"
+    info.save(path)
+    (finding,) = validate.validate(path, progress=False).findings
+    assert (finding.problem, finding.record) == ("lossy", 1)
+    assert_mentions(finding.detail, "80 of 8000", "1.0%", "0.00195", "signaling NaN")
+
+
 def test_damaged_truncated_and_missing_shards_are_named(tmp_path, capsys):
     path = write(tmp_path, [good(k) for k in range(3)], [good(k) for k in range(3, 6)])
     train = tmp_path / "train-00000-of-00001.tfrecord"

@@ -101,6 +101,7 @@ def test_dmvr_int32_waveforms_are_reported_and_repaired(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         directory = dataset.DatasetDir(tmp_path)
     assert_mentions(caplog.text, tmp_path, "32-bit", "PCM", "DMVR")
+    assert_mentions(caplog.text, "of 1000 samples", "cannot be repaired", "0.00195")
     assert directory.info.waveform_format == "int32"
     repaired = schema.decode(directory.split("train").read(0), waveform_format="int32").waveform
     np.testing.assert_allclose(repaired, audio, atol=3e-3)

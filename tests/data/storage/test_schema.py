@@ -201,6 +201,22 @@ def test_int32_waveform_is_detected_and_repaired(amplitude, bits):
     np.testing.assert_allclose(repaired, audio, atol=2**-9 + 2 / steps)
 
 
+def test_the_loss_of_int32_waveforms_is_an_upper_bound_and_nothing_else_changes():
+    audio = np.linspace(-0.9999, 0.9999, 100_001)
+    pcm = np.round(audio * 2.0**31).astype(np.int32)
+    written = np.array(pcm.view(np.float32).tolist(), np.float32)  # as protobuf's Python API
+    repaired = schema.repair_int32_waveform(written)
+    off = np.abs(repaired - audio) > 1e-6
+    lost = (audio > -(2**-8)) & (audio < -(2**-9)) | (audio > 0.99609375) & (audio < 0.998046875)
+    assert (off == lost).all() and lost.sum() > 100
+    np.testing.assert_allclose(repaired[lost] - audio[lost], 2**-9, atol=1e-6)
+    sentence = schema.describe_int32_loss(written)
+    count = int(sentence.split()[2])
+    assert lost.sum() <= count <= 2 * lost.sum() + 2
+    assert schema.describe_int32_loss(pcm.view(np.float32)[~lost & (np.abs(audio) < 0.99)]) != ""
+    assert schema.describe_int32_loss(pcm[np.abs(audio - 0.5) < 0.4].view(np.float32)) == ""
+
+
 @pytest.mark.parametrize("audio", [np.zeros(100), 1e-4 * SINE, SINE, 20 * SINE, np.ones(3)])
 def test_float_audio_is_not_detected_as_int32(audio):
     assert not schema.is_int32_waveform(audio.astype(np.float32))

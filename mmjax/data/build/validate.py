@@ -169,7 +169,7 @@ def report(result: Result, *, offenders: int = 3) -> str:
                 continue
             lines.append(f"{level:8} {problem:10} {result.counts[problem]:>8}  {meaning}")
             first = [f for f in result.findings if f.problem == problem][:offenders]
-            lines += [f"{'':31}{f.location} {f.filename}".rstrip() + f": {f.detail}" for f in first]
+            lines += [f"{'':31}{f.location} {f.filename}: {f.detail}" for f in first]
     if not lines:
         return f"Checked {result.records} records: no problems."
     warnings = sum(result.counts.values()) - result.num_errors

@@ -254,7 +254,7 @@ def test_class_names_with_other_numbers_in_another_split_are_found(tmp_path, cap
     train = [labeled(0, "run", 0), labeled(1, "walk", 1), labeled(2, "sit", 2)]
     path = write(tmp_path, train, [labeled(3, "run", 1), labeled(4, "sit", 2)])
     assert cli.main(["validate", path, "--quiet"]) == 1
-    assert_mentions(capsys.readouterr().out, "classes", "'run' is 0 in train; 1 in test", path)
+    assert_mentions(capsys.readouterr().out, "classes", "'run' is 0 in train; 1 in test")
     (finding,) = validate.validate(path, progress=False).findings
     assert (finding.problem, finding.record) == ("classes", -1)
     path = write(tmp_path, train, [labeled(3, "run", 0)])

@@ -21,7 +21,7 @@ def directory(tmp_path, monkeypatch):
         run = tmp_path / "runs" / f"{task}-demo"
         run.mkdir(parents=True)
         save_run(config.load(task, "demo:smoke"), run)
-    for index, name in enumerate(("dog", "cat")):
+    for index, name in enumerate(("star", "ring")):
         frames = [np.full((48, 64, 3), 20 * k + 50 * index, np.uint8) for k in range(8)]
         tone = films.tone(300 + 200 * index, seconds=0.8, sample_rate=16_000)[None]
         films.write_film(tmp_path / f"{name}.mp4", frames=frames, fps=10, waveform=tone)

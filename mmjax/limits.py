@@ -56,6 +56,11 @@ def check(name: str, size: int, what: str) -> None:
         )
 
 
+def max_unpacked(packed: int) -> int:
+    """Returns the most bytes that a compressed file of `packed` bytes may unpack to."""
+    return max(limit("UNPACKED_BYTES"), packed * limit("UNPACKED_RATIO"))
+
+
 def check_unpacked(size: int, packed: int, what: str) -> None:
     """Raises UserError if compressed data unpack to more than is plausible.
 
@@ -67,5 +72,5 @@ def check_unpacked(size: int, packed: int, what: str) -> None:
       packed: Size of the file in bytes.
       what: Start of the message; see `check`.
     """
-    if size > packed * limit("UNPACKED_RATIO"):
+    if size > max_unpacked(packed):
         check("UNPACKED_BYTES", size, what)

@@ -14,9 +14,20 @@ from mmjax.convert.vatt import load as vatt_load
 from mmjax.convert.vatt.names import WORD_EMBEDDING
 from mmjax.convert.vision import load as vision_load
 from mmjax.formats import tf_checkpoint, torch_reader, word_vectors
+from mmjax.monitor import nonfinite
 
 
 def load_params(source: str) -> tuple[dict[str, np.ndarray], str]:
+    """Returns the parameters and statistics of one source, and a description for the log.
+
+    A warning in the log names arrays with values that are not finite. See `_load`.
+    """
+    leaves, description = _load(source)
+    nonfinite.warn_about_weights(leaves, source)
+    return leaves, description
+
+
+def _load(source: str) -> tuple[dict[str, np.ndarray], str]:
     """Returns the parameters and statistics of one source.
 
     Args:

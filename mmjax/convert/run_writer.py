@@ -18,6 +18,7 @@ from mmjax.checkpoints.manager import Checkpoints
 from mmjax.convert.plan import ConversionPlan
 from mmjax.convert.report import format_report
 from mmjax.errors import UserError
+from mmjax.monitor import nonfinite
 
 REPORT = "conversion.txt"
 
@@ -61,10 +62,13 @@ def _write(plan: ConversionPlan, directory: pathlib.Path, out: pathlib.Path) -> 
     def value(path: str, leaf: Any) -> np.ndarray:
         return np.asarray(leaf) if path in plan.random_paths else plan.read(path)
 
+    params, extra = tree.map_named(value, params), tree.map_named(value, extra)
+    leaves = tree.flatten(params) | tree.flatten(extra)
+    nonfinite.warn_about_weights(leaves, plan.source, plan.source_keys)
     state = {
         "step": np.asarray(plan.step, np.int32),
-        "params": tree.map_named(value, params),
-        "extra": tree.map_named(value, extra),
+        "params": params,
+        "extra": extra,
     }
     if plan.make_optimizer_state is not None:
         state["opt"] = plan.make_optimizer_state()

@@ -132,7 +132,9 @@ def _naming(path: str, name: str = "") -> Iterator[None]:
     except OSError as error:
         raise UserError(f"Cannot read {where}: {error.strerror or error}.") from error
     except UserError as error:
-        raise error if path in str(error) else UserError(f"{where}: {error}") from error
+        if path in str(error):
+            raise
+        raise UserError(f"{where}: {error}") from error
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
         raise UserError(
             f"{where} cannot be read as an array: {str(error) or type(error).__name__}. The file "

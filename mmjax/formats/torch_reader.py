@@ -17,12 +17,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from mmjax.errors import UserError
+from mmjax import files
+from mmjax.errors import UserError, about
 from mmjax.formats import published_checkpoints, safetensors
 from mmjax.formats.torch_pickle import TorchUnpickler
 from mmjax.formats.zip_members import ZipMembers
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", safetensors.SUFFIX)
+INDEX = ".index.json"  # end of the name of an index of several files
 _MAX_DEPTH, _MAX_ENTRIES = 50, 100_000  # of nested containers
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # start of files before PyTorch 1.6
 _checked: set[tuple] = set()  # (file, its version, member) with a correct CRC
@@ -53,7 +55,9 @@ def is_file(source: str | os.PathLike) -> bool:
     path = pathlib.Path(source)
     if path.is_dir() or path.with_name(f"{path.name}.index").is_file():
         return False
-    return path.suffix in SUFFIXES or (path.is_file() and _has_content(path))
+    if path.suffix in SUFFIXES or path.name.endswith(INDEX):
+        return True
+    return path.is_file() and _has_content(path)
 
 
 def _has_content(path: pathlib.Path) -> bool:
@@ -93,9 +97,10 @@ def open_file(source: str | os.PathLike) -> Any:
     if not path.is_file():
         raise UserError(f"{source}: no such file.{published_checkpoints.hint(source)}")
     try:
-        return _open(path)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        with about(source):
+            return _open_shards(path) if path.name.endswith(INDEX) else _open(path)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
         raise UserError(
             f"{source} cannot be read: {type(error).__name__}: {error}. It may be damaged or "
@@ -140,6 +145,25 @@ def _is_container(value: Any) -> bool:
 def tensors(source: str | os.PathLike) -> dict[str, np.ndarray]:
     """Returns {name: array} of the tensors in a file; see `entries`."""
     return {name: x for name, x in entries(source).items() if isinstance(x, np.ndarray)}
+
+
+def _open_shards(path: pathlib.Path) -> dict[str, Any]:
+    """Returns {name: array} of the files that an index of Hugging Face lists."""
+    index = files.read_json(path)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
+        raise UserError('expected {"weight_map": {array: file, …}}. Copy the file again.')
+    content: dict[str, Any] = {}
+    for file in sorted(set(names.values())):
+        if pathlib.PurePath(file).name != file:
+            raise UserError(f"the file {file!r} is not in the same directory.")
+        shard = open_file(path.with_name(file))
+        wanted = {name for name, other in names.items() if other == file}
+        if not isinstance(shard, Mapping) or not wanted <= set(shard):
+            missing = sorted(wanted - set(shard if isinstance(shard, Mapping) else ()))[:3]
+            raise UserError(f"{file} has no array {', '.join(missing)}. Download all files again.")
+        content |= {name: shard[name] for name in wanted}
+    return content
 
 
 def _open(path: pathlib.Path) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.errors import UserError
+from mmjax.errors import UserError, about
 from mmjax.formats import npy, pickles, torch_reader
 
 SUFFIXES = (".pkl", ".pickle", ".npz", ".npy")
@@ -42,9 +42,10 @@ def load(source: str | os.PathLike) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{source}: no such file. Check the path of the word vectors.")
     try:
-        content = _read_arrays(path) if path.suffix in (".npz", ".npy") else _read_pickle(path)
-    except UserError as error:
-        raise error if str(source) in str(error) else UserError(f"{source}: {error}") from error
+        with about(source):
+            content = _read_arrays(path) if path.suffix in (".npz", ".npy") else _read_pickle(path)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
         raise UserError(f"{source} cannot be read: {type(error).__name__}: {error}.") from error
     if isinstance(content, dict):

@@ -1,10 +1,10 @@
-"""Reaction to training steps whose loss or gradient is not finite."""
+"""Reaction to training steps and to weights that are not finite."""
 
 from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -72,3 +72,33 @@ class NonfiniteGuard:
             )
         logging.warning("Skipped a step that is not finite (%d so far): %s", self.count, values)
         return False
+
+
+def warn_about_weights(
+    arrays: Mapping[str, np.ndarray],
+    source: object,
+    keys: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Logs a warning that names every array with NaN or infinite values.
+
+    Args:
+      arrays: {path: array}.
+      source: Where they come from, for the warning.
+      keys: {path: keys of the source}, if they have other names there.
+    """
+    lines = []
+    for path, array in arrays.items():
+        array = np.asarray(array)
+        if array.dtype.kind in "biuSUO":
+            continue
+        finite = np.isfinite(array)
+        if finite.all():
+            continue
+        names = list((keys or {}).get(path, ()))
+        if len(names) > 1 and len(names) == len(array):  # one per layer
+            layers = ~finite.reshape(len(array), -1).all(axis=1)
+            names = [name for name, bad in zip(names, layers, strict=True) if bad]
+        origin = f" ({', '.join(names)})" if names else ""
+        lines.append(f"  {path}{origin}: {(~finite).sum():,} of {array.size:,} values")
+    if lines:
+        logging.warning("%s has values that are NaN or infinite:\n%s", source, "\n".join(lines))

@@ -8,7 +8,6 @@ sentence_bert_config.json                maximum length; without it, that of the
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,18 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmjax import tree
+from mmjax import files, tree
 from mmjax.errors import UserError
 from mmjax.formats import name_rules, torch_reader
 from mmjax.formats.name_rules import Leaf, Rule, Rules, dense, norm
 from mmjax.models.blocks.transformer import EncoderConfig
+from mmjax.monitor import nonfinite
 from mmjax.sentence_encoders.bert_model import POOLINGS, BertConfig, BertModel
 from mmjax.state import ModelDef
 
 if TYPE_CHECKING:
     import tokenizers
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is read
+# The first that exists is read. An index lists the files of a model in several parts.
+WEIGHTS = tuple(
+    name + end
+    for name in ("model.safetensors", "pytorch_model.bin")
+    for end in ("", torch_reader.INDEX)
+)
 OTHER_MODELS = (
     "mmjax supports only BERT models (MiniLM, bert-base-*, bge-*-en). sentence-transformers "
     'supports others: pip install "mmjax[sentences]", then for example --encoder '
@@ -198,6 +203,7 @@ def _read_weights(directory: pathlib.Path, cfg: BertConfig) -> dict[str, Any]:
     prefix = prefixes[0]
     arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
     arrays = {name: array for name, array in arrays.items() if not name.startswith(_UNUSED)}
+    arrays = _with_new_names(arrays, path)
     shapes = {name: array.shape for name, array in arrays.items()}
     leaves, mismatches, unknown = name_rules.match_keys(shapes, RULES)
     mismatches |= {name: "is not an array of a BERT" for name in unknown}
@@ -211,7 +217,22 @@ def _read_weights(directory: pathlib.Path, cfg: BertConfig) -> dict[str, Any]:
             f"{path} does not fit {directory / 'config.json'}: {'; '.join(some)}{more}. Download "
             "all files of one model."
         )
-    return tree.unflatten({name: leaves[name].read(arrays) for name in target})
+    params = {name: leaves[name].read(arrays) for name in target}
+    nonfinite.warn_about_weights(params, path, {name: leaves[name].keys for name in target})
+    return tree.unflatten(params)
+
+
+def _with_new_names(arrays: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns arrays with PyTorch's names of LayerNorm for those of Google's TensorFlow code."""
+    result: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        for old, new in (("gamma", "weight"), ("beta", "bias")):
+            if name.endswith(f"LayerNorm.{old}"):
+                name = name.removesuffix(old) + new
+        if name in result:
+            raise UserError(f"{path} contains {name} twice, also as gamma or beta. Remove one.")
+        result[name] = array
+    return result
 
 
 def _compare(
@@ -298,10 +319,7 @@ def _read_json(path: pathlib.Path, *, required: bool = False, default: Any = Non
         if required:
             raise UserError(f"{path}: no such file. Download all files of the model.")
         return default
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}. Download the file again.") from error
+    content = files.read_json(path)
     if not isinstance(content, type(default)):
         names = {dict: "an object", list: "a list"}
         raise UserError(

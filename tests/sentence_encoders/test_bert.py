@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from mmjax.errors import UserError
+from mmjax.formats import safetensors
 from mmjax.sentence_encoders import bert, bert_files
 from mmjax.sentence_encoders.bert import BertEncoder
 from mmjax.sentence_encoders.registry import make_encoder
-from tests.messages import raises
+from tests.convert import torch_writer
+from tests.messages import assert_mentions, raises
 from tests.sentence_encoders import tiny_bert
 
 PLAIN = ("Transformer", "Pooling")
@@ -138,6 +140,69 @@ def test_the_tokenizer_is_read_without_its_padding_and_truncation(model_dir, tmp
     assert bert_files.load(lower)[2].encode("RED Cats").ids == tiny_bert.token_ids("red cats")
     (lower / "sentence_bert_config.json").unlink()
     assert bert_files.load(lower)[2].encode("RED").ids == [2, 1, 3]
+
+
+def google_names(arrays):
+    """The names of LayerNorm in the published bert-base-uncased."""
+    new = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    return {
+        next((k.replace(a, b) for a, b in new.items() if k.endswith(a)), k): x
+        for k, x in arrays.items()
+    }
+
+
+def write_shards(directory, arrays, *, name="model.safetensors"):
+    """Replaces the weights of a model by two files and an index."""
+    (directory / "model.safetensors").unlink()
+    stem, suffix = name.split(".")
+    weight_map = {}
+    for number, part in enumerate((list(arrays)[:5], list(arrays)[5:]), 1):
+        file = f"{stem}-0000{number}-of-00002.{suffix}"
+        write = safetensors.write if suffix == "safetensors" else torch_writer.save
+        write(directory / file, {key: arrays[key] for key in part})
+        weight_map |= dict.fromkeys(part, file)
+    index = directory / f"{name}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return index
+
+
+def test_the_layer_norms_of_googles_code_are_read(model_dir, tmp_path):
+    arrays = google_names(tiny_bert.weights())
+    assert "embeddings.LayerNorm.gamma" in arrays
+    directory = tiny_bert.write(tmp_path / "gamma", arrays=arrays, prefix="bert.")
+    assert BertEncoder(directory).fingerprint == BertEncoder(model_dir).fingerprint
+    arrays["embeddings.LayerNorm.weight"] = arrays["embeddings.LayerNorm.gamma"]
+    directory = tiny_bert.write(tmp_path / "both", arrays=arrays)
+    with raises(UserError, "model.safetensors", "embeddings.LayerNorm.weight", "gamma"):
+        BertEncoder(directory)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_in_several_files_are_read(model_dir, tmp_path, name):
+    directory = tiny_bert.write(tmp_path / "parts")
+    arrays = google_names(tiny_bert.weights())
+    index = write_shards(directory, arrays, name=name)
+    assert BertEncoder(directory).fingerprint == BertEncoder(model_dir).fingerprint
+    content = json.loads(index.read_text())
+    for weight_map, facts in (
+        (content["weight_map"] | {"w": "../other.bin"}, ("../other.bin",)),
+        (content["weight_map"] | {"w": "none.bin"}, ("none.bin",)),
+        (content["weight_map"] | {"w": next(iter(content["weight_map"].values()))}, ("w",)),
+        (["a"], ("weight_map",)),
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with raises(UserError, directory, *facts):
+            BertEncoder(directory)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path, caplog):
+    arrays = tiny_bert.weights()
+    key = "encoder.layer.1.intermediate.dense.weight"
+    arrays[key][3, 4] = np.nan
+    BertEncoder(tiny_bert.write(tmp_path / "nan", arrays=arrays))
+    (record,) = [r for r in caplog.records if "NaN" in r.getMessage()]
+    assert_mentions(record.getMessage(), tmp_path / "nan", key, "1 of")
+    assert "encoder.layer.0" not in record.getMessage()
 
 
 def test_unused_arrays_are_ignored(tmp_path):

@@ -6,12 +6,13 @@ import functools
 import gzip
 import html
 import importlib.util
-import json
 import os
 import re
 import unicodedata
+import zlib
 from collections.abc import Callable
 
+from mmjax import files, limits
 from mmjax.errors import UserError
 
 VOCAB_FILE = "bpe_simple_vocab_16e6.txt.gz"  # the file in OpenAI's and OpenCLIP's packages
@@ -56,9 +57,8 @@ def read_files(vocab: str, merges: str) -> tuple[dict[str, int], list[tuple[str,
             "the path of merges.txt."
         )
     path = merges or vocab
-    opener = gzip.open if path.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1:]  # the first line is a version
+    text = _unpacked(path) if path.endswith(".gz") else files.read_text(path)
+    lines = text.split("\n")[1:]  # the first line is a version
     pairs = [tuple(line.split()) for line in (lines if merges else lines[:_NUM_MERGES]) if line]
     pairs = [pair for pair in pairs if pair]
     for pair in pairs:
@@ -67,12 +67,14 @@ def read_files(vocab: str, merges: str) -> tuple[dict[str, int], list[tuple[str,
                 f"{path} is not a list of merges: expected two subwords per line; got "
                 f"{' '.join(pair)!r}."
             )
+    if not pairs:
+        raise UserError(f"{path} contains no merges. Download the file again.")
     if merges:
-        try:
-            with open(vocab, encoding="utf-8") as file:
-                ids = json.load(file)
-        except ValueError as error:
-            raise UserError(f"{vocab} is not a JSON file of {{token: id}}: {error}.") from error
+        ids = files.read_json(vocab)
+        if not isinstance(ids, dict) or any(
+            type(index) is not int or not 0 <= index < 2**31 for index in ids.values()
+        ):
+            raise UserError(f"{vocab} is not a JSON file of {{token: id}}.")
     else:
         letters = _letter_bytes()
         tokens = [*letters, *(letter + "</w>" for letter in letters), *map("".join, pairs)]
@@ -80,6 +82,21 @@ def read_files(vocab: str, merges: str) -> tuple[dict[str, int], list[tuple[str,
     if missing := [token for token in (BEGIN, END) if token not in ids]:
         raise UserError(f"{vocab}: CLIP's vocabulary must contain {' and '.join(missing)}.")
     return ids, pairs
+
+
+def _unpacked(path: str) -> str:
+    """Returns the text in a gzip file."""
+    packed = os.path.getsize(path)
+    try:
+        with gzip.open(path) as file:
+            data = file.read(limits.max_unpacked(packed) + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is a damaged gzip file: {error}. Download it again.") from error
+    limits.check_unpacked(len(data), packed, f"{path} unpacks to at least")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}. Download it again.") from error
 
 
 def clean(text: str) -> str:

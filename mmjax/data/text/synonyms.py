@@ -7,10 +7,9 @@ Language Dataset for Multimodal Alignment, arXiv 2402.13232).
 
 from __future__ import annotations
 
-import json
 import os
 
-from mmjax import assets
+from mmjax import assets, files
 from mmjax.errors import UserError
 
 TACTILE = "tactile"  # name of the included table
@@ -38,15 +37,11 @@ def load_synonyms(path: str | os.PathLike, *, keep: int = 0) -> dict[str, list[s
         file_name = os.path.join(assets.__path__[0], "synonyms", "tactile.json")
     example = '{"rough": ["coarse", "bumpy"], …}'
     try:
-        with open(file_name, encoding="utf-8-sig") as file:
-            table = json.load(file)
-    except FileNotFoundError as error:
+        table = files.read_json(file_name)
+    except UserError as error:
         raise UserError(
-            f"Synonym file {path} does not exist. Pass a JSON file {example}, or {TACTILE!r} for "
-            "the included table."
+            f"{error} Pass a JSON file {example}, or {TACTILE!r} for the included table."
         ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"Cannot read {path} as JSON: {error}. Expected {example}.") from error
     if not isinstance(table, dict):
         raise UserError(
             f"{path} contains a JSON {type(table).__name__}; expected an object: {example}."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from mmjax import registry
+from mmjax import files, registry
 from mmjax.data.text import clip_bpe
 from mmjax.data.text.word_vocab import PUNCTUATION, read_word_vocab, split_words
 from mmjax.errors import UserError
@@ -223,8 +223,8 @@ def _sentencepiece(vocab: str, *, merges: str, max_tokens: int) -> Tokenizer:
 def _bert(vocab: str, *, merges: str, max_tokens: int) -> Tokenizer:
     import tokenizers
 
-    with open(vocab, encoding="utf-8") as file:
-        ids = {line.rstrip("\n"): index for index, line in enumerate(file)}
+    lines = files.read_text(vocab).removesuffix("\n").split("\n")
+    ids = {line.removesuffix("\r"): index for index, line in enumerate(lines)}
     if missing := [token for token in ("[PAD]", "[UNK]") if token not in ids]:
         raise UserError(
             f"{vocab}: a BERT vocabulary must contain [PAD] and [UNK]; missing: "

@@ -56,8 +56,8 @@ def read_word_vocab(path: str | os.PathLike) -> dict[str, int]:
       UserError: A line is malformed, a token or id is repeated, a special token is missing, or the
         id of <pad> is not 0.
     """
-    with open(path, encoding="utf-8") as file:
-        lines = [(n, line.split()) for n, line in enumerate(file, 1) if line.strip()]
+    text = enumerate(files.read_text(path).split("\n"), 1)
+    lines = [(n, line.split()) for n, line in text if line.strip()]
     has_ids = all(len(parts) == 2 and parts[0].isdigit() for _, parts in lines)
     ids: dict[str, int] = {}
     line_of: dict[int, int] = {}  # by id

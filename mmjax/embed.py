@@ -20,7 +20,7 @@ from absl import logging
 from tqdm import tqdm
 
 from mmjax import config, files, init_from, sharding
-from mmjax.checkpoints.manager import fingerprint
+from mmjax.checkpoints.checksums import fingerprint
 from mmjax.config import Config
 from mmjax.convert.load import load_sources
 from mmjax.errors import UserError, check_choice

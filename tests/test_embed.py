@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmjax import config, embed, init_from, session, tasks
-from mmjax.checkpoints.manager import fingerprint
+from mmjax.checkpoints.checksums import fingerprint
 from mmjax.data.pipeline import loader
 from mmjax.errors import UserError
 from mmjax.tools import cli

@@ -18,14 +18,50 @@ def checkpoints_dir(run_dir: str | os.PathLike) -> pathlib.Path:
 
 
 def list_steps(run_dir: str | os.PathLike) -> list[int]:
-    """Returns the steps of the complete checkpoints of a run, oldest first."""
+    """Returns the steps of the complete checkpoints of a run, oldest first.
+
+    Raises:
+      UserError: A directory cannot be opened.
+    """
     directory = checkpoints_dir(run_dir)
-    if not directory.is_dir():
-        return []
-    return sorted(
-        int(entry.name)
-        for entry in directory.iterdir()
-        if entry.name.isdigit() and (entry / METADATA).exists()
+    try:
+        if not directory.is_dir():
+            return []
+        return sorted(
+            int(entry.name)
+            for entry in directory.iterdir()
+            if entry.name.isdigit() and (entry / METADATA).is_file()
+        )
+    except OSError as error:
+        raise unreadable_error(error) from error
+
+
+def unreadable(path: pathlib.Path) -> UserError | None:
+    """Returns the error for the first file below `path` that cannot be opened; None if all can be.
+
+    What cannot be opened may be intact, so it must not be taken for damaged.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    try:
+        for directory, _, names in os.walk(path, onerror=fail):
+            for name in names:
+                with open(os.path.join(directory, name), "rb") as file:
+                    file.read(1)
+    except FileNotFoundError:  # deleted, not unreadable
+        return None
+    except OSError as error:
+        return unreadable_error(error)
+    return None
+
+
+def unreadable_error(error: OSError) -> UserError:
+    """Returns the error for a part of a checkpoint that cannot be opened."""
+    return UserError(
+        f"Cannot open {error.filename}: {error.strerror or error}. The checkpoint may be intact. "
+        "Make it readable for this user (chmod -R u+rwX), or move it away to use an earlier one."
     )
 
 

@@ -7,29 +7,36 @@ writer or a full disk the previous checkpoint is the newest.
 Frozen parameters are the same in every checkpoint of a run. They are saved once, in
 `<run>/checkpoints/frozen-<hash of their bits>/`, and the JSON of each step names that directory.
 Restoring merges both parts.
+
+The JSON of a step holds a checksum of every array and of itself. Restoring compares them, so that a
+damaged checkpoint is never used silently.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
 from mmjax import distributed, tree
-from mmjax.checkpoints.find import METADATA, checkpoints_dir, list_steps
+from mmjax.checkpoints import checksums
+from mmjax.checkpoints.find import METADATA, checkpoints_dir, list_steps, unreadable
 from mmjax.errors import UserError
 
 FROZEN = "frozen"  # key in the JSON of a step, and prefix of directory names
+
+
+class DamagedError(UserError):
+    """A checkpoint that can be opened but is not what was saved."""
+
 
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # by path
 
@@ -43,12 +50,14 @@ class _Contents:
       frozen: Shapes of the frozen parameters, which are in another directory.
       frozen_dir: Name of that directory; None without frozen parameters.
       meta: The JSON of the step.
+      checksums: {path: checksum} of all arrays; None in checkpoints of earlier versions.
     """
 
     own: Shapes
     frozen: Shapes
     frozen_dir: str | None
     meta: dict
+    checksums: dict[str, str] | None
 
     @property
     def shapes(self) -> Shapes:
@@ -89,7 +98,10 @@ class Checkpoints:
         self.every = every
         self._frozen = {f"params/{path}" for path, yes in (frozen or {}).items() if yes}
         self._frozen_dir: str | None = None  # name of their directory once they are saved
+        self._frozen_sums: dict[str, str] = {}
+        self._saving: int | None = None  # step of the last save, which may be in progress
         self._read_only = read_only
+        list_steps(run_dir)  # names a directory that cannot be opened
         options = ocp.CheckpointManagerOptions(
             save_interval_steps=0 if read_only else 1,
             max_to_keep=None if read_only else keep,
@@ -97,6 +109,7 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            lightweight_initialize=True,  # reads no metadata, which may be damaged
         )
         # Without explicit handlers, a manager that has not saved anything cannot read metadata.
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
@@ -124,12 +137,14 @@ class Checkpoints:
         Raises:
           UserError: This or the previous save failed (disk full, no permission).
         """
-        if step in self.steps():
+        if step == self._saving or step in self.steps():
             return
         try:
             if self._frozen:
                 meta = {**meta, FROZEN: self._save_frozen(state)}
                 state = _params_only(state, lambda path: path not in self._frozen)
+            sums = checksums.of_arrays(state) | self._frozen_sums
+            meta = checksums.sign({**meta, checksums.CHECKSUMS: sums})
             # Forced, because after a return to an older step later steps are saved again.
             self._manager.save(
                 step,
@@ -138,6 +153,7 @@ class Checkpoints:
                 ),
                 force=True,
             )
+            self._saving = step
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unwritable(error) from error
 
@@ -145,7 +161,7 @@ class Checkpoints:
         """Returns the name of the directory of frozen parameters; writes it if needed."""
         if self._frozen_dir is None:
             frozen = _params_only({"params": state["params"]}, lambda path: path in self._frozen)
-            name = f"{FROZEN}-{fingerprint(frozen)}"
+            name = f"{FROZEN}-{checksums.fingerprint(frozen)}"
             if not (checkpoints_dir(self.run_dir) / name / METADATA).exists():
                 with _frozen_reader() as checkpointer:
                     checkpointer.save(
@@ -153,7 +169,7 @@ class Checkpoints:
                         args=ocp.args.PyTreeSave(frozen),
                         force=True,
                     )
-            self._frozen_dir = name
+            self._frozen_dir, self._frozen_sums = name, checksums.of_arrays(frozen)
         return self._frozen_dir
 
     def wait(self) -> None:
@@ -181,11 +197,30 @@ class Checkpoints:
             that it has are read.
 
         Raises:
-          UserError: The checkpoint is of another architecture; the message lists differences.
+          DamagedError: It differs from what was saved.
+          UserError: The checkpoint is of another architecture; the message lists differences. Or
+            it cannot be opened.
         """
-        contents = self._contents(step)
-        self._check_same(step, state, contents.shapes)
-        return self._restore(step, state, contents, as_numpy=False), contents.meta
+        with self._reading(step):
+            contents = self._contents(step)
+            self._check_same(step, state, contents.shapes)
+            return self._restore(step, state, contents, as_numpy=False), contents.meta
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Converts errors of Orbax, which have no common type."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            path = checkpoints_dir(self.run_dir) / str(step)
+            if (cause := unreadable(path)) is not None:
+                raise cause from error
+            raise DamagedError(
+                f"{path} is damaged: {_first_line(error)}. Use another step of this run "
+                f"({[s for s in self.steps() if s != step]}), or restore it from a backup."
+            ) from error
 
     def _restore(self, step: int, state: Any, contents: _Contents, *, as_numpy: bool) -> dict:
         """Returns a state that the checkpoint contains; NumPy arrays need no shardings."""
@@ -196,16 +231,26 @@ class Checkpoints:
                 how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             return ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
 
-        own = _params_only(state, lambda path: path not in contents.frozen)
+        def from_frozen(reader, path):
+            part = reader.restore(path, args=args(rest))
+            if contents.checksums is not None:
+                checksums.verify(part, contents.checksums)
+            return part
+
+        stored = tree.map_named(lambda path, leaf: _with_type(leaf, contents.shapes[path]), state)
+        own = _params_only(stored, lambda path: path not in contents.frozen)
         restored = dict(self._manager.restore(step, args=ocp.args.Composite(state=args(own))).state)
-        parts = {"params": state["params"]} if "params" in state else {}
+        if contents.checksums is not None:
+            checksums.verify(restored, contents.checksums)
+        parts = {"params": stored["params"]} if "params" in stored else {}
         if rest := _params_only(parts, lambda path: path in contents.frozen):
-            frozen = self._from_frozen(
-                contents.frozen_dir, lambda c, path: c.restore(path, args=args(rest))
-            )
+            frozen = self._from_frozen(contents.frozen_dir, from_frozen)
             leaves = tree.flatten(frozen["params"]) | tree.flatten(restored.get("params", {}))
             restored["params"] = tree.map_named(lambda path, _: leaves[path], state["params"])
-        return restored
+        types = {path: leaf.dtype for path, leaf in tree.flatten(state).items()}
+        return tree.map_named(
+            lambda path, x: x if x.dtype == types[path] else x.astype(types[path]), restored
+        )
 
     def restore_newest(self, state: Any) -> tuple[dict, dict, int] | None:
         """Returns `(state, JSON, step)` of the newest intact checkpoint, or None without one.
@@ -214,20 +259,18 @@ class Checkpoints:
         used. A read-only instance renames nothing.
         """
         for entry in checkpoints_dir(self.run_dir).glob("*"):
-            if entry.name.isdigit() and not (entry / METADATA).exists():
-                self._set_aside(int(entry.name), f"{METADATA} is missing")
+            if entry.name.isdigit() and not (entry / METADATA).is_file():
+                self._set_aside(int(entry.name), f"{entry / METADATA} is missing")
         for step in reversed(self.steps()):
             try:
                 return (*self.restore(step, state), step)
-            except UserError:
-                raise
-            except Exception as error:  # noqa: BLE001 - Orbax has no common type for damage
+            except DamagedError as error:
                 self._set_aside(step, str(error))
         return None
 
     def _set_aside(self, step: int, why: str) -> None:
-        why = why.splitlines()[0][:300] if why else "unknown reason"
         logging.warning("Checkpoint %d of %s is damaged: %s", step, self.run_dir, why)
+        self._saving = None
         if self._read_only:
             logging.warning("Trying the previous checkpoint.")
             return
@@ -239,8 +282,14 @@ class Checkpoints:
         logging.warning("Renamed it to %d.damaged. Trying the previous checkpoint.", step)
 
     def shapes(self, step: int) -> Shapes:
-        """Returns {path: (shape, dtype)} of the arrays of a checkpoint."""
-        return self._contents(step).shapes
+        """Returns {path: (shape, dtype)} of the arrays of a checkpoint.
+
+        Raises:
+          DamagedError: It differs from what was saved.
+          UserError: It cannot be opened.
+        """
+        with self._reading(step):
+            return self._contents(step).shapes
 
     def _contents(self, step: int) -> _Contents:
         """Reads the description of a checkpoint."""
@@ -248,14 +297,18 @@ class Checkpoints:
         if metadata is None:
             raise ValueError(f"the metadata of step {step} cannot be read")
         restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        meta = dict(restored.meta or {})
+        meta = checksums.check_signed(dict(restored.meta or {}))
+        sums = meta.pop(checksums.CHECKSUMS, None)
         frozen_dir = meta.pop(FROZEN, None)
         frozen = {}
         if frozen_dir is not None:
             frozen = self._from_frozen(
                 frozen_dir, lambda c, path: _shapes(c.metadata(path).item_metadata)
             )
-        return _Contents(own=_shapes(metadata), frozen=frozen, frozen_dir=frozen_dir, meta=meta)
+        own = _shapes(metadata)
+        if sums is not None:
+            checksums.verify_shapes(own | frozen, sums)
+        return _Contents(own=own, frozen=frozen, frozen_dir=frozen_dir, meta=meta, checksums=sums)
 
     def _from_frozen(
         self, name: str, function: Callable[[ocp.Checkpointer, pathlib.Path], Any]
@@ -268,27 +321,32 @@ class Checkpoints:
         """
         path = checkpoints_dir(self.run_dir) / name
         try:
-            if not (path / METADATA).exists():
+            if not (path / METADATA).is_file():
                 raise FileNotFoundError(f"{METADATA} is missing")
             with _frozen_reader() as checkpointer:
                 return function(checkpointer, path)
         except Exception as error:  # noqa: BLE001 - Orbax has no common type for damage
-            why = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-            raise UserError(
-                f"Cannot read {path}: {why}. It contains the frozen parameters of all checkpoints "
-                "of this run. Restore it from a backup, or copy it from another run with the same "
-                "frozen parameters."
+            raise unreadable(path) or UserError(
+                f"Cannot read {path}: {_first_line(error)}. It contains the frozen parameters of "
+                "all checkpoints of this run. Restore it from a backup, or copy it from another "
+                "run with the same frozen parameters."
             ) from error
 
     def read(self, step: int, parts: Sequence[str]) -> dict:
-        """Returns top-level parts of the state ('params', 'extra', …) as NumPy arrays."""
-        contents = self._contents(step)
-        target = {
-            path: jax.ShapeDtypeStruct(*shape)
-            for path, shape in contents.shapes.items()
-            if path.split("/")[0] in parts
-        }
-        restored = self._restore(step, tree.unflatten(target), contents, as_numpy=True)
+        """Returns top-level parts of the state ('params', 'extra', …) as NumPy arrays.
+
+        Raises:
+          DamagedError: The checkpoint differs from what was saved.
+          UserError: It cannot be opened.
+        """
+        with self._reading(step):
+            contents = self._contents(step)
+            target = {
+                path: jax.ShapeDtypeStruct(*shape)
+                for path, shape in contents.shapes.items()
+                if path.split("/")[0] in parts
+            }
+            restored = self._restore(step, tree.unflatten(target), contents, as_numpy=True)
         return {part: restored.get(part, {}) for part in parts}
 
     def _check_same(self, step: int, state: Any, shapes: Shapes) -> None:
@@ -354,28 +412,13 @@ def _params_only(state: Mapping[str, Any], select: Callable[[str], bool]) -> dic
     return rest | ({"params": tree.unflatten(leaves)} if leaves else {})
 
 
-def fingerprint(state: dict) -> str:
-    """Returns a hash of the paths and bits of all leaves; it does not depend on the mesh."""
-    leaves = tree.flatten(state)
-    sums = jax.device_get(
-        jax.jit(lambda leaves: [_bit_sums(x) for x in leaves])(list(leaves.values()))
-    )
-    digest = hashlib.sha256()
-    for (path, leaf), both in zip(leaves.items(), sums, strict=True):
-        digest.update(f"{path} {leaf.shape} {leaf.dtype} {both[0]} {both[1]}\n".encode())
-    return digest.hexdigest()[:12]
+def _with_type(leaf: Any, stored: tuple[tuple[int, ...], np.dtype]) -> jax.ShapeDtypeStruct:
+    """Returns an abstract leaf with the type in the checkpoint, on which its checksum is based."""
+    return jax.ShapeDtypeStruct(leaf.shape, stored[1], sharding=getattr(leaf, "sharding", None))
 
 
-def _bit_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns a plain and a position-weighted sum of the bits as integers, modulo 2^32.
-
-    Integer sums do not depend on the order, so sharded and replicated arrays have the same sums.
-    """
-    dtype = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(x, dtype).astype(jnp.uint32).reshape(-1)
-    index = jax.lax.iota(jnp.uint32, bits.size)
-    weighted = bits * (index * jnp.uint32(2654435761) + 1)
-    return bits.sum(dtype=jnp.uint32), weighted.sum(dtype=jnp.uint32)
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:

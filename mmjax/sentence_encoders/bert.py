@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mmjax import sharding
-from mmjax.checkpoints.manager import fingerprint
+from mmjax.checkpoints.checksums import fingerprint
 from mmjax.errors import UserError
 from mmjax.sentence_encoders import bert_files
 from mmjax.sentence_encoders.base import Encoder

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax import config, registry, tree
-from mmjax.checkpoints.manager import fingerprint
+from mmjax.checkpoints.checksums import fingerprint
 from mmjax.config import Config
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError

@@ -1,22 +1,26 @@
 """Checkpoints: bit-exact restore on any mesh, and recovery from damage, crashes and full disks."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import random
 import shutil
 import subprocess
 import sys
 
 import fakes
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmjax import sharding, tree
 from mmjax.checkpoints.best import Best
+from mmjax.checkpoints.checksums import fingerprint
 from mmjax.checkpoints.find import checkpoints_dir, find, list_steps
-from mmjax.checkpoints.manager import Checkpoints, fingerprint
+from mmjax.checkpoints.manager import Checkpoints, DamagedError
 from mmjax.checkpoints.snapshot import snapshot
 from mmjax.errors import UserError
 from tests.messages import assert_mentions, raises
@@ -310,6 +314,123 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_restored(
         assert saved.restore_newest(trainer.abstract)[2] == 4
 
 
+def flip(path, rng):
+    """Flips one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flipped_bit_never_changes_a_restored_state(seed, run, trainer, state, tmp_path):
+    """Either the checkpoint is restored as it was saved, or the previous one is."""
+    rng, detected = random.Random(seed), 0
+    names = sorted(
+        path.relative_to(run) for path in (run / "checkpoints/4").rglob("*") if path.is_file()
+    )
+    large = sorted(names, key=lambda name: (run / name).stat().st_size)[-3:]
+    for name in (*rng.choices(names, k=5), *large):
+        copy = shutil.copytree(run, tmp_path / "copy")
+        flip(copy / name, rng)
+        with opened(copy) as saved:
+            restored, meta, step = saved.restore_newest(trainer.abstract)
+        assert fakes.equal(restored, at(state, step)) and meta["step"] == step, name
+        detected += step == 3
+        shutil.rmtree(copy)
+    assert detected >= 2
+
+
+def test_a_flipped_bit_of_frozen_parameters_is_an_error(run, trainer):
+    (frozen_dir,) = checkpoints_dir(run).glob("frozen-*")
+    (path,) = [p for p in frozen_dir.glob("ocdbt.process_0/d/*") if p.stat().st_size > 10_000]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with opened(run) as saved, raises(UserError, frozen_dir):
+        saved.restore_newest(trainer.abstract)
+    assert steps_in(run) == ["3", "4"]
+
+
+def test_a_damaged_checkpoint_that_was_requested_is_an_error(run, trainer):
+    path = run / "checkpoints/4/meta/metadata"
+    path.write_text(path.read_text().replace('"examples": 64', '"examples": 65'))
+    with opened(run, read_only=True) as saved:
+        for read in (
+            lambda: saved.restore(4, trainer.abstract),
+            lambda: saved.read(4, ["params"]),
+            lambda: saved.shapes(4),
+        ):
+            with raises(DamagedError, run / "checkpoints/4", "[3]"):
+                read()
+
+
+def test_checkpoints_without_checksums_are_read(run, trainer, state):
+    """Earlier versions stored none."""
+    for step in (3, 4):
+        path = run / f"checkpoints/{step}/meta/metadata"
+        meta = json.loads(path.read_text())
+        del meta["checksums"], meta["digest"]
+        path.write_text(json.dumps(meta))
+    with opened(run) as saved:
+        restored, meta, step = saved.restore_newest(trainer.abstract)
+    assert step == 4 and fakes.equal(restored, at(state, 4)) and meta["examples"] == 64
+
+
+def test_a_checkpoint_is_restored_as_another_data_type(run, trainer, state):
+    leaves = tree.flatten(trainer.abstract)
+    path = "params/head/mlp/wo/kernel"
+    leaves[path] = jax.ShapeDtypeStruct(
+        leaves[path].shape, jnp.bfloat16, sharding=leaves[path].sharding
+    )
+    abstract = tree.map_named(lambda name, _: leaves[name], trainer.abstract)
+    with opened(run) as saved:
+        restored = tree.flatten(saved.restore_newest(abstract)[0])
+    expected = tree.flatten(state)[path].astype(jnp.bfloat16)
+    assert restored[path].dtype == jnp.bfloat16 and np.array_equal(restored[path], expected)
+
+
+METADATA_DAMAGE = {
+    "empty": lambda path: path.write_text(""),
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "list": lambda path: path.write_text("[]"),
+    "number": lambda path: path.write_text("3"),
+    "wrong types": lambda path: path.write_text(
+        '{"item_handlers": 3, "init_timestamp_nsecs": "x", "metrics": [], "custom_metadata": 1}'
+    ),
+    "directory": lambda path: [path.unlink(), path.mkdir()],
+}
+
+
+@pytest.mark.parametrize("damage", METADATA_DAMAGE)
+def test_damaged_metadata_of_a_step_do_not_stop_a_run(damage, run, trainer, state):
+    """The arrays are intact, so using the step or setting it aside are both correct."""
+    METADATA_DAMAGE[damage](run / "checkpoints/4/_CHECKPOINT_METADATA")
+    with opened(run) as saved:
+        restored, _, step = saved.restore_newest(trainer.abstract)
+    assert fakes.equal(restored, at(state, step))
+
+
+@pytest.mark.parametrize("part", ["4", "4/state/d", "4/meta/metadata", "", "frozen"])
+def test_what_cannot_be_opened_is_an_error_and_is_not_renamed(part, run, trainer, unprivileged):
+    """It may be intact, and an older state must not be used silently."""
+    directory = run / "checkpoints"
+    if part == "frozen":
+        part = next(directory.glob("frozen-*")).name
+    path = directory / part
+    before, mode = steps_in(run), path.stat().st_mode
+    path.chmod(0)
+    try:
+        with unprivileged(), raises(UserError, path, os.strerror(errno.EACCES), "chmod"):
+            with opened(run) as saved:
+                saved.restore_newest(trainer.abstract)
+    finally:
+        path.chmod(mode)
+    assert steps_in(run) == before
+    with opened(run) as saved:
+        assert saved.restore_newest(trainer.abstract)[2] == 4
+
+
 def test_read_only_access_does_not_move_damaged_checkpoints(run, trainer):
     truncate(run / "checkpoints" / "4")
     with opened(run, read_only=True) as saved:
@@ -450,6 +571,7 @@ def test_a_snapshot_on_a_full_disk_is_an_error(run, tmp_path, monkeypatch):
 def test_metadata_is_plain_json(finished):
     text = (finished / "checkpoints/4/meta/metadata").read_text()
     meta = json.loads(text)
+    assert "params/left/mlp/wi/kernel" in meta.pop("checksums") and meta.pop("digest")
     assert meta.pop("frozen").startswith("frozen-") and meta == {"step": 4, "examples": 64}
 
 

@@ -15,7 +15,7 @@ from absl import logging
 
 from mmjax import distributed, sharding
 from mmjax import step as step_lib
-from mmjax.checkpoints.manager import fingerprint
+from mmjax.checkpoints.checksums import fingerprint
 from mmjax.errors import UserError, check_choice, unknown
 from mmjax.evals.features import cache as feature_cache
 from mmjax.evals.features import views as views_lib

@@ -1,0 +1,79 @@
+"""Kills a training run at random points, resumes it, and compares it with an uninterrupted run.
+
+    python -m tests.drills.kill --rounds 30 --seed 0
+
+Each round kills the run three times and then lets it finish. `metrics.jsonl` must be the same line
+by line except times, the states bit for bit, and nothing may be left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import random
+import sys
+import tempfile
+import time
+
+from tests.drills import runs
+from tests.e2e import program
+
+KILLS = 3  # per round
+
+
+class Drill:
+    """Rounds of kills of one recipe.
+
+    Args:
+      directory: Directory for the runs.
+      env: Environment variables of the processes.
+    """
+
+    def __init__(self, directory: pathlib.Path, env: dict[str, str]):
+        self._directory, self._env = directory, env
+        self.expected = directory / "expected" / "run"
+        counted = directory / "events"
+        self._train("expected", runs.Count(counted)).check()
+        self._events = int(counted.read_text())
+        self.kills = 0
+
+    def _train(self, name: str, before=None) -> program.Finished:
+        directory = self._directory / name
+        directory.mkdir(exist_ok=True)
+        return program.run(runs.RECIPE, directory, self._env, before=before, timeout=600)
+
+    def round(self, seed: int) -> list[str]:
+        """Returns the differences from the uninterrupted run."""
+        rng, name = random.Random(seed), f"round-{seed}"
+        kills = [runs.Kill.sample(rng, self._events) for _ in range(KILLS)]
+        for kill in kills:
+            done = self._train(name, kill)
+            if done.status not in (0, -kill.number):
+                return [f"{kill}: exit status {done.status}: {done.log[-2000:]}"]
+            self.kills += done.status != 0 or "Stopped by" in done.log
+        done = self._train(name)
+        if done.status:
+            return [f"after {kills}: exit status {done.status}: {done.log[-2000:]}"]
+        found = runs.differences(self.expected, self._directory / name / "run")
+        return [f"after {kills}: {line}" for line in found]
+
+
+def main() -> int:
+    """Runs the drill and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    start, failed = time.monotonic(), 0
+    with runs.environment() as env, tempfile.TemporaryDirectory() as directory:
+        drill = Drill(pathlib.Path(directory), env)
+        for number in range(args.seed, args.seed + args.rounds):
+            found = drill.round(number)
+            failed += bool(found)
+            print(f"round {number}: {found or 'equal'}", flush=True)
+    runs.report("kill", start, rounds=args.rounds, kills=drill.kills, rounds_that_differ=failed)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

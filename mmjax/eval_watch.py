@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from absl import logging
 
 from mmjax import files
+from mmjax.checkpoints.manager import DamagedError
 from mmjax.errors import UserError
 from mmjax.evals import Evaluator, format_results
 from mmjax.evaluate import failures, run_all
@@ -196,6 +197,9 @@ def _evaluate_step(
     """
     try:
         state = restore(step)
+    except DamagedError as error:
+        logging.error("%s", error)
+        return [evaluator.name for evaluator in evaluators]
     except UserError:
         raise
     except Exception:  # noqa: BLE001 - Orbax has no common type for damage

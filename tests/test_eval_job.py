@@ -11,7 +11,7 @@ import pytest
 
 from mmjax import eval_job, eval_watch, sharding
 from mmjax.checkpoints.find import find
-from mmjax.checkpoints.manager import Checkpoints
+from mmjax.checkpoints.manager import Checkpoints, DamagedError
 from mmjax.errors import UserError
 from mmjax.monitor import metrics_file
 from tests.messages import assert_mentions, raises
@@ -38,7 +38,7 @@ class Run:
 
     def restore(self, step):
         if step in self.damaged:
-            raise OSError("not a checkpoint")
+            raise DamagedError(f"step {step} is damaged: not a checkpoint")
         if step in self.vanishing:
             del self.states[step]
             return None

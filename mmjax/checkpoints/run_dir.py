@@ -9,11 +9,13 @@ import os
 import pathlib
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from absl import logging
 
 from mmjax import config, files
 from mmjax.errors import UserError
@@ -48,9 +50,8 @@ class RunDir:
         if create:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                probe = self.path / f".writable-{os.getpid()}"
-                probe.write_text("")
-                probe.unlink()
+                with tempfile.TemporaryFile(dir=self.path):  # a kill leaves nothing
+                    pass
             except OSError as error:
                 raise UserError(
                     f"--model_dir={path} is not writable: {error}. Pass another directory."
@@ -110,13 +111,8 @@ class RunDir:
         path = self.path / RECORD
         if not path.is_file():
             return
-        try:
-            version = json.loads(path.read_text()).get("format", 1)
-        except (ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path} is damaged: {error}. Restore it from a backup, or pass another "
-                "--model_dir."
-            ) from error
+        way_out = "Restore it from a backup, or pass another --model_dir."
+        version = _read_object(path, way_out).get("format", 1)
         if version != FORMAT:
             raise UserError(
                 f"{self.path} has run format {version}; this version of mmjax supports {FORMAT}. "
@@ -134,13 +130,8 @@ class RunDir:
         if not path.is_file():
             raise UserError(f"{self.path} is not a run directory: it has no {CONFIG}.")
         self.check_format()
-        try:
-            return config.from_json(path.read_text())
-        except ValueError as error:
-            raise UserError(
-                f"{path} is damaged: {error}. Restore it from a backup, or run the training "
-                "command again to write it."
-            ) from error
+        way_out = "Restore it from a backup, or run the training command again to write it."
+        return ml_collections.ConfigDict(config.plain(_read_object(path, way_out)))
 
     def write_start(self, cfg: config.Config | Mapping, parameters: str, devices: str) -> list[str]:
         """Writes config, record and parameter table.
@@ -156,7 +147,12 @@ class RunDir:
         text = config.to_json(cfg)
         changed: list[str] = []
         if (self.path / CONFIG).is_file():
-            changed = _differences(config.plain(self.read_config()), config.plain(json.loads(text)))
+            try:
+                old = config.plain(self.read_config())
+            except UserError as error:  # resuming needs only the checkpoint
+                logging.warning("%s It is written again.", error)
+            else:
+                changed = _differences(old, config.plain(json.loads(text)))
         files.write_text(self.path / CONFIG, text + "\n")
         self.write_record(devices=devices, started=time.strftime(TIME))
         files.write_text(self.path / "parameters.txt", parameters + "\n")
@@ -173,9 +169,19 @@ class RunDir:
         files.write_json(self.path / RECORD, record)
 
     def complete_step(self) -> int | None:
-        """Returns the step at which training was completed, or None."""
+        """Returns the step at which training was completed, or None.
+
+        Raises:
+          UserError: The file cannot be read or is damaged.
+        """
         path = self.path / COMPLETE
-        return json.loads(path.read_text())["step"] if path.is_file() else None
+        if not path.is_file():
+            return None
+        way_out = "Delete it and run the training command again, which writes it."
+        step = _read_object(path, way_out).get("step")
+        if not isinstance(step, int):
+            raise UserError(f"{path} is damaged: its step is {step!r}, not an integer. {way_out}")
+        return step
 
     def write_complete(self, step: int) -> None:
         """Marks the run as complete at a step."""
@@ -184,6 +190,17 @@ class RunDir:
     def clear_complete(self) -> None:
         """Marks the run as not complete."""
         (self.path / COMPLETE).unlink(missing_ok=True)
+
+
+def _read_object(path: pathlib.Path, way_out: str) -> dict[str, Any]:
+    """Returns the object in a JSON file; the error for anything else ends with `way_out`."""
+    try:
+        value = files.read_json(path)
+    except UserError as error:
+        raise UserError(f"{error} {way_out}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it contains {str(value)[:80]!r}. {way_out}")
+    return value
 
 
 def _differences(old: dict, new: dict, at: str = "") -> list[str]:

@@ -11,7 +11,7 @@ from mmjax import config
 from mmjax.checkpoints import run_dir
 from mmjax.checkpoints.run_dir import RunDir
 from mmjax.errors import UserError
-from tests.messages import raises
+from tests.messages import assert_mentions, raises
 
 
 def test_a_directory_is_created_with_its_parents(tmp_path):
@@ -164,3 +164,27 @@ def test_a_damaged_config_or_record_names_the_file(tmp_path):
     (tmp_path / "run.json").write_text("[]")
     with raises(UserError, tmp_path / "run.json", "--model_dir"):
         run.read_config()
+
+
+DAMAGE = {"empty": b"", "half": b'{"step": ', "zeros": bytes(12), "list": b"[]", "bytes": b"\xff{"}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_resume_does_not_depend_on_a_damaged_config(damage, tmp_path, caplog):
+    run = RunDir(tmp_path)
+    run.write_start(config.base(), "", "")
+    (tmp_path / "config.json").write_bytes(DAMAGE[damage])
+    with raises(UserError, tmp_path / "config.json", "training command"):
+        run.read_config()
+    with caplog.at_level("WARNING", logger="absl"):
+        assert run.write_start(config.base(), "", "") == []
+    assert_mentions(caplog.text, tmp_path / "config.json")
+    assert config.plain(run.read_config()) == config.plain(config.base())
+
+
+@pytest.mark.parametrize("content", [*DAMAGE.values(), b"{}", b'{"step": "8"}'])
+def test_a_damaged_completion_marker_names_the_file_and_the_way_out(content, tmp_path):
+    run = RunDir(tmp_path)
+    (tmp_path / "train_complete").write_bytes(content)
+    with raises(UserError, tmp_path / "train_complete", "Delete"):
+        run.complete_step()

@@ -10,11 +10,14 @@ import glob
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from typing import IO, Any, Literal
 
 from mmjax.errors import UserError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def partial_path(path: str | os.PathLike) -> pathlib.Path:
@@ -93,6 +96,28 @@ def read_text(path: str | os.PathLike) -> str:
         ) from error
     except OSError as error:
         raise UserError(f"Cannot read {os.fspath(path)}: {error.strerror or error}.") from error
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """Returns the stripped lines of a UTF-8 text file that are not blank; see `read_text`."""
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
+
+def valid_text(value: Any) -> tuple[Any, int]:
+    """Returns a value from JSON whose texts can be encoded, and the number of replacements.
+
+    JSON can contain half of a surrogate pair, for example of an emoji that a program has cut in
+    two. It becomes U+FFFD.
+    """
+    if isinstance(value, str):
+        return (value, 0) if value.isascii() else _SURROGATE.subn("\ufffd", value)
+    if isinstance(value, list):
+        items = [valid_text(item) for item in value]
+        return [item for item, _ in items], sum(count for _, count in items)
+    if isinstance(value, dict):
+        items = {valid_text(key)[0]: valid_text(item) for key, item in value.items()}
+        return {key: item for key, (item, _) in items.items()}, sum(n for _, n in items.values())
+    return value, 0
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

@@ -21,8 +21,8 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
     source.add_argument(
         "--csv",
         metavar="FILE",
-        help="table (.csv, .tsv, .jsonl, .parquet) with the columns path, start, end, caption, "
-        "label, split, touch, background, crop",
+        help="table (.csv, .tsv, .jsonl, .parquet) with the columns path, video, image, audio, "
+        "start, end, caption, label, split, touch, background, crop",
     )
     source.add_argument("--images", metavar="DIR", help="images in DIR/class or DIR/split/class")
     group.add_argument("--out", required=True, metavar="DIR", help="dataset to write")
@@ -37,6 +37,12 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         default="|",
         metavar="TEXT",
         help="separator of several captions or labels in one cell (default: '%(default)s')",
+    )
+    group.add_argument(
+        "--ignore-columns",
+        default="",
+        metavar="A,B",
+        help="columns of the table to ignore; '*' ignores all that are unknown",
     )
     group.add_argument(
         "--split",
@@ -164,6 +170,7 @@ def run(args: argparse.Namespace) -> int:
                 media_root=args.media_root,
                 separator=args.separator,
                 split=args.split,
+                ignore_columns=[name for name in args.ignore_columns.split(",") if name],
             ),
             BuildOptions(
                 fps=args.fps,

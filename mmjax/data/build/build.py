@@ -11,9 +11,10 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+from mmjax import files
 from mmjax.cpus import available_cpus
 from mmjax.data.build import finalize as finalizing
-from mmjax.data.build import manifest, runners
+from mmjax.data.build import image_directory, manifest, runners
 from mmjax.data.build import plan as plans
 from mmjax.data.build.options import BuildOptions
 from mmjax.data.build.plan import BuildPlan
@@ -33,6 +34,7 @@ class Source:
       media_root: Directory that paths are relative to (default: that of the table or images).
       separator: Separator of several captions or labels in one cell of the table.
       split: Split of rows that do not specify one.
+      ignore_columns: Names or patterns of columns of the table to ignore.
     """
 
     csv: str | None = None
@@ -40,6 +42,7 @@ class Source:
     media_root: str | None = None
     separator: str = "|"
     split: str = "train"
+    ignore_columns: Sequence[str] = ()
 
     def read(self) -> tuple[list[manifest.Clip], str]:
         """Returns `(clips, media root)`.
@@ -48,10 +51,15 @@ class Source:
           UserError: Neither a table nor a directory is set, or it cannot be read.
         """
         if self.csv:
-            clips = manifest.read_table(self.csv, separator=self.separator, split=self.split)
+            clips = manifest.read_table(
+                self.csv,
+                separator=self.separator,
+                split=self.split,
+                ignore_columns=self.ignore_columns,
+            )
             return clips, self.media_root or os.path.dirname(os.path.abspath(self.csv))
         if self.images:
-            clips = manifest.read_image_directory(self.images, split=self.split)
+            clips = image_directory.read_image_directory(self.images, split=self.split)
             return clips, self.media_root or self.images
         raise UserError("Nothing to build. Pass --csv FILE, --images DIR or --finalize.")
 
@@ -162,5 +170,4 @@ def _finalize(out: str, plan: BuildPlan) -> Result:
 def _read_classes(path: str) -> list[str]:
     if not os.path.isfile(path):
         raise UserError(f"--classes {path}: no such file.")
-    with open(path, encoding="utf-8-sig") as file:
-        return [line.strip() for line in file if line.strip()]
+    return files.read_lines(path)

@@ -39,7 +39,7 @@ def cut(
     """
     result = []
     for clip in clips:
-        duration = durations.get(clip.path)
+        duration = durations.get(clip.path, durations.get(clip.audio))
         if duration is None or (clip.start or 0.0) >= duration:
             result.append(clip)
             continue
@@ -50,7 +50,7 @@ def cut(
             if clip.start is None and clip.end is None:
                 raise UserError(
                     f"{clip.location(table)}: --split-by-time cannot split the whole file "
-                    f"{clip.path}. Cut it with --clip-seconds, or use --split-by-file."
+                    f"{clip.file}. Cut it with --clip-seconds, or use --split-by-file."
                 )
             split = _split_at((start + end) / 2 / duration, by_time)
             result.append(dataclasses.replace(clip, split=split))

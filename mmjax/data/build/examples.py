@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 
+import numpy as np
+
 from mmjax.data.build.manifest import Clip
 from mmjax.data.build.options import BuildOptions
-from mmjax.data.storage import image_files, media, schema
+from mmjax.data.storage import directories, image_files, media, schema, streams
 from mmjax.errors import UserError
 
 
 class Reader:
-    """Reads clips of media files. The last file stays open: the next clip is often in it.
+    """Reads clips of media files. The last files stay open: the next clip is often in them.
 
     Args:
       options: Options of the build.
@@ -21,14 +24,31 @@ class Reader:
 
     def __init__(self, options: BuildOptions, media_root: str):
         self.options, self.media_root = options, media_root
-        self._path, self._media = None, None
+        # The open files and their arguments, by whether only the audio is read.
+        self._open: dict[bool, media.Media] = {}
+        self._keys: dict[bool, tuple[str, bool, bool]] = {}
 
     def read(self, clip: Clip) -> media.Segment:
         """Returns the frames and the waveform of a clip.
 
+        Audio of a separate file is cut, or extended by silence, to the length of a video.
+
         Raises:
-          UserError: The file cannot be read, or the clip has a crop but the file is not an image.
+          UserError: A file cannot be read, or the clip has a crop but the file is not an image.
         """
+        segment = self._read_frames(clip) if clip.path else None
+        if not clip.audio or not self.options.audio:
+            return segment or media.Segment(frames=[], waveform=None, start=0.0, end=0.0)
+        audio = self._read_media(clip.audio, clip, only_audio=True)
+        if segment is None or segment.end <= segment.start:  # an image has no length
+            frames, roi = (segment.frames, segment.roi) if segment else ([], None)
+            return dataclasses.replace(audio, frames=frames, roi=roi)
+        count = streams.num_samples(segment.start, segment.end, self.options.sample_rate)
+        waveform = np.pad(audio.waveform, (0, max(count - len(audio.waveform), 0)))[:count]
+        return dataclasses.replace(segment, waveform=waveform)
+
+    def _read_frames(self, clip: Clip) -> media.Segment:
+        """Returns the part of a clip that is in `clip.path`, with audio if it is not separate."""
         path = self.locate(clip.path)
         encoding = {"size": self.options.size, "quality": self.options.quality}
         is_directory = os.path.isdir(path)
@@ -49,20 +69,31 @@ class Reader:
             )
         if is_image:
             return self._read_image(path, clip)
-        if path != self._path:
-            self.close()
-            self._media = media.Media(path, video=self.options.video, audio=self.options.audio)
-            self._path = path
+        return self._read_media(clip.path, clip, only_audio=False)
+
+    def _read_media(self, path: str, clip: Clip, *, only_audio: bool) -> media.Segment:
+        """Returns the clip's time span of a media file."""
+        path, options = self.locate(path), self.options
+        current = self._open.get(only_audio)
+        video, audio = options.video and not only_audio, options.audio
+        if not only_audio and clip.audio:
+            audio = False
+        key = (path, video, audio)
+        if current is None or self._keys[only_audio] != key:
+            self._close(only_audio)
+            current = self._open[only_audio] = media.Media(path, video=video, audio=audio)
+            self._keys[only_audio] = key
         try:
-            return self._media.read(
+            return current.read(
                 clip.start or 0.0,
                 clip.end,
-                fps=self.options.fps,
-                sample_rate=self.options.sample_rate,
-                **encoding,
+                fps=options.fps,
+                sample_rate=options.sample_rate,
+                size=options.size,
+                quality=options.quality,
             )
         except BaseException:
-            self.close()  # the state of the decoder is unknown
+            self._close(only_audio)  # the state of the decoder is unknown
             raise
 
     def _read_image(self, path: str, clip: Clip) -> media.Segment:
@@ -81,10 +112,13 @@ class Reader:
         return locate(path, self.media_root)
 
     def close(self) -> None:
-        """Closes the open file, if any."""
-        if self._media is not None:
-            self._media.close()
-        self._path = self._media = None
+        """Closes the open files, if any."""
+        for only_audio in tuple(self._open):
+            self._close(only_audio)
+
+    def _close(self, only_audio: bool) -> None:
+        if opened := self._open.pop(only_audio, None):
+            opened.close()
 
 
 def locate(path: str, media_root: str) -> str:
@@ -104,7 +138,7 @@ def locate(path: str, media_root: str) -> str:
             "must stay below it: pass a directory that contains all files as --media-root, or use "
             "absolute paths."
         )
-    return os.path.join(media_root, path)
+    return directories.existing_path(os.path.join(media_root, path))
 
 
 def make_example(clip: Clip, reader: Reader, classes: Mapping[str, int]) -> schema.Example:
@@ -113,15 +147,12 @@ def make_example(clip: Clip, reader: Reader, classes: Mapping[str, int]) -> sche
     Args:
       clip: The clip.
       reader: Reads its files.
-      classes: Class indices, see `manifest.class_indices`.
+      classes: Class indices, see `manifest.number_labels`.
 
     Raises:
       UserError: A file cannot be read.
     """
-    if clip.path:
-        segment = reader.read(clip)
-    else:
-        segment = media.Segment(frames=[], waveform=None, start=0.0, end=0.0)
+    segment = reader.read(clip)
     background = [clip.background] if clip.background else []
     options = reader.options
     return schema.Example(

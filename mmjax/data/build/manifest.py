@@ -1,20 +1,27 @@
-"""Reads the list of clips to build: a table of media files, or a directory of images."""
+"""Reads the list of clips to build from a table of media files."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 
+from mmjax import errors
 from mmjax.data.build import splits
-from mmjax.data.storage import directories, image_files, tables
+from mmjax.data.storage import class_labels, tables
 from mmjax.errors import UserError
 
-COLUMNS = ("path", "start", "end", "caption", "label", "split", "touch", "background", "crop")
-_COLUMN = re.compile(r"^(path|start|end|split|captions?|labels?|touch|background|crop)[ _]?\d*$")
+MEDIA = ("path", "video", "image", "audio")  # columns of media files
+COLUMNS = (
+    *MEDIA,
+    *("start", "end", "caption", "label", "split", "touch", "background", "crop"),
+)
+_COLUMN = re.compile(rf"({'|'.join(COLUMNS)}|captions|labels)[ _]?\d*")
 _MULTIPLE = ("caption", "label", "touch")  # columns whose cells may contain several values
 
 
@@ -23,7 +30,8 @@ class Clip:
     """One example to build: a part of a media file with its annotations.
 
     Attributes:
-      path: Media file, relative to the media root; '' for an example with only touch images.
+      path: File with frames, and audio unless `audio` is set, relative to the media root; '' for an
+        example without frames.
       start: Start in seconds; None for the start of the file.
       end: End in seconds; None for the end of the file.
       captions: The best caption first.
@@ -33,6 +41,7 @@ class Clip:
       touch: Touch images, as paths like `path`.
       background: Background of the touch images, that is, an image without contact; '' for none.
       crop: (top, left, height, width) in pixels of the image; None for the whole image.
+      audio: File with the audio, if it is not the audio of `path`; '' otherwise.
     """
 
     path: str
@@ -45,191 +54,242 @@ class Clip:
     touch: tuple[str, ...] = ()
     background: str = ""
     crop: tuple[int, int, int, int] | None = None
+    audio: str = ""
 
     @property
     def file(self) -> str:
-        """The path or, if only touch images exist, the first of them."""
-        return self.path or self.touch[0]
+        """The path or, without one, the audio or the first touch image."""
+        return self.path or self.audio or self.touch[0]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files of the clip."""
+        paths = (self.path, self.audio, *self.touch, self.background)
+        return tuple(path for path in paths if path)
 
     def location(self, table: str) -> str:
         """Returns 'TABLE, line N' for messages, or the file of the clip if `table` is ''."""
         return f"{table}, line {self.line}" if table else self.file
 
 
-def read_table(path: str, *, separator: str = "|", split: str = "train") -> list[Clip]:
+def read_table(
+    path: str,
+    *,
+    separator: str = "|",
+    split: str = "train",
+    ignore_columns: Sequence[str] = (),
+) -> list[Clip]:
     """Returns the clips of a table with the columns `COLUMNS`.
 
     Args:
-      path: .csv, .tsv, .jsonl or .parquet. Only `path` or `touch` is required. Captions, labels and
-        touch images may have several columns (caption, caption, or caption, caption2).
+      path: .csv, .tsv, .jsonl or .parquet. A row needs a file in one of the columns `MEDIA` or in
+        `touch`. Captions, labels and touch images may have several columns (caption, caption, or
+        caption, caption2).
       separator: Separator of several captions, labels or touch images in one cell; '' for none.
       split: Split of rows that do not specify one.
+      ignore_columns: Names of columns to ignore, or patterns (`*`) of unknown columns.
 
     Raises:
-      UserError: The table is missing or malformed; the message names the line.
+      UserError: The table is missing or malformed, or has an unknown column; the message names the
+        line or column.
     """
     if not os.path.exists(path):
         raise UserError(f"--csv {path}: no such file.")
+    columns = _Columns(path, ignore_columns)
     clips = []
     spellings: dict[frozenset[str], str] = {}  # a+b and b+a are stored in the same shards
-    for number, row in _rows(path):
+    for number, row in tables.cells(path):
         try:
-            clip = _parse_clip(row, number, separator, split)
+            clip = _parse_clip(columns.select(row), number, separator, split)
         except ValueError as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"{path}, line {number}: {error}.") from error
         name = spellings.setdefault(frozenset(clip.split.split("+")), clip.split)
         clips.append(clip if name == clip.split else dataclasses.replace(clip, split=name))
     if not clips:
         raise UserError(f"--csv {path}: the table has no rows below its header.")
+    columns.check_ignored()
     return clips
 
 
-def read_image_directory(directory: str, *, split: str = "train") -> list[Clip]:
-    """Returns the images of `DIR/class/**`, `DIR/split/class/**`, or a directory without classes.
+def number_labels(
+    clips: Sequence[Clip], names: Sequence[str] | None = None, *, table: str = ""
+) -> tuple[list[Clip], dict[str, int]]:
+    """Returns the clips and `{class name: index}`, empty if the labels are class numbers.
 
-    If all subdirectories are named train, val, valid, validation or test, they are splits. A text
-    file `x.txt` next to an image `x.jpg` contains its captions, one per line.
-
-    Args:
-      directory: The directory.
-      split: Split of the images if there are no split directories.
-
-    Raises:
-      UserError: The directory does not exist, or contains no images.
-    """
-    if not os.path.isdir(directory):
-        raise UserError(f"--images {directory}: no such directory.")
-    images = []
-    for root, _, files in directories.walk(directory):
-        parts = os.path.relpath(root, directory).split(os.sep) if root != directory else []
-        images += [(parts, file) for file in sorted(files) if image_files.is_image(file)]
-    if not images:
-        suffixes = [s for s in image_files.IMAGE_SUFFIXES if image_files.is_image(f"x{s}")]
-        raise UserError(f"--images {directory}: no image files ({', '.join(suffixes)}).")
-    by_split = {parts[0] if parts else "" for parts, _ in images} <= set(splits.SPLIT_DIRECTORIES)
-    clips = []
-    for number, (parts, file) in enumerate(images, 1):
-        classes = parts[1:] if by_split else parts
-        path = os.path.join(*parts, file)
-        clips.append(
-            Clip(
-                path=path,
-                captions=_read_caption_file(os.path.join(directory, path)),
-                labels=tuple(classes[:1]),
-                split=parts[0] if by_split else split,
-                line=number,
-            )
-        )
-    return clips
-
-
-def class_indices(
-    clips: Iterable[Clip], names: Sequence[str] | None = None, *, table: str = ""
-) -> dict[str, int]:
-    """Returns `{class name: index}`; empty if the labels are class indices themselves.
+    Class numbers are whole in the clips that are returned: '3' instead of '3.0'.
 
     Args:
       clips: All clips of all splits.
-      names: Class names in order. None for the labels that occur, in alphabetical order, unless all
-        of them are whole numbers.
-      table: The table, for messages.
+      names: Class names in order. None for the labels that occur; see `class_labels`.
+      table: The table, for messages; '' for a directory of images, where labels are names unless
+        all are numbers.
 
     Raises:
-      UserError: A label is not one of `names`.
+      UserError: A label is not one of `names`, or only some labels of a table are numbers.
     """
-    used: dict[str, Clip] = {}
+    used: dict[str, str] = {}
     for clip in clips:
         for label in clip.labels:
-            used.setdefault(label, clip)
+            used.setdefault(label, clip.location(table))
     if names is None:
-        names = [] if all(label.isdecimal() for label in used) else sorted(used)
-        return {name: index for index, name in enumerate(names)}
-    for label, clip in used.items():
+        numbers = all(class_labels.class_number(label) is not None for label in used)
+        names = sorted(used) if not (table or numbers) else class_labels.class_names(used)
+        if names is not None:
+            return list(clips), {name: index for index, name in enumerate(names)}
+        as_number = {label: str(class_labels.class_number(label)) for label in used}
+        return [
+            dataclasses.replace(clip, labels=tuple(as_number[label] for label in clip.labels))
+            if clip.labels
+            else clip
+            for clip in clips
+        ], {}
+    names = [class_labels.clean(name) for name in names]
+    for label, location in used.items():
         if label not in names:
             near = difflib.get_close_matches(label, names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
-                f"{clip.location(table)}: the label {label!r} is not one of the {len(names)} "
-                f"classes.{hint}"
+                f"{location}: the label {label!r} is not one of the {len(names)} classes.{hint}"
             )
-    return {name: index for index, name in enumerate(names)}
+    return list(clips), {name: index for index, name in enumerate(names)}
 
 
 def unreserved_column(name: str) -> str:
-    """Returns the name of a column, with a prefix if `read_table` would read or refuse it."""
-    return f"kept_{name}" if _COLUMN.match(name) or _similar(name) else name
+    """Returns the name of a column, with a prefix if `read_table` would read it."""
+    return f"kept_{name}" if _COLUMN.fullmatch(name.lower()) else name
 
 
-def _rows(path: str) -> Iterable[tuple[int, list[tuple[str, object]]]]:
-    """Yields `(line number, [(column, cell)])`; a column may occur more than once."""
-    checked: set[tuple[str, ...]] = set()
-    ignore_case = tables.suffix_of(path) in ("", ".csv", ".tsv")  # headers typed by people
-    for number, cells in tables.cells(path):
-        if ignore_case:
-            cells = [(column.lower(), cell) for column, cell in cells]
-        columns = tuple(column for column, _ in cells)
-        if columns not in checked:
-            _check_columns(path, columns)
-            checked.add(columns)
-        yield number, cells
+class _Columns:
+    """Selects the columns that are read; refuses unknown ones.
+
+    Args:
+      path: The table.
+      ignored: Names or patterns of columns to ignore.
+    """
+
+    def __init__(self, path: str, ignored: Sequence[str]):
+        self._path = path
+        self._ignored = [pattern.strip().lower() for pattern in ignored]
+        self._names: dict[str, str] = {}  # of all columns; '' for those that are ignored
+        self._checked: set[tuple[str, ...]] = set()
+
+    def select(self, row: Sequence[tuple[str, object]]) -> list[tuple[str, object]]:
+        """Returns (field, cell) of the columns of a row that are read.
+
+        Raises:
+          UserError: A column is unknown, or no column has a file.
+        """
+        columns = tuple(column for column, _ in row)
+        if columns not in self._checked:
+            self._check(columns, row)
+            self._checked.add(columns)
+        return [(self._names[column], cell) for column, cell in row if self._names[column]]
+
+    def _check(self, columns: Sequence[str], row: Sequence[tuple[str, object]]) -> None:
+        unknown = []
+        for n, (column, cell) in enumerate(row, 1):
+            name = column.strip().lower() or f"column {n}"
+            match = _COLUMN.fullmatch(name)
+            ignored = name in self._ignored
+            if not match:
+                ignored = any(fnmatch.fnmatchcase(name, pattern) for pattern in self._ignored)
+            self._names[column] = match[1].removesuffix("s") if match and not ignored else ""
+            if not (match or ignored or not column and cell in ("", None)):
+                unknown.append(column or name)
+        if unknown:
+            near = _similar(unknown[0].lower())
+            hint = f" Did you mean {near[0]!r} instead of {unknown[0]!r}?" if near else ""
+            raise UserError(
+                f"{self._path} has columns that mmjax does not know: {', '.join(unknown)}.{hint} "
+                f"Known columns: {', '.join(COLUMNS)}. Rename the columns, or ignore them with "
+                f"--ignore-columns {shlex.quote(','.join(unknown))}."
+            )
+        if not {*MEDIA, "touch"} & {self._names[column] for column in columns}:
+            raise UserError(
+                f"{self._path} needs a column with files: {', '.join(MEDIA)} or touch. Columns "
+                f"found: {', '.join(columns) or 'none'}. The first line must name the columns: "
+                f"{', '.join(COLUMNS)}."
+            )
+
+    def check_ignored(self) -> None:
+        """Raises UserError for a name to ignore that no row has."""
+        names = [name.strip().lower() or f"column {n}" for n, name in enumerate(self._names, 1)]
+        for pattern in self._ignored:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise errors.unknown(
+                    f"column in --ignore-columns for {self._path}:", pattern, names
+                )
 
 
 def _similar(column: str) -> list[str]:
     """Returns the column that is most similar to an unknown name, as a list of at most one."""
-    return difflib.get_close_matches(
-        column, ("start", "end", "caption", "label", "split"), 1, 0.75
-    ) or difflib.get_close_matches(column, ("touch", "background", "crop"), 1, 0.85)
-
-
-def _check_columns(path: str, columns: Sequence[str]) -> None:
-    if not {"path", "touch"} & set(columns):
-        raise UserError(
-            f"{path} needs a column 'path' or 'touch'. Columns found: "
-            f"{', '.join(columns) or 'none'}. The first line must name the columns: "
-            f"{', '.join(COLUMNS)}."
-        )
-    for column in columns:
-        if not _COLUMN.match(column) and (near := _similar(column)):
-            raise UserError(
-                f"{path}: unknown column {column!r}. Did you mean {near[0]!r}? Otherwise rename it."
-            )
+    return difflib.get_close_matches(column, COLUMNS, 1, 0.75)
 
 
 def _parse_clip(row: list[tuple[str, object]], line: int, separator: str, split: str) -> Clip:
-    """Returns the clip of a row; raises ValueError if a cell is malformed."""
-    fields: dict[str, list] = {}
-    for column, cell in row:
-        if match := _COLUMN.match(column):
-            values = cell if isinstance(cell, list) else [] if cell is None else [cell]
-            values = [str(value).strip() for value in values]
-            name = match[1].rstrip("s")
-            if name in _MULTIPLE and separator and isinstance(cell, str):
-                values = [part.strip() for value in values for part in value.split(separator)]
-            fields.setdefault(name, []).extend(value for value in values if value)
-    touch, background = fields.get("touch", []), fields.get("background", [""])
-    if not fields.get("path") and not touch:
-        raise ValueError("path and touch are empty" if "touch" in fields else "path is empty")
-    if any(background) and not touch:
-        raise ValueError(f"the background {background[0]} has no touch image")
-    if fields.get("crop") and not fields.get("path"):
+    """Returns the clip of a row of (field, cell); raises ValueError if a cell is malformed."""
+    fields: dict[str, list[str]] = {}
+    for name, cell in row:
+        values = cell if isinstance(cell, list) else [] if cell is None else [cell]
+        if any(isinstance(value, dict | list) for value in values):
+            raise ValueError(f"the column {name} must contain text or a list of texts")
+        clean = class_labels.clean if name == "label" else lambda value: str(value).strip()
+        values = [clean(value) for value in values]
+        if name in _MULTIPLE and separator and isinstance(cell, str):
+            values = [part.strip() for value in values for part in value.split(separator)]
+        fields.setdefault(name, []).extend(value for value in values if value)
+    for name in fields:
+        if name not in (*_MULTIPLE, "crop") and len(fields[name]) > 1:
+            raise ValueError(
+                f"the column {name} must have one value; got {', '.join(fields[name])}"
+            )
+    one = {name: values[0] for name, values in fields.items() if values}
+    path, audio = _media_files(one)
+    touch = fields.get("touch", [])
+    if not (path or audio or touch):
+        raise ValueError(" and ".join(n for n in (*MEDIA, "touch") if n in fields) + " are empty")
+    if "background" in one and not touch:
+        raise ValueError(f"the background {one['background']} has no touch image")
+    if "crop" in one and not path:
         raise ValueError("the crop needs a path of an image")
-    start, end = (
-        _parse_seconds(fields[name][0]) if fields.get(name) else None for name in ("start", "end")
-    )
+    start, end = (_parse_seconds(one[name]) if name in one else None for name in ("start", "end"))
     if end is not None and end <= (start or 0):
         raise ValueError(f"the end {end:g} s is not after the start {start or 0:g} s")
     return Clip(
-        path=(fields.get("path") or [""])[0],
+        path=path,
         start=start,
         end=end,
         captions=tuple(fields.get("caption", ())),
         labels=tuple(fields.get("label", ())),
-        split=splits.check_splits((fields.get("split") or [split])[0]),
+        split=splits.check_splits(one.get("split", split)),
         line=line,
         touch=tuple(touch),
-        background=(background or [""])[0],
-        crop=_parse_crop(fields["crop"]) if fields.get("crop") else None,
+        background=one.get("background", ""),
+        crop=_parse_crop(fields["crop"]) if "crop" in one else None,
+        audio=audio,
     )
+
+
+def _media_files(one: Mapping[str, str]) -> tuple[str, str]:
+    """Returns the file with frames and that with separate audio, each '' without one.
+
+    A file in `path` or `video` has both, unless another column has a file for one of them.
+    """
+    path, video, image, audio = (one.get(name, "") for name in MEDIA)
+    if video and image:
+        raise ValueError(
+            f"the video {video} and the image {image} cannot be in one row: an example has one "
+            "sequence of frames. Write two rows"
+        )
+    frames = video or image
+    if path and frames and audio:
+        raise ValueError(
+            f"the path {path} has no use, because the row has separate files for frames "
+            f"({frames}) and audio ({audio}). Leave it empty"
+        )
+    return (frames, path) if path and frames else (path or frames, audio)
 
 
 def _parse_crop(values: Sequence[str]) -> tuple[int, int, int, int]:
@@ -259,11 +319,3 @@ def _parse_seconds(text: str) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"the time {text!r} must be finite and not negative")
     return value
-
-
-def _read_caption_file(image: str) -> tuple[str, ...]:
-    path = os.path.splitext(image)[0] + ".txt"
-    if not os.path.exists(path):
-        return ()
-    with open(path, encoding="utf-8-sig") as file:
-        return tuple(line.strip() for line in file if line.strip())

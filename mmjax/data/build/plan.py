@@ -22,9 +22,10 @@ from tqdm import tqdm
 from mmjax import files
 from mmjax.data.build import cutting, manifest
 from mmjax.data.build.examples import measure_duration
+from mmjax.data.build.image_directory import unpack_hint
 from mmjax.data.build.manifest import Clip
 from mmjax.data.build.options import BuildOptions
-from mmjax.data.storage import dataset
+from mmjax.data.storage import dataset, directories
 from mmjax.errors import UserError
 
 WORK_DIR = ".build"  # directory of a dataset with its plan and the reports of its shards
@@ -97,7 +98,7 @@ def make_plan(
       clips: The clips of the table.
       options: Options of the build.
       media_root: Directory that paths are relative to.
-      class_names: See `manifest.class_indices`.
+      class_names: See `manifest.number_labels`.
       table: The table, for messages; '' for a directory of images.
       workers: Number of threads that read the durations of files, if they are needed.
       progress: Whether to show a progress bar.
@@ -112,7 +113,8 @@ def make_plan(
     if options.by_file:
         clips = cutting.split_by_file(clips, options.by_file)
     if options.clip_seconds or options.by_time:
-        paths = list(dict.fromkeys(clip.path for clip in clips if clip.path))
+        paths = list(dict.fromkeys(path for clip in clips for path in (clip.path, clip.audio)))
+        paths = [path for path in paths if path]
         measure = functools.partial(measure_duration, media_root=media_root, options=options)
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             bar = tqdm(pool.map(measure, paths), "durations", len(paths), disable=not progress)
@@ -124,16 +126,19 @@ def make_plan(
             by_time=options.by_time,
             table=table,
         )
-    classes = manifest.class_indices(clips, class_names, table=table)
-    return BuildPlan(options=options, clips=list(clips), classes=classes, key=key, table=table)
+    clips, classes = manifest.number_labels(clips, class_names, table=table)
+    return BuildPlan(options=options, clips=clips, classes=classes, key=key, table=table)
 
 
 def _check_files_exist(clips: Sequence[Clip], media_root: str, table: str) -> None:
     paths = [os.path.join(media_root, clip.file) for clip in clips[:_NUM_CHECKED]]
-    if not any(map(os.path.exists, paths)):
+    if not any(os.path.exists(directories.existing_path(path)) for path in paths):
+        directory = os.path.dirname(paths[0])
+        existing = directories.list_files(directory) if os.path.isdir(directory) else []
         raise UserError(
             f"None of the first {len(paths)} media files exists. {clips[0].location(table)} refers "
             f"to {paths[0]}. Paths are relative to the directory of the table, or to --media-root."
+            f"{unpack_hint(existing)}"
         )
 
 
@@ -150,7 +155,7 @@ def plan_key(
     clips: Sequence[Clip], options: BuildOptions, class_names: Sequence[str] | None = None
 ) -> str:
     """Returns a hash of the table and of all options that determine the bytes of a dataset."""
-    rows = [dataclasses.astuple(clip) for clip in clips]
+    rows = [_values(clip) for clip in clips]
     contents = [dataclasses.asdict(options), list(class_names or ()), rows]
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
 
@@ -214,7 +219,7 @@ def prepare(
         "table": plan.table,
         "options": dataclasses.asdict(plan.options),
         "classes": plan.classes,
-        "clips": [dataclasses.astuple(clip) for clip in plan.clips],
+        "clips": [_values(clip) for clip in plan.clips],
     }
     files.write_json(path, contents, indent=None)
     return plan
@@ -236,7 +241,8 @@ def load_plan(out: str) -> BuildPlan:
     try:
         clips = []
         for values in contents["clips"]:
-            clip = dict(zip(names, values, strict=True))
+            missing = [""] * (len(names) - len(values))  # see `_values`
+            clip = dict(zip(names, [*values, *missing], strict=True))
             clip |= {name: tuple(clip[name]) for name in ("captions", "labels", "touch")}
             clip["crop"] = tuple(clip["crop"]) if clip["crop"] else None
             clips.append(Clip(**clip))
@@ -256,13 +262,16 @@ def load_plan(out: str) -> BuildPlan:
         ) from error
 
 
+def _values(clip: Clip) -> tuple[Any, ...]:
+    """Returns the fields of a clip, as before clips had audio files if it has none."""
+    values = dataclasses.astuple(clip)
+    return values if clip.audio else values[:-1]
+
+
 def _plan_path(out: str) -> str:
     return os.path.join(out, WORK_DIR, "plan.json")
 
 
 def read_json(path: str) -> Any:
     """Returns the content of a JSON file, or None if it does not exist."""
-    if not os.path.exists(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return files.read_json(path) if os.path.exists(path) else None

@@ -1,18 +1,38 @@
-"""Readers of tables: CSV, TSV, JSON lines and Parquet, selected by file suffix."""
+"""The reader of all tables: CSV, TSV, JSON lines and Parquet, selected by file suffix.
+
+| format | rules |
+| --- | --- |
+| CSV | a cell that starts with `"` ends at the next single `"`; `""` inside means `"` |
+| TSV | no quotes: a `"` is part of the text |
+| CSV, TSV | UTF-8, or UTF-16 with a byte order mark; the first line names the columns |
+| JSON lines | UTF-8; one object per line |
+
+In every format, NaN is a missing value, and bytes are UTF-8 text.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import itertools
-import json
+import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from absl import logging
+
 from mmjax.errors import UserError
+from mmjax.files import parse_json, valid_text
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _MAX_CELL_BYTES = 1 << 24
+_DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+_END = "\x00end"  # a line after the last one; part of a cell if a quote is not closed
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+Cells = list[tuple[str, Any]]
 
 
 def suffix_of(path: str) -> str:
@@ -28,66 +48,203 @@ def rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     missing at the end of a line are ''. For Parquet, the number is that of the row, from 1.
 
     Raises:
-      UserError: The file is missing, has another suffix, or is malformed; the message gives the
-        line.
+      UserError: The file is missing, has another suffix, or is malformed, or two columns have the
+        same name; the message gives the line.
     """
     if not suffix_of(path):
         raise UserError(
             f"{path} is not a table: its name must end in one of {', '.join(SUFFIXES)}."
         )
     for line, row in cells(path):
-        yield line, dict(row)
+        result = dict(row)
+        if len(result) < len(row):
+            names = [name for name, _ in row]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{path} has two columns {twice!r}. Remove or rename one of them.")
+        yield line, result
 
 
-def cells(path: str) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
+def cells(path: str) -> Iterator[tuple[int, Cells]]:
     """Yields (line number, [(column, cell)]) of each row of a table.
 
     Unlike in `rows`, several columns may have the same name, and files with other suffixes are read
-    as CSV.
+    as CSV. Halves of surrogate pairs in JSON, such as half an emoji, are replaced by U+FFFD and
+    counted in the log.
 
     Raises:
       UserError: The file is missing or malformed; the message gives the line.
     """
+    replaced = 0
     try:
-        yield from _READERS.get(suffix_of(path), _separated)(path)
+        for line, row in _READERS.get(suffix_of(path), _separated)(path):
+            for n, (column, cell) in enumerate(row):
+                value, count = valid_text(_plain(cell, path, line, column))
+                row[n] = str(column), value
+                replaced += count
+            yield line, row
     except FileNotFoundError as error:
         raise UserError(f"Table {path} does not exist.") from error
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error}.") from error
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: a cell is nested too deeply.") from error
+    if replaced:
+        logging.warning("%s: replaced %d halves of surrogate pairs by U+FFFD.", path, replaced)
 
 
-def _separated(path: str) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    csv.field_size_limit(_MAX_CELL_BYTES)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter="\t" if suffix_of(path) == ".tsv" else ",")
+def column_names(names: Iterable[str], *expected: str) -> dict[str, str]:
+    """Returns {expected name: name in the table} of columns that exist, in any case."""
+    by_lower_case = {name.lower(): name for name in reversed(list(names))}
+    return {name: by_lower_case[name] for name in expected if name in by_lower_case}
+
+
+def _plain(cell: Any, path: str, line: int, column: str) -> Any:
+    """Returns a cell with None for NaN and text for bytes."""
+    if isinstance(cell, float) and math.isnan(cell):
+        return None
+    if isinstance(cell, bytes):
         try:
-            header = [name.strip() for name in next(reader, [])]
-            for row in reader:
-                if not any(cell.strip() for cell in row):
-                    continue
-                if len(row) > len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: {len(row)} cells for {len(header)} "
-                        'columns. Put cells that contain the delimiter in "quotes".'
-                    )
-                yield reader.line_num, list(itertools.zip_longest(header, row, fillvalue=""))
+            return cell.decode()
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{path} is not UTF-8 text: {error}. Save the file with UTF-8 encoding."
+                f"{path}, line {line}: the column {column!r} contains bytes that are not UTF-8 "
+                "text. Write such data, for example images, to files and their paths to the table."
+            ) from error
+    if isinstance(cell, list):
+        values = (_plain(value, path, line, column) for value in cell)
+        return [value for value in values if value is not None]
+    return cell
+
+
+# --------------------------------------------------------------------------------------------------
+# CSV and TSV.
+
+
+def _separated(path: str) -> Iterator[tuple[int, Cells]]:
+    csv.field_size_limit(_MAX_CELL_BYTES)
+    is_tsv = suffix_of(path) == ".tsv"
+    delimiter = "\t" if is_tsv else ","
+    with open(path, "rb") as file:
+        name = "UTF-16" if file.read(2) in _UTF16 else "UTF-8"
+    encoding = "utf-16" if name == "UTF-16" else "utf-8-sig"
+    with open(path, newline="", encoding=encoding) as file:
+        lines = _Lines(file)
+        quoting = dict(quoting=csv.QUOTE_NONE, quotechar=None) if is_tsv else {}
+        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=not is_tsv, **quoting)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            if header == [_END]:
+                return
+            _check_header(path, header, delimiter)
+            previous = reader.line_num
+            for row in reader:
+                first, previous = previous + 1, reader.line_num
+                if row == [_END]:
+                    return
+                _check_row(path, row, header, first, reader.line_num, delimiter)
+                if any(cell.strip() for cell in row):
+                    yield reader.line_num, list(itertools.zip_longest(header, row, fillvalue=""))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path}, line {lines.count + 1} or later, is not {name} text: {error}. Save the "
+                "file with UTF-8 encoding."
             ) from error
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}.") from error
 
 
-def _json_lines(path: str) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
+class _Lines:
+    """The lines of a file, then `_END`."""
+
+    def __init__(self, file: Iterable[str]):
+        self._file, self.count = file, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._file:
+            self.count += 1
+            yield line if line.endswith(("\n", "\r")) else f"{line}\n"
+        yield f"{_END}\n"
+
+
+def _check_header(path: str, header: Sequence[str], delimiter: str) -> None:
+    """Raises UserError if the names of the columns are separated by another delimiter."""
+    if any(_END in name for name in header):
+        raise UserError(f'{path}, line 1: a quote (") is not closed. Close it, or double it.')
+    others = [d for d in _DELIMITERS if d != delimiter and len(header) == 1 and d in header[0]]
+    if others:
+        names = ", ".join(name.strip() for name in header[0].split(others[0]))
+        suffix = ".tsv" if others[0] == "\t" else ".csv"
+        raise UserError(
+            f"{path}, line 1: the columns must be separated by {_DELIMITERS[delimiter]}, but "
+            f"{_DELIMITERS[others[0]]} separate {names}. Save the table with "
+            f"{_DELIMITERS[delimiter]}"
+            + (f", or rename it to end in {suffix}." if others[0] in ",\t" else ".")
+        )
+
+
+def _check_row(
+    path: str, row: Sequence[str], header: Sequence[str], first: int, last: int, delimiter: str
+) -> None:
+    """Raises UserError for a row with too many cells, or with a quote that is not closed.
+
+    Args:
+      path: The table.
+      row: The cells.
+      header: The names of the columns.
+      first, last: Lines of the row.
+      delimiter: Separator of the cells.
+    """
+    if row and row[-1].rstrip().endswith(_END):
+        raise UserError(
+            f'{path}, line {first}: a quote (") at the start of a cell is not closed. Close it; '
+            'inside of quotes, write a quote as "".'
+        )
+    if len(row) > len(header):
+        raise UserError(
+            f"{path}, line {last}: {len(row)} cells for {len(header)} columns. Put cells that "
+            'contain the delimiter in "quotes".'
+        )
+    if last > first and _has_rows_in_a_cell(row, header, delimiter):
+        raise UserError(
+            f'{path}, line {first}: a quote (") is closed only on line {last}, and the rows '
+            "between them would be part of one cell. Close it on its line; inside of quotes, write "
+            'a quote as "".'
+        )
+
+
+def _has_rows_in_a_cell(row: Sequence[str], header: Sequence[str], delimiter: str) -> bool:
+    """Returns whether a cell over several lines contains what must be other rows of the table.
+
+    Texts may have several lines. But a line is a row if it has the same number of cells, and a file
+    name of the same type in the same column.
+    """
+    if len(row) < len(header) and any("\n" in cell for cell in row):
+        return True
+    types = {n: match[0] for n, cell in enumerate(row) if (match := _file_type(cell))}
+    for line in "\n".join(row).splitlines()[1:]:
+        others = line.split(delimiter)
+        if len(others) >= len(header) > 1 and any(
+            (match := _file_type(others[n])) and match[0] == file_type
+            for n, file_type in types.items()
+        ):
+            return True
+    return False
+
+
+def _file_type(cell: str) -> re.Match | None:
+    return re.search(r"\.\w{1,5}$", cell.strip().lower())
+
+
+# --------------------------------------------------------------------------------------------------
+# JSON lines and Parquet.
+
+
+def _json_lines(path: str) -> Iterator[tuple[int, Cells]]:
     with open(path, "rb") as file:
         for line_number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
-                raise UserError(f"{path}, line {line_number} is not JSON: {error}.") from error
+            row = parse_json(line, f"{path}, line {line_number}")
             if not isinstance(row, dict):
                 raise UserError(
                     f'{path}, line {line_number} is not a JSON object; expected {{"column": cell, '
@@ -96,7 +253,7 @@ def _json_lines(path: str) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
             yield line_number, list(row.items())
 
 
-def _parquet(path: str) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
+def _parquet(path: str) -> Iterator[tuple[int, Cells]]:
     try:
         import pyarrow
         import pyarrow.parquet

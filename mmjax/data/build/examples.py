@@ -13,6 +13,8 @@ from mmjax.data.build.options import BuildOptions
 from mmjax.data.storage import directories, image_files, media, schema, streams
 from mmjax.errors import UserError
 
+_NOTHING = media.Segment(frames=[], waveform=None, start=0.0, end=0.0)
+
 
 class Reader:
     """Reads clips of media files. The last files stay open: the next clip is often in them.
@@ -38,7 +40,7 @@ class Reader:
         """
         segment = self._read_frames(clip) if clip.path else None
         if not clip.audio or not self.options.audio:
-            return segment or media.Segment(frames=[], waveform=None, start=0.0, end=0.0)
+            return segment or _NOTHING
         audio = self._read_media(clip.audio, clip, only_audio=True)
         if segment is None or segment.end <= segment.start:  # an image has no length
             frames, roi = (segment.frames, segment.roi) if segment else ([], None)
@@ -58,6 +60,8 @@ class Reader:
             raise UserError(
                 f"{path} is {actual}, but only image files can have a crop. Remove the crop."
             )
+        if not self.options.video and (is_directory or is_image):
+            return _NOTHING
         if is_directory:
             return media.read_frame_directory(
                 path,
@@ -153,6 +157,11 @@ def make_example(clip: Clip, reader: Reader, classes: Mapping[str, int]) -> sche
       UserError: A file cannot be read.
     """
     segment = reader.read(clip)
+    if not segment.frames and segment.waveform is None and not clip.touch:
+        raise UserError(
+            f"{clip.file} has nothing to store, because of --no-video or --no-audio. Remove the "
+            "option or the row."
+        )
     background = [clip.background] if clip.background else []
     options = reader.options
     return schema.Example(

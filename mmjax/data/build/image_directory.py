@@ -30,7 +30,7 @@ def read_image_directory(directory: str, *, split: str = "train") -> list[Clip]:
     images, others = [], []
     for root, _, names in directories.walk(directory):
         parts = os.path.relpath(root, directory).split(os.sep) if root != directory else []
-        found = [name for name in names if image_files.is_image(name)]
+        found = [name for name in names if image_files.is_image(os.path.join(root, name))]
         images += [(parts, name) for name in found]
         captions = {f"{os.path.splitext(name)[0]}.txt" for name in found}
         others += [name for name in names if name not in captions and name not in found]

@@ -198,6 +198,13 @@ class _Columns:
             self._names[column] = match[1].removesuffix("s") if match and not ignored else ""
             if not (match or ignored or not column and cell in ("", None)):
                 unknown.append(column or name)
+        if not {*MEDIA, "touch"} & {self._names[column] for column in columns}:
+            names = ", ".join(map(repr, (*MEDIA, "touch")))
+            raise UserError(
+                f"{self._path} needs a column with files: {names}. Columns "
+                f"found: {', '.join(columns) or 'none'}. The first line must name the columns: "
+                f"{', '.join(COLUMNS)}."
+            )
         if unknown:
             near = _similar(unknown[0].lower())
             hint = f" Did you mean {near[0]!r} instead of {unknown[0]!r}?" if near else ""
@@ -205,12 +212,6 @@ class _Columns:
                 f"{self._path} has columns that mmjax does not know: {', '.join(unknown)}.{hint} "
                 f"Known columns: {', '.join(COLUMNS)}. Rename the columns, or ignore them with "
                 f"--ignore-columns {shlex.quote(','.join(unknown))}."
-            )
-        if not {*MEDIA, "touch"} & {self._names[column] for column in columns}:
-            raise UserError(
-                f"{self._path} needs a column with files: {', '.join(MEDIA)} or touch. Columns "
-                f"found: {', '.join(columns) or 'none'}. The first line must name the columns: "
-                f"{', '.join(COLUMNS)}."
             )
 
     def check_ignored(self) -> None:

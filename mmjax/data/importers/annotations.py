@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import fnmatch
 import json
 import math
@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmjax.data.storage import directories
+from mmjax import files
+from mmjax.data.storage import directories, tables
 from mmjax.errors import UserError
 
 _MAX_DEPTH = 3  # levels of subdirectories that are searched
@@ -93,13 +94,9 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
     Raises:
       UserError: The file is not UTF-8.
     """
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.strip()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text: {error}.") from error
+    for number, line in enumerate(files.read_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, line.strip()
 
 
 def read_cells(path: str, *, comment: str = "") -> Iterator[tuple[int, list[str]]]:
@@ -114,15 +111,10 @@ def read_cells(path: str, *, comment: str = "") -> Iterator[tuple[int, list[str]
     Raises:
       UserError: The file is not a CSV file in UTF-8.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, skipinitialspace=True)
-        try:
-            for row in reader:
-                row = [cell.strip() for cell in row]
-                if any(row) and not (comment and row[0].startswith(comment)):
-                    yield reader.line_num, row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise line_error(path, reader.line_num, str(error)) from error
+    for number, row in tables.separated(path):
+        row = [cell.strip() for cell in row]
+        if any(row) and not (comment and row[0].startswith(comment)):
+            yield number, row
 
 
 def read_table(path: str, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -172,12 +164,7 @@ def read_json(path: str, key: str) -> Any:
     Raises:
       UserError: The file is not JSON, or has no such key.
     """
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            contents = json.load(file)
-        except ValueError as error:
-            line = getattr(error, "lineno", 1)
-            raise line_error(path, line, f"invalid JSON ({error})") from error
+    contents, _ = files.valid_text(files.read_json(path))
     if not isinstance(contents, dict) or key not in contents:
         raise line_error(path, 1, f"expected a JSON object with the key {key!r}")
     return contents[key]
@@ -207,7 +194,7 @@ def iterate_json(path: str) -> Iterator[tuple[str, Any]]:
     """
     decode = json.JSONDecoder().raw_decode
     last = "at its start"
-    with open(path, encoding="utf-8-sig") as file:
+    with _reading_text(path), open(path, encoding="utf-8-sig") as file:
         text, size = file.read(_BUFFER).lstrip(), _BUFFER
         if not text.startswith("{"):
             raise line_error(path, 1, "expected a JSON object")
@@ -221,10 +208,12 @@ def iterate_json(path: str) -> Iterator[tuple[str, Any]]:
                 value, end = decode(text, _COLON.match(text, end).end())
                 # A value that ends with the buffer may continue beyond it.
                 complete = end < len(text)
+            except RecursionError as error:
+                raise UserError(f"{path}: the JSON {last} is nested too deeply.") from error
             except (ValueError, AttributeError):  # AttributeError: the colon is not read yet
                 complete = False
             if complete:
-                yield key, value
+                yield files.valid_text(key)[0], files.valid_text(value)[0]
                 position, last = end, f"after the key {key!r}"
                 size = _BUFFER
                 continue
@@ -235,9 +224,20 @@ def iterate_json(path: str) -> Iterator[tuple[str, Any]]:
             size *= 2  # a fixed size would decode a long value again and again
 
 
+@contextlib.contextmanager
+def _reading_text(path: str) -> Iterator[None]:
+    """Turns an error of the encoding into a UserError that names the file."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text: {error}. Save the file with UTF-8 encoding."
+        ) from error
+
+
 def _list_files(directory: str) -> Iterator[str]:
-    for root, subdirectories, files in directories.walk(directory):
+    for root, subdirectories, names in directories.walk(directory):
         depth = os.path.relpath(root, directory).count(os.sep) + 1
         if root != directory and depth >= _MAX_DEPTH:
             subdirectories.clear()
-        yield from (os.path.join(root, file) for file in files if not file.startswith("."))
+        yield from (os.path.join(root, name) for name in names)

@@ -53,7 +53,7 @@ class AnnotatedExample:
       background: Path of the background of the touch images; '' for none.
       crop: (top, left, height, width) in pixels; None for the whole image.
       missing_file: Path of a file that does not exist; the example is skipped then. Else ''.
-      extra: Additional columns. Only .jsonl tables can hold them; `mmjax build` ignores them.
+      extra: Additional columns. Only .jsonl tables can hold them; `mmjax build` must ignore them.
     """
 
     location: str

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from absl import logging
+
+from mmjax import files
 from mmjax.data.build import manifest, splits
 from mmjax.data.storage import directories, image_files
+from mmjax.errors import UserError
 
 # Groups of skipped images in the report.
 NO_IMAGE = "captions without an image"
 EMPTY_CAPTION = "images with an empty caption"
 _NO_CAPTION_FILE = "images without a caption file"
+_NO_IMAGE_FILE = "files that are neither images nor captions"
 _SAME_NAME = "images with the same name as another image"
 
 CAPTION_KEY = "caption"  # in .json files, by default
@@ -75,12 +79,13 @@ def find_directories(root: str, split: str) -> Iterator[ImageDirectory]:
       root: The media directory. If all its subdirectories are named like splits, they are splits.
       split: Split of all other directories.
     """
-    subdirectories = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    subdirectories = set(directories.list_directories(root))
     by_split = bool(subdirectories) and subdirectories <= set(splits.SPLIT_DIRECTORIES)
-    for full_path, _, files in directories.walk(root):
+    for full_path, _, names in directories.walk(root):
         path = "" if full_path == root else os.path.relpath(full_path, root)
         # In the media directory itself, files other than images may be tables and archives.
-        if any(map(image_files.is_image, files)) or (files and path):
+        paths = (os.path.join(full_path, name) for name in names)
+        if any(map(image_files.is_image, paths)) or (names and path):
             parts = path.split(os.sep) if path else []
             in_split = by_split and bool(parts)
             yield ImageDirectory(
@@ -120,13 +125,13 @@ def read_directory(
             )
         )
 
-    for file in sorted(os.listdir(directory.full_path)):
+    for file in directories.list_files(directory.full_path):
         stem, suffix = os.path.splitext(file)
-        if file.startswith("."):
-            continue
         if suffix in (".json", ".txt"):
             caption_files.setdefault(stem, file)  # .json takes precedence over .txt
-        elif image_files.is_image(file) and images.setdefault(stem, file) != file:
+        elif not image_files.is_image(os.path.join(directory.full_path, file)):
+            add(stem, file, file, problem=_NO_IMAGE_FILE)
+        elif images.setdefault(stem, file) != file:
             add(stem, file, file, problem=_SAME_NAME)
     for stem in sorted(images.keys() | caption_files.keys()):
         image, caption_file = images.get(stem), caption_files.get(stem)
@@ -144,13 +149,14 @@ def _read_caption_file(path: str, caption_key: str | None, keep: Sequence[str]) 
     """Returns the fields of a `CaptionedImage` that its caption file defines."""
     suffix = os.path.splitext(path)[1]
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            if suffix == ".txt":
-                captions = tuple(line.strip() for line in file if line.strip())
-                return {"captions": captions} if captions else {"problem": EMPTY_CAPTION}
-            content = json.load(file)
-    except (OSError, ValueError):
+        if suffix == ".txt":
+            captions = tuple(files.read_lines(path))
+            return {"captions": captions} if captions else {"problem": EMPTY_CAPTION}
+        content, replaced = files.valid_text(files.read_json(path))
+    except (UserError, RecursionError):
         return {"problem": f"images with an unreadable {suffix} file"}
+    if replaced:
+        logging.warning("%s: replaced %d halves of surrogate pairs by U+FFFD.", path, replaced)
     key = caption_key or CAPTION_KEY
     if not isinstance(content, dict) or key not in content:
         return {"problem": f"images whose .json file has no key {key!r}"}

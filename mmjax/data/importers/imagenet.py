@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from mmjax.data.importers.annotations import line_error, location, read_lines, read_table
 from mmjax.data.importers.base import EVALUATION, AnnotatedExample, Importer, Job, MediaName
-from mmjax.data.storage import image_files
+from mmjax.data.storage import directories, image_files
 from mmjax.errors import UserError
 
 _SYNSET = re.compile(r"n\d{8}")
@@ -122,12 +122,12 @@ def _synsets_of_development_kit(job: Job) -> dict[str, str]:
 def _class_directories(directory: str) -> list[str]:
     if not os.path.isdir(directory):
         return []
-    entries = os.scandir(directory)
-    return sorted(e.name for e in entries if _SYNSET.fullmatch(e.name) and e.is_dir())
+    return [name for name in directories.list_directories(directory) if _SYNSET.fullmatch(name)]
 
 
 def _images(directory: str) -> list[str]:
-    return sorted(filter(image_files.is_image, os.listdir(directory)))
+    names = directories.list_files(directory)
+    return [name for name in names if image_files.is_image(os.path.join(directory, name))]
 
 
 IMAGENET = Importer(

@@ -28,6 +28,7 @@ class Summary:
       ambiguous: See `MediaDir`.
       skipped: See `Job`.
       notes: See `Job`.
+      extra_columns: Additional columns of the table, which `mmjax build` must ignore.
     """
 
     num_annotations: int = 0
@@ -40,6 +41,7 @@ class Summary:
     ambiguous: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     skipped: dict[str, Skipped] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    extra_columns: dict[str, None] = dataclasses.field(default_factory=dict)
 
     @property
     def missing_fraction(self) -> float:
@@ -67,7 +69,7 @@ def lines(importer: Importer, summary: Summary, *, out: str, media: str) -> list
     return [
         f"{out}: {summary.num_examples} examples ({splits}){classes}.",
         *(f"{importer.name}: {note}" for note in notes),
-        f"Next: {shlex.join(_build_command(importer, out=out, media=media))}",
+        f"Next: {shlex.join(_build_command(importer, summary, out=out, media=media))}",
     ]
 
 
@@ -97,8 +99,10 @@ def _problems(summary: Summary) -> Iterable[str]:
         yield f"chose between files of the same name: {len(choices)}{_for_example(choices)}."
 
 
-def _build_command(importer: Importer, *, out: str, media: str) -> Sequence[str]:
+def _build_command(importer: Importer, summary: Summary, *, out: str, media: str) -> Sequence[str]:
     command = ["mmjax", "build", "--csv", out, "--media-root", media]
+    if summary.extra_columns:
+        command += ["--ignore-columns", ",".join(summary.extra_columns)]
     if importer.num_classes:
         command += ["--classes", os.path.join(os.path.dirname(out), "classes.txt")]
     table = os.path.splitext(os.path.basename(out))[0]

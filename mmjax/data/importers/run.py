@@ -58,6 +58,7 @@ def import_dataset(
                 labels.add(label)
             summary.num_examples += 1
             summary.splits.update(example.split.split("+"))
+            summary.extra_columns |= dict.fromkeys(example.extra)
             write(example, path, name.start, name.end)
         summary.notes = job.notes
         if not summary.num_examples:

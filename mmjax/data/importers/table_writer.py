@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
@@ -38,7 +39,10 @@ def make_writer(file: IO[str], out: str, columns: Sequence[str]) -> Writer:
         return write_json
     if not out.endswith((".csv", ".tsv")):
         raise UserError(f"--out {out}: the table must end in .csv, .tsv or .jsonl.")
-    table = csv.writer(file, delimiter="\t" if out.endswith(".tsv") else ",")
+    is_tsv = out.endswith(".tsv")
+    # In TSV, quotes are text: see `mmjax.data.storage.tables`.
+    quoting = dict(delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None) if is_tsv else {}
+    table = csv.writer(file, **quoting)
     table.writerow(columns)
 
     def write_cells(
@@ -50,7 +54,13 @@ def make_writer(file: IO[str], out: str, columns: Sequence[str]) -> Writer:
                 "ends in .jsonl."
             )
         row = _row(example, path, start, end)
-        table.writerow([_cell(name, row, out) for name in columns])
+        cells = [_cell(name, row, out) for name in columns]
+        if is_tsv and any(re.search(r"[\t\n\r]", cell) for cell in cells):
+            raise UserError(
+                f"--out {out}: a cell of {path} contains a tab or a line break, which .tsv cannot "
+                "hold. Choose a table that ends in .jsonl."
+            )
+        table.writerow(cells)
 
     return write_cells
 

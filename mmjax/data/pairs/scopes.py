@@ -82,7 +82,7 @@ def _column(path: str, column: str, filenames: Sequence[str]) -> list[Any]:
         columns |= dict.fromkeys(row)
         key = key or next((name for name in _FILE_COLUMNS if name in row), None)
         if key in row:
-            value = row.get(column)
+            value = row.get(tables.column_names(row, column.lower()).get(column.lower()))
             values[str(row[key])] = None if value is None or value == "" else str(value)
     if key is None or column not in columns:
         missing = column if column not in columns else " or ".join(_FILE_COLUMNS)

@@ -1,17 +1,18 @@
 """The source `csv:FILE`: a table of image paths and labels.
 
-Columns: `path`, relative to the table; `label`; and optionally `split` (default: train). Labels are
-class indices if all of them are whole numbers, else class names, which are indexed alphabetically.
+Columns: `path`, relative to the table; `label`; and optionally `split` (default: train). The table
+and its labels follow the rules of all tables, see `mmjax.data.storage.tables` and `class_labels`.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import difflib
 import os
 
 from mmjax.data.sources.image_list import ImageListSource, image_info, numbered_class_names
 from mmjax.data.sources.split_slicing import match_split
+from mmjax.data.storage import class_labels, directories, tables
 from mmjax.errors import UserError
 
 _REQUIRED = ("path", "label")
@@ -43,15 +44,18 @@ def open_csv(path: str, *, split: str) -> ImageListSource:
     name = match_split(split, splits)
     if name is None:
         raise UserError(f"{path} has no split {split!r}. Its splits: {', '.join(splits)}.")
-    labels = {row.label for row in rows}
-    if all(label.isdecimal() for label in labels):
-        index = {label: int(label) for label in labels}
+    first = {row.label: f"{path}, line {row.line}" for row in reversed(rows)}
+    names = class_labels.class_names(first)
+    if names is None:
+        index = {label: class_labels.class_number(label) for label in first}
         names = numbered_class_names(max(index.values()) + 1, path)
     else:
-        names = sorted(labels)
         index = {label: n for n, label in enumerate(names)}
     directory = os.path.dirname(path)
-    images = [(os.path.join(directory, row.path), index[row.label]) for row in splits[name]]
+    images = [
+        (directories.existing_path(os.path.join(directory, row.path)), index[row.label])
+        for row in splits[name]
+    ]
     lines = [f"{path}, line {row.line}" for row in splits[name]]
     counts = {key: len(rows) for key, rows in splits.items()}
     return ImageListSource(image_info(path, counts, names), split, images, lines=lines)
@@ -66,27 +70,33 @@ def _read_table(path: str) -> tuple[str, list[_Row]]:
     """Returns the expanded path and the rows of a table."""
     path = os.path.expanduser(path)
     rows: list[_Row] = []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file, skipinitialspace=True)
-            columns = table.fieldnames or []
-            for name in _REQUIRED:
-                if name not in columns:
-                    existing = ", ".join(columns) or "none"
-                    raise UserError(
-                        f"{path} has no column {name!r}. Its columns: {existing}. {_EXPECTED}."
-                    )
-            for cells in table:
-                values = {key: (cells.get(key) or "").strip() for key in (*_REQUIRED, "split")}
-                for name in _REQUIRED:
-                    if not values[name]:
-                        raise UserError(f"{path}, line {table.line_num}, has no {name}.")
-                split = values["split"] or "train"
-                rows.append(_Row(values["path"], values["label"], split, table.line_num))
-    except OSError as error:
-        raise UserError(f"csv:{path} cannot be read: {error}. {_EXPECTED}.") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV table in UTF-8: {error}.") from error
+    for line, cells in tables.cells(path):
+        names = tables.column_names((column for column, _ in cells), *_REQUIRED, "split")
+        _check_columns(path, [column for column, _ in cells], names)
+        row = dict(reversed(cells))  # of equal names, the first
+        values = {key: row[name] for key, name in names.items() if row[name] is not None}
+        for name in _REQUIRED:
+            if values.get(name, "") == "":
+                raise UserError(f"{path}, line {line}, has no {name}.")
+            if isinstance(values[name], list | dict):
+                raise UserError(
+                    f"{path}, line {line}: the {name} must be one text or number; got "
+                    f"{type(values[name]).__name__}."
+                )
+        split = str(values.get("split", "")).strip() or "train"
+        label = class_labels.clean(values["label"])
+        rows.append(_Row(str(values["path"]).strip(), label, split, line))
     if not rows:
-        raise UserError(f"{path} has a header but no rows. {_EXPECTED}.")
+        raise UserError(f"{path} has no rows below its header. {_EXPECTED}.")
     return path, rows
+
+
+def _check_columns(path: str, columns: list[str], names: dict[str, str]) -> None:
+    """Raises UserError if a column is missing, or misspelled so that it would be ignored."""
+    existing = ", ".join(columns) or "none"
+    for name in _REQUIRED:
+        if name not in names:
+            raise UserError(f"{path} has no column {name!r}. Its columns: {existing}. {_EXPECTED}.")
+    lower = [column.lower() for column in columns]
+    if "split" not in names and (near := difflib.get_close_matches("split", lower, 1, 0.8)):
+        raise UserError(f"{path} has a column {near[0]!r}. Did you mean 'split'? Rename it.")

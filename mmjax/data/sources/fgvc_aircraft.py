@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from mmjax.data.sources.image_list import ImageListSource, image_info
 from mmjax.data.sources.split_slicing import match_split
 from mmjax.errors import UserError
+from mmjax.files import read_lines
 
 _SUBDIRECTORIES = ("", "data", os.path.join("fgvc-aircraft-2013b", "data"))
 
@@ -66,8 +67,7 @@ def _list_files(directory: str) -> dict[str, str]:
 
 def _read_list(path: str) -> list[tuple[str, str]]:
     """Returns the (image, variant) pairs of a list."""
-    with open(path, encoding="utf-8") as file:
-        lines = [line.split(maxsplit=1) for line in file if line.strip()]
+    lines = [line.split(maxsplit=1) for line in read_lines(path)]
     for number, line in enumerate(lines, 1):
         if len(line) < 2:
             raise UserError(f"{path}, line {number}: expected 'IMAGE VARIANT', got {line[0]!r}.")
@@ -80,8 +80,7 @@ def _class_indices(directory: str, lists: Mapping[str, list[tuple[str, str]]]) -
     names = sorted(used)
     path = os.path.join(directory, "variants.txt")
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            names = list(dict.fromkeys(line.strip() for line in file if line.strip()))
+        names = list(dict.fromkeys(read_lines(path)))
     if missing := used - set(names):
         raise UserError(
             f"{path} lacks the variant {min(missing)!r}, which a list of images uses. Add it, or "

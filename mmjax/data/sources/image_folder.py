@@ -8,12 +8,13 @@ Class indices follow the alphabetical order of the class names of all splits.
 
 from __future__ import annotations
 
+import functools
 import os
 
 from mmjax.data.sources import fgvc_aircraft
 from mmjax.data.sources.image_list import ImageListSource, image_info
 from mmjax.data.sources.split_slicing import SPLIT_NAMES, match_split
-from mmjax.data.storage.image_files import IMAGE_SUFFIXES
+from mmjax.data.storage import class_labels, directories, image_files
 from mmjax.errors import UserError
 
 _LAYOUT = "Expected DIRECTORY/SPLIT/CLASS/*.jpg, or DIRECTORY/CLASS/*.jpg without splits"
@@ -39,22 +40,32 @@ def open_images(path: str, *, split: str) -> ImageListSource:
     if splits and name is None:
         raise UserError(f"{root} has no split {split!r}. Its splits: {', '.join(splits)}.")
     parents = [os.path.join(root, one) for one in splits] or [root]
-    classes = sorted({entry for parent in parents for entry in _subdirectories(parent)})
+    classes = sorted({name for parent in parents for name in directories.list_directories(parent)})
     root = os.path.join(root, name or "")
-    images = [
-        (os.path.join(directory, file), label)
-        for label, class_name in enumerate(classes)
-        for directory, _, files in sorted(os.walk(os.path.join(root, class_name)))
-        for file in sorted(files)
-        if file.lower().endswith(IMAGE_SUFFIXES)
-    ]
+    index = {name: n for n, name in enumerate(dict.fromkeys(map(class_labels.clean, classes)))}
+    images, others = [], []
+    for class_name in classes:
+        label = index[class_labels.clean(class_name)]
+        for directory, _, files in sorted(directories.walk(os.path.join(root, class_name))):
+            for file in files:
+                path = os.path.join(directory, file)
+                if image_files.is_image(path, gif=True):
+                    images.append((path, label))
+                else:
+                    others.append(file)
     if not images:
         existing = ", ".join(classes[:8]) or "none"
         raise UserError(
             f"{root} has no images in subdirectories, one per class. Its "
             f"subdirectories: {existing}. {_LAYOUT}."
         )
-    return ImageListSource(image_info(path, {split: len(images)}, classes), split, images)
+    _log_ignored(root, tuple(others))
+    return ImageListSource(image_info(path, {split: len(images)}, list(index)), split, images)
+
+
+@functools.cache  # each evaluator opens its data again: one warning is enough
+def _log_ignored(root: str, files: tuple[str, ...]) -> None:
+    directories.log_ignored(root, files, expected="images")
 
 
 def image_folder_splits(path: str) -> list[str]:
@@ -73,9 +84,9 @@ def has_images(path: str) -> bool:
     if fgvc_aircraft.find_lists(root) or _split_directories(root):
         return True
     return any(
-        entry.name.lower().endswith(IMAGE_SUFFIXES)
-        for name in _subdirectories(root)
-        for entry in os.scandir(os.path.join(root, name))
+        image_files.is_image(os.path.join(root, name, file), gif=True)
+        for name in directories.list_directories(root)
+        for file in directories.list_files(os.path.join(root, name))
     )
 
 
@@ -86,11 +97,7 @@ def _existing(path: str) -> str:
     return root
 
 
-def _subdirectories(root: str) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-
-
 def _split_directories(root: str) -> list[str]:
     """Returns the subdirectories that are named like a split and contain subdirectories."""
-    names = _subdirectories(root)
-    return [n for n in names if n in SPLIT_NAMES and _subdirectories(os.path.join(root, n))]
+    names = [name for name in directories.list_directories(root) if name in SPLIT_NAMES]
+    return [n for n in names if directories.list_directories(os.path.join(root, n))]

@@ -120,91 +120,106 @@ def _plain(cell: Any, path: str, line: int, column: str) -> Any:
 # CSV and TSV.
 
 
-def _separated(path: str) -> Iterator[tuple[int, Cells]]:
+def separated(path: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields (last line, cells) of each row of a CSV or TSV file, including that of the names.
+
+    Raises:
+      UserError: The file is not UTF-8, or a quote is not closed; the message gives the line.
+    """
     csv.field_size_limit(_MAX_CELL_BYTES)
     is_tsv = suffix_of(path) == ".tsv"
-    delimiter = "\t" if is_tsv else ","
     with open(path, "rb") as file:
-        name = "UTF-16" if file.read(2) in _UTF16 else "UTF-8"
-    encoding = "utf-16" if name == "UTF-16" else "utf-8-sig"
+        encoding = "utf-16" if file.read(2) in _UTF16 else "utf-8-sig"
     with open(path, newline="", encoding=encoding) as file:
-        lines = _Lines(file)
         quoting = dict(quoting=csv.QUOTE_NONE, quotechar=None) if is_tsv else {}
-        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=not is_tsv, **quoting)
+        delimiter = _delimiter(path)
+        reader = csv.reader(
+            _lines(file), delimiter=delimiter, skipinitialspace=not is_tsv, **quoting
+        )
+        width, last = 0, 0
         try:
-            header = [name.strip() for name in next(reader, [])]
-            if header == [_END]:
-                return
-            _check_header(path, header, delimiter)
-            previous = reader.line_num
             for row in reader:
-                first, previous = previous + 1, reader.line_num
+                first, last = last + 1, reader.line_num
                 if row == [_END]:
                     return
-                _check_row(path, row, header, first, reader.line_num, delimiter)
-                if any(cell.strip() for cell in row):
-                    yield reader.line_num, list(itertools.zip_longest(header, row, fillvalue=""))
+                width = width or len(row)
+                _check_quotes(path, row, width, first, last)
+                yield last, row
         except UnicodeDecodeError as error:
+            name = "UTF-16" if encoding == "utf-16" else "UTF-8"
             raise UserError(
-                f"{path}, line {lines.count + 1} or later, is not {name} text: {error}. Save the "
+                f"{path}, line {_undecodable_line(path)}, is not {name} text: {error}. Save the "
                 "file with UTF-8 encoding."
             ) from error
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}.") from error
 
 
-class _Lines:
-    """The lines of a file, then `_END`."""
+def _separated(path: str) -> Iterator[tuple[int, Cells]]:
+    table = separated(path)
+    header = [name.strip() for name in next(table, (1, []))[1]]
+    _check_header(path, header)
+    for line, row in table:
+        if len(row) > len(header):
+            raise UserError(
+                f"{path}, line {line}: {len(row)} cells for {len(header)} columns. Put cells that "
+                'contain the delimiter in "quotes".'
+            )
+        if any(cell.strip() for cell in row):
+            yield line, list(itertools.zip_longest(header, row, fillvalue=""))
 
-    def __init__(self, file: Iterable[str]):
-        self._file, self.count = file, 0
 
-    def __iter__(self) -> Iterator[str]:
-        for line in self._file:
-            self.count += 1
-            yield line if line.endswith(("\n", "\r")) else f"{line}\n"
-        yield f"{_END}\n"
+def _delimiter(path: str) -> str:
+    return "\t" if suffix_of(path) == ".tsv" else ","
 
 
-def _check_header(path: str, header: Sequence[str], delimiter: str) -> None:
+def _lines(file: Iterable[str]) -> Iterator[str]:
+    """Yields the lines of a file, then `_END`."""
+    for line in file:
+        yield line if line.endswith(("\n", "\r")) else f"{line}\n"
+    yield f"{_END}\n"
+
+
+def _undecodable_line(path: str) -> int:
+    """Returns the number of the first line that is not UTF-8; 1 for a file in UTF-16."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _check_header(path: str, header: Sequence[str]) -> None:
     """Raises UserError if the names of the columns are separated by another delimiter."""
-    if any(_END in name for name in header):
-        raise UserError(f'{path}, line 1: a quote (") is not closed. Close it, or double it.')
+    delimiter = _delimiter(path)
     others = [d for d in _DELIMITERS if d != delimiter and len(header) == 1 and d in header[0]]
     if others:
         names = ", ".join(name.strip() for name in header[0].split(others[0]))
-        suffix = ".tsv" if others[0] == "\t" else ".csv"
+        suffix = {"\t": ".tsv", ",": ".csv"}.get(others[0])
         raise UserError(
             f"{path}, line 1: the columns must be separated by {_DELIMITERS[delimiter]}, but "
             f"{_DELIMITERS[others[0]]} separate {names}. Save the table with "
-            f"{_DELIMITERS[delimiter]}"
-            + (f", or rename it to end in {suffix}." if others[0] in ",\t" else ".")
+            f"{_DELIMITERS[delimiter]}{f', or rename it to end in {suffix}' if suffix else ''}."
         )
 
 
-def _check_row(
-    path: str, row: Sequence[str], header: Sequence[str], first: int, last: int, delimiter: str
-) -> None:
-    """Raises UserError for a row with too many cells, or with a quote that is not closed.
+def _check_quotes(path: str, row: Sequence[str], width: int, first: int, last: int) -> None:
+    """Raises UserError for a row with a quote that is not closed, or too late.
 
     Args:
       path: The table.
       row: The cells.
-      header: The names of the columns.
+      width: Number of columns.
       first, last: Lines of the row.
-      delimiter: Separator of the cells.
     """
     if row and row[-1].rstrip().endswith(_END):
         raise UserError(
             f'{path}, line {first}: a quote (") at the start of a cell is not closed. Close it; '
             'inside of quotes, write a quote as "".'
         )
-    if len(row) > len(header):
-        raise UserError(
-            f"{path}, line {last}: {len(row)} cells for {len(header)} columns. Put cells that "
-            'contain the delimiter in "quotes".'
-        )
-    if last > first and _has_rows_in_a_cell(row, header, delimiter):
+    if last > first and _has_rows_in_a_cell(row, width, _delimiter(path)):
         raise UserError(
             f'{path}, line {first}: a quote (") is closed only on line {last}, and the rows '
             "between them would be part of one cell. Close it on its line; inside of quotes, write "
@@ -212,18 +227,18 @@ def _check_row(
         )
 
 
-def _has_rows_in_a_cell(row: Sequence[str], header: Sequence[str], delimiter: str) -> bool:
+def _has_rows_in_a_cell(row: Sequence[str], width: int, delimiter: str) -> bool:
     """Returns whether a cell over several lines contains what must be other rows of the table.
 
     Texts may have several lines. But a line is a row if it has the same number of cells, and a file
     name of the same type in the same column.
     """
-    if len(row) < len(header) and any("\n" in cell for cell in row):
+    if len(row) < width and any("\n" in cell for cell in row):
         return True
     types = {n: match[0] for n, cell in enumerate(row) if (match := _file_type(cell))}
     for line in "\n".join(row).splitlines()[1:]:
         others = line.split(delimiter)
-        if len(others) >= len(header) > 1 and any(
+        if len(others) >= width > 1 and any(
             (match := _file_type(others[n])) and match[0] == file_type
             for n, file_type in types.items()
         ):

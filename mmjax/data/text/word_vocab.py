@@ -16,6 +16,9 @@ from mmjax import files
 from mmjax.errors import UserError
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+# Only ASCII whitespace separates words, in captions and in vocabulary files: a word may contain a
+# no-break space, as TensorFlow and VATT define words.
+_SPACE_SEPARATED = re.compile(r"[^ \t\n\v\f\r]+")
 PUNCTUATION = f"[{re.escape(string.punctuation)}]"  # a regular expression
 
 
@@ -24,7 +27,7 @@ def split_words(text: str) -> list[str]:
 
     ASCII punctuation is removed, letters are lowercased, and ASCII whitespace separates words.
     """
-    return re.findall(r"[^ \t\n\v\f\r]+", re.sub(PUNCTUATION, "", text).lower())
+    return _SPACE_SEPARATED.findall(re.sub(PUNCTUATION, "", text).lower())
 
 
 def build_word_vocab(texts: Iterable[str], *, size: int = 65_536) -> list[str]:
@@ -57,8 +60,9 @@ def read_word_vocab(path: str | os.PathLike) -> dict[str, int]:
         id of <pad> is not 0.
     """
     text = enumerate(files.read_text(path).split("\n"), 1)
-    lines = [(n, line.split()) for n, line in text if line.strip()]
-    has_ids = all(len(parts) == 2 and parts[0].isdigit() for _, parts in lines)
+    lines = [(n, _SPACE_SEPARATED.findall(line)) for n, line in text]
+    lines = [(n, parts) for n, parts in lines if parts]
+    has_ids = all(len(parts) == 2 and parts[0].isdecimal() for _, parts in lines)
     ids: dict[str, int] = {}
     line_of: dict[int, int] = {}  # by id
     for index, (line, parts) in enumerate(lines):

@@ -107,7 +107,7 @@ def test_a_row_may_have_several_media_files(tmp_path, columns, row, expected):
         ("path,video,audio", "a.mp4,b.mp4,s.wav", ("a.mp4", "b.mp4", "s.wav")),
         ("path,path2", "a.mp4,b.mp4", ("path", "a.mp4, b.mp4")),
         ("path,audio,start", ",,3", ("path", "audio", "empty")),
-        ("caption,label", "x,y", ("path, video, image, audio", "touch")),
+        ("caption,label", "x,y", ("'path'", "'audio'", "'touch'")),
     ],
 )
 def test_contradicting_media_files_are_refused(tmp_path, columns, row, facts):

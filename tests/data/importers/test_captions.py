@@ -183,7 +183,8 @@ def write_table(path, rows):
     else:
         delimiter = "\t" if path.suffix == ".tsv" else ","
         lines = [rows[0].keys(), *(row.values() for row in rows)]
-        cell = lambda value: "" if value is None else f'"{value}"'  # noqa: E731
+        quote = '"' if path.suffix == ".csv" else ""
+        cell = lambda value: "" if value is None else f"{quote}{value}{quote}"  # noqa: E731
         path.write_text("\n".join(delimiter.join(map(cell, line)) for line in lines))
 
 
@@ -204,7 +205,9 @@ def test_tables_of_all_formats_are_imported(workspace, suffix, capsys):
     output = capsys.readouterr().out
     assert_line_mentions(output, 1, "caption", "d/3.jpg")
     assert_line_mentions(output, 1, "missing.txt", "d/4.jpg")
-    clips = manifest.read_table(str(workspace.out))
+    ignored = "id,subreddit,kept_label"
+    assert_mentions(output, f"--ignore-columns {ignored}")
+    clips = manifest.read_table(str(workspace.out), ignore_columns=ignored.split(","))
     assert [(clip.labels, clip.captions) for clip in clips] == [
         ((), (row["caption"][0],)) for row in (first, second)
     ]

@@ -41,9 +41,13 @@ def test_csv_table_with_class_indices_and_no_splits(tmp_path):
         ("path,label\na.png,1\n\n,2\n", ("line 4", "path")),
         ("path,label\na.png\n", ("line 2", "label")),
         ("path,label\n", ("rows", "path", "label", "split")),
+        ("path;label\na.png;1\n", ("line 1", "commas", "semicolons")),
+        ("path,label,splits\na.png,1,test\n", ("'splits'", "'split'")),
+        ("path,label\na.png,1\nb.png,cat\n", ("line 2", "'1'", "line 3", "'cat'")),
+        ('path,label\na.png,"1\n', ("line 2", "not closed")),
         ("path,label\na.png,20190523\n", ("label", "20190523", "1000000")),
-        ("", ("column", "path")),
-        (b"\xff\xfe\xff", ("utf-8", "0xff")),
+        ("", ("rows", "path")),
+        (b"path,label\na\xff.png,1", ("UTF-8", "0xff", "line 2")),
     ],
 )
 def test_error_for_an_invalid_csv_table(tmp_path, content, facts):
@@ -71,5 +75,18 @@ def test_error_for_an_unreadable_image_names_the_line_of_the_table(tmp_path):
     for record, (name, problem) in enumerate(problems):
         with raises(UserError, "t.csv", f"line {record + 2}", tmp_path / name, problem):
             source.fetch(record)
-    with raises(UserError, "/nowhere.csv", "No such file"):
+    with raises(UserError, "/nowhere.csv", "does not exist"):
         sources.open_source("csv:/nowhere.csv", split="train")
+
+
+def test_tables_follow_the_rules_of_all_tables(tmp_path):
+    """Columns in any case, class numbers as floats, JSON lines, and Unicode forms of paths."""
+    write_image(tmp_path / "cafe\u0301.png", 7)
+    (tmp_path / "t.csv").write_text("Path, LABEL,Split\ncaf\u00e9.png,2.0,val\n")
+    source = sources.open_source(f"csv:{tmp_path}/t.csv", split="validation")
+    assert read(source) == [(7, 2, "2")] and source.info.num_classes == 3
+    (tmp_path / "t.jsonl").write_text('{"path": "caf\\u00e9.png", "label": 1.0, "split": NaN}\n')
+    assert read(sources.open_source(f"csv:{tmp_path}/t.jsonl", split="train")) == [(7, 1, "1")]
+    (tmp_path / "t.tsv").write_text("path\tlabel\ncaf\u00e9.png\ta\ncaf\u00e9.png\tu\u0308\n")
+    source = sources.open_source(f"csv:{tmp_path}/t.tsv", split="train")
+    assert source.info.class_names == ["a", "\u00fc"]

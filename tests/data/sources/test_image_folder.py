@@ -82,3 +82,30 @@ def test_errors_of_image_folders(three_images, tmp_path_factory):
     source = sources.open_source(f"images:{three_images}", split="train")
     with raises(UserError, three_images / "dog" / "c.gif", "Pillow"):
         source.fetch(2)
+
+
+def test_hidden_and_system_entries_are_no_classes_and_ignored_files_are_counted(tmp_path, caplog):
+    for name in (".ipynb_checkpoints/x.png", "__MACOSX/x.png", "cat/._a.png", "cat/Thumbs.db"):
+        write_image(tmp_path / name) if name.endswith("png") else (tmp_path / name).touch()
+    write_image(tmp_path / "cat" / "a.png")
+    write_image(tmp_path / "cat" / "deep" / ".ipynb_checkpoints" / "b.png")
+    (tmp_path / "cat" / "notes.txt").touch()
+    (tmp_path / "cat" / "film.mp4").touch()
+    source = sources.open_source(f"images:{tmp_path}", split="train")
+    assert source.info.class_names == ["cat"] and source.num_examples == 1
+    assert_mentions(caplog.text, tmp_path, "2 files", "1 .txt", "1 .mp4")
+
+
+def test_unicode_forms_of_a_directory_are_one_class(tmp_path):
+    write_image(tmp_path / "train" / "caf\u00e9" / "a.png", 1)
+    write_image(tmp_path / "test" / "cafe\u0301" / "a.png", 2)
+    source = sources.open_source(f"images:{tmp_path}", split="test")
+    assert read(source) == [(2, 0, "caf\u00e9")] and source.info.num_classes == 1
+
+
+def test_linked_directories_are_followed_without_cycles(tmp_path):
+    write_image(tmp_path / "elsewhere" / "a.png", 1)
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    (tmp_path / "set" / "cat" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "cat" / "cycle").symlink_to(tmp_path / "set")
+    assert sources.open_source(f"images:{tmp_path}/set", split="train").num_examples == 1

@@ -53,3 +53,10 @@ def test_word_vocabularies_do_not_import_tensorflow():
         "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_vocabulary_with_unicode_spaces_in_words_is_read_as_written(tmp_path):
+    texts = ["caf\u00e9\u00a0au lait", "a\u2028b \u3000 c\x85d e\x1cf"]
+    words = word_vocab.build_word_vocab(texts)
+    word_vocab.write_word_vocab(tmp_path / "v.txt", words)
+    assert list(word_vocab.read_word_vocab(tmp_path / "v.txt")) == words

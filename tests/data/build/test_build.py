@@ -316,3 +316,37 @@ def test_files_are_recognized_by_content(media, tmp_path):
     image, film, audio = read(tmp_path / "ds")
     assert (len(image.frames), len(film.frames)) == (1, 20)
     assert audio.modalities == ("audio",) and image.modalities == ("video",)
+
+
+def test_frames_and_audio_of_one_clip_may_be_in_different_files(media, tmp_path):
+    rows = [
+        ("path", "video", "image", "audio", "start", "end", "caption"),
+        ("", "a.mp4", "", "c.wav", "", "", "video with separate audio"),
+        ("", "b.mkv", "", "c.wav", "1", "3", "audio extended by silence"),
+        ("", "", "d.png", "c.wav", "0.5", "1.5", "image with audio"),
+        ("c.wav", "", "d.png", "", "", "", "image with the audio of path"),
+        ("", "", "", "a.mp4", "", "", "audio of a film"),
+    ]
+    table = write_table(tmp_path, rows)
+    options = ("--csv", table, "--media-root", media, "--fps", 10, "--sample-rate", 16_000)
+    assert run(*options, "--workers", 1, "--quiet", "--out", tmp_path / "ds") == 0
+    separate, silent, image, path, film = read(tmp_path / "ds")
+    tone = films.tone(300, seconds=2, sample_rate=16_000)
+    assert len(separate.frames) == 40 and len(separate.waveform) == 4 * 16_000
+    np.testing.assert_allclose(separate.waveform[: 2 * 16_000], tone, atol=0.02)
+    assert not separate.waveform[2 * 16_000 :].any()
+    assert len(silent.frames) == 20 and len(silent.waveform) == 2 * 16_000
+    np.testing.assert_allclose(silent.waveform[:16_000], tone[16_000:], atol=0.02)
+    assert len(image.frames) == len(path.frames) == 1
+    np.testing.assert_allclose(image.waveform, tone[8_000:24_000], atol=0.02)
+    np.testing.assert_allclose(path.waveform, tone, atol=0.02)
+    assert film.frames == [] and len(film.waveform) >= 4 * 16_000  # AAC pads it
+    assert run(*options, "--clip-seconds", 1, "--quiet", "--out", tmp_path / "cut") == 0
+    assert all(len(clip.waveform) <= 16_000 for clip in read(tmp_path / "cut"))
+
+
+def test_a_row_of_which_options_leave_nothing_is_rejected(media, tmp_path, capsys):
+    table = write_table(tmp_path, [("path",), ("d.png",)])
+    options = ("--csv", table, "--media-root", media, "--quiet", "--out", tmp_path / "ds")
+    assert run(*options, "--no-video") == 2
+    assert_mentions(capsys.readouterr().err, "d.png", "--no-video")

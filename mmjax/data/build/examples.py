@@ -41,6 +41,8 @@ class Reader:
         segment = self._read_frames(clip) if clip.path else None
         if not clip.audio or not self.options.audio:
             return segment or _NOTHING
+        if segment and segment.frames and (clip.start or 0.0) >= self._duration_of_audio(clip):
+            return segment  # the video is longer
         audio = self._read_media(clip.audio, clip, only_audio=True)
         if segment is None or segment.end <= segment.start:  # an image has no length
             frames, roi = (segment.frames, segment.roi) if segment else ([], None)
@@ -77,18 +79,11 @@ class Reader:
 
     def _read_media(self, path: str, clip: Clip, *, only_audio: bool) -> media.Segment:
         """Returns the clip's time span of a media file."""
-        path, options = self.locate(path), self.options
-        current = self._open.get(only_audio)
-        video, audio = options.video and not only_audio, options.audio
-        if not only_audio and clip.audio:
-            audio = False
-        key = (path, video, audio)
-        if current is None or self._keys[only_audio] != key:
-            self._close(only_audio)
-            current = self._open[only_audio] = media.Media(path, video=video, audio=audio)
-            self._keys[only_audio] = key
+        options = self.options
+        audio = options.audio and (only_audio or not clip.audio)
+        opened = self._open_media(path, only_audio=only_audio, video=options.video, audio=audio)
         try:
-            return current.read(
+            return opened.read(
                 clip.start or 0.0,
                 clip.end,
                 fps=options.fps,
@@ -99,6 +94,18 @@ class Reader:
         except BaseException:
             self._close(only_audio)  # the state of the decoder is unknown
             raise
+
+    def _duration_of_audio(self, clip: Clip) -> float:
+        return self._open_media(clip.audio, only_audio=True, video=False, audio=True).duration()
+
+    def _open_media(self, path: str, *, only_audio: bool, video: bool, audio: bool) -> media.Media:
+        """Returns the file, which is opened unless it is the last one."""
+        key = (self.locate(path), video and not only_audio, audio)
+        if only_audio not in self._open or self._keys[only_audio] != key:
+            self._close(only_audio)
+            self._open[only_audio] = media.Media(key[0], video=key[1], audio=key[2])
+            self._keys[only_audio] = key
+        return self._open[only_audio]
 
     def _read_image(self, path: str, clip: Clip) -> media.Segment:
         options, roi = self.options, None

@@ -342,7 +342,8 @@ def test_frames_and_audio_of_one_clip_may_be_in_different_files(media, tmp_path)
     np.testing.assert_allclose(path.waveform, tone, atol=0.02)
     assert film.frames == [] and len(film.waveform) >= 4 * 16_000  # AAC pads it
     assert run(*options, "--clip-seconds", 1, "--quiet", "--out", tmp_path / "cut") == 0
-    assert all(len(clip.waveform) <= 16_000 for clip in read(tmp_path / "cut"))
+    lengths = [clip.waveform is not None and len(clip.waveform) for clip in read(tmp_path / "cut")]
+    assert lengths[:4] == [16_000, 16_000, False, False]  # the audio is shorter than the video
 
 
 def test_a_row_of_which_options_leave_nothing_is_rejected(media, tmp_path, capsys):

@@ -33,7 +33,7 @@ def test_hidden_system_and_undecodable_entries_are_skipped(tmp_path, caplog):
     assert walked == [(f"{tmp_path}", ["b"], []), (f"{tmp_path}/b", [], ["c"])]
     assert directories.list_directories(str(tmp_path)) == ["b"]
     assert directories.list_files(str(tmp_path)) == []
-    assert_mentions(caplog.text, tmp_path, "xff")
+    assert_mentions(caplog.text, tmp_path, r"bad\udcff")
 
 
 def test_a_path_is_found_under_the_other_unicode_form_of_each_part(tmp_path):

@@ -122,7 +122,7 @@ def _watch_run(
         keep=keep,
     )
     if failed:
-        logging.error("%d evaluations failed. See the messages above.", failed)
+        logging.error("Evaluations failed: %d. See the messages above.", failed)
     return int(failed > 0)
 
 

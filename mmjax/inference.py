@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
 
 from mmjax import config, init_from
 from mmjax.checkpoints import run_dir
@@ -46,6 +47,7 @@ FEATURES = "features"  # the `target` that selects the pooled output of the towe
 # Modalities in the order in which they are listed and in which zero-shot classification prefers
 # them.
 _ORDER = sorted(INPUTS, key=("touch", "image", "video", "audio", "text").index)
+_MAX_WORDS = 10  # that a warning lists
 _BATCH_SIZE = {"video": 8, "audio": 8, "image": 64, "touch": 64, "text": 64}
 
 
@@ -366,6 +368,7 @@ class Model:
         if modality == "text":
             if not all(isinstance(text, str) for text in items):
                 raise UserError(f"{method} takes a text or a list of texts; got {items!r}.")
+            self._warn_of_unknown_words(method, items)
             return self._text_batch
         if modality in IMAGES:
             section = getattr(self._data, modality)
@@ -386,6 +389,16 @@ class Model:
     def _text_batch(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         ids = self._tokenizer.encode(list(texts))[:, None]  # [N, 1, W]
         return {"text": ids, "text_mask": np.ones(ids.shape[:2], np.float32)}
+
+    def _warn_of_unknown_words(self, method: str, texts: Sequence[str]) -> None:
+        if unknown := self._tokenizer.unknown_words(texts):
+            logging.warning(
+                "%s: the vocabulary of this model lacks %d words: %s. They all become the same "
+                "unknown token, so texts that differ only in them have the same embedding.",
+                method,
+                len(unknown),
+                ", ".join(unknown[:_MAX_WORDS]) + (", …" if len(unknown) > _MAX_WORDS else ""),
+            )
 
     def _run(self, predict: str, name: str, batches: Any) -> np.ndarray:
         """Returns an output of a predict function, averaged over views, float32 [N, D]."""

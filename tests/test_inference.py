@@ -14,7 +14,7 @@ from mmjax.data.pipeline import image_modality, loader
 from mmjax.data.pipeline.config import parse_config
 from mmjax.data.pipeline.tokenizer import open_tokenizer
 from mmjax.errors import UserError
-from tests.messages import raises
+from tests.messages import assert_mentions, raises
 from tests.saved_runs import STEP, save_run
 
 
@@ -144,3 +144,11 @@ def test_invalid_arguments_are_an_error(run, model, tmp_path):
     assert without.modalities == ("touch", "image")
     with raises(UserError, "text", "touch, image"):
         without.embed_text("a circle")
+
+
+def test_words_outside_the_vocabulary_are_named(model, caplog):
+    model.embed_text("a red circle")
+    assert not caplog.messages
+    dog, cat = model.embed_text(["a red dog", "a red cat"])
+    assert_mentions(caplog.messages, "embed_text", "2 words: dog, cat")
+    np.testing.assert_array_equal(dog, cat)

@@ -118,6 +118,7 @@ def test_evaluation_job_repeats_the_metrics_of_training_once(pretrained, python,
     in_training = next(line for line in pretrained.metrics if "probe/video/top1" in line)
     (line,) = program.metrics_of(copy)[len(pretrained.metrics) :]
     names = [name for name in in_training if name != "time"]
+    assert line.pop("evaluated") == ["probe", "retrieval_audio", "retrieval_text"]
     assert line["step"] == 2 and line.keys() == in_training.keys()
     np.testing.assert_allclose([line[n] for n in names], [in_training[n] for n in names], rtol=1e-3)
     assert printed(done.stdout)["probe/video/top1"] == float(f"{line['probe/video/top1']:.4g}")

@@ -53,6 +53,10 @@ class Tokenizer:
             result[index, : len(ids)] = ids
         return result
 
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        """Returns the words that all become the same unknown token, without repetitions."""
+        return []
+
     def encode_tensor(self, texts: tf.Tensor) -> tf.Tensor:
         """Returns `encode` of a string tensor [n] in a TensorFlow graph, int32 [n, max_tokens]."""
 
@@ -90,6 +94,10 @@ class WordTokenizer(Tokenizer):
             [self.words.get(word, self._unknown) for word in split_words(text)][: self.max_tokens]
             for text in texts
         ]
+
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        words = dict.fromkeys(word for text in texts for word in split_words(text))
+        return [word for word in words if word not in self.words]
 
     def _text(self, ids: list[int]) -> str:
         word_of = {token_id: word for word, token_id in self.words.items()}

@@ -29,6 +29,7 @@ setup(
         "absl-py>=2.4",
         "av>=18.1",
         "flax>=0.12.8",
+        "ftfy>=6.3",
         "google-crc32c>=1.7",
         "jax>=0.10.2",
         "matplotlib>=3.10",

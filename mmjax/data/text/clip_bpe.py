@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import html
 import importlib.util
 import os
 import re
-import unicodedata
 import zlib
-from collections.abc import Callable
 
 from mmjax import files, limits
 from mmjax.errors import UserError
@@ -102,10 +99,12 @@ def _unpacked(path: str) -> str:
 def clean(text: str) -> str:
     """Returns a text as CLIP encodes it.
 
-    Encoding errors are repaired by ftfy if it is installed, HTML entities are decoded, whitespace
-    is collapsed, and letters are lowercased.
+    Ligatures, full-width letters and encoding errors are repaired by ftfy, as in OpenCLIP, HTML
+    entities are decoded, whitespace is collapsed, and letters are lowercased.
     """
-    text = html.unescape(html.unescape(_text_fixer()(text)))
+    import ftfy  # only CLIP's tokenizer needs it
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
@@ -115,16 +114,6 @@ def join(tokens: list[str]) -> str:
     words = "".join(tokens).split("</w>")
     texts = [bytes(byte_of[letter] for letter in word) for word in words]
     return " ".join(text.decode(errors="replace") for text in texts).strip()
-
-
-@functools.cache
-def _text_fixer() -> Callable[[str], str]:
-    try:
-        import ftfy
-    except ImportError:  # the changes that ftfy makes to text without encoding errors
-        quotes = dict.fromkeys(map(ord, "ʼ‘’‚‛"), "'") | dict.fromkeys(map(ord, "“”„‟"), '"')
-        return lambda text: unicodedata.normalize("NFC", text.translate(quotes))
-    return ftfy.fix_text
 
 
 def _letter_bytes() -> dict[str, int]:

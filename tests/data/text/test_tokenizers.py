@@ -188,6 +188,10 @@ def clip(tmp_path):
         ("cafe\u0301 über 日本", "café über 日本"),
         ("!ab!!", "! ab !!"),
         ("it's 42", "it 's 4 2"),
+        ("e\ufb03cient \ufb01sh", "efficient fish"),  # ligatures
+        ("\uff32\uff45\uff44\u3000\uff15", "red 5"),  # full-width letters
+        ("sch\u00c3\u00b6n caf\u00c3\u00a9", "sch\u00f6n caf\u00e9"),  # UTF-8 read as Latin-1
+        ("&lt;b&gt; AT&amp;amp;T", "< b > at & t"),
     ],
 )
 def test_clip_cleans_and_decodes(clip, text, plain):

@@ -163,8 +163,7 @@ def finalize(out: str) -> Result:
 
 def _finalize(out: str, plan: BuildPlan) -> Result:
     bad = finalizing.finalize(out, plan)
-    message = report(out, bad, num_clips=len(plan.clips), table=plan.table)
-    return Result(message=message, bad_fraction=len(bad) / len(plan.clips))
+    return Result(message=report(out, plan, bad), bad_fraction=len(bad) / len(plan.clips))
 
 
 def _read_classes(path: str) -> list[str]:

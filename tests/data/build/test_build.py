@@ -209,6 +209,14 @@ def test_videos_are_cut_and_split_by_time(media, tmp_path):
         assert {len(clip.frames) for clip in clips} == {5}
 
 
+@pytest.mark.parametrize("option", ["--split-by-time", "--split-by-file"])
+def test_a_split_without_clips_is_reported(media, tmp_path, capsys, option):
+    table = write_table(media, [["path"], ["a.mp4"]])
+    options = ["--clip-seconds", "2", option, "rest:0.1,train:0.9"]  # 0.4 of 4 s; one file
+    assert run("--csv", table, "--out", tmp_path / "ds", *options, *SMALL) == 0
+    assert_line_mentions(capsys.readouterr().out, "Warning", "rest")
+
+
 def test_image_directory_gives_splits_classes_and_captions(tmp_path):
     for split in ("train", "test"):
         for color in ("red", "blue"):

@@ -104,10 +104,15 @@ def _watch_run(
 ) -> int:
     """Runs `watch`, keeps the best checkpoint, and returns the exit status."""
     best = Best.from_config(run.path, dict(cfg.checkpoint), cfg.evals)
+    not_kept = []
 
     def keep(step: int, values: Mapping[str, float]) -> None:
-        if best.improved_by(values):
-            best.keep(step, values)
+        try:
+            if best.improved_by(values):
+                best.keep(step, values)
+        except UserError as error:  # its results are written, and other evaluations are due
+            logging.error("The best checkpoint, step %d, was not kept. %s", step, error)
+            not_kept.append(step)
 
     for step in list_steps(run.path):  # a job may have been killed between results and `best`
         if step > best.step():
@@ -123,7 +128,7 @@ def _watch_run(
     )
     if failed:
         logging.error("Evaluations failed: %d. See the messages above.", failed)
-    return int(failed > 0)
+    return int(failed > 0 or bool(not_kept))
 
 
 def _evaluate_one(

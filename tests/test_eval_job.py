@@ -115,6 +115,22 @@ def test_a_failed_evaluation_is_counted_and_retried_by_the_next_job(tmp_path):
     assert repaired.seen == [1, 2] and good.seen == []
 
 
+def test_a_best_checkpoint_that_cannot_be_kept_stops_no_evaluation(tmp_path, monkeypatch, caplog):
+    def keep(step, values):
+        raise UserError(f"Cannot write {tmp_path / 'best'}: No space left on device.")
+
+    best = types.SimpleNamespace(step=lambda: -1, improved_by=bool, keep=keep)
+    monkeypatch.setattr(eval_job.Best, "from_config", lambda *args: best)
+    monkeypatch.setattr(eval_job, "list_steps", lambda path: sorted(run.states))
+    run = Run(tmp_path, steps=(1, 2), complete=2)
+    often = Evaluator("often", every=1)
+    cfg = types.SimpleNamespace(checkpoint={}, evals={})
+    results = eval_watch.Results(run.path, tensorboard=False)
+    assert eval_job._watch_run(cfg, run, [often], run.restore, results, run.pause) == 1
+    assert often.seen == [1, 2] and run.written[2] == {"often/value": 2.0}
+    assert_mentions(caplog.text, "step 1", "step 2", tmp_path / "best")
+
+
 def test_deleted_and_damaged_checkpoints_are_skipped(tmp_path, caplog):
     e = Evaluator("e", every=1)
     run = Run(tmp_path, steps=(1, 2, 3), complete=3, script=[lambda: None])

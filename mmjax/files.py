@@ -32,6 +32,28 @@ def leftovers(path: str | os.PathLike) -> list[pathlib.Path]:
     return sorted(path.parent.glob(f".{glob.escape(path.name)}.partial-*"))
 
 
+def remove_orphans(directory: str | os.PathLike) -> None:
+    """Removes what killed processes of this machine have left of preparing files in a directory.
+
+    Call it when no other machine writes to the directory: its processes are not visible here.
+    """
+    for path in pathlib.Path(directory).glob(".*.partial-*"):
+        number = path.name.rpartition("-")[2]
+        if number.isdecimal() and not _runs(int(number)):
+            remove(path)
+
+
+def _runs(process: int) -> bool:
+    """Returns whether a process of this machine exists."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to another user
+        pass
+    return True
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a path to prepare a file or directory at, and renames it to `path` on success.

@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
-from mmjax import cache, config
+from mmjax import cache, config, plain_text
 from mmjax.errors import UserError
 from mmjax.monitor import log
 from mmjax.tasks import TASKS
@@ -141,7 +141,8 @@ def main() -> None:
             logging.error("%s", error)
             sys.exit(2)
 
-    app.run(run, argv=argv, flags_parser=_parse_flags)
+    with plain_text.plain_output():
+        app.run(run, argv=argv, flags_parser=_parse_flags)
 
 
 if __name__ == "__main__":

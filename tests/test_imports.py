@@ -12,7 +12,8 @@ ROOT = pathlib.Path(mmjax.__file__).resolve().parent.parent
 # Modules and packages from the lowest layer to the highest. A module may import from its own layer
 # and from lower ones. The order within `data` is that of DATA_LAYERS.
 LAYERS = (
-    "errors limits files registry tree cache config distributed modalities cpus assets configs",
+    "errors limits plain_text files registry tree cache config distributed modalities cpus assets "
+    "configs",
     "losses formats monitor data neighbors",
     "state models checkpoints optim sharding sentence_encoders",
     "data_spec step program preprocess",

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from absl import flags, logging
 
 import mmjax
+from mmjax import plain_text
 from mmjax.errors import UserError, unknown
 from mmjax.monitor import log
 
@@ -83,12 +84,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] not in COMMANDS:
         return _help(argv)
     _add_current_directory()
+    with plain_text.plain_output():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Runs a command, and returns its exit status."""
     name = argv[0]
     try:
         module = importlib.import_module(f"mmjax.tools.{COMMANDS[name].module}")
         return module.run(_parse(name, module, argv[1:])) or 0
     except UserError as error:
-        print(f"mmjax {name}: {error}", file=sys.stderr)
+        _print_error(name, error)
         return 2
     except KeyboardInterrupt:
         print(f"mmjax {name}: interrupted", file=sys.stderr)
@@ -97,8 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # no permission, a full disk, a file where a directory should be
-        print(f"mmjax {name}: {error}", file=sys.stderr)
+        _print_error(name, error)
         return 2
+
+
+def _print_error(name: str, error: Exception) -> None:
+    """Prints a message that, unlike a progress bar, may not return to the start of its line."""
+    message = plain_text.plain(str(error), keep="\n")
+    print(f"mmjax {name}: {message}", file=sys.stderr)
 
 
 def _help(argv: Sequence[str]) -> int:

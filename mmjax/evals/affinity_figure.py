@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmjax import files
+from mmjax.plain_text import plain
 
 MAX_DETAILED = 32  # rows or columns above which there are no images, captions and outlines
 _MAX_VALUES = 12  # rows or columns above which cells have no numbers
@@ -159,7 +160,7 @@ class _Canvas:
         """Writes text at (x, y)."""
         # Captions may contain $ and _, which Matplotlib would parse as mathematics.
         x, y = x / self._width, 1 - y / self._height
-        self.figure.text(x, y, text, parse_math=False, color=_INK, **style)
+        self.figure.text(x, y, plain(text, keep="\n"), parse_math=False, color=_INK, **style)
 
     def image(self, x: float, y: float, size: float, image: np.ndarray) -> None:
         """Draws an image with its top left corner at (x, y)."""

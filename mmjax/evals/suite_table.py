@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
+from mmjax import plain_text
 from mmjax.evals.base import CONFIDENCE, DEVIATION
 from mmjax.monitor import report
 
@@ -18,7 +19,6 @@ COLUMNS = {
     "knn": "kNN",
 }
 AVERAGED = ("linear", "few_shot", "knn")
-_TEX = {"±": r"$\pm$", "%": r"\%", "–": "--", "_": r"\_", "&": r"\&", "#": r"\#"}
 
 
 def averages(results: Mapping[str, float], datasets: Sequence[str]) -> dict[str, float]:
@@ -93,7 +93,10 @@ def as_csv(results: Mapping[str, float], metrics: Mapping[str, str]) -> str:
     for dataset, metric in [*metrics.items(), ("average", "")]:
         numbers = [results.get(f"{dataset}/{c}") for c in columns]
         writer.writerow(
-            [dataset, metric, *("" if n is None else f"{100 * n:.4f}" for n in numbers)]
+            [
+                *map(plain_text.csv_cell, (dataset, metric)),
+                *("" if n is None else f"{100 * n:.4f}" for n in numbers),
+            ]
         )
     return out.getvalue()
 
@@ -104,7 +107,7 @@ def as_tex(results: Mapping[str, float], metrics: Mapping[str, str]) -> str:
 
     def line(row: Sequence[str]) -> str:
         cells = (row[0], *row[2:])  # without the metric
-        return " & ".join("".join(_TEX.get(c, c) for c in cell) for cell in cells) + r" \\"
+        return " & ".join(map(plain_text.tex, cells)) + r" \\"
 
     return "\n".join(
         [

@@ -7,6 +7,8 @@ import os
 
 from absl import logging
 
+from mmjax.plain_text import plain
+
 
 def setup(verbosity: int = logging.INFO) -> None:
     """Sends the log to standard error and hides informational messages of libraries.
@@ -17,8 +19,15 @@ def setup(verbosity: int = logging.INFO) -> None:
     logging.use_absl_handler()
     logging.set_verbosity(verbosity)
     handler = logging.get_absl_handler()
-    handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(_is_ours)
+
+
+class _Formatter(std_logging.Formatter):
+    """Shows control characters in messages as codes: names and captions come from others."""
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        return plain(super().format(record), keep="\n\t")
 
 
 def _is_ours(record: std_logging.LogRecord) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from mmjax.cpus import available_cpus
+from mmjax.plain_text import plain
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> str:
@@ -134,7 +135,7 @@ def environment() -> dict[str, Any]:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else plain(str(value))
 
 
 def _host_memory() -> tuple[int, int]:

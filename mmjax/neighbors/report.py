@@ -12,6 +12,7 @@ from mmjax.monitor import report
 from mmjax.neighbors.cost import Cost
 from mmjax.neighbors.search import SearchResult
 from mmjax.neighbors.settings import Settings
+from mmjax.plain_text import plain
 
 if TYPE_CHECKING:  # imports TensorFlow
     from mmjax.data.sources.base import Source
@@ -152,7 +153,7 @@ def _labels(
     heads = [f"record {record}"]
     heads += [f"{s:.3f}  record {n}" for n, s in zip(neighbors, similarity, strict=True)]
     texts = [(*captions[index], "(no caption)")[0] for index in (record, *neighbors)]
-    return list(zip(heads, texts, strict=True))
+    return list(zip(heads, map(plain, texts), strict=True))
 
 
 def _first_image(source: Source, record: int) -> np.ndarray | None:

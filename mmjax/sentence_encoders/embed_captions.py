@@ -65,14 +65,16 @@ def embed_captions(
                     f"--{option.replace('_', '-')} {value} is not an option of --encoder "
                     f"{encoder}, which copies existing vectors. Remove it."
                 )
-        result = copy_vectors(features, file, ids=ids)
+        with features.locked():
+            result = copy_vectors(features, file, ids=ids)
     else:
         if ids:
             raise UserError(
                 f"--ids {ids} is an option of --encoder npy:FILE, not of {encoder}. Remove it."
             )
         made = make_encoder(encoder, **options)
-        result = embed(features, made, encoder, captions=captions or "first")
+        with features.locked():
+            result = embed(features, made, encoder, captions=captions or "first")
     lines = [f"{result.path}: float32 {result.shape}, captions of {source.name} by {encoder}."]
     following = [f"--config.data.text.features={out} to train on them"]
     if len(result.shape) == 2:  # neighbors are searched with one vector per record

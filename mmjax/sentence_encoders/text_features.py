@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from mmjax import files
 from mmjax.data.pipeline import precomputed_features
 from mmjax.data.sources import captions
 from mmjax.errors import UserError
+from mmjax.formats import npy
 
 if TYPE_CHECKING:
     from mmjax.data.sources.base import Source
@@ -80,6 +81,28 @@ class TextFeatures:
     def _state_path(self) -> str:
         return f"{self.path}.partial.json"
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from writing the same file.
+
+        Raises:
+          UserError: Another process is writing it.
+        """
+        # The lock is on the directory, so it leaves no file behind.
+        descriptor = os.open(os.path.dirname(self.path), os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UserError(
+                        f"Another `mmjax sentences` is writing {self.path}. Wait until it has "
+                        "finished, or pass another --out."
+                    ) from error
+            yield
+        finally:
+            os.close(descriptor)
+
     def bar(self, description: str, *, initial: int = 0) -> tqdm:
         """Returns a progress bar over the records."""
         return tqdm(
@@ -119,10 +142,11 @@ class TextFeatures:
           `(vectors, state)`: the array, and the job, the number of records that are `done`, and
           the counters.
         """
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            with open(self._state_path, encoding="utf-8") as file:
-                state = json.load(file)
-            if state["job"] == job and {"done", *counters} <= state.keys():
+        with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError):
+            state = files.read_json(self._state_path)
+            vectors = npy.open_array(self.partial_path)
+            fits = vectors.shape == tuple(job["shape"]) and vectors.dtype == np.float32
+            if state["job"] == job and {"done", *counters} <= state.keys() and fits:
                 return np.lib.format.open_memmap(self.partial_path, "r+"), state
         with contextlib.suppress(FileNotFoundError):
             os.remove(self._state_path)

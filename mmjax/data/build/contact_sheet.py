@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mmjax.plain_text import plain
+
 WIDTH = 14.0  # inches of the contents
 LINE = 0.19  # inches of a line of text
 TEXT, FAINT, WAVE = "#1a1a1a", "#666666", "#2b6cb0"  # colors
@@ -91,7 +93,8 @@ class Sheet:
         figure.text(
             _MARGIN / page_width,
             1 - 0.16 / page_height,
-            title,
+            plain(title),
+            parse_math=False,
             fontsize=14,
             weight="bold",
             va="top",
@@ -104,7 +107,9 @@ class Sheet:
                 item.draw(figure.add_axes((x, y - size[1], *size)))
             else:
                 # Captions may contain $ and _, which matplotlib would typeset as mathematics.
-                figure.text(x, y, item.text, va="top", parse_math=False, **item.style)
+                figure.text(
+                    x, y, plain(item.text, keep="\n"), va="top", parse_math=False, **item.style
+                )
         with warnings.catch_warnings():
             # Scripts that the font does not contain are drawn as boxes.
             warnings.filterwarnings("ignore", message="Glyph")

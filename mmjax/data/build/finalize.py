@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmjax import files
+from mmjax import files, plain_text
 from mmjax.data.build.plan import BAD_ROWS, VOCABULARY, BuildPlan
 from mmjax.data.build.shards import read_report, unfinished
 from mmjax.data.storage import dataset, schema
@@ -70,6 +70,7 @@ def finalize(out: str, plan: BuildPlan) -> list[dict[str, Any]]:
             "options": dataclasses.asdict(plan.options),
         },
     ).save(out)
+    files.remove_orphans(out)
     return bad
 
 
@@ -137,4 +138,5 @@ def _write_bad_rows(path: str, bad: Sequence[dict[str, Any]]) -> None:
     with files.atomic_open(path) as file:
         writer = csv.DictWriter(file, _BAD_COLUMNS)
         writer.writeheader()
-        writer.writerows(bad)
+        for row in bad:
+            writer.writerow({k: x and plain_text.csv_cell(str(x)) for k, x in row.items()})

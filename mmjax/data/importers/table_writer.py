@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from mmjax.data.importers.base import AnnotatedExample
 from mmjax.errors import UserError
+from mmjax.plain_text import csv_cell
 
 Writer = Callable[[AnnotatedExample, str, float | None, float | None], None]
 
@@ -60,7 +61,8 @@ def make_writer(file: IO[str], out: str, columns: Sequence[str]) -> Writer:
                 f"--out {out}: a cell of {path} contains a tab or a line break, which .tsv cannot "
                 "hold. Choose a table that ends in .jsonl."
             )
-        table.writerow(cells)
+        # The reader removes the space; a spreadsheet would take a caption `=…` for a formula.
+        table.writerow([csv_cell(cell, guard=" ") for cell in cells])
 
     return write_cells
 

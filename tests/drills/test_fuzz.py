@@ -12,12 +12,11 @@ from tests.drills.kinds import Refused
 
 KINDS = kinds.load()
 # Kinds that start a program or read many files take most of the time of a long run.
-PENDING = ("annotations", "class_names")
 SLOW = ("run_directory", "tensorflow", "bert", "validated_shards", "records", "image_backbone")
 CASES = 6
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name not in (*SLOW, *PENDING)])
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in SLOW])
 def test_damaged_files_are_refused_or_harmless(tmp_path, name):
     cases = worker.Cases(KINDS[name], tmp_path)
     results = [cases.run(number, seed=0) for number in range(CASES)]

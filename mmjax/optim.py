@@ -18,6 +18,7 @@ and multiplies by the learning-rate factors. Leaves that are None (frozen parame
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,13 +27,17 @@ import jax.numpy as jnp
 import optax
 
 from mmjax import config, tree
-from mmjax.errors import UserError, choose
+from mmjax.errors import UserError, check_choice, choose
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 # Parameters -> tree of bools: where weight decay applies.
 Mask = Callable[[Any], Any]
 
-_COMMON = ("name", "schedule", "lr_multipliers", "clip_norm", "clip_groups", "weight_decay_exclude")
+_COMMON = (
+    *("name", "schedule", "lr_multipliers", "clip_norm", "clip_groups", "clip_lookups"),
+    "weight_decay_exclude",
+)
+LOOKUPS = ("summed", "separate")  # values of `clip_lookups`
 
 
 def make_optimizer(
@@ -45,7 +50,8 @@ def make_optimizer(
         section. `schedule`: A dict of `name`, a key of `SCHEDULES`, and its keywords.
         `weight_decay_exclude`: Patterns of parameter paths without weight decay. `lr_multipliers`:
         (pattern, factor) pairs; the factor of the first pattern that matches a path multiplies its
-        complete update, including weight decay. `clip_norm`, `clip_groups`: See `make_clipping`.
+        complete update, including weight decay. `clip_norm`, `clip_groups`,
+        `clip_lookups`: See `make_clipping`.
       params: Tree of arrays or shapes, for its paths.
       total_steps: Number of updates, the default end of schedules.
       batch_size: Global batch size, for schedules in units of examples.
@@ -417,7 +423,14 @@ def _scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTran
 # What applies to any optimizer.
 
 
-def make_clipping(cfg: Mapping[str, Any], params: Any) -> Callable[[Any], Any] | None:
+def separates_lookups(cfg: Mapping[str, Any]) -> bool:
+    """Returns whether `clip_lookups` is 'separate'; see `make_clipping`."""
+    value = cfg.get("clip_lookups", LOOKUPS[0])
+    check_choice("config.optimizer.clip_lookups", value, LOOKUPS)
+    return value == "separate"
+
+
+def make_clipping(cfg: Mapping[str, Any], params: Any) -> Callable[..., Any] | None:
     """Returns a function that clips gradients by global norm, per group of parameters.
 
     VATT's fine-tuning uses one norm for the backbone and one for the classifier.
@@ -425,14 +438,19 @@ def make_clipping(cfg: Mapping[str, Any], params: Any) -> Callable[[Any], Any] |
     Args:
       cfg: The section `optimizer`. `clip_groups`: (pattern, norm) pairs; a parameter belongs to the
         first pattern that matches its path. `clip_norm`: Norm of all other parameters together. A
-        norm of 0 does not clip.
+        norm of 0 does not clip. `clip_lookups`: Whether the gradients of rows of an embedding that
+        were looked up with the same id are 'summed' before they count in a norm, or each counts
+        'separate'ly, as in TensorFlow. The clipped gradients are sums in both cases.
       params: Tree of arrays or shapes, for its paths.
 
     Returns:
-      Gradients -> clipped gradients; None if nothing is clipped.
+      `(gradients, squares={}) -> clipped gradients`; None if nothing is clipped. `squares` has
+      the sums of squares that count instead of those of the gradients at the same paths; see
+      `mmjax.lookups`.
 
     Raises:
-      UserError: A negative norm, or a pattern that matches no path.
+      UserError: A negative norm, a pattern that matches no path, an unknown `clip_lookups`, or
+        `clip_lookups='separate'` without a norm.
     """
     groups = _pairs(cfg, "clip_groups")
     norms = [*(norm for _, norm in groups), cfg.get("clip_norm", 0.0)]
@@ -447,10 +465,16 @@ def make_clipping(cfg: Mapping[str, Any], params: Any) -> Callable[[Any], Any] |
         what="config.optimizer.clip_groups",
     )
 
+    separate = separates_lookups(cfg)
     if not any(norms):
+        if separate:
+            raise UserError(
+                "config.optimizer.clip_lookups='separate' needs a norm to clip to. Set "
+                "config.optimizer.clip_norm, or config.optimizer.clip_lookups='summed'."
+            )
         return None
 
-    def clip(grads):
+    def clip(grads, squares=types.MappingProxyType({})):
         named = tree.flatten(grads)
         scales = {}
         for number, limit in enumerate(norms):
@@ -460,7 +484,7 @@ def make_clipping(cfg: Mapping[str, Any], params: Any) -> Callable[[Any], Any] |
                 if (len(groups) if matched[path] is None else matched[path]) == number
             }
             if limit and members:
-                norm = optax.global_norm(members)
+                norm = _norm(members, squares)
                 # 1 up to the limit, and no division by a norm of 0.
                 scale = limit / jnp.maximum(norm, limit)
                 scales |= dict.fromkeys(members, scale)
@@ -469,6 +493,13 @@ def make_clipping(cfg: Mapping[str, Any], params: Any) -> Callable[[Any], Any] |
         )
 
     return clip
+
+
+def _norm(members: Mapping[str, jax.Array], squares: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the global norm; `squares` replaces the sums of squares of some members."""
+    norm = optax.global_norm({path: leaf for path, leaf in members.items() if path not in squares})
+    replaced = [squares[path] for path in members if path in squares]
+    return jnp.sqrt(norm**2 + sum(replaced)) if replaced else norm
 
 
 def _multiply_updates(

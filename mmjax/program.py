@@ -61,13 +61,15 @@ def build_program(cfg: Config, task: Any, mesh: jax.sharding.Mesh) -> Program:
     options = dict(cfg.optimizer)
     params, frozen = _frozen(task, options.pop("frozen", ()), what="config.optimizer.frozen")
     trainable, _ = step.split_params(params, frozen)
-    # With clip_shards the step clips parts of the batch; the optimizer must not clip again.
+    # If the step clips, the optimizer must not clip again.
+    separate_lookups = optim.separates_lookups(options)
+    step_clips = cfg.clip_shards > 0 or separate_lookups
     tx, schedule = optim.make_optimizer(
         options,
         trainable,
         total_steps=cfg.total_steps,
         batch_size=cfg.batch_size,
-        clip=not cfg.clip_shards,
+        clip=not step_clips,
     )
     return assemble(
         task,
@@ -81,7 +83,8 @@ def build_program(cfg: Config, task: Any, mesh: jax.sharding.Mesh) -> Program:
         accumulate_steps=cfg.accumulate_steps,
         ema_decay=cfg.ema_decay,
         clip_shards=cfg.clip_shards,
-        clip=optim.make_clipping(options, trainable) if cfg.clip_shards else None,
+        clip=optim.make_clipping(options, trainable) if step_clips else None,
+        separate_lookups=separate_lookups,
     )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
+from mmjax import lookups
+
 nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
 
@@ -74,7 +76,9 @@ class ModelDef:
             state = jax.tree.map(lambda leaf: leaf, template)
             nnx.replace_by_pure_dict(state, values)
             states.append(state)
-        return nnx.merge(self._graph, *states, copy=True)
+        module = nnx.merge(self._graph, *states, copy=True)
+        lookups.name_parameters(module)
+        return module
 
     def extra_of(self, module: nnx.Module) -> dict:
         """Returns the non-trainable arrays of a module after it was called."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from mmjax import tree
+from mmjax import lookups, tree
 from mmjax.errors import UserError
 from mmjax.sharding import BATCH_AXES
 
@@ -126,6 +126,49 @@ def loss_and_grads(
     return _accumulated(encode, objective, trainable, extra, batch, key, accumulate_steps)
 
 
+def lookup_loss_and_grads(
+    task: Any,
+    trainable: dict,
+    frozen: dict,
+    extra: dict,
+    batch: Mapping[str, jax.Array],
+    key: jax.Array,
+) -> tuple[jax.Array, dict, dict, dict, dict[str, jax.Array]]:
+    """Returns the result of `loss_and_grads`, and sums of squares of gradients of lookups.
+
+    The latter are {path of a trainable table: sum of squares of the gradients of its looked-up
+    rows, before rows of the same id are added}; see `mmjax.lookups`.
+
+    Raises:
+      UserError: The model looks up no trainable parameter.
+    """
+    probes = {
+        path: jnp.float32(0)
+        for path, leaf in tree.flatten(trainable).items()
+        if leaf is not None and leaf.ndim == 2
+    }
+    used: set[str] = set()
+
+    def loss(params, probes):
+        with lookups.probing(probes) as paths:
+            whole = join_params(params, frozen)
+            features, new_extra = task.encode(whole, extra, batch, key)
+            value, aux = task.objective(whole, new_extra, features, batch, key)
+        used.update(paths)
+        return value, aux
+
+    (value, (extra, metrics)), (grads, squares) = jax.value_and_grad(
+        loss, argnums=(0, 1), has_aux=True
+    )(trainable, probes)
+    if not used:
+        raise UserError(
+            "config.optimizer.clip_lookups='separate' has no effect: no trainable parameter of "
+            "the model is an embedding that is looked up by id (resampled positions are not). Set "
+            "config.optimizer.clip_lookups='summed'."
+        )
+    return value, grads, extra, metrics, {path: squares[path] for path in sorted(used)}
+
+
 def _accumulated(
     encode: Callable[..., tuple[Any, dict]],
     objective: Callable[..., tuple[jax.Array, tuple[dict, dict]]],
@@ -168,7 +211,8 @@ def clipped_loss_and_grads(
     key: jax.Array,
     *,
     clip_shards: int,
-    clip: Callable[[dict], dict],
+    clip: Callable[..., dict],
+    separate_lookups: bool = False,
 ) -> tuple[jax.Array, dict, dict, dict]:
     """Returns `(loss, gradients, extra, metrics)` with gradients clipped per group of examples.
 
@@ -186,6 +230,7 @@ def clipped_loss_and_grads(
       key: Random key of this step.
       clip_shards: Number of groups.
       clip: Gradients -> clipped gradients.
+      separate_lookups: Whether `clip` also takes the result of `lookup_loss_and_grads`.
     """
     # As many groups at once as devices, so that each device computes groups of its own examples.
     ways = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in BATCH_AXES)
@@ -199,11 +244,15 @@ def clipped_loss_and_grads(
         return jax.lax.with_sharding_constraint(x, PartitionSpec(None, BATCH_AXES))
 
     def group(batch, key):
-        value, grads, new_extra, metrics = loss_and_grads(
-            task, trainable, frozen, extra, batch, key
-        )
+        inputs = (task, trainable, frozen, extra, batch, key)
+        if not separate_lookups:
+            value, grads, new_extra, metrics = loss_and_grads(*inputs)
+            share = jax.tree.map(lambda g: g / clip_shards, grads)
+            return clip(share), (value, new_extra, metrics)
+        value, grads, new_extra, metrics, squares = lookup_loss_and_grads(*inputs)
         share = jax.tree.map(lambda g: g / clip_shards, grads)
-        return clip(share), (value, new_extra, metrics)
+        squares = {path: square / clip_shards**2 for path, square in squares.items()}
+        return clip(share, squares), (value, new_extra, metrics)
 
     def some(total, xs):
         shares, outputs = jax.vmap(group)(*xs)
@@ -262,7 +311,8 @@ def make_step(
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
     clip_shards: int = 0,
-    clip: Callable[[dict], dict] | None = None,
+    clip: Callable[..., dict] | None = None,
+    separate_lookups: bool = False,
 ) -> Callable[[dict, Mapping[str, jax.Array]], tuple[dict, dict]]:
     """Returns the function `(state, batch) -> (state, metrics)` that the trainer compiles.
 
@@ -280,36 +330,51 @@ def make_step(
       ema_decay: Decay of the moving average of the parameters; 0 keeps none.
       clip_shards: Number of groups of examples whose gradients are clipped separately
         (`clipped_loss_and_grads`); 0 leaves clipping to `tx`.
-      clip: With `clip_shards`, gradients -> clipped gradients (`mmjax.optim.make_clipping`). `tx`
-        must not clip again.
+      clip: With `clip_shards` or `separate_lookups`, the result of `mmjax.optim.make_clipping`.
+        `tx` must not clip again.
+      separate_lookups: Whether the gradients of looked-up rows count separately in the norms of
+        `clip` (`lookup_loss_and_grads`).
 
     Raises:
       UserError: `clip_shards` with a loss that compares examples, with accumulation, or without
-        `clip`. When traced: `clip_shards` does not divide the batch.
+        `clip`; `separate_lookups` with accumulation. When traced: `clip_shards` does not divide the
+        batch, or the model looks up no trainable parameter.
     """
     if clip_shards:
         _check_clip_shards(task, clip_shards, accumulate_steps, clip)
+    if separate_lookups and accumulate_steps > 1:
+        raise UserError(
+            "config.optimizer.clip_lookups='separate' cannot be combined with "
+            f"config.accumulate_steps={accumulate_steps}: microbatches add gradients of positions. "
+            "Set config.accumulate_steps=1, or config.optimizer.clip_lookups='summed'."
+        )
 
     def gradients(trainable, rest, extra, batch, key):
+        inputs = (task, trainable, rest, extra, batch, key)
+        if not clip_shards and separate_lookups:
+            return lookup_loss_and_grads(*inputs)
         if not clip_shards:
-            return loss_and_grads(
-                task, trainable, rest, extra, batch, key, accumulate_steps=accumulate_steps
-            )
+            return *loss_and_grads(*inputs, accumulate_steps=accumulate_steps), {}
         batch_size = jax.tree.leaves(batch)[0].shape[0]
         if batch_size % clip_shards:
             raise UserError(
                 f"config.batch_size={batch_size} must be divisible by "
                 f"config.clip_shards={clip_shards}."
             )
-        return clipped_loss_and_grads(
-            task, trainable, rest, extra, batch, key, clip_shards=clip_shards, clip=clip
+        results = clipped_loss_and_grads(
+            *inputs, clip_shards=clip_shards, clip=clip, separate_lookups=separate_lookups
         )
+        return *results, {}
 
     def step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         trainable, rest = split_params(state["params"], frozen)
-        loss, grads, extra, task_metrics = gradients(trainable, rest, state["extra"], batch, key)
+        loss, grads, extra, task_metrics, squares = gradients(
+            trainable, rest, state["extra"], batch, key
+        )
         grad_norm = optax.global_norm(grads)
+        if squares:
+            grads = clip(grads, squares)
         updates, opt = tx.update(grads, state["opt"], trainable)
         new = {"opt": opt, "extra": extra, "params": optax.apply_updates(trainable, updates)}
         old = {"opt": state["opt"], "extra": state["extra"], "params": trainable}

@@ -15,7 +15,7 @@ LAYERS = (
     "errors limits plain_text files registry tree cache config distributed modalities cpus assets "
     "configs",
     "losses formats monitor data neighbors",
-    "state models checkpoints optim sharding sentence_encoders",
+    "state lookups models checkpoints optim sharding sentence_encoders",
     "data_spec step program preprocess",
     "tasks evals published configs.*",
     "convert",

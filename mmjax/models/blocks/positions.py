@@ -17,6 +17,7 @@ from flax import nnx
 from scipy.interpolate import CubicSpline
 
 from mmjax.errors import UserError
+from mmjax.lookups import axis_rows, is_probed
 
 
 @functools.lru_cache(maxsize=64)
@@ -99,7 +100,11 @@ class Positions(nnx.Module):
         """
         total = jnp.zeros(())
         for i, (name, length) in enumerate(zip(self.axes, lengths, strict=True)):
-            table = getattr(self, name)[...].astype(jnp.float32)
+            variable = getattr(self, name)
+            if len(variable[...]) == length and is_probed(variable):
+                total = total + axis_rows(variable, i, lengths, dtype=jnp.float32)
+                continue
+            table = variable[...].astype(jnp.float32)
             if len(table) != length:
                 matrix = spline_matrix(len(table), length).astype(np.float32)
                 table = jnp.matmul(matrix, table, precision="highest")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.lookups import rows
 from mmjax.models.blocks.inputs import InputError
 from mmjax.models.blocks.patches import SIZES
 from mmjax.models.blocks.transformer import Encoder, EncoderConfig
@@ -71,7 +72,7 @@ class ClipText(nnx.Module):
         """
         self._check(ids.shape[1:])
         length = ids.shape[1]
-        tokens = jnp.take(self.token_embedding[...], ids, axis=0).astype(self.cfg.dtype)
+        tokens = rows(self.token_embedding, ids).astype(self.cfg.dtype)
         tokens = tokens + self.positions[:length].astype(tokens.dtype)
         tokens = self.encoder(tokens, causal=True, key=key)
         end = jnp.max(jnp.where(ids != 0, jnp.arange(length), 0), axis=1)

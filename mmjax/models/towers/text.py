@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from mmjax.errors import check_choice
+from mmjax.lookups import rows
 from mmjax.models.blocks.initializers import token_init
 from mmjax.models.blocks.noise import dropout, split_key
 from mmjax.models.blocks.patches import SIZES, TokenTransformer
@@ -109,7 +110,7 @@ class T5Text(nnx.Module):
         """
         cfg = self.cfg
         input_key, encoder_key = split_key(key, 2)
-        embedded = jnp.take(self.word_embedding[...], ids, axis=0).astype(cfg.dtype)  # [N, W, E]
+        embedded = rows(self.word_embedding, ids).astype(cfg.dtype)  # [N, W, E]
         agg = jnp.broadcast_to(
             self.agg_token[...].astype(cfg.dtype), (len(ids), 1, embedded.shape[-1])
         )
@@ -119,7 +120,7 @@ class T5Text(nnx.Module):
         buckets = relative_buckets(
             tokens.shape[1], num_buckets=self.num_buckets, max_distance=self.max_distance
         )
-        bias = jnp.take(self.relative_bias[...].astype(jnp.float32), buckets, axis=0)
+        bias = rows(self.relative_bias, buckets, dtype=jnp.float32)
         bias = bias.transpose(2, 0, 1)[None]  # [1, heads, W + 1, W + 1]
         tokens = self.encoder(tokens, bias=bias, key_mask=key_mask, key=encoder_key)
         return tokens[:, 0].astype(jnp.float32), tokens[:, 1:]
@@ -182,7 +183,7 @@ class BertText(TokenTransformer):
           x: Token ids, int [N, W]; 0 is padding.
           key: Random key of dropout; None disables it.
         """
-        embedded = jnp.take(self.word_embedding[...], x, axis=0).astype(self.cfg.dtype)  # [N, W, E]
+        embedded = rows(self.word_embedding, x).astype(self.cfg.dtype)  # [N, W, E]
         mask = x != 0
         if hasattr(self, "outer_agg_token"):
             outer = self.outer_agg_token[...].astype(embedded.dtype)
@@ -270,7 +271,7 @@ class LinearText(nnx.Module):
 
         if self.remat != "none":
             project = jax.checkpoint(project, policy=REMAT_POLICIES[self.remat])
-        tokens = project(self.projection, jnp.take(self.word_embedding[...], ids, axis=0))
+        tokens = project(self.projection, rows(self.word_embedding, ids))
         pooled = tokens if self.pool_padding else jnp.where((ids != 0)[..., None], tokens, 0)
         return pooled.max(axis=1).astype(jnp.float32), tokens
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmjax import files
 from mmjax.data.pipeline import precomputed_features
 from mmjax.data.sources import captions
 from mmjax.errors import UserError
@@ -120,8 +121,5 @@ def _open_vectors(file: str) -> np.ndarray:
 def _read_lines(path: str) -> Sequence[str]:
     if not os.path.isfile(path):
         raise UserError(f"--ids {path}: no such file.")
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return [line.rstrip("\r\n") for line in file]
-    except UnicodeDecodeError as error:
-        raise UserError(f"--ids {path} is not UTF-8 text: {error}.") from error
+    text = files.read_text(path)
+    return (text if text.endswith("\n") or not text else f"{text}\n").split("\n")[:-1]

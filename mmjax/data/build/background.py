@@ -156,7 +156,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
             os.path.join(directory, name)
             for directory, _, names in directories.walk(path)
             for name in names
-            if image_files.is_image(name)
+            if image_files.is_image(os.path.join(directory, name))
         ]
         if not images:
             raise UserError(f"PATH {path}: no image files in this directory.")

@@ -68,10 +68,10 @@ def _find_classes(path: str, info: dataset.DatasetInfo) -> None:
 
 def _load_info(path: str) -> dataset.DatasetInfo | None:
     """Returns the content of `dataset.json`, or None if it does not exist or is invalid."""
+    if not os.path.exists(os.path.join(path, dataset.FILE)):
+        return None
     try:
         return dataset.DatasetInfo.load(path)
-    except FileNotFoundError:
-        return None
     except UserError as error:
         logging.warning("Replacing an invalid dataset.json: %s", error)
         return None

@@ -191,8 +191,14 @@ def prepare(
     if os.path.isfile(out):
         raise UserError(f"--out {out} must be a directory; this is a file.")
     path = _plan_path(out)
-    existing = read_json(path)
-    if existing is not None and existing["key"] == plan_key(clips, options, class_names):
+    try:
+        existing = read_json(path)
+    except UserError as error:
+        if not overwrite:
+            raise UserError(f"{error} Build the dataset again with --overwrite.") from error
+        existing = {}
+    same = isinstance(existing, dict) and existing.get("key")
+    if same and same == plan_key(clips, options, class_names):
         return load_plan(out)
     pattern = os.path.join(glob.escape(out), "*-of-*")
     obsolete = [*glob.glob(pattern), *([path] if existing is not None else [])]

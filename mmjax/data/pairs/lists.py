@@ -134,13 +134,7 @@ def read_list(path: str) -> list[Any]:
     Raises:
       UserError: The file does not exist or is not a list.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            entries = json.load(file)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    entries = files.read_json(path)
     if not isinstance(entries, list):
         raise UserError(
             f"{path} is not a list of pairs: expected [{_ENTRY}, ...], got a JSON "

@@ -23,6 +23,7 @@ import PIL.Image
 from mmjax.data.sources.base import Source
 from mmjax.data.sources.image_list import encoded_example, image_info, numbered_class_names
 from mmjax.data.sources.split_slicing import SPLIT_NAMES, match_split
+from mmjax.data.storage import directories
 from mmjax.errors import UserError
 from mmjax.formats import npy
 
@@ -112,7 +113,7 @@ def _find_arrays(path: str) -> dict[str, _Arrays]:
     root = os.path.expanduser(path)
     files = [root]
     if os.path.isdir(root):
-        files = sorted(os.path.join(root, n) for n in os.listdir(root) if n.endswith(".npz"))
+        files = [os.path.join(root, n) for n in directories.list_files(root) if n.endswith(".npz")]
     splits: dict[str, _Arrays] = {}
     for file in files:
         stem = os.path.splitext(os.path.basename(file))[0]

@@ -7,7 +7,6 @@ inferred from the names of the shards, and their modalities from the first recor
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -119,10 +118,9 @@ class DatasetInfo:
         path = os.path.join(directory, FILE)
         advice = f"Write it again with `mmjax index {os.fspath(directory)}`."
         try:
-            with open(path, encoding="utf-8") as file:
-                content = json.load(file)
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: it is not JSON ({error}). {advice}") from error
+            content = files.read_json(path)
+        except UserError as error:
+            raise UserError(f"{error} {advice}") from error
         if not isinstance(content, dict):
             raise UserError(f"{path} is damaged: it is not a JSON object. {advice}")
         version = content.pop("format", None)

@@ -19,6 +19,7 @@ import re
 
 import numpy as np
 
+from mmjax.data.storage import directories
 from mmjax.data.storage.image_files import encode_jpeg, is_image, read_image
 from mmjax.data.storage.streams import AudioStream, VideoStream, num_samples, stream_names
 from mmjax.errors import UserError
@@ -169,8 +170,8 @@ def frame_files(directory: str | os.PathLike) -> list[str]:
     """Returns the names of the images in a directory in natural order (2, 10)."""
     names = [
         name
-        for name in os.listdir(directory)
-        if not name.startswith(".") and is_image(os.path.join(directory, name))
+        for name in directories.list_files(directory)
+        if is_image(os.path.join(directory, name))
     ]
     return sorted(
         names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]

@@ -5,11 +5,11 @@ They are written with `mmjax.files.write_json`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
 
+from mmjax import files
 from mmjax.errors import UserError
 
 
@@ -30,9 +30,8 @@ def read(
     if not os.path.exists(path):
         return None
     try:
-        with open(path, encoding="utf-8") as file:
-            return check(json.load(file))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return check(files.read_json(path))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"the key {error} is missing" if isinstance(error, KeyError) else error
         raise UserError(
             f"{path} is not a valid description of {what}: {problem}. Create the {what} again, or "

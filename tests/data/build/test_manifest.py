@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmjax.data.build import examples, manifest
+from mmjax.data.build import examples, manifest, plan
 from mmjax.data.build.options import BuildOptions
 from mmjax.data.storage import media
 from mmjax.errors import UserError
@@ -138,3 +138,16 @@ def test_both_unicode_forms_of_a_label_are_one_class(tmp_path):
     clips = read(tmp_path, "path,label\na.jpg,caf\u00e9\nb.jpg,cafe\u0301\n")
     assert manifest.number_labels(clips, table="t.csv")[1] == {"caf\u00e9": 0}
     assert manifest.number_labels(clips, ["cafe\u0301"], table="t.csv")[1] == {"caf\u00e9": 0}
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "", "[]", "3", '{"key": 1}'])
+def test_a_damaged_plan_is_named_and_can_be_replaced(tmp_path, content):
+    clips = read(tmp_path, "path\nt.csv\n")
+    file = tmp_path / "ds" / ".build" / "plan.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    arguments = (str(tmp_path / "ds"), clips, BuildOptions())
+    with raises(UserError, tmp_path / "ds", "--overwrite"):
+        plan.prepare(*arguments, media_root=str(tmp_path))
+    made = plan.prepare(*arguments, media_root=str(tmp_path), overwrite=True)
+    assert plan.load_plan(str(tmp_path / "ds")) == made

@@ -1,7 +1,9 @@
 """Tests of reading descriptions of arrays."""
 
+import pytest
+
 from mmjax import files
-from mmjax.data.storage import metadata
+from mmjax.data.storage import dataset, metadata
 from mmjax.errors import UserError
 from tests.messages import raises
 
@@ -30,3 +32,14 @@ def test_error_names_the_file_and_the_problem(tmp_path):
         path.write_text(text)
         with raises(UserError, path, "pairs", fact):
             metadata.read(path, "pairs", check)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": "\xff"}', b"", b"[]", b"3", b"null"])
+def test_damaged_json_is_named(tmp_path, content):
+    path = tmp_path / "pairs.json"
+    path.write_bytes(content)
+    with raises(UserError, path, "pairs"):
+        metadata.read(path, "pairs", lambda value: {"n": value["n"]})
+    (tmp_path / "dataset.json").write_bytes(content)
+    with raises(UserError, tmp_path / "dataset.json", "mmjax index"):
+        dataset.DatasetInfo.load(tmp_path)

@@ -12,6 +12,7 @@ from mmjax.errors import UserError, unknown
 
 DEFAULTS = {
     "IMAGE_PIXELS": 250_000_000,  # of one image: width x height
+    "MEDIA_SECONDS": 1_000_000,  # of one video or audio file: 11 days
     # An archive that unpacks to more bytes than this must not be compressed more than by the ratio:
     # DEFLATE reaches 1:1032 on zeros, but float arrays reach 1:2 and images 1:20.
     "UNPACKED_BYTES": 1 << 30,

@@ -1,9 +1,10 @@
 """Reads segments of media files as JPEG frames and mono audio.
 
 Times are seconds from the start of the file as a player counts them: the earliest stream starts at
-0. Frames are sampled by their presentation times, so a variable frame rate needs no special care.
-Audio is placed by its own timestamps, so it stays synchronized with the video if the streams start
-at different times or audio is missing in between.
+0, or the video if audio starts up to 0.2 s before it. Frames are sampled by their presentation
+times, so a variable frame rate needs no special care. Audio is placed by its own timestamps, so it
+stays synchronized with the video if the streams start at different times or audio is missing in
+between.
 
 `Media` reads video and audio files, `read_frame_directory` videos stored as numbered images. For
 single images see `mmjax.data.storage.image_files`.
@@ -18,12 +19,14 @@ import os
 import re
 
 import numpy as np
+from PIL import Image
 
-from mmjax.data.storage import directories
+from mmjax.data.storage import containers, directories
 from mmjax.data.storage.image_files import encode_jpeg, is_image, read_image
-from mmjax.data.storage.streams import AudioStream, VideoStream, num_samples, stream_names
+from mmjax.data.storage.streams import AudioStream, VideoStream, num_samples
 from mmjax.errors import UserError
 
+_MAX_DISTORTION = 0.05  # of the aspect ratio, by resizing a frame to the size of the first one
 _SHORTFALL = 0.25  # seconds that a file may end before the requested end without shortening it
 
 
@@ -53,7 +56,7 @@ class Media:
     decoded once.
 
     Args:
-      path: Any file that FFmpeg reads.
+      path: Any file that FFmpeg reads in a format of `containers.FORMATS`.
       video: Whether to read the video stream.
       audio: Whether to read the audio stream.
 
@@ -64,13 +67,14 @@ class Media:
 
     def __init__(self, path: str | os.PathLike, *, video: bool = True, audio: bool = True):
         self.path = os.fspath(path)
-        self._video = VideoStream.open(self.path) if video else None
-        self._audio = AudioStream.open(self.path) if audio else None
+        scan = containers.scan(self.path)
+        self._video = VideoStream.open(self.path, scan) if video else None
+        self._audio = AudioStream.open(self.path, scan) if audio else None
         if self._video is None and self._audio is None:
             requested = [name for name, read in (("video", video), ("audio", audio)) if read]
             raise UserError(
                 f"{self.path} has no {' and no '.join(requested)} stream that can be decoded. "
-                f"Streams in the file: {', '.join(stream_names(self.path)) or 'none'}."
+                f"Streams in the file: {', '.join(containers.stream_names(self.path)) or 'none'}."
             )
 
     def __enter__(self) -> Media:
@@ -139,10 +143,7 @@ class Media:
             waveform, audio_end = self._audio.read(start, end, sample_rate)
             ends.append(audio_end)
         if not frames and waveform is None:
-            raise UserError(
-                f"{self.path}: the segment starts at {start:g} s, after the end of the file "
-                f"({self.duration():.2f} s)."
-            )
+            raise UserError(f"{self.path}: the segment starts at {start:g} s, {self._end()}.")
         if end is None or max(ends) < end - _SHORTFALL:
             end = max(ends)
         if frames:
@@ -153,17 +154,55 @@ class Media:
             waveform = np.pad(waveform, (0, max(count - len(waveform), 0)))[:count]
         return Segment(frames=frames, waveform=waveform, start=start, end=end)
 
+    def _end(self) -> str:
+        """Returns a description of the end of the file for messages."""
+        declared = self.duration()
+        actual = (self._video or self._audio).actual_end()
+        if actual > declared - _SHORTFALL:
+            return f"after the end of the file ({actual:.2f} s)"
+        return (
+            f"but the data end at {actual:.2f} s, before the duration of {declared:.2f} s that the "
+            "header of the file declares: the file is truncated"
+        )
+
     def _read_frames(
         self, start: float, end: float | None, *, fps: float, size: int | None, quality: int
     ) -> list[bytes]:
         indexes = itertools.count() if end is None else range(num_samples(start, end, fps))
-        frames, last_frame, jpeg = [], None, b""
+        frames, last_frame, jpeg, shape = [], None, b"", None
         for frame in self._video.sample((start + k / fps for k in indexes), start=start):
             if frame is not last_frame:  # a repeated frame is encoded once
                 last_frame = frame
-                jpeg = encode_jpeg(self._video.to_rgb(frame, size), quality=quality)
+                image = self._video.to_rgb(frame, size)
+                shape = shape or image.shape
+                where = f"{self.path} at {start + len(frames) / fps:.2f} s"
+                jpeg = encode_jpeg(_resized(image, shape, where), quality=quality)
             frames.append(jpeg)
         return frames
+
+
+def _resized(image: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """Returns a frame in the size of the first frame of its clip.
+
+    Args:
+      image: uint8 [H, W, 3].
+      shape: Shape of the first frame.
+      where: File and time, for messages.
+
+    Raises:
+      UserError: The frames differ in shape, not only in size: resizing would distort them.
+    """
+    if image.shape == shape:
+        return image
+    (height, width), (first_height, first_width) = image.shape[:2], shape[:2]
+    if abs(math.log(width / height * first_height / first_width)) > _MAX_DISTORTION:
+        raise UserError(
+            f"{where}: the frames change from {first_width}×{first_height} to {width}×{height}, "
+            "but all frames of a clip must have one shape. Cut clips before and after the change "
+            "(columns start and end), or write the video again."
+        )
+    resized = Image.fromarray(image).resize((first_width, first_height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
 
 
 def frame_files(directory: str | os.PathLike) -> list[str]:
@@ -213,12 +252,14 @@ def read_frame_directory(
             f"{os.fspath(directory)}: the segment starts at {start:g} s, but its {len(names)} "
             f"images at {frame_dir_fps:g} per second end at {len(names) / frame_dir_fps:g} s."
         )
-    frames, last_index, jpeg = [], -1, b""
+    frames, last_index, jpeg, shape = [], -1, b"", None
     for k in range(num_samples(start, end, fps)):
         index = min(math.floor((start + k / fps) * frame_dir_fps + 1e-6), len(names) - 1)
         if index != last_index:
             last_index = index
-            image = read_image(os.path.join(directory, names[index]), size=size)
-            jpeg = encode_jpeg(image, quality=quality)
+            path = os.path.join(directory, names[index])
+            image = read_image(path, size=size)
+            shape = shape or image.shape
+            jpeg = encode_jpeg(_resized(image, shape, path), quality=quality)
         frames.append(jpeg)
     return Segment(frames=frames, waveform=None, start=start, end=end)

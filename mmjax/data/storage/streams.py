@@ -1,7 +1,7 @@
 """Decoders of the video and audio streams of a file, through PyAV (FFmpeg).
 
-This module finds the frames and samples of a time range. Segments of files are read by
-`mmjax.data.storage.media`.
+This module finds the frames and samples of a time range. Files are opened by
+`mmjax.data.storage.containers`; segments of files are read by `mmjax.data.storage.media`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from collections.abc import Iterable, Iterator
 
 import av
 import numpy as np
-from av.format import Flags
-from av.stream import Disposition
+from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from PIL import Image
 
+from mmjax import limits
+from mmjax.data.storage import containers
+from mmjax.data.storage.image_decoding import to_rgb
 from mmjax.data.storage.image_files import fit
 from mmjax.errors import UserError
 
@@ -23,13 +26,36 @@ _ROUNDING = 0.002  # seconds: containers round presentation times, most of them 
 _PREROLL = 0.5  # seconds of audio decoded before a segment: decoders need a run-up after a seek
 _CONTINUE = 15.0  # seconds: up to this distance, decoding on is cheaper than seeking
 _GAP = 0.02  # seconds by which timestamps of audio may deviate from the count of samples
+_RESTART = 0.5  # seconds that the time of a frame may be before that of the previous frame
+_MAX_STILL = 3600.0  # seconds that a frame may be displayed
+_LOUD = 1.01  # floating-point samples above this are clipped
+_MAX_LOUD = 0.05  # fraction of such samples; decoders of loud music exceed 1 a little
+_MAX_PEAK = 4.0
+_EXIF = 31  # AV_FRAME_DATA_EXIF
+
+
+@classmethod
+def _unknown_side_data(cls, value: object) -> SideData | None:
+    """Returns a member for a type of side data that FFmpeg knows and PyAV does not.
+
+    PyAV could otherwise not access the side data of a frame that has such a type.
+    """
+    if not isinstance(value, int):
+        return None
+    member = object.__new__(cls)
+    member._name_, member._value_ = f"UNKNOWN_{value}", value
+    return member
+
+
+SideData._missing_ = _unknown_side_data
 
 
 class _Stream:
     """One stream of a file with its own demuxer, so that video and audio seek independently.
 
     Args:
-      path: Any file that FFmpeg reads.
+      path: Any file that FFmpeg reads in a format of `containers.FORMATS`.
+      scan: Result of `containers.scan`.
 
     Raises:
       UserError: FFmpeg cannot open the file.
@@ -38,17 +64,18 @@ class _Stream:
     stream_type: str
 
     @classmethod
-    def open(cls, path: str):
+    def open(cls, path: str, scan: tuple[int, float] | None):
         """Returns the file's main stream of this type, or None."""
-        result = cls(path)
+        result = cls(path, scan)
         if result.stream is None:
             result.close()
             return None
         return result
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, scan: tuple[int, float] | None):
         self.path = path
         self._container = None
+        self._scan = scan if scan and scan[0] else None
         self._rewind()
 
     def close(self) -> None:
@@ -59,14 +86,15 @@ class _Stream:
         """Reopens the file. Unlike seeking, this is exact and works for every format."""
         if self._container is not None:
             self._container.close()
-        self._container = _open(self.path)
-        self.stream = _main_stream(self._container, self.stream_type)
-        self.origin = (self._container.start_time or 0) / av.time_base
+        self._container = containers.open_container(self.path)
+        self.stream = containers.main_stream(self._container, self.stream_type)
+        self.origin = containers.origin(self._container)
         # One thread, because files are processed in parallel.
         if self.stream is not None:
             self.stream.codec_context.thread_count = 1
         # Formats without timestamps cannot seek: their frames are counted from the first.
-        self._can_seek = not self._container.format.flags & Flags.no_timestamps.value
+        self._is_counted = not containers.has_timestamps(self._container)
+        self._can_seek = not self._is_counted and self._scan is None
         self.errors: list[tuple[float, Exception]] = []
 
     def _frames(self, time: float) -> Iterator[tuple[float, av.frame.Frame]]:
@@ -102,19 +130,41 @@ class _Stream:
                     self.errors.append((time + step, error))
                 continue
             for frame in frames:
-                stamp = frame.pts if self._can_seek else None
+                stamp, last = None if self._is_counted else frame.pts, time
                 time = (
                     time + step if stamp is None else float(stamp * frame.time_base) - self.origin
                 )
+                if started:
+                    self._check_time(last, time)
                 step, started = self._length(frame), True
                 yield time, frame
 
     def _packets(self) -> Iterator[av.packet.Packet]:
         """Yields the packets of the stream. Truncation of the file is recorded as an error."""
         try:
-            yield from self._container.demux(self.stream)
+            if self._scan is None:
+                yield from self._container.demux(self.stream)
+                return
+            names = ("video", "audio")  # jumps are found in both
+            streams = [containers.main_stream(self._container, name) for name in names]
+            timestamps = containers.Timestamps()
+            for packet in self._container.demux(*[s for s in streams if s is not None]):
+                timestamps.correct(packet)
+                if packet.stream_index == self.stream.index:
+                    yield packet
         except av.FFmpegError as error:
             self.errors.append((math.inf, error))
+
+    def _check_time(self, last: float, time: float) -> None:
+        """Raises UserError if the timestamps of two consecutive frames jump."""
+        if last - _RESTART <= time <= last + _MAX_STILL:
+            return
+        raise UserError(
+            f"{self.path}: the timestamps of the {self.stream_type} jump from {last:.2f} s to "
+            f"{time:.2f} s; the file is damaged, or several recordings were joined. Write it again "
+            "with continuous timestamps, for example with `ffmpeg -fflags +genpts -i IN OUT`, or "
+            "use only segments before the jump."
+        )
 
     def _check(self, start: float, end: float) -> None:
         for time, error in self.errors:
@@ -128,19 +178,31 @@ class _Stream:
 
     def duration(self) -> float:
         """Returns the end of the file's longest stream in seconds."""
+        if self._scan is not None:
+            return self._scan[1] - self.origin
         container = self._container
-        is_estimate = not self._can_seek or container.format.name in ("mp3", "aac")
+        is_estimate = self._is_counted or container.format.name in ("mp3", "aac")
         if container.duration and container.start_time is not None and not is_estimate:
-            return container.duration / av.time_base
-        with _open(self.path) as container:  # the header has no or an estimated duration
-            end = 0.0
-            try:
-                for packet in container.demux():
-                    if packet.pts is not None:
-                        stop = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                        end = max(end, stop - self.origin)
-            except av.FFmpegError:
-                pass  # a truncated file: reading its last segment reports the error
+            start = container.start_time / av.time_base
+            seconds = start + container.duration / av.time_base - self.origin
+            if seconds <= limits.limit("MEDIA_SECONDS"):
+                return seconds
+        return self.actual_end()
+
+    def actual_end(self) -> float:
+        """Returns the end of the data in seconds, which a truncated file reaches too early.
+
+        Raises:
+          UserError: It is later than the limit MEDIA_SECONDS.
+        """
+        if self._is_counted:
+            end, stream = 0.0, type(self)(self.path, None)
+            for time, frame in stream._decode():
+                end = time + self._length(frame)
+            stream.close()
+        else:
+            end = containers.scan(self.path, always=True)[1] - self.origin
+        limits.check("MEDIA_SECONDS", math.ceil(end), f"{self.path} lasts")
         return end
 
     def _length(self, frame) -> float:
@@ -153,8 +215,8 @@ class VideoStream(_Stream):
 
     stream_type = "video"
 
-    def __init__(self, path: str):
-        super().__init__(path)
+    def __init__(self, path: str, scan: tuple[int, float] | None):
+        super().__init__(path, scan)
         self._reformatter = VideoReformatter()
         self._source: Iterator = iter(())
         self._shown = self._next = None  # (time, frame) that is displayed, and the one after it
@@ -237,7 +299,7 @@ class AudioStream(_Stream):
         """
         stop = math.inf if end is None else end
         runs: list[tuple[float, _MonoRun]] = []
-        expected = -math.inf
+        expected, levels = -math.inf, _Levels()
         for time, frame in self._frames(max(start - _PREROLL, 0.0)):
             if time >= stop:
                 break
@@ -246,7 +308,10 @@ class AudioStream(_Stream):
                 expected = time
             runs[-1][1].add(frame)
             expected += self._length(frame)
+            if expected > start:
+                levels.add(frame)
         self._check(start, stop)
+        levels.check(f"{self.path}: the audio from {start:g} s to {min(stop, expected):g} s")
         if not runs or expected <= start:
             return None, start
         waveform = np.zeros(num_samples(start, min(stop, expected), sample_rate), np.float32)
@@ -286,34 +351,45 @@ class _MonoRun:
         return np.concatenate(self._samples) if self._samples else np.zeros(0, np.float32)
 
 
-def _open(path: str) -> av.container.InputContainer:
-    try:
-        return av.open(path, metadata_errors="replace")
-    except FileNotFoundError as error:
-        raise UserError(f"Media file {path} does not exist.") from error
-    except (av.FFmpegError, OSError) as error:
-        raise UserError(f"FFmpeg cannot open {path}: {error.strerror or error}.") from error
+class _Levels:
+    """Checks floating-point samples before `_MonoRun` converts them to integers.
 
+    The conversion would turn NaN and samples beyond [-1, 1] to full scale.
+    """
 
-def _main_stream(container, stream_type: str):
-    streams = [
-        stream
-        for stream in getattr(container.streams, stream_type)
-        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None
-    ]
-    best = container.streams.best(stream_type) if streams else None
-    return best if best in streams or not streams else streams[0]
+    def __init__(self):
+        self._count = self._invalid = self._loud = 0
+        self._peak = 0.0
 
+    def add(self, frame: av.AudioFrame) -> None:
+        """Counts the samples of a frame."""
+        if not frame.format.name.startswith(("flt", "dbl")):
+            return
+        samples = np.abs(frame.to_ndarray())
+        peak = float(samples.max(initial=0.0))
+        self._count += samples.size
+        if not math.isfinite(peak):
+            self._invalid += int((~np.isfinite(samples)).sum())
+        elif peak > _LOUD:
+            self._peak = max(self._peak, peak)
+            self._loud += int((samples > _LOUD).sum())
 
-def stream_names(path: str) -> list[str]:
-    """Returns the types and codecs of a file's streams, for example ['video (h264)']."""
-    names = []
-    with _open(path) as container:
-        for stream in container.streams:
-            codec = stream.codec_context.name if stream.codec_context is not None else "unknown"
-            cover = ", cover art" if stream.disposition & Disposition.attached_pic else ""
-            names.append(f"{stream.type} ({codec}{cover})")
-    return names
+    def check(self, what: str) -> None:
+        """Raises UserError if samples are not finite or too many would be clipped.
+
+        Args:
+          what: Start of the message: the file and its segment.
+        """
+        if self._invalid:
+            raise UserError(
+                f"{what} has {self._invalid} NaN or infinite values among {self._count} samples. "
+                "Repair or remove the audio."
+            )
+        if self._peak > _MAX_PEAK or self._loud > _MAX_LOUD * self._count:
+            raise UserError(
+                f"{what} has {self._loud} of {self._count} samples outside [-1, 1], up to "
+                f"{self._peak:.4g}, which would be clipped. Scale the audio to [-1, 1]."
+            )
 
 
 def num_samples(start: float, end: float, rate: float) -> int:
@@ -323,11 +399,21 @@ def num_samples(start: float, end: float, rate: float) -> int:
 
 def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """Returns the image with the display matrix applied, rounded to one of eight orientations."""
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return image
+    side_data = frame.side_data
+    items = {side_data[k].type.value: side_data[k] for k in range(len(side_data))}
+    matrix = items.get(SideData.DISPLAYMATRIX.value)
+    if matrix is None:
+        # FFmpeg makes a matrix of the EXIF orientation in JPEG, but not in HEIC.
+        return _turned(image, bytes(items[_EXIF])) if _EXIF in items else image
     # libavutil/display.h: the matrix maps pixel (p, q) to (a p + c q, b p + d q).
-    a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).astype(float)
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).astype(float)
     if abs(b) > abs(a):
         image, a, d = image.swapaxes(0, 1), c, b
     return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _turned(image: np.ndarray, exif: bytes) -> np.ndarray:
+    """Returns the image with the orientation in EXIF data applied."""
+    picture = Image.fromarray(image)
+    picture.info["exif"] = exif
+    return np.asarray(to_rgb(picture))

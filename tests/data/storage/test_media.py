@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.data.storage import media, streams
+from mmjax.data.storage import containers, media
 from mmjax.errors import UserError
 from tests.data import films
 from tests.messages import raises
@@ -243,7 +243,7 @@ def test_streams_are_listed_with_their_codecs(tmp_path):
     path = films.write_film(
         tmp_path / "both.mkv", frames=frames, waveform=waveform, audio_codec="flac"
     )
-    assert streams.stream_names(path) == ["video (h264)", "audio (flac)"]
+    assert containers.stream_names(path) == ["video (h264)", "audio (flac)"]
 
 
 def test_a_directory_of_frames_is_read_in_numeric_order(tmp_path):

@@ -90,6 +90,12 @@ def test_every_module_has_a_layer():
     assert len(MODULES) > 150
 
 
+def test_the_contribution_guide_lists_every_module():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    names = {name.removesuffix(".*") for layer in LAYERS for name in layer.split()}
+    assert not {name for name in names if f"`{name}`" not in text}
+
+
 def test_no_import_points_upward():
     upward = [
         f"{name} -> {target}"

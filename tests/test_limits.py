@@ -1,5 +1,7 @@
 """Bounds on the sizes of files, and the environment variables that change them."""
 
+import pathlib
+
 import pytest
 
 from mmjax import limits
@@ -19,3 +21,9 @@ def test_limit_must_be_a_positive_integer(monkeypatch, value):
     monkeypatch.setenv("MMJAX_MAX_IMAGE_PIXELS", value)
     with raises(UserError, "MMJAX_MAX_IMAGE_PIXELS", value):
         limits.limit("IMAGE_PIXELS")
+
+
+def test_the_documentation_lists_every_limit_with_its_default():
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    for name, default in limits.DEFAULTS.items():
+        assert f"| `MMJAX_MAX_{name}` | {default:,} |" in page

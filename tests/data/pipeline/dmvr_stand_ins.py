@@ -225,6 +225,36 @@ class Unlisted(AlwaysTraining):
         del self.sampler_builder, self.preprocessor_builder
 
 
+class Unnamed(Plain):
+    """Takes `is_training` and augments in evaluation too, with functions without a known name."""
+
+    def _build(self, is_training=True, num_frames=32, crop_size=8, num_samples=6):
+        self.set_up(train=True, frames=num_frames, size=crop_size, samples=num_samples)
+        self.sampler_builder, self.preprocessor_builder = Builder(), Builder()
+        self.preprocessor_builder.add_fn("fn_0")
+
+
+class WithContext(Plain):
+    """Returns the caption of the clip and those of its context, as VATT trains on HowTo100M."""
+
+    def _build(
+        self,
+        is_training=True,
+        num_frames=32,
+        crop_size=8,
+        num_samples=6,
+        max_num_words=16,
+        max_context_sentences=1,
+    ):
+        self.set_up(
+            train=is_training,
+            frames=num_frames,
+            size=crop_size,
+            samples=num_samples,
+            text=(max_context_sentences + 1, max_num_words),
+        )
+
+
 class IgnoresSizes(Plain):
     """Accepts the keywords and returns its own sizes and one clip."""
 

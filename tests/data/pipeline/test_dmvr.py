@@ -116,7 +116,7 @@ def test_ignored_options_and_arguments_of_build_and_tune(caplog):
     assert_mentions(caplog.text, "**kwargs", "data.video.stride=2")
 
 
-@pytest.mark.parametrize("name", ["AlwaysTraining", "Unlisted"])
+@pytest.mark.parametrize("name", ["AlwaysTraining", "Unlisted", "Unnamed"])
 def test_training_augmentation_in_evaluation_is_refused(name):
     train(section(name))
     with raises(UserError, spec(name), "is_training", "random crops"):
@@ -161,6 +161,15 @@ def test_views_are_counted_without_labels_text_or_keys():
 def test_sizes_that_differ_from_the_config_are_one_clear_error(change, facts):
     with raises(UserError, spec("IgnoresSizes"), *facts):
         next(train(section("IgnoresSizes", **change)).iterate())
+
+
+def test_captions_in_addition_to_those_of_the_keyword():
+    cfg = section("WithContext", text=dict(max_tokens=3, candidates=5))
+    build = {"max_context_sentences": 4}
+    with raises(UserError, spec("WithContext"), "data.text.candidates", f"dmvr.build={build}"):
+        next(train(cfg).iterate())
+    batch = next(train(cfg | dict(dmvr=dict(build=build))).iterate())
+    assert batch["text"].shape == (4, 5, 3) and batch["text_mask"].all()
 
 
 def test_labels_in_every_form():

@@ -167,11 +167,17 @@ class Converter:
             )
         missing = options.candidates - value.shape[1]
         if missing < 0:
+            way_out = f"Set it to {value.shape[1]}"
+            if options.candidates + missing >= 0:
+                build = {"max_context_sentences": options.candidates + missing}
+                way_out += (
+                    f", or config.data.dmvr.build={build} if the factory adds the caption of the "
+                    "clip to those of its context"
+                )
             raise self._shape_error(
                 "text",
                 value,
-                f"at most {options.candidates} captions (data.text.candidates). Set it to "
-                f"{value.shape[1]}",
+                f"at most {options.candidates} captions (data.text.candidates). {way_out}",
             )
         padding = value == self.pad
         if self.pad:  # models take id 0 for padding

@@ -111,7 +111,10 @@ class Factory:
             )
 
     def _check_training(self) -> None:
-        """Raises UserError if evaluation would read random training crops, or cannot be told."""
+        """Raises UserError if the factory lists random functions for evaluation.
+
+        Functions may have other names, so `StreamEvalData` also compares two passes.
+        """
         names = _random_functions(self.object)
         if self._train:
             if names == [] and not self._says_training:
@@ -127,8 +130,6 @@ class Factory:
                 f"({', '.join(names)}). Its _build() must take is_training, or derive it from the "
                 "constructor's argument `subset`."
             )
-        # Without names of functions, or a parameter, the batches themselves are compared.
-        self.compare_passes = names is None and not self._says_training
 
     def _initialize_tokenizers(self) -> None:
         """Calls `initialize` of every tokenizer of the factory, before its dataset is traced."""

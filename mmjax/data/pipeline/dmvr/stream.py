@@ -168,8 +168,7 @@ class StreamEvalData(_Stream):
     ):
         super().__init__(cfg, spec=spec, split=split, train=False, host=host)
         self._max_examples = max_examples or None
-        if self._factory.compare_passes:
-            self._check_repeats()
+        self._check_repeats()
 
     def _check_repeats(self) -> None:
         """Raises UserError if two passes differ: the factory would augment in evaluation."""
@@ -185,8 +184,9 @@ class StreamEvalData(_Stream):
         if changed:
             raise UserError(
                 f"{self._factory.name} returns other values of {', '.join(changed)} in a second "
-                "pass, so evaluation would read random crops. Its _build() must take is_training, "
-                "or derive it from the constructor's argument `subset`."
+                "pass, so evaluation would read random crops (or another order). Its _build() must "
+                "take is_training and follow it, or derive it from the constructor's argument "
+                "`subset`."
             )
 
     @property

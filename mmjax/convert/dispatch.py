@@ -154,8 +154,7 @@ def _convert_word_vectors(
     if vocab is not None:
         if not pathlib.Path(vocab).is_file():
             raise UserError(f"--vocab {vocab}: no such file.")
-        lines = pathlib.Path(vocab).read_text(encoding="utf-8").splitlines()
-        count = sum(1 for line in lines if line.strip())
+        count = len(files.read_lines(vocab))
         if count != len(table):
             raise UserError(
                 f"--vocab {vocab} has {count} words, but {source} has {len(table)} vectors. Pass "

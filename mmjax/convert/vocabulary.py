@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 
+from mmjax import files
 from mmjax.errors import UserError
 
 
@@ -49,7 +50,7 @@ def check(
     try:
         name = tokenizer or _detect_tokenizer(path)
         count = make_tokenizer(name, vocab=os.fspath(path)).vocab_size
-    except (UserError, UnicodeDecodeError, OSError) as error:
+    except UserError as error:
         raise UserError(f"--vocab {path} is not a vocabulary: {error}") from error
     if count != vocab_size:
         raise UserError(
@@ -60,8 +61,7 @@ def check(
 
 
 def _detect_tokenizer(path: str | os.PathLike) -> str:
-    with open(path, encoding="utf-8") as file:
-        return "bert" if file.readline().strip() == "[PAD]" else "word"
+    return "bert" if files.read_text(path).split("\n")[0].strip() == "[PAD]" else "word"
 
 
 def vatt_note(vocabulary: Vocabulary | None, *, vocab_size: int) -> str:

@@ -64,6 +64,7 @@ class Archive:
                 if file.read(2) != b"PK":
                     raise UserError("this is not an .npz file. numpy.savez(FILE, …) writes one.")
             self._members = ZipMembers(path)
+            self._members.check_names()
         members = [name for name in self._members.names if name.endswith(SUFFIX)]
         self.names = [name.removesuffix(SUFFIX) for name in members]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
@@ -102,7 +103,7 @@ class Unpickler(pickle.Unpickler):
 
     def load(self) -> Any:
         start = self._file.tell()
-        _check_opcodes(self._file)
+        _check_opcodes(_Bounded(self._file))
         self._file.seek(start)
         return super().load()
 
@@ -112,7 +113,20 @@ class Unpickler(pickle.Unpickler):
         return self._allowed[module, name]
 
 
-def _check_opcodes(file: IO[bytes]) -> None:
+class _Bounded:
+    """A file that allocates no more memory than it has content, for any length in a pickle."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, start = file, file.tell()
+        self._size = file.seek(0, os.SEEK_END)
+        file.seek(start)
+        self.tell, self.readline = file.tell, file.readline
+
+    def read(self, count: int) -> bytes:
+        return self._file.read(min(count, self._size - self._file.tell()))
+
+
+def _check_opcodes(file: _Bounded) -> None:
     """Raises an exception for pickles that would exhaust the memory or the stack of the C code.
 
     Python's unpickler allocates its memo up to any index that a pickle names, and hashing a tuple

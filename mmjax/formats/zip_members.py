@@ -67,6 +67,14 @@ class ZipMembers:
                 f"the member {name} is missing. The file is damaged; copy it again."
             ) from None
 
+    def check_names(self) -> None:
+        """Raises an exception if a member is called otherwise in the directory of the archive.
+
+        The directory has no checksum. A damaged name in it would hide a member.
+        """
+        for name in self.names:
+            self._zip.open(name).close()
+
     def open(self, name: str, *, keep: bool = True) -> IO[bytes]:
         """Opens a member for reading; it ends after the size that it declares.
 

@@ -95,6 +95,11 @@ def load(
         options, transformer / "config.json", pooling=pooling, normalize=normalize, dtype=dtype
     )
     longest = sentence.get("max_seq_length") or cfg.max_positions
+    if type(longest) is not int or longest < 3:
+        raise UserError(
+            f"{transformer}: max_seq_length in sentence_bert_config.json must be an integer of at "
+            f"least 3; got {longest!r}."
+        )
     tokenizer = _tokenizer(transformer, lower=bool(sentence.get("do_lower_case")))
     tokenizer.enable_truncation(min(longest, cfg.max_positions))
     token, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -292,7 +297,7 @@ def _wordpiece_tokenizer(directory: pathlib.Path) -> tokenizers.Tokenizer:
             f"{directory} contains no tokenizer.json and no vocab.txt. Download one of them."
         )
     options = _read_json(directory / "tokenizer_config.json")
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = files.read_text(path).split("\n")
     vocab = {token: index for index, token in enumerate(lines) if token}
     if missing := [token for token in ("[CLS]", "[SEP]", "[UNK]") if token not in vocab]:
         raise UserError(

@@ -68,7 +68,7 @@ def test_files_that_are_not_the_vocabulary_are_rejected(tmp_path, capsys):
     wrong = {
         write(tmp_path / "few.txt", WORDS[:-1]): (49, 50),
         write(tmp_path / "list.txt", WORDS[4:]): ("<pad> <bos> <eos> <unk>",),
-        str(tmp_path / "bytes.txt"): ("utf-8", "0xff"),
+        str(tmp_path / "bytes.txt"): ("UTF-8", "0xff"),
         str(tmp_path / "none.txt"): (),
     }
     for path, facts in wrong.items():

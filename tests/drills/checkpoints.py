@@ -94,11 +94,41 @@ def bert(directory):
     from tests.sentence_encoders import tiny_bert
 
     tiny_bert.write(directory, sentence={"max_seq_length": 20})
+    (directory / "tokenizer_config.json").write_text('{"do_lower_case": true}')
 
     def read(where):
         cfg, params, tokenizer = bert_files.load(where)
         ids = [encoding.ids for encoding in tokenizer.encode_batch(["the red cat sit", "dog"])]
         return repr(cfg), tree.flatten(params), ids
+
+    return read
+
+
+@kind(NO_CHECKSUM)
+def bert_in_parts(directory):
+    """Weights in several files, and the tokenizer as tokenizer.json."""
+    import json
+
+    from mmjax import tree
+    from mmjax.formats import safetensors
+    from mmjax.sentence_encoders import bert_files
+    from tests.sentence_encoders import tiny_bert
+
+    tiny_bert.write(directory, modules=None)
+    bert_files.load(directory)[2].save(str(directory / "tokenizer.json"))
+    for name in ("vocab.txt", "model.safetensors"):
+        (directory / name).unlink()
+    arrays, parts = tiny_bert.weights(), {}
+    for number, keys in enumerate((list(arrays)[:6], list(arrays)[6:])):
+        file = f"model-{number}.safetensors"
+        safetensors.write(directory / file, {key: arrays[key] for key in keys})
+        parts |= dict.fromkeys(keys, file)
+    index = {"metadata": {}, "weight_map": parts}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    def read(where):
+        cfg, params, tokenizer = bert_files.load(where)
+        return repr(cfg), tree.flatten(params), tokenizer.encode("the red cat").ids
 
     return read
 

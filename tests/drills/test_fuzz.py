@@ -12,7 +12,15 @@ from tests.drills.kinds import Refused
 
 KINDS = kinds.load()
 # Kinds that start a program or read many files take most of the time of a long run.
-SLOW = ("run_directory", "tensorflow", "bert", "validated_shards", "records", "image_backbone")
+SLOW = (
+    "run_directory",
+    "tensorflow",
+    "bert",
+    "bert_in_parts",
+    "validated_shards",
+    "records",
+    "image_backbone",
+)
 CASES = 6
 
 

@@ -78,3 +78,28 @@ def synonyms(directory):
     table = {"rough": ["coarse", "bumpy"], "soft": ["fluffy"]}
     (directory / "synonyms.json").write_text(json.dumps(table))
     return lambda where: synonyms.load_synonyms(where / "synonyms.json")
+
+
+@kind({"*": "sentencepiece models have no checksum"})
+def sentencepiece(directory):
+    import io
+
+    from mmjax.data.text import tokenizers
+
+    spm = __import__("sentencepiece")
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS * 20),
+        model_writer=model,
+        vocab_size=30,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        num_threads=1,
+    )
+    (directory / "text.model").write_bytes(model.getvalue())
+
+    def read(where):
+        made = tokenizers.make_tokenizer("sentencepiece", vocab=str(where / "text.model"))
+        return made.vocab_size, made.encode(CAPTIONS)
+
+    return read

@@ -95,6 +95,16 @@ def test_a_wrong_crc_is_refused(tmp_path):
         archive.read("a")
 
 
+def test_a_damaged_name_does_not_hide_an_array(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, a=ARRAY, class_names=ARRAY)
+    data = path.read_bytes()
+    at = data.rindex(b"class_names")  # in the directory of the archive
+    path.write_bytes(data[:at] + b"klass_names" + data[at + 11 :])
+    with raises(UserError, path, "klass_names"):
+        npy.Archive(path)
+
+
 def test_missing_files_and_arrays_are_named(tmp_path):
     for read in (npy.open_array, npy.Archive, npy.is_array):
         with raises(UserError, tmp_path / "none", "does not exist"):

@@ -1,6 +1,7 @@
 """Pickled tables of word embeddings are read, and pickles that would run code are refused."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -123,6 +124,16 @@ def test_missing_and_damaged_files_are_rejected(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     with raises(UserError, "objects.npy", "object", "allow_pickle=False"):
         word_vectors.load(tmp_path / "objects.npy")
+
+
+def test_a_length_beyond_the_file_allocates_no_memory(tmp_path):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x04\x8e" + (2**33).to_bytes(8, "little") + b"abc.")  # BINBYTES8
+    tracemalloc.start()
+    with raises(UserError, path, "UnpicklingError"):
+        word_vectors.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 def test_convert_command_checks_the_vocabulary_and_writes_npz(tmp_path, capsys):

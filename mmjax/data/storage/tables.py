@@ -128,8 +128,13 @@ def separated(path: str) -> Iterator[tuple[int, list[str]]]:
     """
     csv.field_size_limit(_MAX_CELL_BYTES)
     is_tsv = suffix_of(path) == ".tsv"
-    with open(path, "rb") as file:
-        encoding = "utf-16" if file.read(2) in _UTF16 else "utf-8-sig"
+    try:
+        with open(path, "rb") as file:
+            encoding = "utf-16" if file.read(2) in _UTF16 else "utf-8-sig"
+    except FileNotFoundError as error:
+        raise UserError(f"Table {path} does not exist.") from error
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     with open(path, newline="", encoding=encoding) as file:
         quoting = dict(quoting=csv.QUOTE_NONE, quotechar=None) if is_tsv else {}
         delimiter = _delimiter(path)
@@ -280,7 +285,7 @@ def _parquet(path: str) -> Iterator[tuple[int, Cells]]:
         yield from enumerate(table_rows, 1)
     except FileNotFoundError:
         raise
-    except (pyarrow.ArrowException, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - damaged metadata can raise anything
         raise UserError(f"Cannot read {path} as Parquet: {error}.") from error
 
 

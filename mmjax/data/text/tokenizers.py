@@ -257,9 +257,14 @@ def _clip(vocab: str, *, merges: str, max_tokens: int) -> Tokenizer:
     import tokenizers
 
     ids, pairs = clip_bpe.read_files(vocab, merges)
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE(ids, pairs, end_of_word_suffix="</w>", unk_token=clip_bpe.END)
-    )
+    try:
+        model = tokenizers.models.BPE(ids, pairs, end_of_word_suffix="</w>", unk_token=clip_bpe.END)
+    except Exception as error:  # the library raises no more specific type
+        raise UserError(
+            f"data.text.vocab={vocab} and data.text.merges={merges} do not fit together: {error}. "
+            "Download both files again."
+        ) from error
+    tokenizer = tokenizers.Tokenizer(model)
     words = tokenizers.Regex(clip_bpe.WORDS)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [

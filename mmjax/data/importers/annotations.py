@@ -226,9 +226,11 @@ def iterate_json(path: str) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _reading_text(path: str) -> Iterator[None]:
-    """Turns an error of the encoding into a UserError that names the file."""
+    """Turns errors of the file and of its encoding into a UserError that names the file."""
     try:
         yield
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text: {error}. Save the file with UTF-8 encoding."

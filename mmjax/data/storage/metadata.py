@@ -29,11 +29,15 @@ def read(
     """
     if not os.path.exists(path):
         return None
+    advice = f"Create the {what} again, or use another directory."
     try:
-        return check(files.read_json(path))
+        content = files.read_json(path)
+    except UserError as error:
+        raise UserError(f"{error} {advice}") from error
+    try:
+        return check(content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"the key {error} is missing" if isinstance(error, KeyError) else error
         raise UserError(
-            f"{path} is not a valid description of {what}: {problem}. Create the {what} again, or "
-            "use another directory."
+            f"{path} is not a valid description of {what}: {problem}. {advice}"
         ) from error

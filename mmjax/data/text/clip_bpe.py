@@ -83,12 +83,12 @@ def read_files(vocab: str, merges: str) -> tuple[dict[str, int], list[tuple[str,
 
 def _unpacked(path: str) -> str:
     """Returns the text in a gzip file."""
-    packed = os.path.getsize(path)
     try:
+        packed = os.path.getsize(path)
         with gzip.open(path) as file:
             data = file.read(limits.max_unpacked(packed) + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is a damaged gzip file: {error}. Download it again.") from error
+        raise UserError(f"Cannot read {path} as gzip: {error}. Download it again.") from error
     limits.check_unpacked(len(data), packed, f"{path} unpacks to at least")
     try:
         return data.decode("utf-8")

@@ -284,6 +284,9 @@ OTHER_ENCODERS = ('pip install "mmjax[sentences]"', "st:all-mpnet-base-v2")
             dict(config={"num_hidden_layers": None}),
             ("m/config.json", "num_hidden_layers", None, *OTHER_ENCODERS),
         ),
+        (dict(config={"hidden_size": 10**15, "num_attention_heads": 5}), ("m/config.json", 10**15)),
+        (dict(config={"intermediate_size": 10**12}), ("m/config.json", 10**12)),
+        (dict(sentence={"max_seq_length": [20]}), ("max_seq_length", [20])),
         (dict(config={"hidden_size": "24"}), ("m/config.json", "hidden_size", "'24'")),
         (
             dict(config={"num_attention_heads": 5}),

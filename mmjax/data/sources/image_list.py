@@ -48,7 +48,7 @@ class ImageListSource(Source):
         try:
             with open(path, "rb") as file:
                 image = file.read()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: the path contains a zero byte
             raise UserError(f"{self.where(record)} cannot be read: {error}.") from error
         return image_example(
             image, label, self.info.class_names[label], path, where=self.where(record)

@@ -314,7 +314,7 @@ class DatasetDir:
         return self._splits[name]
 
     def _open(self, split: str, files: list[str]) -> Split:
-        missing = [file for file in files if not os.path.exists(file)]
+        missing = [file for file in files if not os.path.isfile(file)]
         if missing:
             raise UserError(
                 f"{self.path}: {len(missing)} of {len(files)} shards of {split!r} are missing. The "

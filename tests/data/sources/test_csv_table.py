@@ -90,3 +90,9 @@ def test_tables_follow_the_rules_of_all_tables(tmp_path):
     (tmp_path / "t.tsv").write_text("path\tlabel\ncaf\u00e9.png\ta\ncaf\u00e9.png\tu\u0308\n")
     source = sources.open_source(f"csv:{tmp_path}/t.tsv", split="train")
     assert source.info.class_names == ["a", "\u00fc"]
+
+
+def test_a_zero_byte_in_a_path_is_named(tmp_path):
+    (tmp_path / "t.csv").write_text("path,label\na\0.png,x\n")
+    with raises(UserError, tmp_path / "t.csv"):
+        read(sources.open_source(f"csv:{tmp_path / 't.csv'}", split="train"))

@@ -143,6 +143,10 @@ def test_error_reports_a_missing_shard(tmp_path):
     (tmp_path / dataset.shard_name("train", 1, 3)).unlink()
     with raises(UserError, tmp_path, "'train'", "train-00001-of-00003"):
         dataset.DatasetDir(tmp_path).split("train")
+    (tmp_path / dataset.shard_name("train", 1, 3)).mkdir()
+    with raises(UserError, tmp_path, "'train'", "train-00001-of-00003"):
+        dataset.DatasetDir(tmp_path).split("train")
+    (tmp_path / dataset.shard_name("train", 1, 3)).rmdir()
     (tmp_path / dataset.FILE).unlink()
     with raises(UserError, tmp_path, "'train'") as info:
         dataset.DatasetDir(tmp_path)

@@ -141,6 +141,7 @@ def main() -> None:
             logging.error("%s", error)
             sys.exit(2)
 
+    logging.use_absl_handler()  # replaces a handler of the standard error that is wrapped next
     with plain_text.plain_output():
         app.run(run, argv=argv, flags_parser=_parse_flags)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmjax import files, tree
-from mmjax.errors import UserError
+from mmjax.errors import UserError, about
 from mmjax.formats import name_rules, torch_reader
 from mmjax.formats.name_rules import Leaf, Rule, Rules, dense, norm
 from mmjax.models.blocks.transformer import EncoderConfig
@@ -133,8 +133,9 @@ def _read_modules(root: pathlib.Path) -> tuple[pathlib.Path, str, bool]:
             f"{path}: the modules {', '.join(names)} are not supported; expected Transformer, "
             f"Pooling and optionally Normalize. {OTHER_MODELS}"
         )
-    path = modules[1][1] / "config.json"
-    pooling = _read_json(path, required=True)
+    with about(f"{path} lists a module"):
+        path = modules[1][1] / "config.json"
+        pooling = _read_json(path, required=True)
     # Before version 5, there was one switch for each type of pooling.
     active = [pooling["pooling_mode"]] if "pooling_mode" in pooling else _active(pooling)
     if len(active) != 1 or active[0] not in POOLINGS:

@@ -1,6 +1,5 @@
 """Datasets: shards, indexes, descriptions, tables and annotation files."""
 
-import io
 import json
 import tempfile
 
@@ -185,7 +184,7 @@ def image_sets(directory):
     import PIL.Image
 
     from mmjax.data.sources import registry
-    from mmjax.data.storage import schema
+    from mmjax.data.storage import record_images, schema
 
     rng = np.random.default_rng(0)
     lines = ["path,label"]
@@ -205,7 +204,7 @@ def image_sets(directory):
 
         def pixels(payload):
             (image,) = schema.decode(payload).frames
-            return np.asarray(PIL.Image.open(io.BytesIO(image)))
+            return record_images.decode(image, "a.png")
 
         return [
             (pixels(source.fetch(i)), source.labels(), source.info.class_names)

@@ -287,6 +287,10 @@ OTHER_ENCODERS = ('pip install "mmjax[sentences]"', "st:all-mpnet-base-v2")
         (dict(config={"hidden_size": 10**15, "num_attention_heads": 5}), ("m/config.json", 10**15)),
         (dict(config={"intermediate_size": 10**12}), ("m/config.json", 10**12)),
         (dict(sentence={"max_seq_length": [20]}), ("max_seq_length", [20])),
+        (
+            dict(modules=("Transformer", "Other.Pooling")),
+            ("modules.json", "Pooling", "config.json"),
+        ),
         (dict(config={"hidden_size": "24"}), ("m/config.json", "hidden_size", "'24'")),
         (
             dict(config={"num_attention_heads": 5}),

@@ -140,8 +140,11 @@ def read_index(shard: str | os.PathLike) -> np.ndarray:
     if not os.path.exists(path):
         return build_index(shard)
     advice = f"Rebuild it with `mmjax index {os.path.dirname(shard) or '.'}`, or remove it."
-    with open(path, "rb") as file:
-        data = file.read()
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}. {advice}") from error
     if len(data) < _INDEX_HEADER.size or data[:8] != _INDEX_MAGIC:
         raise UserError(f"{path} is not an index written by mmjax. {advice}")
     _, indexed_size, count = _INDEX_HEADER.unpack_from(data)
@@ -254,6 +257,9 @@ def masked_crc(data: bytes | np.ndarray) -> int:
 
 def _scan(shard: str) -> tuple[np.ndarray, CorruptRecord | None]:
     """Returns the locations of all records before the first bad header, and its problem."""
+    if os.path.isdir(shard):
+        problem = "this is a directory, not a TFRecord file. Copy or build it again."
+        return np.zeros((0, 2), np.int64), CorruptRecord(shard, -1, problem)
     locations, offset, problem = [], 0, None
     with open(shard, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size

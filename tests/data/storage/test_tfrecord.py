@@ -209,3 +209,16 @@ def test_rewriting_a_shard_updates_its_index(shard):
     assert [
         tfrecord.read_record(shard, *entry) for entry in tfrecord.read_index(shard).tolist()
     ] == [b"only"]
+
+
+def test_directories_in_place_of_files_are_named(shard):
+    os.remove(tfrecord.index_path(shard))
+    os.mkdir(tfrecord.index_path(shard))
+    with raises(UserError, tfrecord.index_path(shard), "mmjax index"):
+        tfrecord.read_index(shard)
+    os.remove(shard)
+    os.mkdir(shard)
+    with raises(tfrecord.CorruptRecord, shard, "directory"):
+        tfrecord.build_index(shard)
+    (problem,) = tfrecord.verify(shard)
+    assert problem.path == shard

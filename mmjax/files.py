@@ -125,19 +125,37 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
-def valid_text(value: Any) -> tuple[Any, int]:
-    """Returns a value from JSON whose texts can be encoded, and the number of replacements.
+def valid_text(value: Any, where: str) -> tuple[Any, int]:
+    """Returns a value from JSON with texts that can be encoded, and the number of replacements.
 
     JSON can contain half of a surrogate pair, for example of an emoji that a program has cut in
     two. It becomes U+FFFD.
+
+    Args:
+      value: The value.
+      where: Where it comes from, for the message.
+
+    Raises:
+      UserError: The value is nested too deeply.
     """
+    try:
+        return _valid_text(value)
+    except RecursionError as error:
+        raise _too_deep(where) from error
+
+
+def _too_deep(where: str) -> UserError:
+    return UserError(f"{where} is not valid: its JSON is nested too deeply.")
+
+
+def _valid_text(value: Any) -> tuple[Any, int]:
     if isinstance(value, str):
         return (value, 0) if value.isascii() else _SURROGATE.subn("\ufffd", value)
     if isinstance(value, list):
-        items = [valid_text(item) for item in value]
+        items = [_valid_text(item) for item in value]
         return [item for item, _ in items], sum(count for _, count in items)
     if isinstance(value, dict):
-        items = {valid_text(key)[0]: valid_text(item) for key, item in value.items()}
+        items = {_valid_text(key)[0]: _valid_text(item) for key, item in value.items()}
         return {key: item for key, (item, _) in items.items()}, sum(n for _, n in items.values())
     return value, 0
 
@@ -155,14 +173,33 @@ def parse_json(text: str | bytes, where: str) -> Any:
     try:
         return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except RecursionError as error:
-        raise UserError(f"{where} is not valid: its JSON is nested too deeply.") from error
+        raise _too_deep(where) from error
     except ValueError as error:
         raise UserError(f"{where} is not valid JSON: {error}.") from error
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Returns the value of a JSON file; see `read_text` and `parse_json` for errors."""
-    return parse_json(read_text(path), os.fspath(path))
+def read_json(path: str | os.PathLike, advice: str = "") -> Any:
+    """Returns the value of a JSON file; see `read_text` and `parse_json` for errors.
+
+    Args:
+      path: The file.
+      advice: End of the message: what the user can do about this file.
+    """
+    try:
+        return parse_json(read_text(path), os.fspath(path))
+    except UserError as error:
+        raise UserError(f"{error} {advice}".rstrip()) from error
+
+
+def read_object(path: str | os.PathLike, advice: str) -> dict[str, Any]:
+    """Like `read_json`, for a file that must contain an object."""
+    value = read_json(path, advice)
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{os.fspath(path)} is damaged: it contains {str(value)[:80]!r}, not a JSON object. "
+            f"{advice}"
+        )
+    return value
 
 
 def remove(path: str | os.PathLike) -> None:

@@ -79,3 +79,19 @@ def test_text_is_read_without_a_byte_order_mark(tmp_path):
 def test_missing_text_file_is_an_error_that_names_it(tmp_path):
     with raises(UserError, tmp_path / "no.txt", "does not exist"):
         files.read_text(tmp_path / "no.txt")
+
+
+def test_text_nested_deeper_than_python_recurses_is_an_error_that_names_its_place():
+    value = "é"
+    for _ in range(100_000):
+        value = [value]
+    with raises(UserError, "a.json, 'key'", "nested too deeply"):
+        files.valid_text(value, "a.json, 'key',")
+    assert files.valid_text({"é\ud83d": ["\ud83d"]}, "a.json") == ({"é\ufffd": ["\ufffd"]}, 1)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "null"])
+def test_what_is_not_an_object_is_an_error_with_the_advice(tmp_path, content):
+    (tmp_path / "value.json").write_text(content)
+    with raises(UserError, tmp_path / "value.json", "Write it again."):
+        files.read_object(tmp_path / "value.json", "Write it again.")

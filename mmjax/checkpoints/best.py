@@ -88,14 +88,13 @@ class Best:
     def _read(self) -> dict[str, Any] | None:
         if not self._record.exists():
             return None
-        record = files.read_json(self._record)
+        advice = f"Delete {self._directory} to start over."
+        record = files.read_object(self._record, advice)
         expected = {"value": (int, float), "step": int}
-        if not isinstance(record, dict) or not all(
-            isinstance(record.get(key), types) for key, types in expected.items()
-        ):
+        if not all(isinstance(record.get(key), types) for key, types in expected.items()):
             raise UserError(
                 f"{self._record} is damaged: it contains {str(record)[:80]!r}, not a value and a "
-                f"step. Delete {self._directory} to start over."
+                f"step. {advice}"
             )
         return record
 

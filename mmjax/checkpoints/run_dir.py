@@ -112,7 +112,7 @@ class RunDir:
         if not path.is_file():
             return
         way_out = "Restore it from a backup, or pass another --model_dir."
-        version = _read_object(path, way_out).get("format", 1)
+        version = files.read_object(path, way_out).get("format", 1)
         if version != FORMAT:
             raise UserError(
                 f"{self.path} has run format {version}; this version of mmjax supports {FORMAT}. "
@@ -131,7 +131,7 @@ class RunDir:
             raise UserError(f"{self.path} is not a run directory: it has no {CONFIG}.")
         self.check_format()
         way_out = "Restore it from a backup, or run the training command again to write it."
-        return ml_collections.ConfigDict(config.plain(_read_object(path, way_out)))
+        return ml_collections.ConfigDict(config.plain(files.read_object(path, way_out)))
 
     def write_start(self, cfg: config.Config | Mapping, parameters: str, devices: str) -> list[str]:
         """Writes config, record and parameter table.
@@ -178,7 +178,7 @@ class RunDir:
         if not path.is_file():
             return None
         way_out = "Delete it and run the training command again, which writes it."
-        step = _read_object(path, way_out).get("step")
+        step = files.read_object(path, way_out).get("step")
         if not isinstance(step, int):
             raise UserError(f"{path} is damaged: its step is {step!r}, not an integer. {way_out}")
         return step
@@ -190,17 +190,6 @@ class RunDir:
     def clear_complete(self) -> None:
         """Marks the run as not complete."""
         (self.path / COMPLETE).unlink(missing_ok=True)
-
-
-def _read_object(path: pathlib.Path, way_out: str) -> dict[str, Any]:
-    """Returns the object in a JSON file; the error for anything else ends with `way_out`."""
-    try:
-        value = files.read_json(path)
-    except UserError as error:
-        raise UserError(f"{error} {way_out}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it contains {str(value)[:80]!r}. {way_out}")
-    return value
 
 
 def _differences(old: dict, new: dict, at: str = "") -> list[str]:

@@ -164,7 +164,7 @@ def read_json(path: str, key: str) -> Any:
     Raises:
       UserError: The file is not JSON, or has no such key.
     """
-    contents, _ = files.valid_text(files.read_json(path))
+    contents, _ = files.valid_text(files.read_json(path), path)
     if not isinstance(contents, dict) or key not in contents:
         raise line_error(path, 1, f"expected a JSON object with the key {key!r}")
     return contents[key]
@@ -213,7 +213,8 @@ def iterate_json(path: str) -> Iterator[tuple[str, Any]]:
             except (ValueError, AttributeError):  # AttributeError: the colon is not read yet
                 complete = False
             if complete:
-                yield files.valid_text(key)[0], files.valid_text(value)[0]
+                where = f"{path}, {key!r},"
+                yield files.valid_text(key, where)[0], files.valid_text(value, where)[0]
                 position, last = end, f"after the key {key!r}"
                 size = _BUFFER
                 continue

@@ -152,8 +152,8 @@ def _read_caption_file(path: str, caption_key: str | None, keep: Sequence[str]) 
         if suffix == ".txt":
             captions = tuple(files.read_lines(path))
             return {"captions": captions} if captions else {"problem": EMPTY_CAPTION}
-        content, replaced = files.valid_text(files.read_json(path))
-    except (UserError, RecursionError):
+        content, replaced = files.valid_text(files.read_json(path), path)
+    except UserError:
         return {"problem": f"images with an unreadable {suffix} file"}
     if replaced:
         logging.warning("%s: replaced %d halves of surrogate pairs by U+FFFD.", path, replaced)

@@ -117,12 +117,7 @@ class DatasetInfo:
         """
         path = os.path.join(directory, FILE)
         advice = f"Write it again with `mmjax index {os.fspath(directory)}`."
-        try:
-            content = files.read_json(path)
-        except UserError as error:
-            raise UserError(f"{error} {advice}") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{path} is damaged: it is not a JSON object. {advice}")
+        content = files.read_object(path, advice)
         version = content.pop("format", None)
         if type(version) is not int or version < 1:
             raise UserError(

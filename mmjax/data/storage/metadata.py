@@ -30,10 +30,7 @@ def read(
     if not os.path.exists(path):
         return None
     advice = f"Create the {what} again, or use another directory."
-    try:
-        content = files.read_json(path)
-    except UserError as error:
-        raise UserError(f"{error} {advice}") from error
+    content = files.read_json(path, advice)
     try:
         return check(content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -78,7 +78,8 @@ def cells(path: str) -> Iterator[tuple[int, Cells]]:
     try:
         for line, row in _READERS.get(suffix_of(path), _separated)(path):
             for n, (column, cell) in enumerate(row):
-                value, count = valid_text(_plain(cell, path, line, column))
+                plain = _plain(cell, path, line, column)
+                value, count = valid_text(plain, f"{path}, line {line},")
                 row[n] = str(column), value
                 replaced += count
             yield line, row

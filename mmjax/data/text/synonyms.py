@@ -36,12 +36,8 @@ def load_synonyms(path: str | os.PathLike, *, keep: int = 0) -> dict[str, list[s
     if path == TACTILE:
         file_name = os.path.join(assets.__path__[0], "synonyms", "tactile.json")
     example = '{"rough": ["coarse", "bumpy"], …}'
-    try:
-        table = files.read_json(file_name)
-    except UserError as error:
-        raise UserError(
-            f"{error} Pass a JSON file {example}, or {TACTILE!r} for the included table."
-        ) from error
+    advice = f"Pass a JSON file {example}, or {TACTILE!r} for the included table."
+    table = files.read_json(file_name, advice)
     if not isinstance(table, dict):
         raise UserError(
             f"{path} contains a JSON {type(table).__name__}; expected an object: {example}."

@@ -108,22 +108,31 @@ def loss_and_grads(
       accumulate_steps: Number of microbatches.
     """
 
+    if accumulate_steps == 1:
+        loss = _loss_of(task, frozen, extra, batch, key)
+        (value, (extra, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
+        return value, grads, extra, metrics
+
     def encode(params, extra, batch, key):
         return task.encode(join_params(params, frozen), extra, batch, key)
 
     def objective(params, features, extra):
         return task.objective(join_params(params, frozen), extra, features, batch, key)
 
-    if accumulate_steps == 1:
-
-        def loss(params):
-            features, new_extra = encode(params, extra, batch, key)
-            return objective(params, features, new_extra)
-
-        (value, (extra, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
-        return value, grads, extra, metrics
-
     return _accumulated(encode, objective, trainable, extra, batch, key, accumulate_steps)
+
+
+def _loss_of(
+    task: Any, frozen: dict, extra: dict, batch: Mapping[str, jax.Array], key: jax.Array
+) -> Callable[[dict], tuple[jax.Array, tuple[dict, dict]]]:
+    """Returns the function trainable parameters -> (loss, (extra, metrics)) of a whole batch."""
+
+    def loss(trainable):
+        params = join_params(trainable, frozen)
+        features, new_extra = task.encode(params, extra, batch, key)
+        return task.objective(params, new_extra, features, batch, key)
+
+    return loss
 
 
 def lookup_loss_and_grads(
@@ -151,9 +160,7 @@ def lookup_loss_and_grads(
 
     def loss(params, probes):
         with lookups.probing(probes) as paths:
-            whole = join_params(params, frozen)
-            features, new_extra = task.encode(whole, extra, batch, key)
-            value, aux = task.objective(whole, new_extra, features, batch, key)
+            value, aux = _loss_of(task, frozen, extra, batch, key)(params)
         used.update(paths)
         return value, aux
 

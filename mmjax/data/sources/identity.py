@@ -33,6 +33,10 @@ def count_common(first: Source, second: Source, sizes: tuple[int, int]) -> int:
     Raises:
       UserError: A record cannot be read.
     """
+    if _has_shards(first) and _has_shards(second):
+        shards = (set(map(os.path.realpath, source.files)) for source in (first, second))
+        if set.isdisjoint(*shards):  # the usual case needs no key of any record
+            return 0
     keys, others = _keys(first, sizes[0]), _keys(second, sizes[1])
     position = {key: record for record, key in enumerate(keys)}
     common = [record for record, key in enumerate(others) if key in position]
@@ -50,9 +54,13 @@ def key_of(source: Source, record: int) -> Hashable:
     return _Location(source.where(record)) if key is None else key
 
 
+def _has_shards(source: Source) -> bool:
+    return source.index is not None and source.files is not None
+
+
 def _keys(source: Source, size: int) -> list[Hashable]:
     """Returns keys of the first records, equal for equal records."""
-    if source.index is None or source.files is None:
+    if not _has_shards(source):
         return [key_of(source, record) for record in range(size)]
     paths = [os.path.realpath(file) for file in source.files]
     return [(paths[file], offset) for file, offset in np.asarray(source.index)[:size, :2].tolist()]

@@ -76,7 +76,9 @@ def opened(file: str | os.PathLike | bytes, where: str) -> Iterator[Image.Image]
       UserError: The image is larger than the limit IMAGE_PIXELS.
     """
     with contextlib.ExitStack() as stack:
-        stream = io.BytesIO(file) if isinstance(file, bytes) else stack.enter_context(_open(file))
+        stream = (
+            io.BytesIO(file) if isinstance(file, bytes) else stack.enter_context(open(file, "rb"))
+        )
         start = stream.read(len(PNG_START))
         stream.seek(0)
         if start == PNG_START:
@@ -85,10 +87,6 @@ def opened(file: str | os.PathLike | bytes, where: str) -> Iterator[Image.Image]
         width, height = image.size
         limits.check("IMAGE_PIXELS", width * height, f"{where}: {width}×{height} are")
         yield image
-
-
-def _open(path: str | os.PathLike) -> io.BufferedReader:
-    return open(path, "rb")  # noqa: SIM115 - closed by the stack of `opened`
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

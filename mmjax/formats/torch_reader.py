@@ -158,11 +158,11 @@ def _open_shards(path: pathlib.Path) -> dict[str, Any]:
         if pathlib.PurePath(file).name != file:
             raise UserError(f"the file {file!r} is not in the same directory.")
         shard = open_file(path.with_name(file))
-        wanted = {name for name, other in names.items() if other == file}
-        if not isinstance(shard, Mapping) or not wanted <= set(shard):
-            missing = sorted(wanted - set(shard if isinstance(shard, Mapping) else ()))[:3]
+        listed = {name for name, other in names.items() if other == file}
+        if not isinstance(shard, Mapping) or not listed <= set(shard):
+            missing = sorted(listed - set(shard if isinstance(shard, Mapping) else ()))[:3]
             raise UserError(f"{file} has no array {', '.join(missing)}. Download all files again.")
-        content |= {name: shard[name] for name in wanted}
+        content |= {name: shard[name] for name in listed}
     return content
 
 

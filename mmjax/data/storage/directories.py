@@ -71,9 +71,9 @@ def existing_path(path: str) -> str:
     directory, name = os.path.split(path)
     if not name or not os.path.isdir(directory := existing_path(directory)):
         return path
-    wanted = unicodedata.normalize("NFC", name)
+    expected = unicodedata.normalize("NFC", name)
     names = sorted(os.listdir(directory))
-    found = next((n for n in names if unicodedata.normalize("NFC", n) == wanted), None)
+    found = next((n for n in names if unicodedata.normalize("NFC", n) == expected), None)
     return os.path.join(directory, found) if found else path
 
 

@@ -414,6 +414,6 @@ def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
 
 def _turned(image: np.ndarray, exif: bytes) -> np.ndarray:
     """Returns the image with the orientation in EXIF data applied."""
-    picture = Image.fromarray(image)
-    picture.info["exif"] = exif
-    return np.asarray(to_rgb(picture))
+    pil_image = Image.fromarray(image)
+    pil_image.info["exif"] = exif
+    return np.asarray(to_rgb(pil_image))

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from mmjax.data.pipeline.config import DataConfig
 from mmjax.data.pipeline.dmvr.construct import make_factory
-from mmjax.data.pipeline.dmvr.options import Dmvr, Wish, refuse, wishes
+from mmjax.data.pipeline.dmvr.options import Dmvr, Requirement, refuse, requirements
 from mmjax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -53,13 +53,13 @@ class Factory:
         self._takes = _Keywords(self.object)
         if self._configured_before:
             self._takes = _Keywords(None)
-        self._configure(wishes(cfg, train=train), cfg)
+        self._configure(requirements(cfg, train=train), cfg)
         self._check_training()
         self._initialize_tokenizers()
 
-    def _configure(self, wanted: list[Wish], cfg: DataConfig) -> None:
+    def _configure(self, expected: list[Requirement], cfg: DataConfig) -> None:
         """Calls `configure` with everything that the factory takes."""
-        keys = {wish.key for wish in wanted}
+        keys = {requirement.key for requirement in expected}
         unknown = [key for key in self._options.ignore if key not in keys]
         if unknown and self._train:
             raise UserError(
@@ -68,21 +68,21 @@ class Factory:
             )
         build = self._options.build
         keywords, missing = {}, []
-        for wish in wanted:
-            chosen = self._takes.choose(wish)
+        for requirement in expected:
+            chosen = self._takes.choose(requirement)
             if chosen is None:
-                if not any(name in build for names in wish.names for name in names):
-                    missing.append(wish)
+                if not any(name in build for names in requirement.names for name in names):
+                    missing.append(requirement)
             else:
                 keywords |= chosen
-                unsure = wish.needed and not all(map(self._takes.explicit, chosen))
+                unsure = requirement.needed and not all(map(self._takes.explicit, chosen))
                 if unsure:
                     log.warning(
                         "%s takes %s only through **kwargs, so it may ignore %s=%r.",
                         self.name,
                         ", ".join(chosen),
-                        wish.key,
-                        wish.value,
+                        requirement.key,
+                        requirement.value,
                     )
         refuse(self.name, missing, self._takes.describe(), cfg)
         keywords |= build
@@ -273,12 +273,12 @@ class _Keywords:
         """Returns whether the keyword can be passed."""
         return self._any or name in self._names
 
-    def choose(self, wish: Wish) -> dict[str, Any] | None:
+    def choose(self, requirement: Requirement) -> dict[str, Any] | None:
         """Returns the keywords to pass for an option; None if the factory takes none of them."""
-        for names in wish.names:
+        for names in requirement.names:
             if all(map(self.explicit, names)):
                 return dict(names)
-        return dict(wish.names[0]) if self._any and wish.names else None
+        return dict(requirement.names[0]) if self._any and requirement.names else None
 
     def describe(self) -> str:
         """Returns the keywords for messages."""

@@ -37,7 +37,7 @@ _CHECKED: Any = object()  # the batches show whether an option was followed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wish:
+class Requirement:
     """An option of the config that a factory should follow.
 
     Attributes:
@@ -60,17 +60,17 @@ class Wish:
         return self.neutral is not _CHECKED and self.value != self.neutral
 
 
-def wishes(cfg: DataConfig, *, train: bool) -> list[Wish]:
+def requirements(cfg: DataConfig, *, train: bool) -> list[Requirement]:
     """Returns what the section `data` requires of a factory."""
     found = [
-        Wish(key="is_training", value=train, names=({"is_training": train},)),
+        Requirement(key="is_training", value=train, names=({"is_training": train},)),
         *_general(cfg, train=train),
         *_clips(cfg, train=train),
     ]
     if cfg.video or cfg.image:
         centered = bool(cfg.dmvr and cfg.dmvr.zero_centered)
         names = ({"zero_centering_image": centered},)
-        found.append(Wish(key="data.dmvr.zero_centered", value=centered, names=names))
+        found.append(Requirement(key="data.dmvr.zero_centered", value=centered, names=names))
     if cfg.video:
         found += _video(cfg.video, train=train)
     for name in ("image", "touch"):
@@ -78,33 +78,37 @@ def wishes(cfg: DataConfig, *, train: bool) -> list[Wish]:
             found += _image(name, options, train=train)
     if cfg.audio:
         found += [
-            _wish("data.audio.num_samples", cfg.audio.num_samples, "num_samples"),
-            _wish("data.audio.stride", cfg.audio.stride, "audio_stride", neutral=1),
+            _requirement("data.audio.num_samples", cfg.audio.num_samples, "num_samples"),
+            _requirement("data.audio.stride", cfg.audio.stride, "audio_stride", neutral=1),
         ]
     if cfg.text:
         found += _text(cfg.text)
     if cfg.label:
         names = ({"one_hot_label": cfg.label.multi_label or not cfg.label.num_classes},)
-        found.append(Wish(key="data.label.multi_label", value=cfg.label.multi_label, names=names))
+        found.append(
+            Requirement(key="data.label.multi_label", value=cfg.label.multi_label, names=names)
+        )
     return found
 
 
-def _wish(key: str, value: Any, *names: str, neutral: Any = _CHECKED) -> Wish:
-    """Returns the wish for an option that factories know under these names."""
-    return Wish(key=key, value=value, names=tuple({n: value} for n in names), neutral=neutral)
+def _requirement(key: str, value: Any, *names: str, neutral: Any = _CHECKED) -> Requirement:
+    """Returns the requirement for an option that factories know under these names."""
+    return Requirement(
+        key=key, value=value, names=tuple({n: value} for n in names), neutral=neutral
+    )
 
 
-def _unsupported(section: str, options: Any, neutral: Mapping[str, Any]) -> list[Wish]:
-    """Returns the wishes for options that no factory has, if they are not `neutral`."""
+def _unsupported(section: str, options: Any, neutral: Mapping[str, Any]) -> list[Requirement]:
+    """Returns the requirements for options that no factory has, if they are not `neutral`."""
     return [
-        _wish(f"{section}.{key}", getattr(options, key), neutral=value)
+        _requirement(f"{section}.{key}", getattr(options, key), neutral=value)
         for key, value in neutral.items()
         if getattr(options, key, value) != value
     ]
 
 
-def _general(cfg: DataConfig, *, train: bool) -> list[Wish]:
-    """Returns the wishes for options of the whole section."""
+def _general(cfg: DataConfig, *, train: bool) -> list[Requirement]:
+    """Returns the requirements for options of the whole section."""
     neutral: dict[str, Any] = {"corrupt": "fail", "check_crc": True, "read": "pread"}
     neutral |= {"threads": 0, "prefetch": 2}
     if train:
@@ -112,27 +116,27 @@ def _general(cfg: DataConfig, *, train: bool) -> list[Wish]:
     return _unsupported("data", cfg, neutral)
 
 
-def _video(video: Any, *, train: bool) -> list[Wish]:
+def _video(video: Any, *, train: bool) -> list[Requirement]:
     style = {"vgg": "VGG", "inception": "Inception"}[video.crop]
     found = [
-        _wish("data.video.num_frames", video.num_frames, "num_frames", "frame_count"),
-        _wish("data.video.stride", video.stride, "stride", neutral=1),
+        _requirement("data.video.num_frames", video.num_frames, "num_frames", "frame_count"),
+        _requirement("data.video.stride", video.stride, "stride", neutral=1),
         *_size("video", video.size, video.min_resize),
-        Wish(
+        Requirement(
             key="data.video.crop",
             value=video.crop,
             names=({"crop_resize_style": style},),
             neutral="vgg" if train else video.crop,
         ),
         # Color is augmented on the device (config.augment.color_jitter), not twice.
-        _wish("color_augmentation", False, "color_augmentation"),
+        _requirement("color_augmentation", False, "color_augmentation"),
         *_unsupported("data.video", video, {"fps": 0.0, "dct": "fast"}),
     ]
     for key, name in (("area", "area_ratio"), ("aspect", "aspect_ratio")):
         low, high = getattr(video, key)
         inception = train and video.crop == "inception"
         found.append(
-            Wish(
+            Requirement(
                 key=f"data.video.{key}",
                 value=(low, high),
                 names=({f"min_{name}": low, f"max_{name}": high},),
@@ -141,38 +145,38 @@ def _video(video: Any, *, train: bool) -> list[Wish]:
         )
     if train:
         found += [
-            _wish("data.video.flip", video.flip, "random_flip", neutral=True),
+            _requirement("data.video.flip", video.flip, "random_flip", neutral=True),
             *_unsupported("data.video", video, {"exact": False}),
         ]
     return found
 
 
-def _size(name: str, size: int, min_resize: int) -> list[Wish]:
+def _size(name: str, size: int, min_resize: int) -> list[Requirement]:
     resize = min_resize or size
     return [
-        Wish(
+        Requirement(
             key=f"data.{name}.size",
             value=size,
             names=({"crop_size": size}, {"frame_height": size, "frame_width": size}),
         ),
-        _wish(f"data.{name}.min_resize", resize, "min_resize", neutral=size),
+        _requirement(f"data.{name}.min_resize", resize, "min_resize", neutral=size),
     ]
 
 
-def _image(name: str, options: Any, *, train: bool) -> list[Wish]:
-    """Returns the wishes for single images; for DMVR, an image is a clip of one frame."""
+def _image(name: str, options: Any, *, train: bool) -> list[Requirement]:
+    """Returns the requirements for single images; for DMVR, an image is a clip of one frame."""
     neutral = {"quarter_turns": 0, "resize": "bilinear", "features": "", "background": ""}
     if train:
         neutral |= {"jitter": 0.0, "crops": ()}
     return [
-        _wish(f"data.{name}.num_frames", 1, "num_frames"),
+        _requirement(f"data.{name}.num_frames", 1, "num_frames"),
         *_size(name, options.size, 0),
         *_unsupported(f"data.{name}", options, neutral),
     ]
 
 
-def _clips(cfg: DataConfig, *, train: bool) -> list[Wish]:
-    """Returns the wishes for views: factories have one number of clips for all modalities."""
+def _clips(cfg: DataConfig, *, train: bool) -> list[Requirement]:
+    """Returns the requirements for views: factories have one number of clips for all modalities."""
     sections = [name for name in ("video", "audio") if getattr(cfg, name)]
     counts = {name: 1 if train else getattr(cfg, name).num_clips for name in sections}
     if not counts:
@@ -180,35 +184,41 @@ def _clips(cfg: DataConfig, *, train: bool) -> list[Wish]:
     name = max(counts, key=lambda name: counts[name])
     multi_crop = bool(cfg.video and cfg.video.multi_crop and not train)
     return [
-        _wish(f"data.{name}.num_clips", counts[name], "num_test_clips", neutral=1),
-        _wish("data.video.multi_crop", multi_crop, "multi_crop", neutral=False),
+        _requirement(f"data.{name}.num_clips", counts[name], "num_test_clips", neutral=1),
+        _requirement("data.video.multi_crop", multi_crop, "multi_crop", neutral=False),
     ]
 
 
-def _text(text: Any) -> list[Wish]:
+def _text(text: Any) -> list[Requirement]:
     neutral = {"keywords": None, "features": "", "require_text": False}
     captions = ("max_context_sentences", "max_num_captions")
     return [
-        _wish("data.text.max_tokens", text.max_tokens, "max_num_words", "max_num_tokens"),
-        _wish("data.text.candidates", text.candidates, *captions),
+        _requirement("data.text.max_tokens", text.max_tokens, "max_num_words", "max_num_tokens"),
+        _requirement("data.text.candidates", text.candidates, *captions),
         *_unsupported("data.text", text, neutral),
     ]
 
 
-def refuse(name: str, missing: list[Wish], accepted: str, cfg: DataConfig) -> None:
+def refuse(name: str, missing: list[Requirement], accepted: str, cfg: DataConfig) -> None:
     """Raises UserError with a table of the options that a factory does not take."""
     ignored = cfg.dmvr.ignore if cfg.dmvr else ()
-    rows = [wish for wish in missing if wish.needed and wish.key not in ignored]
+    rows = [
+        requirement
+        for requirement in missing
+        if requirement.needed and requirement.key not in ignored
+    ]
     if not rows:
         return
     lines = [("config", "keyword of the factory", "or set")]
     lines += [
         (
-            f"{wish.key}={wish.value!r}",
-            " or ".join(", ".join(names) for names in wish.names) or "(none)",
-            "" if wish.neutral is None and wish.names else f"{wish.key}={wish.neutral!r}",
+            f"{requirement.key}={requirement.value!r}",
+            " or ".join(", ".join(names) for names in requirement.names) or "(none)",
+            ""
+            if requirement.neutral is None and requirement.names
+            else f"{requirement.key}={requirement.neutral!r}",
         )
-        for wish in rows
+        for requirement in rows
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = "\n".join(
@@ -216,7 +226,7 @@ def refuse(name: str, missing: list[Wish], accepted: str, cfg: DataConfig) -> No
         + "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-    keys = tuple(wish.key for wish in rows if wish.names)
+    keys = tuple(requirement.key for requirement in rows if requirement.names)
     advice = "Set these keys, or train on a dataset folder (`mmjax build`)."
     if keys:
         advice = (

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pathlib
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import logging
 
-from mmjax import config, distributed, sharding, tree
+from mmjax import config, distributed, files, sharding, tree
 from mmjax.checkpoints.best import Best
 from mmjax.checkpoints.find import find, list_steps
 from mmjax.checkpoints.manager import Checkpoints
@@ -139,16 +137,7 @@ def _evaluate_one(
     run_dir: pathlib.Path,
 ) -> int:
     """Evaluates one checkpoint and returns the exit status."""
-    try:
-        state = restore(step)
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 - Orbax has no common type for damage
-        why = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise UserError(
-            f"The checkpoint of step {step} in {run_dir} is damaged: {why}. Existing steps: "
-            f"{list_steps(run_dir)}."
-        ) from error
+    state = restore(step)
     if state is None:
         raise UserError(
             f"The checkpoint of step {step} in {run_dir} was deleted while it was read. Existing "
@@ -253,14 +242,16 @@ def _data_spec(cfg: Any) -> DataSpec:
 def _restore(
     run: RunDir, step: int, params: dict, extra: dict, cfg: Any, mesh: jax.sharding.Mesh
 ) -> dict | None:
-    """Returns `params`, `ema` if the checkpoint has it, and `extra`; None if it was deleted."""
-    target = run.path / _SNAPSHOT
-    if not os.access(run.path, os.W_OK):
-        target = pathlib.Path(tempfile.mkdtemp(prefix="mmjax-snapshot-"))
-    try:
-        if not snapshot(run.path, step, target):
+    """Returns `params`, `ema` if the checkpoint has it, and `extra`; None if it was deleted.
+
+    Raises:
+      DamagedError: It is not what was saved.
+      UserError: It cannot be opened or copied, or is of another architecture.
+    """
+    with _copy(run.path, step) as copy:
+        if copy is None:
             return None
-        with contextlib.closing(Checkpoints(target, read_only=True)) as saved:
+        with contextlib.closing(Checkpoints(copy, read_only=True, original=run.path)) as saved:
             shapes = saved.shapes(step)
             abstract = {"params": params, "extra": extra}
             averaged = {path for path in shapes if path.startswith("ema/")}
@@ -277,5 +268,22 @@ def _restore(
                 shardings,
             )
             return saved.restore(step, abstract)[0]
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _copy(run_dir: pathlib.Path, step: int) -> Iterator[pathlib.Path | None]:
+    """Yields a directory with a copy of a checkpoint, or None if the checkpoint was deleted.
+
+    The copy consists of hard links in the run directory if that can be written, otherwise of files
+    in the directory of temporary files.
+    """
+    with contextlib.ExitStack() as stack:
+        target = run_dir / _SNAPSHOT
+        stack.callback(files.remove, target)
+        try:
+            copied = snapshot(run_dir, step, target)
+        except UserError:
+            temporary = tempfile.TemporaryDirectory(prefix="mmjax-snapshot-")
+            target = pathlib.Path(stack.enter_context(temporary))
+            copied = snapshot(run_dir, step, target)
+        yield target if copied else None

@@ -200,11 +200,6 @@ def _evaluate_step(
     except DamagedError as error:
         logging.error("%s", error)
         return [evaluator.name for evaluator in evaluators]
-    except UserError:
-        raise
-    except Exception:  # noqa: BLE001 - Orbax has no common type for damage
-        logging.exception("Cannot read the checkpoint of step %d.", step)
-        return [evaluator.name for evaluator in evaluators]
     if state is None:
         logging.warning(
             "The checkpoint of step %d was deleted before it could be evaluated. If this happens "

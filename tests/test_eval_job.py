@@ -38,7 +38,7 @@ class Run:
 
     def restore(self, step):
         if step in self.damaged:
-            raise DamagedError(f"step {step} is damaged: not a checkpoint")
+            raise DamagedError(self.path, step, "not a checkpoint")
         if step in self.vanishing:
             del self.states[step]
             return None
@@ -288,8 +288,24 @@ def test_restore_reads_params_ema_and_extra_through_a_snapshot(saved_run, mesh):
     assert len(state["params"]["a"].sharding.device_set) == 8
 
 
+def test_a_run_directory_that_takes_no_copy_is_evaluated_too(saved_run, mesh, tmp_path):
+    (tmp_path / "evaluation_snapshot").write_text("a file where the copy should be")
+    state = eval_job._restore(saved_run, 2, PARAMS, {}, CFG, mesh)
+    np.testing.assert_array_equal(state["params"]["a"], np.arange(4.0) * 2)
+
+
+def test_a_damaged_checkpoint_is_named_with_the_other_steps_of_the_run(saved_run, mesh, tmp_path):
+    for path in (tmp_path / "checkpoints/2").rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            path.write_bytes(path.read_bytes()[:-1])
+    with raises(DamagedError, tmp_path / "checkpoints/2", "[1]") as error:
+        eval_job._restore(saved_run, 2, PARAMS, {}, CFG, mesh)
+    assert "evaluation_snapshot" not in str(error.value)
+
+
 def test_a_different_architecture_is_an_error(saved_run, mesh):
-    with raises(UserError, "step 2", "params/a", "(5,)", "(4,)", "params/frozen (2,)"):
+    facts = ("step 2", saved_run.path, "params/a", "(5,)", "(4,)", "params/frozen (2,)")
+    with raises(UserError, *facts):
         eval_job._restore(saved_run, 2, {"a": np.zeros(5, np.float32)}, {}, CFG, mesh)
 
 

@@ -35,7 +35,19 @@ FROZEN = "frozen"  # key in the JSON of a step, and prefix of directory names
 
 
 class DamagedError(UserError):
-    """A checkpoint that can be opened but is not what was saved."""
+    """A checkpoint that can be opened but is not what was saved.
+
+    Args:
+      run_dir: The run directory.
+      step: Step of the checkpoint.
+      reason: What is wrong.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike, step: int, reason: str):
+        others = [other for other in list_steps(run_dir) if other != step]
+        advice = f"Use another step of this run ({others}), or restore" if others else "Restore"
+        path = checkpoints_dir(run_dir) / str(step)
+        super().__init__(f"{path} is damaged: {reason}. {advice} it from a backup.")
 
 
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # by path
@@ -74,6 +86,7 @@ class Checkpoints:
       keep_every: Checkpoints at multiples of this step are kept as well; 0 keeps none.
       frozen: {path of a parameter: whether it is frozen}; None if none is.
       read_only: Creates and deletes nothing, for readers of a run in training.
+      original: The run directory that `run_dir` is a copy of, which messages name instead.
 
     Raises:
       UserError: An option is out of range.
@@ -88,6 +101,7 @@ class Checkpoints:
         keep_every: int = 0,
         frozen: Mapping[str, bool] | None = None,
         read_only: bool = False,
+        original: str | os.PathLike | None = None,
     ):
         if every < 1 or keep < 1 or keep_every < 0:
             raise UserError(
@@ -95,6 +109,7 @@ class Checkpoints:
                 f"least 1, and config.checkpoint.keep_every={keep_every} at least 0."
             )
         self.run_dir = pathlib.Path(run_dir).absolute()
+        self._named = self.run_dir if original is None else original
         self.every = every
         self._frozen = {f"params/{path}" for path, yes in (frozen or {}).items() if yes}
         self._frozen_dir: str | None = None  # name of their directory once they are saved
@@ -217,10 +232,7 @@ class Checkpoints:
             path = checkpoints_dir(self.run_dir) / str(step)
             if (cause := unreadable(path)) is not None:
                 raise cause from error
-            raise DamagedError(
-                f"{path} is damaged: {_first_line(error)}. Use another step of this run "
-                f"({[s for s in self.steps() if s != step]}), or restore it from a backup."
-            ) from error
+            raise DamagedError(self._named, step, _first_line(error)) from error
 
     def _restore(self, step: int, state: Any, contents: _Contents, *, as_numpy: bool) -> dict:
         """Returns a state that the checkpoint contains; NumPy arrays need no shardings."""
@@ -365,7 +377,7 @@ class Checkpoints:
         if lines:
             more = f"\n  … and {len(lines) - 12} more" if len(lines) > 12 else ""
             raise UserError(
-                f"The checkpoint of step {step} in {self.run_dir} has another architecture or "
+                f"The checkpoint of step {step} in {self._named} has another architecture or "
                 "optimizer than this config:\n"
                 + "\n".join(lines[:12])
                 + more

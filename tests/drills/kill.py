@@ -8,12 +8,9 @@ by line except times, the states bit for bit, and nothing may be left behind.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import random
 import sys
-import tempfile
-import time
 
 from tests.drills import runs
 from tests.e2e import program
@@ -40,7 +37,7 @@ class Drill:
     def _train(self, name: str, before=None) -> program.Finished:
         directory = self._directory / name
         directory.mkdir(exist_ok=True)
-        return program.run(runs.RECIPE, directory, self._env, before=before, timeout=600)
+        return program.run(runs.arguments(), directory, self._env, before=before, timeout=600)
 
     def round(self, seed: int) -> list[str]:
         """Returns the differences from the uninterrupted run."""
@@ -60,19 +57,7 @@ class Drill:
 
 def main() -> int:
     """Runs the drill and returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    start, failed = time.monotonic(), 0
-    with runs.environment() as env, tempfile.TemporaryDirectory() as directory:
-        drill = Drill(pathlib.Path(directory), env)
-        for number in range(args.seed, args.seed + args.rounds):
-            found = drill.round(number)
-            failed += bool(found)
-            print(f"round {number}: {found or 'equal'}", flush=True)
-    runs.report("kill", start, rounds=args.rounds, kills=drill.kills, rounds_that_differ=failed)
-    return int(failed > 0)
+    return runs.repeat("kill", Drill, __doc__)
 
 
 if __name__ == "__main__":

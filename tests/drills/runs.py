@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -11,11 +12,10 @@ import os
 import pathlib
 import random
 import signal
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -23,8 +23,12 @@ import numpy as np
 from tests.drills.tiny import STEPS
 from tests.e2e import program
 
-RECIPE = ("--task=tests.drills.tiny:Colors", "--model_dir=run")
-RECIPE += (f"--config={pathlib.Path(__file__).parent / 'tiny.py'}",)
+
+def arguments(run_dir: pathlib.Path | str = "run", arg: str = "") -> list[str]:
+    """Returns the arguments of a training run of the recipe with this argument."""
+    recipe = ":".join(filter(None, [str(pathlib.Path(__file__).parent / "tiny.py"), arg]))
+    return ["--task=tests.drills.tiny:Colors", f"--config={recipe}", f"--model_dir={run_dir}"]
+
 
 # Every call of these is an event, and so is its end. A process is killed at one of them.
 EVENTS = (
@@ -138,11 +142,22 @@ def environment(cache: str | None = None) -> Iterator[dict[str, str]]:
 
 
 def lines(run_dir: pathlib.Path) -> list[dict]:
-    """Returns the lines of `metrics.jsonl`, which must be valid, without times."""
-    return [
-        {k: v for k, v in line.items() if k != "time" and not k.startswith("perf/")}
-        for line in program.metrics_of(run_dir)
-    ]
+    """Returns the lines of `metrics.jsonl`, which must be valid, without times.
+
+    Those of the trainer are in their order. Results of the evaluation job follow, sorted and one
+    evaluator per line, because the job may write while a trainer does.
+    """
+    by_trainer, by_job = [], []
+    for line in program.metrics_of(run_dir):
+        line = {k: v for k, v in line.items() if k != "time" and not k.startswith("perf/")}
+        names = line.pop("evaluated", None)
+        if names is None:
+            by_trainer.append(line)
+            continue
+        for name in names:
+            results = {k: v for k, v in line.items() if k.startswith(f"{name}/")}
+            by_job.append({"step": line["step"], "evaluator": name, **results})
+    return by_trainer + sorted(by_job, key=lambda line: (line["step"], line["evaluator"]))
 
 
 def states(run_dir: pathlib.Path, steps: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -169,27 +184,51 @@ def leftovers(run_dir: pathlib.Path) -> list[str]:
 
 def differences(expected: pathlib.Path, actual: pathlib.Path) -> list[str]:
     """Returns how two completed runs differ; [] if only in times."""
-    found = []
+    result = []
     a, b = lines(expected), lines(actual)
     if a != b:
         pairs = [(x, y) for x, y in zip(a, b, strict=False) if x != y]
-        found.append(f"metrics.jsonl: {len(a)} and {len(b)} lines; first difference: {pairs[:1]}")
+        result.append(f"metrics.jsonl: {len(a)} and {len(b)} lines; first difference: {pairs[:1]}")
     steps = (STEPS, json.loads((expected / "best/best.json").read_text())["step"])
     for name in ("best/best.json", "train_complete"):
         if (expected / name).read_text() != (actual / name).read_text():
-            found.append(f"{name}: {(actual / name).read_text()}")
+            result.append(f"{name}: {(actual / name).read_text()}")
     first, second = states(expected, steps), states(actual, steps)
     if first.keys() != second.keys():
-        found.append("arrays of other names")
-    found += [
+        result.append("arrays of other names")
+    result += [
         f"{name}: other values"
         for name in first.keys() & second.keys()
         if first[name].tobytes() != second[name].tobytes()
     ]
-    return found + [f"left behind: {name}" for name in leftovers(actual)]
+    return result + [f"left behind: {name}" for name in leftovers(actual)]
+
+
+def repeat(name: str, make_drill: Callable, description: str) -> int:
+    """Runs the rounds of a drill that kills processes, as a program; returns its exit status.
+
+    Args:
+      name: Name of the drill.
+      make_drill: Returns a drill with `round(seed)` and `kills`, given a directory and environment
+        variables.
+      description: For `--help`.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    start, failed = time.monotonic(), 0
+    with environment() as env, tempfile.TemporaryDirectory() as directory:
+        drill = make_drill(pathlib.Path(directory), env)
+        for number in range(args.seed, args.seed + args.rounds):
+            differences = drill.round(number)
+            failed += bool(differences)
+            print(f"round {number}: {differences or 'equal'}", flush=True)
+    report(name, start, rounds=args.rounds, kills=drill.kills, rounds_that_differ=failed)
+    return int(failed > 0)
 
 
 def report(drill: str, start: float, **counts: object) -> None:
     """Prints the counts of a drill."""
     values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in counts.items())
-    print(f"{drill}: {values}, {time.monotonic() - start:.0f} s", file=sys.stdout, flush=True)
+    print(f"{drill}: {values}, {time.monotonic() - start:.0f} s", flush=True)

@@ -1,14 +1,18 @@
 """The source `csv:FILE`: a table of image paths and labels.
 
-Columns: `path`, relative to the table; `label`; and optionally `split` (default: train). The table
-and its labels follow the rules of all tables, see `mmjax.data.storage.tables` and `class_labels`.
+Columns: `path`, relative to the table; `label`; and optionally `split` (default: train). Others are
+listed in a warning and not read. The table and its labels follow the rules of all tables, see
+`mmjax.data.storage.tables` and `class_labels`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
+
+from absl import logging
 
 from mmjax.data.sources.image_list import ImageListSource, image_info, numbered_class_names
 from mmjax.data.sources.split_slicing import match_split
@@ -70,10 +74,12 @@ def _read_table(path: str) -> tuple[str, list[_Row]]:
     """Returns the expanded path and the rows of a table."""
     path = os.path.expanduser(path)
     rows: list[_Row] = []
+    ignored: dict[str, None] = {}
     for line, cells in tables.cells(path):
         names = tables.column_names((column for column, _ in cells), *_REQUIRED, "split")
         _check_columns(path, [column for column, _ in cells], names)
         row = dict(reversed(cells))  # of equal names, the first
+        ignored |= dict.fromkeys(name or "''" for name in row if name not in names.values())
         values = {key: row[name] for key, name in names.items() if row[name] is not None}
         for name in _REQUIRED:
             if values.get(name, "") == "":
@@ -88,7 +94,19 @@ def _read_table(path: str) -> tuple[str, list[_Row]]:
         rows.append(_Row(str(values["path"]).strip(), label, split, line))
     if not rows:
         raise UserError(f"{path} has no rows below its header. {_EXPECTED}.")
+    if ignored:
+        _warn_of_ignored(path, ", ".join(ignored))
     return path, rows
+
+
+@functools.cache  # the same table is opened for each split and evaluator
+def _warn_of_ignored(path: str, columns: str) -> None:
+    logging.warning(
+        "%s has columns that are not read: %s. A table of images has the columns path, label and "
+        "split. For captions, audio, video or parts of files, use `mmjax build --csv`.",
+        path,
+        columns,
+    )
 
 
 def _check_columns(path: str, columns: list[str], names: dict[str, str]) -> None:

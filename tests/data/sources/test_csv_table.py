@@ -1,5 +1,6 @@
 """CSV tables of labeled images: classes, splits and error messages."""
 
+import logging
 import struct
 
 import PIL.Image
@@ -25,6 +26,16 @@ def test_csv_table_with_class_names_and_splits(tmp_path):
     assert sources.split_names(spec) == ["train", "val"]
     with raises(UserError, table, "'test'", "train, val"):
         sources.open_source(spec, split="test")
+
+
+def test_columns_that_are_not_read_are_listed_once(tmp_path, caplog):
+    write_image(tmp_path / "a.png", 7)
+    (tmp_path / "t.csv").write_text("path,label,caption,Audio,\na.png,1,a dog,a.wav,\n")
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        for split in ("train", "train"):
+            sources.open_source(f"csv:{tmp_path / 't.csv'}", split=split)
+    (record,) = caplog.records
+    assert_mentions(record.getMessage(), tmp_path / "t.csv", "caption, Audio, ''", "mmjax build")
 
 
 def test_csv_table_with_class_indices_and_no_splits(tmp_path):

@@ -6,6 +6,7 @@ A file or directory has its final name only when it is complete.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -17,6 +18,7 @@ from typing import IO, Any, Literal
 
 from mmjax.errors import UserError
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing, never of reading
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -63,12 +65,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     Args:
       path: The final path. Its parent directory is created.
+
+    Raises:
+      OSError: It cannot be written; if the disk is full, its `filename` is the final path.
     """
     path, partial = pathlib.Path(path), partial_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno in NO_SPACE and error.filename in (None, str(partial)):
+            error.filename = str(path)
+        raise
     finally:
         remove(partial)
 
@@ -88,6 +97,16 @@ def atomic_open(path: str | os.PathLike, mode: Literal["w", "wb"] = "w") -> Iter
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def describe(error: OSError) -> str:
+    """Returns an error of the operating system as a message with the file and the way out."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    names = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    if error.errno in NO_SPACE:
+        return f"Cannot write {names}: {error.strerror}. Free disk space, or choose another place."
+    return f"{names}: {error.strerror}."
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
-from mmjax import cache, config, plain_text
+from mmjax import cache, config, files, plain_text
 from mmjax.errors import UserError
 from mmjax.monitor import log
 from mmjax.tasks import TASKS
@@ -139,6 +139,11 @@ def main() -> None:
             _dispatch(overrides)
         except UserError as error:
             logging.error("%s", error)
+            sys.exit(2)
+        except OSError as error:  # no permission, a full disk, a file where a directory should be
+            if error.filename is None:
+                raise
+            logging.error("%s", files.describe(error))
             sys.exit(2)
 
     logging.use_absl_handler()  # replaces a handler of the standard error that is wrapped next

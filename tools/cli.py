@@ -22,7 +22,7 @@ from typing import NamedTuple
 from absl import flags, logging
 
 import mmjax
-from mmjax import plain_text
+from mmjax import files, plain_text
 from mmjax.errors import UserError, unknown
 from mmjax.monitor import log
 
@@ -95,7 +95,7 @@ def _run(argv: Sequence[str]) -> int:
         module = importlib.import_module(f"mmjax.tools.{COMMANDS[name].module}")
         return module.run(_parse(name, module, argv[1:])) or 0
     except UserError as error:
-        _print_error(name, error)
+        _print_error(name, str(error))
         return 2
     except KeyboardInterrupt:
         print(f"mmjax {name}: interrupted", file=sys.stderr)
@@ -104,13 +104,13 @@ def _run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # no permission, a full disk, a file where a directory should be
-        _print_error(name, error)
+        _print_error(name, files.describe(error))
         return 2
 
 
-def _print_error(name: str, error: Exception) -> None:
+def _print_error(name: str, message: str) -> None:
     """Prints a message that, unlike a progress bar, may not return to the start of its line."""
-    message = plain_text.plain(str(error), keep="\n")
+    message = plain_text.plain(message, keep="\n")
     print(f"mmjax {name}: {message}", file=sys.stderr)
 
 

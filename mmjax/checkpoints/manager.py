@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mmjax import distributed, tree
+from mmjax import distributed, files, tree
 from mmjax.checkpoints import checksums
 from mmjax.checkpoints.find import METADATA, checkpoints_dir, list_steps, unreadable
 from mmjax.errors import UserError
@@ -117,13 +117,16 @@ class Checkpoints:
         self._saving: int | None = None  # step of the last save, which may be in progress
         self._read_only = read_only
         list_steps(run_dir)  # names a directory that cannot be opened
+        if not read_only and distributed.is_primary():
+            # Orbax would do this in the background, and delete what is being saved meanwhile.
+            for unfinished in checkpoints_dir(run_dir).glob("*.orbax-checkpoint-tmp*"):
+                files.remove(unfinished)
         options = ocp.CheckpointManagerOptions(
             save_interval_steps=0 if read_only else 1,
             max_to_keep=None if read_only else keep,
             keep_period=keep_every or None,
             create=not read_only,
             read_only=read_only,
-            cleanup_tmp_directories=not read_only,
             lightweight_initialize=True,  # reads no metadata, which may be damaged
         )
         # Without explicit handlers, a manager that has not saved anything cannot read metadata.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -29,15 +30,16 @@ def snapshot(run_dir: str | os.PathLike, step: int, target: str | os.PathLike) -
     source = checkpoints_dir(run_dir) / str(step)
     final = checkpoints_dir(target) / str(step)
     partial = files.partial_path(final)
-    files.remove(partial)
-    files.remove(final)
     try:
+        files.remove(partial)
+        files.remove(final)
         before = _names(source)
         shutil.copytree(source, partial, copy_function=_link)
         _link_frozen(source.parent, final.parent)
         complete = before == _names(partial) == _names(source) and METADATA in before
     except OSError as error:
-        files.remove(partial)
+        with contextlib.suppress(OSError):
+            files.remove(partial)
         if _is_write_error(error, source):
             raise UserError(
                 f"Cannot copy {source} to {final}: {_first_reason(error)}. Free disk space "

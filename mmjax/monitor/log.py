@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging as std_logging
 import os
+import sys
 
 from absl import logging
 
@@ -21,6 +22,7 @@ def setup(verbosity: int = logging.INFO) -> None:
     handler = logging.get_absl_handler()
     handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(_is_ours)
+    sys.unraisablehook = _report_unraisable
 
 
 class _Formatter(std_logging.Formatter):
@@ -35,6 +37,17 @@ def _is_ours(record: std_logging.LogRecord) -> bool:
 
     Orbax logs a traceback before it raises; mmjax reports these errors itself.
     """
-    if f"{os.sep}orbax{os.sep}" in record.pathname:
+    of_orbax = f"{os.sep}orbax{os.sep}"
+    if of_orbax in record.pathname or record.name == "asyncio" and of_orbax in record.getMessage():
         return False
     return record.levelno >= std_logging.WARNING or f"{os.sep}mmjax{os.sep}" in record.pathname
+
+
+def _report_unraisable(args: sys.UnraisableHookArgs) -> None:
+    """Reports an exception that no caller can catch, unless it follows from one that is raised.
+
+    When a write of a checkpoint fails, Orbax closes its event loop and raises the error. The writes
+    that TensorStore still completes then fail to tell the loop so.
+    """
+    if not (isinstance(args.exc_value, RuntimeError) and "Event loop is closed" in str(args)):
+        sys.__unraisablehook__(args)

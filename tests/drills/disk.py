@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
-import os
 import pathlib
 import random
 import resource
@@ -26,11 +26,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from tests.drills import runs
+from tests.drills import kinds, runs
 from tests.e2e import program
 
 _LARGE = 256 << 20  # bytes of a disk that does not fill up
-_NOBODY = 65534
+_CAPABILITY_VERSION, _CAP_DAC_OVERRIDE = 0x20080522, 1 << 1  # of linux/capability.h
 _MAX_LINES = 10  # of errors and tracebacks in a log
 
 
@@ -72,12 +72,11 @@ def _run(disk: pathlib.Path) -> object:
 
 
 def _converted(disk: pathlib.Path) -> object:
-    from mmjax import tree
     from mmjax.convert import load
 
-    params = tree.flatten(load.load_params(str(disk / "run")))
     names = sorted(path.name for path in (disk / "run").iterdir())
-    return names, {name: array.tobytes() for name, array in params.items()}
+    params, _ = load.load_params(str(disk / "run"))
+    return names, kinds.digest(params)
 
 
 def _train(directory: pathlib.Path, env: dict[str, str]) -> None:
@@ -118,7 +117,7 @@ COMMANDS = {
     ),
     "build": Command(
         "build --csv {inputs}/images.csv --media-root {inputs} --out {disk}/data --size 48 "
-        "--workers 1 --shard-mb 0.01",
+        "--workers 1 --clips-per-shard 4",
         _write_images,
     ),
     "sentences": Command("sentences world:objects_tiny --encoder words --out {disk}/features"),
@@ -128,7 +127,9 @@ COMMANDS = {
         _write_features,
     ),
     "convert": Command(
-        "convert {inputs}/ckpt-7 --out {disk}/run", _write_tensorflow, result=_converted
+        "convert {inputs}/ckpt-7 --head-dim 8 --out {disk}/run",
+        _write_tensorflow,
+        result=_converted,
     ),
 }
 
@@ -180,11 +181,17 @@ class Limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
 
 
-def give_up_root() -> None:
-    """Makes this process one of a user without rights, so that it obeys permissions."""
-    if os.geteuid() == 0:
-        os.setgid(_NOBODY)
-        os.setuid(_NOBODY)
+def obey_permissions() -> None:
+    """Takes root's right to write to read-only files away from this process."""
+    words = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable; capabilities below 32
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capget(header, words):
+        raise OSError(ctypes.get_errno(), "capget")
+    for number in (0, 1):
+        words[number] &= ~_CAP_DAC_OVERRIDE
+    if libc.capset(header, words):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 class Drill:
@@ -235,39 +242,40 @@ class Drill:
         """Returns what is wrong after a random fault and its repair."""
         rng = random.Random(seed)
         with self._disk(f"round-{seed}") as disk:
-            wrong = (self._read_only if rng.random() < 0.3 else self._full)(disk, rng)
-            done = self._run(disk)
-            if done.status:
+            fault = self._read_only if rng.random() < 0.3 else self._full
+            failed, wrong = fault(disk, rng)
+            if failed and (done := self._run(disk)).status:
                 return [*wrong, f"after the repair: exit status {done.status}: {done.log[-2000:]}"]
             if self._command.result(disk.path) != self._expected:
                 wrong.append(f"another result after the repair: {_names(disk.path)}")
             return wrong
 
-    def _full(self, disk: Disk, rng: random.Random) -> list[str]:
+    def _full(self, disk: Disk, rng: random.Random) -> tuple[bool, list[str]]:
         free = int(1.1 * self._used * rng.random())
         disk.resize(disk.used() + free)
-        wrong = self._check(disk, None if disk.mounted else Limit(free))
+        result = self._check(disk, None if disk.mounted else Limit(free))
         disk.resize(_LARGE)
-        return wrong
+        return result
 
-    def _read_only(self, disk: Disk, rng: random.Random) -> list[str]:
-        if os.geteuid() == 0:
-            for path in [disk.path, *disk.path.rglob("*"), self._inputs]:
-                os.chown(path, _NOBODY, _NOBODY)
+    def _read_only(self, disk: Disk, rng: random.Random) -> tuple[bool, list[str]]:
         timer = threading.Timer(self._seconds * rng.random(), disk.allow_writing, [False])
         timer.start()
-        wrong = self._check(disk, give_up_root)
+        result = self._check(disk, obey_permissions)
         timer.cancel()
         timer.join()
         disk.allow_writing(True)
-        return wrong
+        return result
 
-    def _check(self, disk: Disk, before) -> list[str]:
-        """Runs the command on a faulty disk and returns what is wrong with how it ends."""
+    def _check(self, disk: Disk, before) -> tuple[bool, list[str]]:
+        """Runs the command on a faulty disk.
+
+        Returns:
+          Whether it failed, and what is wrong with how it ended.
+        """
         try:
             done = self._run(disk, before)
         except AssertionError as error:  # a traceback, or no end
-            return [str(error)[-4000:]]
+            return True, [str(error)[-4000:]]
         self.failed += done.status != 0
         wrong = []
         if done.status not in (0, 1, 2):
@@ -277,7 +285,7 @@ class Drill:
         lines = [line for line in done.log.splitlines() if _is_error(line)]
         if len(lines) > _MAX_LINES or "Event loop" in done.log:
             wrong.append(f"{len(lines)} lines of errors: {done.log[-4000:]}")
-        return wrong
+        return done.status != 0, wrong
 
 
 def _is_error(line: str) -> bool:
@@ -297,7 +305,6 @@ def main() -> int:
     args = parser.parse_args()
     start, failed, stopped, drills = time.monotonic(), 0, 0, {}
     with runs.environment() as env, tempfile.TemporaryDirectory() as directory:
-        os.chmod(directory, 0o755)
         for number in range(args.seed, args.seed + args.rounds):
             name = args.commands[number % len(args.commands)]
             if name not in drills:

@@ -10,7 +10,7 @@ directories. Only training reads them; evaluation runs the towers.
 
 from __future__ import annotations
 
-import errno
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +26,6 @@ from mmjax.errors import UserError
 from mmjax.formats import npy
 
 FILE = "features.json"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Range of the random number that selects a variant. It is large enough that the remainder of a
 # division by a small number of variants is practically uniform.
 _RANDOM_RANGE = 2**31 - 1
@@ -75,22 +74,30 @@ def create_array(path: str | os.PathLike, shape: Sequence[int]) -> np.memmap:
     Raises:
       UserError: The disk has no space for it.
     """
-    array = np.lib.format.open_memmap(path, "w+", np.float32, tuple(shape))
-    size = os.path.getsize(path)
-    # The space is reserved now: on a full disk, writing to mapped memory would kill the process.
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        with open(path, "rb+") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, size)
-            except OSError as error:
-                if error.errno not in _DISK_FULL:  # Some file systems cannot reserve space.
-                    return array
-                os.remove(path)
-                raise UserError(
-                    f"Cannot write {path}: it needs {size / 2**30:.3g} GiB of disk space: "
-                    f"{error.strerror}. Free some space, or choose another directory."
-                ) from error
+    try:
+        array = np.lib.format.open_memmap(path, "w+", np.float32, tuple(shape))
+        _reserve_space(path)
+    except OSError as error:
+        if error.errno not in files.NO_SPACE:
+            raise
+        files.remove(path)
+        raise UserError(
+            f"Cannot write {path}: it needs {4 * math.prod(shape) / 2**30:.3g} GiB of disk space: "
+            f"{error.strerror}. Free some space, or choose another directory."
+        ) from error
     return array
+
+
+def _reserve_space(path: str | os.PathLike) -> None:
+    """Allocates a file: on a full disk, writing to mapped memory would kill the process later."""
+    if not hasattr(os, "posix_fallocate"):  # on macOS
+        return
+    with open(path, "rb+") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        except OSError as error:
+            if error.errno in files.NO_SPACE:  # some file systems cannot reserve space
+                raise
 
 
 def open_features(

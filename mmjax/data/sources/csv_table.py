@@ -74,12 +74,12 @@ def _read_table(path: str) -> tuple[str, list[_Row]]:
     """Returns the expanded path and the rows of a table."""
     path = os.path.expanduser(path)
     rows: list[_Row] = []
-    ignored: dict[str, None] = {}
+    ignored: set[str] = set()
     for line, cells in tables.cells(path):
         names = tables.column_names((column for column, _ in cells), *_REQUIRED, "split")
         _check_columns(path, [column for column, _ in cells], names)
         row = dict(reversed(cells))  # of equal names, the first
-        ignored |= dict.fromkeys(name or "''" for name in row if name not in names.values())
+        ignored |= {name or "''" for name in row if name not in names.values()}
         values = {key: row[name] for key, name in names.items() if row[name] is not None}
         for name in _REQUIRED:
             if values.get(name, "") == "":
@@ -95,7 +95,7 @@ def _read_table(path: str) -> tuple[str, list[_Row]]:
     if not rows:
         raise UserError(f"{path} has no rows below its header. {_EXPECTED}.")
     if ignored:
-        _warn_of_ignored(path, ", ".join(ignored))
+        _warn_of_ignored(path, ", ".join(sorted(ignored)))
     return path, rows
 
 

@@ -41,7 +41,7 @@ class CorruptRecord(UserError):
 class ShardWriter:
     """Writes one shard and its index. Neither has its final name before it is complete.
 
-    Use it as a context manager; an exception inside leaves no file.
+    Use it as a context manager, whose end completes the shard. An exception inside leaves no file.
 
     Args:
       path: The shard. Its directory is created.
@@ -49,9 +49,8 @@ class ShardWriter:
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
-        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-        self._partial = files.partial_path(self.path)
-        self._file = open(self._partial, "wb")
+        self._content = files.atomic_open(self.path, "wb")
+        self._file = self._content.__enter__()
         self._offset = 0
         self._locations: list[tuple[int, int]] = []  # offset and length of each payload
 
@@ -68,25 +67,18 @@ class ShardWriter:
         self._locations.append((self._offset + HEADER, len(payload)))
         self._offset += HEADER + len(payload) + FOOTER
 
-    def close(self) -> None:
-        """Completes the shard and its index."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        # The old index is removed first, so an index never describes another version of the shard.
-        files.remove(index_path(self.path))
-        os.replace(self._partial, self.path)
-        _write_index(self.path, np.array(self._locations, np.int64).reshape(-1, 2), self._offset)
-
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, error_type, error, traceback) -> None:
-        if error_type is None:
-            self.close()
-        else:
-            self._file.close()
-            files.remove(self._partial)
+    def __exit__(self, *error) -> None:
+        complete = error[0] is None
+        if complete:
+            # The old index is removed first: an index never describes another version of the shard.
+            files.remove(index_path(self.path))
+        self._content.__exit__(*error)
+        if complete:
+            locations = np.array(self._locations, np.int64).reshape(-1, 2)
+            _write_index(self.path, locations, self._offset)
 
 
 def write_shard(path: str | os.PathLike, payloads: Iterable[bytes]) -> int:

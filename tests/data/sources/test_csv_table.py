@@ -35,7 +35,7 @@ def test_columns_that_are_not_read_are_listed_once(tmp_path, caplog):
         for split in ("train", "train"):
             sources.open_source(f"csv:{tmp_path / 't.csv'}", split=split)
     (record,) = caplog.records
-    assert_mentions(record.getMessage(), tmp_path / "t.csv", "caption, Audio, ''", "mmjax build")
+    assert_mentions(record.getMessage(), tmp_path / "t.csv", "'', Audio, caption", "mmjax build")
 
 
 def test_csv_table_with_class_indices_and_no_splits(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -12,6 +14,8 @@ from absl import logging
 
 from mmjax.errors import UserError
 
+# In errors of collectives whose other processes are gone.
+_LOST = ("Gloo", "closed by peer", "reset by peer", "heartbeat", "UNAVAILABLE", "barrier")
 _ENV = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -52,6 +56,24 @@ def initialize() -> None:
         jax.device_count(),
         jax.devices()[0].device_kind,
     )
+
+
+@contextlib.contextmanager
+def report_lost_processes() -> Iterator[None]:
+    """Ends this process with a message if the block fails because another process is gone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not any(word in str(error) for word in _LOST):
+            raise
+        logging.error(
+            "Process %d lost another process of this job: %s. The log of that process has the "
+            "cause. To resume from the last checkpoint, start all processes again.",
+            jax.process_index(),
+            str(error).splitlines()[0][:300],
+        )
+        logging.flush()
+        os._exit(1)  # a normal end waits for the lost process, and is then aborted
 
 
 def is_primary() -> bool:

@@ -99,7 +99,8 @@ def _dispatch(overrides: list[str]) -> None:
         cfg.init_from = _OVERRIDE_CHECKPOINT.value
     from mmjax import evaluate, train
 
-    results = train.train(cfg, model_dir, max_hours=_MAX_HOURS.value, profile=_PROFILE.value)
+    with distributed.report_lost_processes():
+        results = train.train(cfg, model_dir, max_hours=_MAX_HOURS.value, profile=_PROFILE.value)
     if evaluate.failures(results):
         sys.exit(1)
 

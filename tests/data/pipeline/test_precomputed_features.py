@@ -194,7 +194,7 @@ def test_disk_space_is_reserved_when_the_file_is_created(tmp_path, monkeypatch):
     refuses(errno.EOPNOTSUPP, "this file system cannot")
     assert precomputed_features.create_array(path, (1000, 64)).shape == (1000, 64)
     refuses(errno.ENOSPC, "No space left on device")
-    with raises(UserError, path, "0.000239 GiB", "No space left on device"):
+    with raises(UserError, path, "0.000238 GiB", "No space left on device"):
         precomputed_features.create_array(path, (1000, 64))
     assert not path.exists()
 

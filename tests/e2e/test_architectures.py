@@ -28,24 +28,28 @@ def test_pretraining_resume_evaluation_and_finetuning(arch, command, tmp_path):
     )
     whole = pretrain("--model_dir=whole").check()
     assert "retrieval_text" in whole.stdout and "probe" not in whole.stdout
-    stopped = pretrain(
-        "--model_dir=run", before=functools.partial(program.signal_at, 1, signal.SIGTERM)
-    ).check()
-    stopped.check_log("SIGTERM", "step 2")
-    pretrain("--model_dir=run").check()
-    assert list(program.curve(tmp_path / "run")) == [1, 2, STEPS]
-    expected, actual = state_of(tmp_path / "whole", STEPS), state_of(tmp_path / "run", STEPS)
-    assert expected.keys() == actual.keys()
-    assert all(np.array_equal(expected[path], actual[path]) for path in expected)
+    run = "whole"
+    actual = expected = state_of(tmp_path / run, STEPS)
+    if arch == "mmv_fac":  # with batch statistics; test_resume resumes transformers
+        run = "resumed"
+        stopped = pretrain(
+            f"--model_dir={run}", before=functools.partial(program.signal_at, 1, signal.SIGTERM)
+        ).check()
+        stopped.check_log("SIGTERM", "step 2")
+        pretrain(f"--model_dir={run}").check()
+        assert list(program.curve(tmp_path / run)) == [1, 2, STEPS]
+        actual = state_of(tmp_path / run, STEPS)
+        assert expected.keys() == actual.keys()
+        assert all(np.array_equal(expected[path], actual[path]) for path in expected)
 
     job = command(
-        tmp_path, "--task=pretrain", "--mode=eval", f"--override_checkpoint={tmp_path / 'run'}"
+        tmp_path, "--task=pretrain", "--mode=eval", f"--override_checkpoint={tmp_path / run}"
     ).check()
+    lines = [line for line in program.metrics_of(tmp_path / run) if line["step"] == STEPS]
     in_training, in_job = (
-        {name: value for name, value in line.items() if "/R@" in name}
-        for line in (program.metrics_of(tmp_path / run)[-1] for run in ("whole", "run"))
+        {name: value for name, value in line.items() if "/R@" in name} for line in lines[-2:]
     )
-    assert program.lines_mentioning(job.stdout, STEPS, tmp_path / "run")
+    assert program.lines_mentioning(job.stdout, STEPS, tmp_path / run)
     assert len(in_training) == 12
     assert in_job == pytest.approx(in_training, rel=1e-3)
 
@@ -54,7 +58,7 @@ def test_pretraining_resume_evaluation_and_finetuning(arch, command, tmp_path):
         "--task=finetune",
         f"--config=demo:{arch},smoke",
         "--model_dir=tuned",
-        f"--override_checkpoint={tmp_path / 'run'}",
+        f"--override_checkpoint={tmp_path / run}",
         *TUNED_LAYER[arch],
     ).check()
     tuned.check_log(2, "classifier/bias", "classifier/kernel")

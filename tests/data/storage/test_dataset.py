@@ -196,6 +196,10 @@ def test_error_reports_the_shard_and_index_of_a_corrupt_record(tmp_path):
             lambda d: json.dumps(d | {"splits": {"train": {"num_examples": 1, "shards": [7]}}}),
             ("splits.train: shards[0]", "string", "7", "mmjax index"),
         ),
+        (
+            lambda d: json.dumps(d | {"splits": {"train": {"num_examples": 1, "shards": [[]]}}}),
+            ("splits.train: shards[0]", "string", "[]", "mmjax index"),
+        ),
         (lambda d: json.dumps(d | {"splits": [1]}), ("splits", "object", "[1]", "mmjax index")),
         (lambda d: json.dumps(d | {"fps": "10"}), ("fps", "number", "'10'", "mmjax index")),
         (lambda d: json.dumps(d | {"num_classes": True}), ("num_classes", "integer", "True")),

@@ -7,6 +7,11 @@ name other files and addresses, and draws text files as films: `FORMATS` leaves 
 from __future__ import annotations
 
 import errno
+import mmap
+import re
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import av
 from av.format import Flags
@@ -33,6 +38,7 @@ FORMATS = (
     *"pam_pipe pfm_pipe".split(),
 )
 
+_FLV_HEADER = re.compile(rb"FLV\x01[\x00-\x05]\x00\x00\x00\x09\x00\x00\x00\x00")
 _RESTART = 0.5  # seconds that timestamps go back where a recording restarts
 _JUMP = 10.0  # seconds of a gap that FFmpeg removes where timestamps may be discontinuous
 _LEAD = 0.2  # seconds that audio may start before the video, and which are cut off
@@ -42,11 +48,12 @@ def open_container(path: str) -> av.container.InputContainer:
     """Opens a media file.
 
     Raises:
-      UserError: The file does not exist, FFmpeg cannot open it, or its format is not in `FORMATS`.
+      UserError: The file does not exist, FFmpeg cannot open it, its format is not in `FORMATS`, or
+        it consists of several files.
     """
     options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
     try:
-        return av.open(f"file:{path}", metadata_errors="replace", container_options=options)
+        container = av.open(f"file:{path}", metadata_errors="replace", container_options=options)
     except FileNotFoundError as error:
         raise UserError(f"Media file {path} does not exist.") from error
     except (av.FFmpegError, OSError) as error:
@@ -57,6 +64,71 @@ def open_container(path: str) -> av.container.InputContainer:
                 "or WAV, or list the files of a playlist in the table."
             ) from error
         raise UserError(f"FFmpeg cannot open {path}: {error.strerror or error}.") from error
+    if _is_joined(path):
+        container.close()
+        raise UserError(
+            f"{path} consists of several files that were appended to each other, of which FFmpeg "
+            "reads only the first. Join the originals with `ffmpeg -f concat`, or list them one by "
+            "one."
+        )
+    return container
+
+
+def _is_joined(path: str) -> bool:
+    """Returns whether a file is several files of one format whose readers stop after the first.
+
+    FFmpeg itself continues with the next recording in MPEG-TS, and its timestamps show where MKV
+    and FLAC files were joined.
+    """
+    with open(path, "rb") as file:
+        start = file.read(12)
+        if start[4:8] == b"ftyp":
+            return list(_boxes(file)).count(b"moov") > 1
+        if start[:4] in (b"RIFF", b"FORM"):
+            order = "<I" if start[:4] == b"RIFF" else ">I"
+            forms = [form for name, form in _chunks(file, order) if name == start[:4]]
+            return forms.count(start[8:]) > 1
+        if start[:3] == b"FLV":
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _FLV_HEADER.search(content, 1) is not None
+    return False
+
+
+def _boxes(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the types of the top-level boxes of an MP4 or MOV file."""
+    position = 0
+    while True:
+        file.seek(position)
+        header = file.read(16)
+        if len(header) < 8:
+            return
+        size, box_type = struct.unpack(">I4s", header[:8])
+        yield box_type
+        if size == 1 and len(header) == 16:
+            (size,) = struct.unpack(">Q", header[8:])
+        if size < 8:  # 0: up to the end of the file
+            return
+        position += size
+
+
+def _chunks(file: BinaryIO, order: str) -> Iterator[tuple[bytes, bytes]]:
+    """Yields (name, form) of the top-level chunks of a RIFF or AIFF file.
+
+    Args:
+      file: The file.
+      order: Format of the 32-bit size for `struct`, by its byte order.
+    """
+    position = 0
+    while True:
+        file.seek(position)
+        header = file.read(12)
+        if len(header) < 12:
+            return
+        yield header[:4], header[8:]
+        (size,) = struct.unpack(order, header[4:8])
+        if size in (0, 0xFFFFFFFF):  # unknown, in streams
+            return
+        position += 8 + size + size % 2
 
 
 def main_stream(container: av.container.InputContainer, stream_type: str):

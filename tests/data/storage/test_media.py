@@ -242,6 +242,28 @@ def test_error_reports_the_unreadable_file(tmp_path, counting):
         file.read(**AUDIO)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codecs"),
+    [
+        ("mp4", {}),
+        ("mov", {}),
+        ("flv", {"video_codec": "flv"}),
+        ("avi", {"video_codec": "mpeg4"}),
+        ("wav", {"audio_codec": "pcm_s16le"}),
+        ("aif", {"audio_codec": "pcm_s16be"}),
+    ],
+)
+def test_appended_files_of_which_only_the_first_would_be_read_are_refused(tmp_path, suffix, codecs):
+    frames, waveform = films.flash_and_beep(seconds=1, instant=0.5)
+    streams = {"waveform": waveform} if suffix in ("wav", "aif") else {"frames": frames}
+    path = films.write_film(tmp_path / f"one.{suffix}", **streams, **codecs)
+    media.Media(path).close()
+    content = pathlib.Path(path).read_bytes()
+    (tmp_path / f"two.{suffix}").write_bytes(content * 2)
+    with raises(UserError, tmp_path / f"two.{suffix}", "ffmpeg -f concat"):
+        media.Media(tmp_path / f"two.{suffix}")
+
+
 def test_streams_are_listed_with_their_codecs(tmp_path):
     frames, waveform = films.flash_and_beep(seconds=1, instant=0.5)
     path = films.write_film(

@@ -10,7 +10,7 @@ import errno
 import mmap
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import av
@@ -48,12 +48,11 @@ def open_container(path: str) -> av.container.InputContainer:
     """Opens a media file.
 
     Raises:
-      UserError: The file does not exist, FFmpeg cannot open it, its format is not in `FORMATS`, or
-        it consists of several files.
+      UserError: The file does not exist, FFmpeg cannot open it, or its format is not in `FORMATS`.
     """
     options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
     try:
-        container = av.open(f"file:{path}", metadata_errors="replace", container_options=options)
+        return av.open(f"file:{path}", metadata_errors="replace", container_options=options)
     except FileNotFoundError as error:
         raise UserError(f"Media file {path} does not exist.") from error
     except (av.FFmpegError, OSError) as error:
@@ -64,29 +63,36 @@ def open_container(path: str) -> av.container.InputContainer:
                 "or WAV, or list the files of a playlist in the table."
             ) from error
         raise UserError(f"FFmpeg cannot open {path}: {error.strerror or error}.") from error
+
+
+def check_single(path: str) -> None:
+    """Checks that a file is not several files of one format, of which FFmpeg reads only the first.
+
+    FFmpeg itself continues with the next recording in MPEG-TS, and its timestamps show where MKV
+    and FLAC files were joined. FLV files are searched to their end.
+
+    Raises:
+      UserError: It consists of several files.
+    """
     if _is_joined(path):
-        container.close()
         raise UserError(
-            f"{path} consists of several files that were appended to each other, of which FFmpeg "
-            "reads only the first. Join the originals with `ffmpeg -f concat`, or list them one by "
-            "one."
+            f"{path} consists of several files that were appended to each other. FFmpeg reads only "
+            "the first. Join the originals with `ffmpeg -f concat`, or list them one by one."
         )
-    return container
 
 
 def _is_joined(path: str) -> bool:
-    """Returns whether a file is several files of one format whose readers stop after the first.
-
-    FFmpeg itself continues with the next recording in MPEG-TS, and its timestamps show where MKV
-    and FLAC files were joined.
-    """
     with open(path, "rb") as file:
         start = file.read(12)
         if start[4:8] == b"ftyp":
-            return list(_boxes(file)).count(b"moov") > 1
+            return [header[4:8] for header in _headers(file, _box_size)].count(b"moov") > 1
         if start[:4] in (b"RIFF", b"FORM"):
             order = "<I" if start[:4] == b"RIFF" else ">I"
-            forms = [form for name, form in _chunks(file, order) if name == start[:4]]
+            forms = [
+                header[8:12]
+                for header in _headers(file, lambda header: _chunk_size(header, order))
+                if header[:4] == start[:4]
+            ]
             return forms.count(start[8:]) > 1
         if start[:3] == b"FLV":
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -94,41 +100,34 @@ def _is_joined(path: str) -> bool:
     return False
 
 
-def _boxes(file: BinaryIO) -> Iterator[bytes]:
-    """Yields the types of the top-level boxes of an MP4 or MOV file."""
-    position = 0
-    while True:
+def _headers(file: BinaryIO, size_of: Callable[[bytes], int]) -> Iterator[bytes]:
+    """Yields the first 16 bytes of the parts of a file, fewer at its end.
+
+    Args:
+      file: The file.
+      size_of: Returns the size of a part with its header; less than 8 if it has no end.
+    """
+    position, size = 0, 8
+    while size >= 8:
         file.seek(position)
         header = file.read(16)
         if len(header) < 8:
             return
-        size, box_type = struct.unpack(">I4s", header[:8])
-        yield box_type
-        if size == 1 and len(header) == 16:
-            (size,) = struct.unpack(">Q", header[8:])
-        if size < 8:  # 0: up to the end of the file
-            return
+        yield header
+        size = size_of(header)
         position += size
 
 
-def _chunks(file: BinaryIO, order: str) -> Iterator[tuple[bytes, bytes]]:
-    """Yields (name, form) of the top-level chunks of a RIFF or AIFF file.
+def _box_size(header: bytes) -> int:
+    """Returns the size of a box of an MP4 or MOV file; 0 up to the end of the file."""
+    (size,) = struct.unpack(">I", header[:4])
+    return struct.unpack(">Q", header[8:])[0] if size == 1 and len(header) == 16 else size
 
-    Args:
-      file: The file.
-      order: Format of the 32-bit size for `struct`, by its byte order.
-    """
-    position = 0
-    while True:
-        file.seek(position)
-        header = file.read(12)
-        if len(header) < 12:
-            return
-        yield header[:4], header[8:]
-        (size,) = struct.unpack(order, header[4:8])
-        if size in (0, 0xFFFFFFFF):  # unknown, in streams
-            return
-        position += 8 + size + size % 2
+
+def _chunk_size(header: bytes, order: str) -> int:
+    """Returns the size of a chunk of a RIFF or AIFF file; 0 if it is unknown, as in streams."""
+    (size,) = struct.unpack(order, header[4:8])
+    return 0 if size in (0, 0xFFFFFFFF) else 8 + size + size % 2
 
 
 def main_stream(container: av.container.InputContainer, stream_type: str):

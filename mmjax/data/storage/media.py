@@ -61,13 +61,14 @@ class Media:
       audio: Whether to read the audio stream.
 
     Raises:
-      UserError: The file does not exist, or has none of these streams in a format that FFmpeg can
-        decode.
+      UserError: The file does not exist, consists of several files, or has none of these streams in
+        a format that FFmpeg can decode.
     """
 
     def __init__(self, path: str | os.PathLike, *, video: bool = True, audio: bool = True):
         self.path = os.fspath(path)
         scan = containers.scan(self.path)
+        containers.check_single(self.path)
         self._video = VideoStream.open(self.path, scan) if video else None
         self._audio = AudioStream.open(self.path, scan) if audio else None
         if self._video is None and self._audio is None:

@@ -10,6 +10,7 @@ of an uninterrupted job, the best checkpoint must be the same, and nothing may b
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import pathlib
 import random
 import shutil
@@ -21,16 +22,11 @@ from tests.e2e import program
 KILLS = 3  # of the job, per round
 
 
-class Drill:
-    """Rounds of kills of the evaluation job of one recipe.
-
-    Args:
-      directory: Directory for the runs.
-      env: Environment variables of the processes.
-    """
+class Drill(runs.KillDrill):
+    """Kills and restarts the evaluation job, and the trainer beside it."""
 
     def __init__(self, directory: pathlib.Path, env: dict[str, str]):
-        self._directory, self._env = directory, env
+        super().__init__(directory, env)
         self._trained = directory / "trained" / "run"
         self._train("trained", runs.Count(directory / "training")).check()
         self.expected = directory / "expected" / "run"
@@ -39,7 +35,6 @@ class Drill:
         self._events = {
             name: int((directory / name).read_text()) for name in ("training", "evaluation")
         }
-        self.kills = 0
 
     def _run(self, name: str, process: str, before=None, *flags: str) -> program.Finished:
         """Runs a process of the run `name` in a directory of its own for its logs."""
@@ -54,15 +49,6 @@ class Drill:
     def _evaluate(self, name: str, before=None) -> program.Finished:
         return self._run(name, "job", before, "--mode=eval")
 
-    def _train_with_kill(self, name: str, kill: runs.Kill) -> list[str]:
-        """Kills the trainer and resumes it; returns what went wrong."""
-        for before in (kill, None):
-            done = self._train(name, before)
-            if done.status not in ((0, -kill.number) if before else (0,)):
-                return [f"trainer with {kill}: exit status {done.status}: {done.log[-2000:]}"]
-            self.kills += before is not None and done.status != 0
-        return []
-
     def round(self, seed: int) -> list[str]:
         """Returns the differences from the uninterrupted job."""
         rng, name = random.Random(seed), f"round-{seed}"
@@ -70,17 +56,15 @@ class Drill:
         of_trainer = runs.Kill.sample(rng, self._events["training"])
         with concurrent.futures.ThreadPoolExecutor() as pool:
             if seed % 2:
-                training = pool.submit(self._train_with_kill, name, of_trainer)
+                train = functools.partial(self._train, name)
+                training = pool.submit(self._kill_and_finish, train, [of_trainer])
             else:
                 shutil.copytree(self._trained, self._directory / name / "run")
                 training = pool.submit(list)
-            for kill in [*kills, None]:
-                done = self._evaluate(name, kill)
-                if done.status not in ((0, -kill.number) if kill else (0,)):
-                    return [f"{kill}: exit status {done.status}: {done.log[-2000:]}"]
-                self.kills += kill is not None and (done.status != 0 or "Stopped by" in done.log)
-            if wrong := training.result():
-                return wrong
+            evaluate = functools.partial(self._evaluate, name)
+            wrong = self._kill_and_finish(evaluate, kills) or training.result()
+        if wrong:
+            return wrong
         run = self._directory / name / "run"
         return [f"after {kills}: {line}" for line in runs.differences(self.expected, run)]
 

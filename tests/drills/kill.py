@@ -8,6 +8,7 @@ by line except times, the states bit for bit, and nothing may be left behind.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import random
 import sys
@@ -18,21 +19,15 @@ from tests.e2e import program
 KILLS = 3  # per round
 
 
-class Drill:
-    """Rounds of kills of one recipe.
-
-    Args:
-      directory: Directory for the runs.
-      env: Environment variables of the processes.
-    """
+class Drill(runs.KillDrill):
+    """Kills and resumes training."""
 
     def __init__(self, directory: pathlib.Path, env: dict[str, str]):
-        self._directory, self._env = directory, env
+        super().__init__(directory, env)
         self.expected = directory / "expected" / "run"
         counted = directory / "events"
         self._train("expected", runs.Count(counted)).check()
         self._events = int(counted.read_text())
-        self.kills = 0
 
     def _train(self, name: str, before=None) -> program.Finished:
         directory = self._directory / name
@@ -43,14 +38,8 @@ class Drill:
         """Returns the differences from the uninterrupted run."""
         rng, name = random.Random(seed), f"round-{seed}"
         kills = [runs.Kill.sample(rng, self._events) for _ in range(KILLS)]
-        for kill in kills:
-            done = self._train(name, kill)
-            if done.status not in (0, -kill.number):
-                return [f"{kill}: exit status {done.status}: {done.log[-2000:]}"]
-            self.kills += done.status != 0 or "Stopped by" in done.log
-        done = self._train(name)
-        if done.status:
-            return [f"after {kills}: exit status {done.status}: {done.log[-2000:]}"]
+        if wrong := self._kill_and_finish(functools.partial(self._train, name), kills):
+            return wrong
         found = runs.differences(self.expected, self._directory / name / "run")
         return [f"after {kills}: {line}" for line in found]
 

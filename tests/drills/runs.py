@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import argparse
 import contextlib
 import dataclasses
@@ -15,7 +16,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -204,13 +205,41 @@ def differences(expected: pathlib.Path, actual: pathlib.Path) -> list[str]:
     return result + [f"left behind: {name}" for name in leftovers(actual)]
 
 
-def repeat(name: str, make_drill: Callable, description: str) -> int:
+class KillDrill(abc.ABC):
+    """Rounds of kills of one recipe.
+
+    Args:
+      directory: Directory for the runs.
+      env: Environment variables of the processes.
+
+    Attributes:
+      kills: Number of processes that were killed.
+    """
+
+    def __init__(self, directory: pathlib.Path, env: dict[str, str]):
+        self._directory, self._env = directory, env
+        self.kills = 0
+
+    @abc.abstractmethod
+    def round(self, seed: int) -> list[str]:
+        """Returns the differences from an uninterrupted run."""
+
+    def _kill_and_finish(self, run: Callable, kills: Sequence[Kill]) -> list[str]:
+        """Calls `run(kill)` for each kill and then `run(None)`; returns what went wrong."""
+        for kill in [*kills, None]:
+            done = run(kill)
+            if done.status not in ((0, -kill.number) if kill else (0,)):
+                return [f"{kill} of {kills}: exit status {done.status}: {done.log[-2000:]}"]
+            self.kills += kill is not None and (done.status != 0 or "Stopped by" in done.log)
+        return []
+
+
+def repeat(name: str, make_drill: Callable[..., KillDrill], description: str) -> int:
     """Runs the rounds of a drill that kills processes, as a program; returns its exit status.
 
     Args:
       name: Name of the drill.
-      make_drill: Returns a drill with `round(seed)` and `kills`, given a directory and environment
-        variables.
+      make_drill: Returns the drill, given a directory and environment variables.
       description: For `--help`.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])

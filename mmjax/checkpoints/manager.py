@@ -128,6 +128,9 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             lightweight_initialize=True,  # reads no metadata, which may be damaged
+            # Otherwise threads wait for minutes, also at the end of the process, for directories
+            # that could not be created.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         # Without explicit handlers, a manager that has not saved anything cannot read metadata.
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}

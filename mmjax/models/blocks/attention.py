@@ -39,7 +39,8 @@ def attend(
       causal: Whether query t attends only to keys 0 to t, in addition to `mask`.
       dropout_rate: Dropout rate of attention weights if `dropout_key` is not None.
       dropout_key: Random key of that dropout.
-      impl: 'xla', 'cudnn', or 'auto': cuDNN on GPUs in half precision without dropout, else XLA.
+      impl: 'xla', 'cudnn', or 'auto': cuDNN on GPUs in half precision without dropout, for heads
+        that its kernel supports; else XLA.
 
     Returns:
       [B, T, H, K] in the dtype of `value`.
@@ -49,31 +50,14 @@ def attend(
     """
     has_dropout = dropout_key is not None and dropout_rate > 0
     if impl == "auto":
-        half = query.dtype in (jnp.bfloat16, jnp.float16)
-        fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-        impl = (
-            "cudnn"
-            if jax.default_backend() == "gpu" and half and fits and not has_dropout
-            else "xla"
-        )
+        impl = _choose(query.dtype, query.shape[-1], has_dropout=has_dropout)
     if impl == "cudnn":
         if has_dropout:
             raise UserError(
                 "attention_impl='cudnn' does not support dropout of attention weights. Set "
                 "attention_dropout_rate=0, or attention_impl='auto'."
             )
-        if bias is not None:
-            bias = bias.astype(query.dtype)
-        return jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            bias=bias,
-            mask=mask,
-            is_causal=causal,
-            scale=scale,
-            implementation="cudnn",
-        )
+        return _attend_cudnn(query, key, value, bias, mask, scale=scale, causal=causal)
     scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
     scores = scores * scale
     if bias is not None:
@@ -86,3 +70,69 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     weights = dropout(weights, dropout_rate, dropout_key)
     return jnp.einsum("bhts,bshk->bthk", weights, value)
+
+
+def _choose(dtype: jnp.dtype, head_dim: int, *, has_dropout: bool) -> Literal["xla", "cudnn"]:
+    """Returns the implementation that `impl='auto'` stands for on the devices of the mesh."""
+    # The mesh knows its devices also if the program is compiled on a machine without them.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    on_gpu = platform in ("gpu", "cuda")
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    fits = head_dim % 8 == 0 and head_dim <= 128
+    return "cudnn" if on_gpu and half and fits and not has_dropout else "xla"
+
+
+def _attend_cudnn(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    *,
+    scale: float,
+    causal: bool,
+    implementation: Literal["xla", "cudnn"] = "cudnn",
+) -> jax.Array:
+    """Returns the result of `attend` by `jax.nn.dot_product_attention`.
+
+    The gradient of cuDNN's kernel needs even sequence lengths. Odd ones are padded with a token
+    that no query attends to.
+    """
+    (batch_size, num_queries), num_keys = query.shape[:2], key.shape[1]
+    odd = (num_queries % 2, num_keys % 2)
+    lengths = None
+    if any(odd):
+        query = jnp.pad(query, ((0, 0), (0, odd[0]), (0, 0), (0, 0)))
+        key, value = (jnp.pad(x, ((0, 0), (0, odd[1]), (0, 0), (0, 0))) for x in (key, value))
+        lengths = jnp.full(batch_size, num_keys, jnp.int32)
+    if bias is not None:
+        bias = _pad_scores(bias, query.shape[1], key.shape[1]).astype(query.dtype)
+    if mask is not None:
+        mask = _pad_scores(mask, query.shape[1], key.shape[1])
+    output = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        bias=bias,
+        mask=mask,
+        key_value_seq_lengths=lengths,
+        is_causal=causal,
+        scale=scale,
+        implementation=implementation,
+    )
+    return output[:, :num_queries]
+
+
+def _pad_scores(x: jax.Array, num_queries: int, num_keys: int) -> jax.Array:
+    """Broadcasts and pads the last axes of an array that broadcasts to [B, H, T, S].
+
+    Added queries and keys repeat the last ones.
+    """
+    for axis, size in ((2, num_queries), (3, num_keys)):
+        if x.shape[axis] == 1:
+            x = jnp.repeat(x, size, axis)
+        widths = [(0, 0)] * 4
+        widths[axis] = (0, size - x.shape[axis])
+        x = jnp.pad(x, widths, mode="edge")
+    return x

@@ -8,6 +8,7 @@ from flax import nnx
 from scipy.special import erf, expit
 
 from mmjax.errors import UserError
+from mmjax.models.blocks import attention
 from mmjax.models.blocks.attention import attend
 from mmjax.models.blocks.initializers import token_init
 from mmjax.models.blocks.noise import dropout
@@ -170,6 +171,51 @@ def test_bfloat16_attention_computes_its_softmax_in_float32():
     np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.01)
     with raises(UserError, "attention_impl", "cudnn", "attention_dropout_rate=0"):
         attend(q, k, v, scale=1.0, impl="cudnn", dropout_rate=0.1, dropout_key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("length", [6, 7])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_for_cudnn_changes_nothing(length, with_bias, with_mask, causal):
+    """cuDNN's kernel needs a GPU; JAX's own implementation takes the same padded arguments."""
+    rng = np.random.default_rng(0)
+    inputs = tuple(jnp.asarray(rng.normal(size=(2, length, 3, 4)), jnp.float32) for _ in range(3))
+    bias = jnp.asarray(rng.normal(size=(1, 3, length, length)), jnp.float32) if with_bias else None
+    mask = (
+        jnp.asarray(rng.random((2, 1, 1, length)) < 0.7).at[..., 0].set(True) if with_mask else None
+    )
+
+    def padded(inputs, bias):
+        return attention._attend_cudnn(
+            *inputs, bias, mask, scale=0.5, causal=causal, implementation="xla"
+        )
+
+    def plain(inputs, bias):
+        return attend(*inputs, bias=bias, mask=mask, scale=0.5, causal=causal, impl="xla")
+
+    def grads(function):
+        return jax.grad(lambda *args: (function(*args) ** 2).sum(), argnums=(0, 1))(inputs, bias)
+
+    np.testing.assert_allclose(padded(inputs, bias), plain(inputs, bias), atol=1e-5)
+    for a, b in zip(jax.tree.leaves(grads(padded)), jax.tree.leaves(grads(plain)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_auto_attention_follows_the_devices_of_the_mesh():
+    """The program may be compiled on a machine without the devices of the mesh."""
+
+    def choice(platform, **options):
+        device = jax.sharding.AbstractDevice("a device", None, platform)
+        mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            arguments = dict(dtype=jnp.bfloat16, head_dim=64, has_dropout=False)
+            return attention._choose(**arguments | options)
+
+    assert choice("cuda") == choice("gpu") == "cudnn"
+    assert choice("tpu") == choice("cpu") == "xla"
+    for options in (dict(dtype=jnp.float32), dict(head_dim=20), dict(has_dropout=True)):
+        assert choice("cuda", **options) == "xla"
 
 
 def test_attention_equals_jax():

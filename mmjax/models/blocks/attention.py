@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,17 +46,18 @@ def attend(
       [B, T, H, K] in the dtype of `value`.
 
     Raises:
-      UserError: `impl='cudnn'` with dropout.
+      UserError: `impl='cudnn'` where cuDNN cannot run.
     """
     has_dropout = dropout_key is not None and dropout_rate > 0
-    if impl == "auto":
-        impl = _choose(query.dtype, query.shape[-1], has_dropout=has_dropout)
-    if impl == "cudnn":
-        if has_dropout:
+    if impl != "xla":
+        obstacle = _cudnn_obstacle(query.dtype, query.shape[-1], has_dropout=has_dropout)
+        if impl == "cudnn" and obstacle:
             raise UserError(
-                "attention_impl='cudnn' does not support dropout of attention weights. Set "
-                "attention_dropout_rate=0, or attention_impl='auto'."
+                f"attention_impl='cudnn' {obstacle}, or set attention_impl='auto', which uses "
+                "cuDNN where possible."
             )
+        impl = "xla" if obstacle else "cudnn"
+    if impl == "cudnn":
         return _attend_cudnn(query, key, value, bias, mask, scale=scale, causal=causal)
     scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
     scores = scores * scale
@@ -72,15 +73,22 @@ def attend(
     return jnp.einsum("bhts,bshk->bthk", weights, value)
 
 
-def _choose(dtype: jnp.dtype, head_dim: int, *, has_dropout: bool) -> Literal["xla", "cudnn"]:
-    """Returns the implementation that `impl='auto'` stands for on the devices of the mesh."""
+def _cudnn_obstacle(dtype: Any, head_dim: int, *, has_dropout: bool) -> str:
+    """Returns why cuDNN attention cannot run on the devices of the mesh; '' if it can."""
     # The mesh knows its devices also if the program is compiled on a machine without them.
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
-    on_gpu = platform in ("gpu", "cuda")
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    fits = head_dim % 8 == 0 and head_dim <= 128
-    return "cudnn" if on_gpu and half and fits and not has_dropout else "xla"
+    if has_dropout:
+        return "has no dropout of attention weights. Set attention_dropout_rate=0"
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return (
+            f"computes in half precision; got dtype={jnp.dtype(dtype).name}. Set dtype='bfloat16'"
+        )
+    if head_dim % 8 or head_dim > 128:
+        return f"needs a multiple of 8 up to 128 as head_dim; got {head_dim}. Change head_dim"
+    if platform not in ("gpu", "cuda"):
+        return f"needs NVIDIA GPUs; the devices are {platform!r}. Use GPUs"
+    return ""
 
 
 def _attend_cudnn(

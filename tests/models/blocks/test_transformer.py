@@ -202,20 +202,24 @@ def test_padding_for_cudnn_changes_nothing(length, with_bias, with_mask, causal)
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_auto_attention_follows_the_devices_of_the_mesh():
-    """The program may be compiled on a machine without the devices of the mesh."""
+def test_cudnn_is_used_where_it_can_run_and_refused_elsewhere():
+    """The mesh knows its devices also if the program is compiled on another machine."""
 
-    def choice(platform, **options):
+    def obstacle(platform, dtype=jnp.bfloat16, head_dim=64, has_dropout=False):
         device = jax.sharding.AbstractDevice("a device", None, platform)
         mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
         with jax.sharding.use_abstract_mesh(mesh):
-            arguments = dict(dtype=jnp.bfloat16, head_dim=64, has_dropout=False)
-            return attention._choose(**arguments | options)
+            return attention._cudnn_obstacle(dtype, head_dim, has_dropout=has_dropout)
 
-    assert choice("cuda") == choice("gpu") == "cudnn"
-    assert choice("tpu") == choice("cpu") == "xla"
-    for options in (dict(dtype=jnp.float32), dict(head_dim=20), dict(has_dropout=True)):
-        assert choice("cuda", **options) == "xla"
+    assert obstacle("cuda") == obstacle("gpu") == ""
+    assert "'tpu'" in obstacle("tpu")
+    assert "float32" in obstacle("cuda", dtype=jnp.float32)
+    assert "20" in obstacle("cuda", head_dim=20)
+    assert "attention_dropout_rate=0" in obstacle("cuda", has_dropout=True)
+    x = jnp.ones((1, 4, 2, 8), jnp.bfloat16)
+    with raises(UserError, "attention_impl='cudnn'", "'cpu'", "attention_impl='auto'"):
+        attend(x, x, x, scale=1.0, impl="cudnn")
+    assert attend(x, x, x, scale=1.0, impl="auto").shape == x.shape
 
 
 def test_attention_equals_jax():

@@ -51,14 +51,13 @@ def attend(
     has_dropout = dropout_key is not None and dropout_rate > 0
     if impl != "xla":
         obstacle = _cudnn_obstacle(query.dtype, query.shape[-1], has_dropout=has_dropout)
-        if impl == "cudnn" and obstacle:
+        if not obstacle:
+            return _attend_cudnn(query, key, value, bias, mask, scale=scale, causal=causal)
+        if impl == "cudnn":
             raise UserError(
                 f"attention_impl='cudnn' {obstacle}, or set attention_impl='auto', which uses "
                 "cuDNN where possible."
             )
-        impl = "xla" if obstacle else "cudnn"
-    if impl == "cudnn":
-        return _attend_cudnn(query, key, value, bias, mask, scale=scale, causal=causal)
     scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
     scores = scores * scale
     if bias is not None:
@@ -137,10 +136,5 @@ def _pad_scores(x: jax.Array, num_queries: int, num_keys: int) -> jax.Array:
 
     Added queries and keys repeat the last ones.
     """
-    for axis, size in ((2, num_queries), (3, num_keys)):
-        if x.shape[axis] == 1:
-            x = jnp.repeat(x, size, axis)
-        widths = [(0, 0)] * 4
-        widths[axis] = (0, size - x.shape[axis])
-        x = jnp.pad(x, widths, mode="edge")
-    return x
+    widths = (0, 0), (0, 0), (0, num_queries - x.shape[2]), (0, num_keys - x.shape[3])
+    return jnp.pad(x, widths, mode="edge")

@@ -9,10 +9,11 @@ sharded over `data` and `fsdp`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -120,6 +121,78 @@ def make_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
         name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
         for name, value in batch.items()
     }
+
+
+def per_device(
+    function: Callable[..., Any],
+    batch_size: int,
+    key: jax.Array | None,
+    inputs: Sequence[jax.Array | None] = (),
+    *,
+    in_axes: Sequence[tuple[str | None, ...]] = (),
+    out_axes: Sequence[tuple[str | None, ...]] = ((),),
+) -> tuple[jax.Array, ...]:
+    """Calls a function that XLA's partitioner cannot split on each device's examples.
+
+    Without a mesh, or if the devices cannot share the batch evenly, every device computes all of
+    it. `jax.vmap` makes one call for a larger batch with the first of the keys.
+
+    Args:
+      function: Called as `function(number of examples, key, *inputs)`; returns a tuple of arrays
+        [B, …].
+      batch_size: B, the number of examples on all devices.
+      key: Random key, of which each device gets its own; None for none.
+      inputs: Arrays [B, …] or None.
+      in_axes: Mesh axes of the dimensions of each input after the first.
+      out_axes: The same for the results.
+    """
+    data = None if key is None else jax.random.key_data(key)
+    return _per_device(function, batch_size, in_axes, out_axes)(data, *inputs)
+
+
+def _per_device(
+    function: Callable[..., Any], batch_size: int, in_axes: Sequence, out_axes: Sequence
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """Returns the function of the data of a key and of the inputs of `per_device`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    batch_axes = tuple(a for a in BATCH_AXES if a in mesh.auto_axes and mesh.shape[a] > 1)
+    ways = math.prod(mesh.shape[axis] for axis in batch_axes)
+    if batch_size % ways:
+        batch_axes, ways = (), 1
+
+    def spec(axes):
+        return PartitionSpec(batch_axes, *(a if a in mesh.auto_axes else None for a in axes))
+
+    def local(data, *inputs):
+        key = None
+        if data is not None:
+            key = jax.random.wrap_key_data(data)
+            key = jax.random.fold_in(key, jax.lax.axis_index(batch_axes)) if batch_axes else key
+        return function(batch_size // ways, key, *inputs)
+
+    @jax.custom_batching.custom_vmap
+    def call(data, *inputs):
+        if mesh.size == 1 or not mesh.auto_axes:
+            return local(data, *inputs)
+        return jax.shard_map(
+            local,
+            in_specs=(PartitionSpec(), *map(spec, in_axes)),
+            out_specs=tuple(map(spec, out_axes)),
+            check_vma=False,
+        )(data, *inputs)
+
+    @call.def_vmap
+    def vmapped(size, in_batched, data, *inputs):
+        def merge(x, batched):
+            x = x if batched else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        data = data[0] if in_batched[0] else data
+        merged = [None if x is None else merge(x, b) for x, b in zip(inputs, in_batched[1:], strict=True)]
+        outputs = _per_device(function, size * batch_size, in_axes, out_axes)(data, *merged)
+        return tuple(x.reshape(size, -1, *x.shape[1:]) for x in outputs), (True,) * len(outputs)
+
+    return call
 
 
 def _auto(shape: tuple[int, ...], ways: int) -> tuple[Any, ...]:

@@ -1,17 +1,20 @@
-"""Softmax attention with an XLA and a cuDNN implementation."""
+"""Softmax attention, by XLA or by the kernel that fits the devices: cuDNN or Pallas."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmjax.errors import UserError
+from mmjax.models.blocks.fused_attention import MASKED, MAX_KEYS, fused_attention
 from mmjax.models.blocks.noise import dropout
 
-AttentionImpl = Literal["auto", "xla", "cudnn"]
+AttentionImpl = Literal["auto", "xla", "cudnn", "pallas"]
+# With fewer keys, scores are small and XLA computes several heads at once.
+_MIN_FUSED_KEYS = 128
 
 
 def attend(
@@ -39,25 +42,34 @@ def attend(
       causal: Whether query t attends only to keys 0 to t, in addition to `mask`.
       dropout_rate: Dropout rate of attention weights if `dropout_key` is not None.
       dropout_key: Random key of that dropout.
-      impl: 'xla', 'cudnn', or 'auto': cuDNN on GPUs in half precision without dropout, for heads
-        that its kernel supports; else XLA.
+      impl: 'xla'; 'cudnn' (NVIDIA GPUs; no dropout); 'pallas' (TPUs; no bias); or 'auto': the
+        kernel that can compute this, else XLA.
 
     Returns:
       [B, T, H, K] in the dtype of `value`.
 
     Raises:
-      UserError: `impl='cudnn'` where cuDNN cannot run.
+      UserError: `impl` is a kernel that cannot compute this.
     """
     has_dropout = dropout_key is not None and dropout_rate > 0
-    if impl != "xla":
-        obstacle = _cudnn_obstacle(query.dtype, query.shape[-1], has_dropout=has_dropout)
-        if not obstacle:
-            return _attend_cudnn(query, key, value, bias, mask, scale=scale, causal=causal)
-        if impl == "cudnn":
-            raise UserError(
-                f"attention_impl='cudnn' {obstacle}, or set attention_impl='auto', which uses "
-                "cuDNN where possible."
-            )
+    kernel = _choose_kernel(
+        impl, query, num_keys=key.shape[1], bias=bias, mask=mask, has_dropout=has_dropout
+    )
+    if kernel == "cudnn":
+        return _attend_cudnn(query, key, value, bias, mask, scale=scale, causal=causal)
+    if kernel == "pallas":
+        if mask is not None:
+            mask = jnp.broadcast_to(mask[:, 0, 0], key.shape[:2])
+        return fused_attention(
+            query,
+            key,
+            value,
+            scale=scale,
+            key_mask=mask,
+            causal=causal,
+            dropout_rate=dropout_rate,
+            dropout_key=dropout_key,
+        )
     scores = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
     scores = scores * scale
     if bias is not None:
@@ -66,17 +78,43 @@ def attend(
         visible = np.tri(query.shape[1], key.shape[1], dtype=bool)
         mask = visible if mask is None else mask & visible
     if mask is not None:
-        scores = jnp.where(mask, scores, -1e9)
+        scores = jnp.where(mask, scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     weights = dropout(weights, dropout_rate, dropout_key)
     return jnp.einsum("bhts,bshk->bthk", weights, value)
 
 
-def _cudnn_obstacle(dtype: Any, head_dim: int, *, has_dropout: bool) -> str:
-    """Returns why cuDNN attention cannot run on the devices of the mesh; '' if it can."""
+def _choose_kernel(
+    impl: AttentionImpl,
+    query: jax.Array,
+    *,
+    num_keys: int,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    has_dropout: bool,
+) -> str:
+    """Returns 'cudnn', 'pallas' or 'xla'; see `attend`."""
     # The mesh knows its devices also if the program is compiled on a machine without them.
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
+    obstacles = {
+        "cudnn": _cudnn_obstacle(query, platform, has_dropout=has_dropout),
+        "pallas": _pallas_obstacle(platform, num_keys=num_keys, bias=bias, mask=mask),
+    }
+    if impl == "auto":
+        able = [kernel for kernel, obstacle in obstacles.items() if not obstacle]
+        return able[0] if able and (able[0] != "pallas" or num_keys >= _MIN_FUSED_KEYS) else "xla"
+    if obstacle := obstacles.get(impl):
+        raise UserError(
+            f"attention_impl={impl!r} {obstacle}, or set attention_impl='auto', which uses a "
+            "kernel where possible."
+        )
+    return impl
+
+
+def _cudnn_obstacle(query: jax.Array, platform: str, *, has_dropout: bool) -> str:
+    """Returns why cuDNN attention cannot run; '' if it can."""
+    dtype, head_dim = query.dtype, query.shape[-1]
     if has_dropout:
         return "has no dropout of attention weights. Set attention_dropout_rate=0"
     if dtype not in (jnp.bfloat16, jnp.float16):
@@ -87,6 +125,21 @@ def _cudnn_obstacle(dtype: Any, head_dim: int, *, has_dropout: bool) -> str:
         return f"needs a multiple of 8 up to 128 as head_dim; got {head_dim}. Change head_dim"
     if platform not in ("gpu", "cuda"):
         return f"needs NVIDIA GPUs; the devices are {platform!r}. Use GPUs"
+    return ""
+
+
+def _pallas_obstacle(
+    platform: str, *, num_keys: int, bias: jax.Array | None, mask: jax.Array | None
+) -> str:
+    """Returns why the Pallas kernel cannot run; '' if it can."""
+    if bias is not None:
+        return "has no position bias of scores. Set attention_impl='xla' for this tower"
+    if mask is not None and mask.shape[1:3] != (1, 1):
+        return f"takes masks of keys, not one of shape {mask.shape}. Set attention_impl='xla'"
+    if num_keys > MAX_KEYS:
+        return f"takes up to {MAX_KEYS} tokens; got {num_keys}. Use shorter inputs"
+    if platform != "tpu":
+        return f"needs TPUs; the devices are {platform!r}. Use TPUs"
     return ""
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.errors import UserError
+from mmjax.sharding import per_device
 
 
 def check_rate(name: str, rate: float) -> None:
@@ -25,12 +26,44 @@ def split_key(key: jax.Array | None, count: int) -> jax.Array | list[None]:
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Sets a fraction `rate` of the elements to 0 and scales the others by 1 / (1 - rate).
 
-    Returns `x` unchanged if `key` is None or the rate is 0.
+    Returns `x` unchanged if `key` is None or the rate is 0. The mask depends on how many devices
+    share the batch; see `random_bits`. Rates are rounded to multiples of 2^-16.
+
+    Args:
+      x: [B, …].
+      rate: Dropout rate.
+      key: Random key.
     """
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    keep = random_bits(key, x.shape) < keep_threshold(rate)
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def keep_threshold(rate: float) -> np.uint16:
+    """Returns the number below which uniform random 16 bits have the probability 1 - rate."""
+    return np.uint16(min(round((1 - rate) * 2**16), 2**16 - 1))
+
+
+def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns uniform random uint16 from the generator of the hardware.
+
+    XLA's partitioner does not split this generator: every device would draw the bits of the whole
+    batch. So each device that shares the batch draws those of its own examples with its own key.
+    The result is the same in every run on the same kind of device and mesh, but not on others.
+
+    Args:
+      key: Random key.
+      shape: (B, …).
+    """
+
+    def draw(num_examples, key):
+        data = jax.random.key_data(key)  # half of the state of the generator
+        state, size = jnp.concatenate([data, data]), (num_examples, *shape[1:])
+        return (jax.lax.rng_bit_generator(state, size, jnp.uint16)[1],)
+
+    (bits,) = per_device(draw, shape[0], key)
+    return bits
 
 
 def drop_path(

@@ -126,7 +126,7 @@ def make_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
 def per_device(
     function: Callable[..., Any],
     batch_size: int,
-    key: jax.Array | None,
+    key_data: jax.Array | None,
     inputs: Sequence[jax.Array | None] = (),
     *,
     in_axes: Sequence[tuple[str | None, ...]] = (),
@@ -138,22 +138,21 @@ def per_device(
     it. `jax.vmap` makes one call for a larger batch with the first of the keys.
 
     Args:
-      function: Called as `function(number of examples, key, *inputs)`; returns a tuple of arrays
-        [B, …].
+      function: Called as `function(number of examples, data of a key, *inputs)`; returns a tuple
+        of arrays [B, …].
       batch_size: B, the number of examples on all devices.
-      key: Random key, of which each device gets its own; None for none.
+      key_data: Data of a random key, uint32 [2], of which each device gets its own; None for none.
       inputs: Arrays [B, …] or None.
       in_axes: Mesh axes of the dimensions of each input after the first.
       out_axes: The same for the results.
     """
-    data = None if key is None else jax.random.key_data(key)
-    return _per_device(function, batch_size, in_axes, out_axes)(data, *inputs)
+    return _per_device(function, batch_size, in_axes, out_axes)(key_data, *inputs)
 
 
 def _per_device(
     function: Callable[..., Any], batch_size: int, in_axes: Sequence, out_axes: Sequence
 ) -> Callable[..., tuple[jax.Array, ...]]:
-    """Returns the function of the data of a key and of the inputs of `per_device`."""
+    """Returns the function of `key_data` and `*inputs` of `per_device`."""
     mesh = jax.sharding.get_abstract_mesh()
     batch_axes = tuple(a for a in BATCH_AXES if a in mesh.auto_axes and mesh.shape[a] > 1)
     ways = math.prod(mesh.shape[axis] for axis in batch_axes)
@@ -164,11 +163,11 @@ def _per_device(
         return PartitionSpec(batch_axes, *(a if a in mesh.auto_axes else None for a in axes))
 
     def local(data, *inputs):
-        key = None
-        if data is not None:
-            key = jax.random.wrap_key_data(data)
-            key = jax.random.fold_in(key, jax.lax.axis_index(batch_axes)) if batch_axes else key
-        return function(batch_size // ways, key, *inputs)
+        if data is not None and batch_axes:
+            # Generators are made for keys that differ in any bit, so no hash is needed.
+            index = jax.lax.axis_index(batch_axes).astype(data.dtype)
+            data = data.at[-1].add(index * np.uint32(0x9E3779B9))
+        return function(batch_size // ways, data, *inputs)
 
     @jax.custom_batching.custom_vmap
     def call(data, *inputs):
@@ -188,7 +187,9 @@ def _per_device(
             return x.reshape(-1, *x.shape[2:])
 
         data = data[0] if in_batched[0] else data
-        merged = [None if x is None else merge(x, b) for x, b in zip(inputs, in_batched[1:], strict=True)]
+        merged = [
+            None if x is None else merge(x, b) for x, b in zip(inputs, in_batched[1:], strict=True)
+        ]
         outputs = _per_device(function, size * batch_size, in_axes, out_axes)(data, *merged)
         return tuple(x.reshape(size, -1, *x.shape[1:]) for x in outputs), (True,) * len(outputs)
 

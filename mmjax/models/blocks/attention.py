@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def _choose_kernel(
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     obstacles = {
-        "cudnn": _cudnn_obstacle(query, platform, has_dropout=has_dropout),
+        "cudnn": _cudnn_obstacle(platform, query.dtype, query.shape[-1], has_dropout=has_dropout),
         "pallas": _pallas_obstacle(platform, num_keys=num_keys, bias=bias, mask=mask),
     }
     if impl == "auto":
@@ -112,9 +112,8 @@ def _choose_kernel(
     return impl
 
 
-def _cudnn_obstacle(query: jax.Array, platform: str, *, has_dropout: bool) -> str:
+def _cudnn_obstacle(platform: str, dtype: Any, head_dim: int, *, has_dropout: bool) -> str:
     """Returns why cuDNN attention cannot run; '' if it can."""
-    dtype, head_dim = query.dtype, query.shape[-1]
     if has_dropout:
         return "has no dropout of attention weights. Set attention_dropout_rate=0"
     if dtype not in (jnp.bfloat16, jnp.float16):

@@ -107,16 +107,15 @@ def _on_devices(options, num_outputs, seed, query, *others):
     ways = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     heads = (None, "tensor") if query.shape[2] % ways == 0 else ()
 
-    def function(num_examples, key, *inputs):
+    def function(num_examples, seed, *inputs):
         del num_examples
-        seed = None if key is None else jax.random.key_data(key).astype(jnp.int32)
-        return _call(options, seed, *inputs)
+        return _call(options, None if seed is None else seed.astype(jnp.int32), *inputs)
 
     inputs = (query, *others)
     return per_device(
         function,
         len(query),
-        None if seed is None else jax.random.wrap_key_data(seed),
+        seed,
         inputs,
         in_axes=[heads if x is not None and x.ndim == 4 else () for x in inputs],
         out_axes=[heads] * num_outputs,

@@ -57,12 +57,11 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
       shape: (B, …).
     """
 
-    def draw(num_examples, key):
-        data = jax.random.key_data(key)  # half of the state of the generator
-        state, size = jnp.concatenate([data, data]), (num_examples, *shape[1:])
-        return (jax.lax.rng_bit_generator(state, size, jnp.uint16)[1],)
+    def draw(num_examples, data):
+        state = jnp.concatenate([data, data])
+        return (jax.lax.rng_bit_generator(state, (num_examples, *shape[1:]), jnp.uint16)[1],)
 
-    (bits,) = per_device(draw, shape[0], key)
+    (bits,) = per_device(draw, shape[0], jax.random.key_data(key))
     return bits
 
 

@@ -202,24 +202,41 @@ def test_padding_for_cudnn_changes_nothing(length, with_bias, with_mask, causal)
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_cudnn_is_used_where_it_can_run_and_refused_elsewhere():
+def test_kernels_are_used_where_they_can_run_and_refused_elsewhere():
     """The mesh knows its devices also if the program is compiled on another machine."""
 
-    def obstacle(platform, dtype=jnp.bfloat16, head_dim=64, has_dropout=False):
+    def choose(platform, impl="auto", dtype=jnp.bfloat16, shape=(4, 785, 2, 64), **options):
+        options = {"bias": None, "mask": None, "has_dropout": False, **options}
         device = jax.sharding.AbstractDevice("a device", None, platform)
         mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
         with jax.sharding.use_abstract_mesh(mesh):
-            return attention._cudnn_obstacle(dtype, head_dim, has_dropout=has_dropout)
+            query = jax.ShapeDtypeStruct(shape, dtype)
+            return attention._choose_kernel(impl, query, num_keys=shape[1], **options)
 
-    assert obstacle("cuda") == obstacle("gpu") == ""
-    assert "'tpu'" in obstacle("tpu")
-    assert "float32" in obstacle("cuda", dtype=jnp.float32)
-    assert "20" in obstacle("cuda", head_dim=20)
-    assert "attention_dropout_rate=0" in obstacle("cuda", has_dropout=True)
+    assert choose("cuda") == choose("gpu") == choose("gpu", "cudnn") == "cudnn"
+    assert choose("cuda", dtype=jnp.float32) == choose("cuda", has_dropout=True) == "xla"
+    assert choose("tpu") == choose("tpu", has_dropout=True, dtype=jnp.float32) == "pallas"
+    keys, queries = jnp.ones((4, 1, 1, 785), bool), jnp.ones((4, 1, 785, 785), bool)
+    assert choose("tpu", mask=keys) == "pallas"
+    assert choose("tpu", mask=queries) == choose("tpu", bias=keys) == "xla"
+    assert choose("tpu", shape=(4, 5000, 2, 64)) == choose("tpu", shape=(4, 17, 2, 64)) == "xla"
+    assert choose("tpu", "pallas", shape=(4, 17, 2, 64)) == "pallas"
+    assert choose("cpu") == "xla"
+    for impl, platform, fact, options in [
+        ("cudnn", "tpu", "'tpu'", {}),
+        ("cudnn", "cuda", "float32", {"dtype": jnp.float32}),
+        ("cudnn", "cuda", "20", {"shape": (4, 6, 2, 20)}),
+        ("cudnn", "cuda", "attention_dropout_rate=0", {"has_dropout": True}),
+        ("pallas", "cuda", "'cuda'", {}),
+        ("pallas", "tpu", "bias", {"bias": keys}),
+        ("pallas", "tpu", "(4, 1, 785, 785)", {"mask": queries}),
+        ("pallas", "tpu", "5000", {"shape": (4, 5000, 2, 64)}),
+    ]:
+        with raises(UserError, f"attention_impl='{impl}'", fact, "attention_impl='auto'"):
+            choose(platform, impl, **options)
     x = jnp.ones((1, 4, 2, 8), jnp.bfloat16)
-    with raises(UserError, "attention_impl='cudnn'", "'cpu'", "attention_impl='auto'"):
+    with raises(UserError, "attention_impl='cudnn'", "'cpu'"):
         attend(x, x, x, scale=1.0, impl="cudnn")
-    assert attend(x, x, x, scale=1.0, impl="auto").shape == x.shape
 
 
 def test_attention_equals_jax():

@@ -1,0 +1,379 @@
+"""Operations, bytes and collectives of a compiled program, with loops counted by their trips.
+
+`Compiled.cost_analysis()` counts the body of a loop once, and not at all on some backends.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmjax.aot import hlo, matrix
+from mmjax.aot.collectives import Collective, collective_of
+from mmjax.aot.hlo import Array, Computation, Instruction, Module
+
+# Instructions that only name values, or whose work other instructions count.
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast after-all opt-barrier partition-id "
+    "replica-id add-dependency domain".split()
+)
+_SLICES = frozenset(("slice", "dynamic-slice", "gather"))
+_ELEMENTWISE = frozenset(
+    "abs add and atan2 cbrt ceil clamp compare cosine divide erf exponential "
+    "exponential-minus-one floor is-finite log log-plus-one logistic maximum minimum multiply "
+    "negate not or popcnt power remainder round-nearest-afz round-nearest-even rsqrt select "
+    "shift-left shift-right-arithmetic shift-right-logical sign sine sqrt subtract tan tanh xor "
+    "rng rng-bit-generator".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """An instruction that the device runs: a fusion, a kernel, a copy or a collective.
+
+    Attributes:
+      name: Name of the instruction.
+      kind: 'fusion', 'custom-call', 'copy', ….
+      times: How often it runs in one step.
+      flops: Operations on matrix units in one run.
+      dtype: Element type of its matrix products; '' without any.
+      bytes: Bytes that one run reads from and writes to the memory of the device.
+      elementwise: Elements that its other operations compute in one run.
+      source: 'file:line' in mmjax or the user's code; '' if unknown.
+      op_name: Path of the JAX operation.
+      collective: The collective operation that it starts, or None.
+    """
+
+    name: str
+    kind: str
+    times: int
+    flops: float
+    dtype: str
+    bytes: float
+    elementwise: float
+    source: str
+    op_name: str
+    collective: Collective | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What one run of a program costs on each device.
+
+    Attributes:
+      operations: What the device runs.
+      uncounted: {what is missing in the numbers: how often it occurs}.
+    """
+
+    operations: tuple[Operation, ...]
+    uncounted: Mapping[str, int]
+
+    @functools.cached_property
+    def flops(self) -> float:
+        """Operations on matrix units."""
+        return sum(o.flops * o.times for o in self.operations)
+
+    @functools.cached_property
+    def bytes(self) -> float:
+        """Bytes read from and written to the memory of the device."""
+        return sum(o.bytes * o.times for o in self.operations)
+
+    @functools.cached_property
+    def elementwise(self) -> float:
+        """Elements that are computed outside of matrix units."""
+        return sum(o.elementwise * o.times for o in self.operations)
+
+    @property
+    def collectives(self) -> list[tuple[Collective, int]]:
+        """The collective operations, and how often each runs."""
+        return [(o.collective, o.times) for o in self.operations if o.collective]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inside:
+    """What a called computation contains: the work of a fusion."""
+
+    flops: float = 0.0
+    elementwise: float = 0.0
+    heaviest: tuple[float, Computation, Instruction] | None = None
+    collectives: tuple[Collective, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+def count(module: Module) -> Costs:
+    """Returns the costs of a program."""
+    counter = _Counter(module)
+    operations = list(counter.visit(module.entry, 1))
+    return Costs(tuple(operations), dict(counter.uncounted))
+
+
+class _Counter:
+    """Walks through the computations that a device runs."""
+
+    def __init__(self, module: Module):
+        self._module = module
+        self.uncounted: collections.Counter[str] = collections.Counter()
+        self._inside: dict[str, _Inside] = {}
+
+    def visit(self, name: str, times: int) -> Iterator[Operation]:
+        """Yields the operations of a computation that runs `times` times."""
+        computation = self._module.computations[name]
+        started: set[str] = set()
+        for instruction in computation.instructions.values():
+            opcode, called = instruction.opcode, instruction.called
+            if opcode in _FREE or opcode.endswith(("-done", "-update")):
+                continue
+            if opcode == "while":
+                trips = hlo.trip_count(self._module, computation, instruction)
+                if trips is None:
+                    self.uncounted["loops with an unknown number of iterations, counted once"] += 1
+                yield from self.visit(called["body"][0], times * (1 if trips is None else trips))
+            elif opcode == "conditional":
+                yield from self._largest_branch(instruction, times)
+            elif opcode in ("call", "async-start"):
+                for target in [*called.get("to_apply", ()), *called.get("calls", ())]:
+                    yield from self.visit(target, times)
+            else:
+                yield self._operation(computation, instruction, times, started)
+
+    def _largest_branch(self, instruction: Instruction, times: int) -> list[Operation]:
+        names = [
+            name
+            for key in ("branch_computations", "true_computation", "false_computation")
+            for name in instruction.called.get(key, ())
+        ]
+        branches = [list(self.visit(name, times)) for name in names]
+        return max(
+            branches,
+            key=lambda ops: (sum(o.flops * o.times for o in ops), sum(o.bytes for o in ops)),
+            default=[],
+        )
+
+    def _operation(
+        self, computation: Computation, instruction: Instruction, times: int, started: set[str]
+    ) -> Operation:
+        inside = self._work(computation, instruction)
+        for what in inside.unknown:
+            self.uncounted[f"operations of {what}"] += times
+        # The compiler splits an asynchronous collective into parts that it fuses with other work.
+        new = [c for c in inside.collectives if c.key not in started]
+        started.update(c.key for c in new)
+        where, dtype = instruction, ""
+        if inside.heaviest:
+            _, owner, where = inside.heaviest
+            dtype = owner.operands(where)[0].arrays[0].dtype
+        source, op_name = self._origin(instruction, where)
+        return Operation(
+            name=instruction.name,
+            kind=instruction.opcode.removesuffix("-start"),
+            times=times,
+            flops=inside.flops,
+            dtype=dtype,
+            bytes=self._bytes(computation, instruction),
+            elementwise=inside.elementwise,
+            source=source,
+            op_name=op_name,
+            collective=new[0] if new else None,
+        )
+
+    def _work(self, computation: Computation, instruction: Instruction) -> _Inside:
+        """Returns the work of one instruction, with that of the computations it fuses."""
+        opcode = instruction.opcode
+        if opcode in ("fusion", "call", "async-start"):
+            names = [*instruction.called.get("calls", ()), *instruction.called.get("to_apply", ())]
+            return _total([self._contents(name) for name in names])
+        scattered = computation.name.startswith("all-reduce-scatter")
+        collective = collective_of(computation, instruction, scattered=scattered)
+        if collective:
+            return _Inside(collectives=(collective,))
+        if opcode in _ELEMENTWISE:
+            return _Inside(elementwise=sum(array.size for array in instruction.arrays))
+        if opcode in ("reduce", "reduce-window", "select-and-scatter", "sort", "fft"):
+            return _Inside(elementwise=computation.operands(instruction)[0].arrays[0].size)
+        flops = matrix.flops(computation, instruction)
+        if flops is None:
+            target = instruction.attribute("custom_call_target").strip('"')
+            return _Inside(unknown=(f"custom call {target}",))
+        return _Inside(flops=flops, heaviest=(flops, computation, instruction) if flops else None)
+
+    def _contents(self, name: str) -> _Inside:
+        if name not in self._inside:
+            computation = self._module.computations[name]
+            works = [
+                self._work(computation, instruction)
+                for instruction in computation.instructions.values()
+                if instruction.opcode not in _FREE
+            ]
+            self._inside[name] = _total(works)
+        return self._inside[name]
+
+    def _origin(self, instruction: Instruction, heaviest: Instruction) -> tuple[str, str]:
+        """Returns the source line and the JAX operation of an instruction."""
+        candidates = [heaviest, instruction]
+        for name in instruction.called.get("calls", ()):
+            inner = self._module.computations[name]
+            candidates += [inner.root, *reversed(inner.instructions.values())]
+        source, op_name = "", ""
+        for candidate in candidates:
+            source = source or self._module.source(candidate)
+            op_name = op_name or candidate.op_name
+            if source and op_name:
+                break
+        return source, op_name
+
+    def _bytes(self, computation: Computation, instruction: Instruction) -> float:
+        """Returns the bytes that an instruction reads and writes."""
+        opcode, arrays = instruction.opcode, instruction.arrays
+        operands = computation.operands(instruction)
+        if opcode == "fusion":
+            return self._fusion_bytes(instruction, operands)
+        if opcode == "custom-call":
+            return _custom_call_bytes(instruction, operands)
+        if opcode == "copy-start":
+            return sum(_device_bytes(array) for array in arrays[:2])
+        if opcode in _SLICES or opcode.endswith("slice-start"):
+            moved = arrays[-2] if opcode.endswith("-start") and len(arrays) > 1 else arrays[0]
+            source = operands[0].arrays[0]
+            return moved.bytes * ((source.space == 0) + (moved.space == 0))
+        if opcode == "dynamic-update-slice":
+            update = operands[1].arrays[0]
+            return _device_bytes(update) + (update.bytes if arrays[0].space == 0 else 0)
+        if opcode == "scatter":
+            updates = sum(array.bytes for array in operands[-1].arrays)
+            return 3.0 * updates if arrays[0].space == 0 else 0.0
+        written = arrays
+        if opcode.endswith("-start") and len(arrays) > 1:  # operands, results, and flags
+            written = arrays[1:2]
+        return _sum_bytes(operands) + sum(map(_device_bytes, written))
+
+    def _fusion_bytes(self, instruction: Instruction, operands: list[Instruction]) -> float:
+        inner = self._module.computations[instruction.called["calls"][0]]
+        total, seen = 0.0, set()
+        for index, operand in enumerate(operands):
+            if len(operand.arrays) == 1 and operand.arrays[0].space == 0:
+                if operand.name not in seen and index in inner.parameters:
+                    total += self._read(inner, inner.parameters[index])
+                    seen.add(operand.name)
+            else:
+                total += _sum_bytes([operand])
+        root = inner.root
+        results = inner.operands(root) if root.opcode == "tuple" else [root]
+        if len(results) == len(instruction.arrays):
+            for result, array in zip(results, instruction.arrays, strict=True):
+                total += self._written(inner, result) if array.space == 0 else 0
+        elif not any(c for c in self._contents(inner.name).collectives):
+            total += sum(map(_device_bytes, instruction.arrays))
+        return total
+
+    def _read(self, computation: Computation, value: Instruction) -> float:
+        """Returns how many bytes of a fusion's operand are read.
+
+        A fusion that slices a large array reads only the slice.
+        """
+        whole = float(sum(array.bytes for array in value.arrays))
+        total = 0.0
+        for user in computation.users.get(value.name, ()):
+            first = user.operands[0] == value.name
+            if user.opcode == "tuple" or _is_part_of_collective(user):
+                continue
+            if user.opcode in _SLICES and first:
+                total += user.arrays[0].bytes
+            elif user.opcode == "dynamic-update-slice" and first:
+                continue
+            elif user.opcode == "bitcast":
+                total += self._read(computation, user)
+            elif user.opcode == "fusion":
+                inner = self._module.computations[user.called["calls"][0]]
+                for index, name in enumerate(user.operands):
+                    if name == value.name and index in inner.parameters:
+                        total += self._read(inner, inner.parameters[index])
+            else:
+                return whole
+        return min(total, whole)
+
+    def _written(self, computation: Computation, result: Instruction) -> float:
+        """Returns how many bytes of a fusion's result are written."""
+        while result.opcode == "bitcast":
+            result = computation.instructions[result.operands[0]]
+        if result.opcode == "parameter" or _is_part_of_collective(result):
+            return 0.0
+        if result.opcode == "get-tuple-element":
+            return float(result.arrays[0].bytes) if result.arrays else 0.0
+        if result.opcode == "dynamic-update-slice":
+            return float(computation.operands(result)[1].arrays[0].bytes)
+        if result.opcode == "fusion" and len(result.arrays) == 1:
+            inner = self._module.computations[result.called["calls"][0]]
+            return self._written(inner, inner.root)
+        return float(sum(array.bytes for array in result.arrays))
+
+
+def _total(works: list[_Inside]) -> _Inside:
+    return _Inside(
+        flops=sum(w.flops for w in works),
+        elementwise=sum(w.elementwise for w in works),
+        heaviest=max(
+            (w.heaviest for w in works if w.heaviest), key=lambda item: item[0], default=None
+        ),
+        collectives=tuple(c for w in works for c in w.collectives),
+        unknown=tuple(what for w in works for what in w.unknown),
+    )
+
+
+def _is_part_of_collective(instruction: Instruction) -> bool:
+    target = instruction.attribute("custom_call_target").strip('"')
+    return target.startswith("AsyncCollective") or instruction.opcode.startswith("all-gather")
+
+
+def _device_bytes(array: Array) -> int:
+    """Returns the bytes of an array in the memory of the device; 0 on the chip or the host."""
+    return array.bytes if array.space == 0 else 0
+
+
+def _sum_bytes(instructions: list[Instruction]) -> float:
+    unique = {i.name: i for i in instructions}.values()
+    return float(sum(_device_bytes(array) for i in unique for array in i.arrays))
+
+
+def _custom_call_bytes(instruction: Instruction, operands: list[Instruction]) -> float:
+    estimate: dict[str, Any] = matrix.cost_estimate(instruction)
+    if estimate.get("bytes_accessed"):
+        return float(estimate["bytes_accessed"])
+    target = instruction.attribute("custom_call_target").strip('"')
+    if target in ("ConcatBitcast", "AllocateBuffer", "CreateBuffer", "AssumeGatherIndicesInBound"):
+        return 0.0
+    if "output_to_operand_aliasing" in instruction.attributes and target == "ZeroCrop":
+        return 0.0
+    written = list(instruction.arrays)
+    if target.startswith("__cu") and len(written) > 1 and written[-1].dtype in ("s8", "u8"):
+        written.pop()  # scratch memory
+    return _sum_bytes(operands) + sum(map(_device_bytes, written))
+
+
+def groups(costs: Costs) -> dict[tuple[str, str], list[Operation]]:
+    """Returns operations by (source line, JAX operation)."""
+    result: dict[tuple[str, str], list[Operation]] = {}
+    for operation in costs.operations:
+        result.setdefault((operation.source, operation.op_name), []).append(operation)
+    return result
+
+
+def largest_arrays(module: Module) -> dict[Array, int]:
+    """Returns {array type without layout: count} of all values outside of fusions."""
+    fused = {
+        name
+        for computation in module.computations.values()
+        for instruction in computation.instructions.values()
+        if instruction.opcode == "fusion"
+        for name in instruction.called.get("calls", ())
+    }
+    result: collections.Counter[Array] = collections.Counter()
+    for computation in module.computations.values():
+        if computation.name not in fused:
+            for instruction in computation.instructions.values():
+                if instruction.opcode not in ("tuple", "get-tuple-element", "parameter", "bitcast"):
+                    result.update(Array(a.dtype, a.dims) for a in instruction.arrays)
+    return dict(sorted(result.items(), key=lambda item: -math.prod(item[0].dims)))

@@ -106,8 +106,6 @@ def collective_of(
     )
 
 
-
-
 def _pairs(attributes: str) -> tuple[tuple[int, ...], ...]:
     match = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes)
     pairs = re.findall(r"\{(\d+),(\d+)\}", match[1] if match else "")

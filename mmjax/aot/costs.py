@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -166,7 +167,7 @@ class _Counter:
         if inside.heaviest:
             _, owner, where = inside.heaviest
             dtype = owner.operands(where)[0].arrays[0].dtype
-        source, op_name = self._origin(instruction, where)
+        source, op_name = self._origin(computation, instruction, where)
         return Operation(
             name=instruction.name,
             kind=instruction.opcode.removesuffix("-start"),
@@ -211,7 +212,9 @@ class _Counter:
             self._inside[name] = _total(works)
         return self._inside[name]
 
-    def _origin(self, instruction: Instruction, heaviest: Instruction) -> tuple[str, str]:
+    def _origin(
+        self, computation: Computation, instruction: Instruction, heaviest: Instruction
+    ) -> tuple[str, str]:
         """Returns the source line and the JAX operation of an instruction."""
         candidates = [heaviest, instruction]
         for name in instruction.called.get("calls", ()):
@@ -223,6 +226,8 @@ class _Counter:
             op_name = op_name or candidate.op_name
             if source and op_name:
                 break
+        if instruction.opcode.startswith(("copy", "slice")) and not source:
+            op_name = _copied(computation, instruction)
         return source, op_name
 
     def _bytes(self, computation: Computation, instruction: Instruction) -> float:
@@ -311,6 +316,21 @@ class _Counter:
         return float(sum(array.bytes for array in result.arrays))
 
 
+def _copied(computation: Computation, instruction: Instruction) -> str:
+    """Returns what a copy that the compiler adds moves, for example 'prefetch of state'."""
+    value = instruction
+    while value.operands and value.opcode not in ("fusion", "while", "custom-call"):
+        value = computation.instructions[value.operands[0]]
+    name = re.match(r"\w+(\['\w+'\])?", value.op_name) if value.opcode == "parameter" else None
+    what = name[0] if name else "an intermediate result"
+    arrays = instruction.arrays
+    if instruction.opcode.endswith("-start") and len(arrays) > 1 and arrays[0].space != 0:
+        return f"prefetch of {what}"
+    if instruction.opcode == "copy-start" and arrays[1].space != 0:
+        return f"write-back of {what}"
+    return f"copy of {what}"
+
+
 def _total(works: list[_Inside]) -> _Inside:
     return _Inside(
         flops=sum(w.flops for w in works),
@@ -353,16 +373,11 @@ def _custom_call_bytes(instruction: Instruction, operands: list[Instruction]) ->
     return _sum_bytes(operands) + sum(map(_device_bytes, written))
 
 
-def groups(costs: Costs) -> dict[tuple[str, str], list[Operation]]:
-    """Returns operations by (source line, JAX operation)."""
-    result: dict[tuple[str, str], list[Operation]] = {}
-    for operation in costs.operations:
-        result.setdefault((operation.source, operation.op_name), []).append(operation)
-    return result
+def materialized_arrays(module: Module) -> dict[Array, int]:
+    """Returns {array without layout: count} of the values that operations exchange.
 
-
-def largest_arrays(module: Module) -> dict[Array, int]:
-    """Returns {array type without layout: count} of all values outside of fusions."""
+    Values inside of fusions are left out: they stay in registers. The largest come first.
+    """
     fused = {
         name
         for computation in module.computations.values()

@@ -187,9 +187,7 @@ class Computation:
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
         """{index: parameter}."""
-        return {
-            int(i.arguments): i for i in self.instructions.values() if i.opcode == "parameter"
-        }
+        return {int(i.arguments): i for i in self.instructions.values() if i.opcode == "parameter"}
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:

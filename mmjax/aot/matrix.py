@@ -13,7 +13,7 @@ from mmjax.aot.hlo import Computation, Instruction
 
 # Custom calls that move or check data, synchronize, or allocate.
 _NO_PRODUCTS = re.compile(
-    r"^(AssumeGatherIndicesInBound|ZeroCrop|ConcatBitcast|AsyncCollective\w*|Sharding|"
+    r"^(AssumeGatherIndicesInBound|GatherScatterIndicesBitpacked|ZeroCrop|ConcatBitcast|AsyncCollective\w*|Sharding|"
     r"SPMD\w+|MoveToHost|MoveToDevice|AllocateBuffer|LayoutConstraint|TopK|\w*TopK|"
     r"PartialReduce|ApproxTopK|SliceToDynamic|PadToStatic|xla\.\w+|annotate_device_placement|"
     r"ResizeNearest|ResizeBilinear|__cub\$\w+|RngBitGenerator|Barrier\w*|PinToDevice\w*|"
@@ -112,7 +112,9 @@ def _custom_call(computation: Computation, instruction: Instruction) -> float | 
     config = instruction.backend_config
     if estimate := cost_estimate(instruction):
         return float(estimate.get("flops", 0))
-    operands = [operand.arrays[0] for operand in computation.operands(instruction) if operand.arrays]
+    operands = [
+        operand.arrays[0] for operand in computation.operands(instruction) if operand.arrays
+    ]
     gemm = config.get("gemm_backend_config")
     if gemm and operands:
         dims = gemm["dot_dimension_numbers"].get("lhs_contracting_dimensions", [])

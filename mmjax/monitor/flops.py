@@ -1,7 +1,8 @@
-"""Peak FLOP/s of known devices, and model FLOPs utilization (MFU)."""
+"""Data sheet rates of known devices, and model FLOPs utilization (MFU)."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from typing import Any
@@ -9,36 +10,73 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Peak dense FLOP/s of one JAX *device* from the vendors' data sheets, without structured sparsity:
-# (pattern for `device.device_kind`, bfloat16, float32). The first match applies. `float32` is what
-# JAX uses for float32 inputs by default: TF32 tensor cores on NVIDIA since Ampere, bfloat16 passes
-# on TPU. GPUs before Ampere have no bfloat16 units and compute in float32: one number for both.
-_PEAKS: tuple[tuple[str, float, float], ...] = (
+
+@dataclasses.dataclass(frozen=True)
+class DeviceType:
+    """Rates of one JAX *device* from the vendor's data sheet, without structured sparsity.
+
+    Attributes:
+      pattern: Regular expression for `device.device_kind`.
+      bfloat16: Peak FLOP/s of bfloat16 matrix products. GPUs before Ampere have no bfloat16 units;
+        theirs is that of float32.
+      float32: What JAX uses for float32 inputs by default: TF32 tensor cores on NVIDIA since
+        Ampere, bfloat16 passes on TPU.
+      memory: Bytes of memory.
+      bandwidth: Bytes per second between memory and chip.
+      links: Bytes per second that the device can send over all its links to other devices of its
+        slice or host together, half of the bidirectional rate; None if unknown.
+      network: Bytes per second that it can send to other hosts, in the vendor's reference system
+        (DGX); None if the links connect the hosts, or if there is no such system.
+    """
+
+    pattern: str
+    bfloat16: float
+    float32: float
+    memory: float
+    bandwidth: float
+    links: float | None = None
+    network: float | None = None
+
+
+_GiB = 2**30
+# The first match applies.
+_TYPES: tuple[DeviceType, ...] = (
     # NVIDIA HGX/DGX B200 data sheets: 4.5 and 2.25 PFLOP/s per GPU with sparsity.
-    (r"\bB200\b", 2250e12, 1125e12),
+    DeviceType(r"\bB200\b", 2250e12, 1125e12, 180e9, 8000e9, 900e9, 50e9),
     # NVIDIA H200 and H100 data sheets: the SXM and Grace parts, the NVL cards, the PCIe card.
-    (r"\bH[12]00 NVL\b", 835.5e12, 417.5e12),
-    (r"\bH100 PCIe\b", 756.5e12, 378e12),
-    (r"\b(G?H200|H100)\b", 989.5e12, 494.7e12),
-    # NVIDIA A100 data sheet.
-    (r"\bA100\b", 312e12, 156e12),
+    DeviceType(r"\bH200 NVL\b", 835.5e12, 417.5e12, 141e9, 4800e9, 450e9),
+    DeviceType(r"\bH100 NVL\b", 835.5e12, 417.5e12, 94e9, 3900e9, 300e9),
+    DeviceType(r"\bH100 PCIe\b", 756.5e12, 378e12, 80e9, 2000e9, 300e9),
+    DeviceType(r"\bG?H200\b", 989.5e12, 494.7e12, 141e9, 4800e9, 450e9, 50e9),
+    DeviceType(r"\bH100\b", 989.5e12, 494.7e12, 80e9, 3350e9, 450e9, 50e9),
+    # NVIDIA A100 data sheet, the SXM part with 80 GB.
+    DeviceType(r"\bA100\b", 312e12, 156e12, 80e9, 2039e9, 300e9, 25e9),
     # NVIDIA L4 data sheet: 242 and 120 TFLOP/s with sparsity.
-    (r"\bL4\b", 121e12, 60e12),
+    DeviceType(r"\bL4\b", 121e12, 60e12, 24e9, 300e9, 32e9),
     # NVIDIA T4 and V100 data sheets, float32 units.
-    (r"\bT4\b", 8.1e12, 8.1e12),
-    (r"\bV100-SXM", 15.7e12, 15.7e12),
-    (r"\bV100\b", 14e12, 14e12),
+    DeviceType(r"\bT4\b", 8.1e12, 8.1e12, 16e9, 320e9, 16e9),
+    DeviceType(r"\bV100-SXM", 15.7e12, 15.7e12, 32e9, 900e9, 150e9),
+    DeviceType(r"\bV100\b", 14e12, 14e12, 32e9, 900e9, 16e9),
     # Google Cloud's page of each TPU version, per chip: 46, 123, 275, 197, 459, 918, 2307 TFLOP/s.
     # On v2, v3 and TPU7x a chip shows as two JAX devices; on v4 and v5p its two cores act as one
-    # device.
-    (r"^TPU v2$", 23e12, 23e12),
-    (r"^TPU v3$", 61.5e12, 61.5e12),
-    (r"^TPU v4$", 275e12, 275e12),
-    (r"^TPU v5( lite|e)$", 197e12, 197e12),
-    (r"^TPU v5p?$", 459e12, 459e12),
-    (r"^TPU v6( lite|e)$", 918e12, 918e12),
-    (r"^TPU7x?$", 1153.5e12, 1153.5e12),
+    # device. Interconnect per chip: 2400, 1600, 4800, 3584 Gbit/s, and 1200 GB/s bidirectional.
+    DeviceType(r"^TPU v2$", 23e12, 23e12, 8 * _GiB, 350e9),
+    DeviceType(r"^TPU v3$", 61.5e12, 61.5e12, 16 * _GiB, 450e9),
+    DeviceType(r"^TPU v4$", 275e12, 275e12, 32 * _GiB, 1228e9, 300e9),
+    DeviceType(r"^TPU v5( lite|e)$", 197e12, 197e12, 16 * _GiB, 819e9, 200e9),
+    DeviceType(r"^TPU v5p?$", 459e12, 459e12, 95 * _GiB, 2765e9, 600e9),
+    DeviceType(r"^TPU v6( lite|e)$", 918e12, 918e12, 32 * _GiB, 1640e9, 448e9),
+    DeviceType(r"^TPU7x?$", 1153.5e12, 1153.5e12, 96 * _GiB, 3690e9, 300e9),
 )
+
+
+def device_type(device_kind: str) -> DeviceType | None:
+    """Returns the rates of a device, or None if unknown (CPUs, other devices).
+
+    Args:
+      device_kind: `jax.devices()[0].device_kind`.
+    """
+    return next((t for t in _TYPES if re.search(t.pattern, device_kind)), None)
 
 
 def peak_flops(device_kind: str, dtype: Any = "bfloat16") -> float | None:
@@ -48,11 +86,10 @@ def peak_flops(device_kind: str, dtype: Any = "bfloat16") -> float | None:
       device_kind: `jax.devices()[0].device_kind`.
       dtype: Data type of matrix products, 'bfloat16' or 'float32'.
     """
-    column = {"bfloat16": 0, "float32": 1}.get(jnp.dtype(dtype).name)
-    for pattern, *peaks in _PEAKS:
-        if column is not None and re.search(pattern, device_kind):
-            return peaks[column]
-    return None
+    found, name = device_type(device_kind), jnp.dtype(dtype).name
+    if found is None or name not in ("bfloat16", "float32"):
+        return None
+    return getattr(found, name)
 
 
 def peak_of(mesh: jax.sharding.Mesh, dtype: Any = "bfloat16") -> float | None:

@@ -24,6 +24,32 @@ from mmjax.evals.features.arrays import Features, Request
 _MASK_SUFFIX = "_mask"
 
 
+def compile_predict(
+    predict: Callable[..., dict[str, jax.Array]],
+    mesh: jax.sharding.Mesh,
+    names: Sequence[str] | None = None,
+) -> Callable[..., tuple[dict, dict]]:
+    """Returns the jitted `(params, extra, batch) -> (outputs, fields)`, replicated.
+
+    Args:
+      predict: A predict function of a task.
+      mesh: Devices that share a batch.
+      names: Outputs to compute; None for all.
+    """
+
+    def function(params, extra, batch):
+        outputs = predict(params, extra, batch)
+        fields = {
+            name: value
+            for name, value in batch.items()
+            if name in ("mask", "label", "example_id") or name.endswith(_MASK_SUFFIX)
+        }
+        chosen = sorted(outputs) if names is None else [n for n in names if n in outputs]
+        return {name: outputs[name].astype("float32") for name in chosen}, fields
+
+    return jax.jit(function, out_shardings=sharding.replicated(mesh))
+
+
 class FeatureStore:
     """Computes features and keeps those of the latest state, so that evaluators share them.
 
@@ -318,27 +344,16 @@ class FeatureStore:
         return self._data[request]
 
     def _function(self, predict_name: str) -> Callable:
-        """Returns the compiled `(params, extra, batch) -> (outputs, fields)`, replicated.
+        """Returns the function that computes outputs; see `compile_predict`.
 
         It computes the outputs that any evaluator requests from the predict function, so that
         splits with equal shapes share a compilation, which costs more than an unused output.
         """
         if predict_name not in self._compiled:
-            predict = self._task.predict[predict_name]
             requests = [r for r in self._names if r.predict == predict_name]
             names = sorted(set().union(*(self._names[r] for r in requests)))
-
-            def function(params, extra, batch):
-                outputs = predict(params, extra, batch)
-                fields = {
-                    name: value
-                    for name, value in batch.items()
-                    if name in ("mask", "label", "example_id") or name.endswith(_MASK_SUFFIX)
-                }
-                return {n: outputs[n].astype("float32") for n in names if n in outputs}, fields
-
-            replicated = sharding.replicated(self._mesh)
-            self._compiled[predict_name] = jax.jit(function, out_shardings=replicated)
+            predict = self._task.predict[predict_name]
+            self._compiled[predict_name] = compile_predict(predict, self._mesh, names)
         return self._compiled[predict_name]
 
     def _run(self, state: Mapping[str, Any], request: Request, data: Any) -> Iterator[tuple]:

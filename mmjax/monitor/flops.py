@@ -21,7 +21,7 @@ class DeviceType:
         theirs is that of float32.
       float32: What JAX uses for float32 inputs by default: TF32 tensor cores on NVIDIA since
         Ampere, bfloat16 passes on TPU.
-      memory: Bytes of memory.
+      memory: Bytes of memory. The GB of NVIDIA's data sheets are GiB.
       bandwidth: Bytes per second between memory and chip.
       links: Bytes per second that the device can send over all its links to other devices of its
         slice or host together, half of the bidirectional rate; None if unknown.
@@ -42,21 +42,21 @@ _GiB = 2**30
 # The first match applies.
 _TYPES: tuple[DeviceType, ...] = (
     # NVIDIA HGX/DGX B200 data sheets: 4.5 and 2.25 PFLOP/s per GPU with sparsity.
-    DeviceType(r"\bB200\b", 2250e12, 1125e12, 180e9, 8000e9, 900e9, 50e9),
+    DeviceType(r"\bB200\b", 2250e12, 1125e12, 180 * _GiB, 8000e9, 900e9, 50e9),
     # NVIDIA H200 and H100 data sheets: the SXM and Grace parts, the NVL cards, the PCIe card.
-    DeviceType(r"\bH200 NVL\b", 835.5e12, 417.5e12, 141e9, 4800e9, 450e9),
-    DeviceType(r"\bH100 NVL\b", 835.5e12, 417.5e12, 94e9, 3900e9, 300e9),
-    DeviceType(r"\bH100 PCIe\b", 756.5e12, 378e12, 80e9, 2000e9, 300e9),
-    DeviceType(r"\bG?H200\b", 989.5e12, 494.7e12, 141e9, 4800e9, 450e9, 50e9),
-    DeviceType(r"\bH100\b", 989.5e12, 494.7e12, 80e9, 3350e9, 450e9, 50e9),
+    DeviceType(r"\bH200 NVL\b", 835.5e12, 417.5e12, 141 * _GiB, 4800e9, 450e9),
+    DeviceType(r"\bH100 NVL\b", 835.5e12, 417.5e12, 94 * _GiB, 3900e9, 300e9),
+    DeviceType(r"\bH100 PCIe\b", 756.5e12, 378e12, 80 * _GiB, 2000e9, 300e9),
+    DeviceType(r"\bG?H200\b", 989.5e12, 494.7e12, 141 * _GiB, 4800e9, 450e9, 50e9),
+    DeviceType(r"\bH100\b", 989.5e12, 494.7e12, 80 * _GiB, 3350e9, 450e9, 50e9),
     # NVIDIA A100 data sheet, the SXM part with 80 GB.
-    DeviceType(r"\bA100\b", 312e12, 156e12, 80e9, 2039e9, 300e9, 25e9),
+    DeviceType(r"\bA100\b", 312e12, 156e12, 80 * _GiB, 2039e9, 300e9, 25e9),
     # NVIDIA L4 data sheet: 242 and 120 TFLOP/s with sparsity.
-    DeviceType(r"\bL4\b", 121e12, 60e12, 24e9, 300e9, 32e9),
+    DeviceType(r"\bL4\b", 121e12, 60e12, 24 * _GiB, 300e9, 32e9),
     # NVIDIA T4 and V100 data sheets, float32 units.
-    DeviceType(r"\bT4\b", 8.1e12, 8.1e12, 16e9, 320e9, 16e9),
-    DeviceType(r"\bV100-SXM", 15.7e12, 15.7e12, 32e9, 900e9, 150e9),
-    DeviceType(r"\bV100\b", 14e12, 14e12, 32e9, 900e9, 16e9),
+    DeviceType(r"\bT4\b", 8.1e12, 8.1e12, 16 * _GiB, 320e9, 16e9),
+    DeviceType(r"\bV100-SXM", 15.7e12, 15.7e12, 32 * _GiB, 900e9, 150e9),
+    DeviceType(r"\bV100\b", 14e12, 14e12, 32 * _GiB, 900e9, 16e9),
     # Google Cloud's page of each TPU version, per chip: 46, 123, 275, 197, 459, 918, 2307 TFLOP/s.
     # On v2, v3 and TPU7x a chip shows as two JAX devices; on v4 and v5p its two cores act as one
     # device. Interconnect per chip: 2400, 1600, 4800, 3584 Gbit/s, and 1200 GB/s bidirectional.

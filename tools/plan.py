@@ -85,11 +85,9 @@ def _compile(cfg: Any, args: argparse.Namespace, mesh: dict[str, int | None]) ->
     if args.full or args.device:
         option = "full" if args.full else "device"
         raise UserError(f"--{option} cannot be combined with --compile. Remove one of them.")
-    label = f"{args.task} {args.config}"
-    program = compile_recipe(cfg, args.compile, **mesh, function=args.function, label=label)
-    analysis = report.analyze(program)
-    if args.json:
-        print(json.dumps(report.to_dict(analysis), indent=2))
-    else:
-        print(report.to_text(analysis, config.resolve(cfg), label))
-    return 0 if analysis.fits else 1
+    recipe = f"{args.task} {args.config}"
+    cfg = config.resolve(cfg)
+    program = compile_recipe(cfg, args.compile, **mesh, function=args.function, recipe=recipe)
+    result = report.analyze(program, cfg, recipe)
+    print(json.dumps(result, indent=2) if args.json else report.to_text(result))
+    return 0 if result["fits"] else 1

@@ -21,6 +21,7 @@ from mmjax.cache import cache_dir
 from mmjax.config import Config
 from mmjax.errors import UserError
 
+_WORKER = "mmjax.aot.worker"
 TIMEOUT = 3600  # seconds; the largest published recipes compile in minutes
 
 
@@ -39,9 +40,8 @@ class CompiledProgram:
       cached: Whether the program comes from the cache.
       model_flops: FLOPs of one global step as MFU counts them; None for predict functions.
       dtype: Data type of the model's matrix products.
-      memory: {part: bytes per device}; None if it does not fit.
+      memory: {part: bytes per device}; only 'peak', what it needs, if it does not fit.
       hlo: File with the optimized program; '' if it does not fit.
-      used: Bytes that the program needs; only if it does not fit.
       limit: Bytes that the compiler may use; only if it does not fit.
       message: The compiler's message; only if it does not fit.
     """
@@ -56,9 +56,8 @@ class CompiledProgram:
     cached: bool
     model_flops: float | None
     dtype: str
-    memory: Mapping[str, int] | None = None
-    hlo: str = ""
-    used: float = 0.0
+    memory: Mapping[str, float]
+    hlo: str
     limit: float = 0.0
     message: str = ""
 
@@ -76,7 +75,7 @@ def compile_recipe(
     fsdp: int | None = None,
     tensor: int | None = None,
     function: str = "train_step",
-    label: str = "",
+    recipe: str = "",
     timeout: float = TIMEOUT,
 ) -> CompiledProgram:
     """Compiles the train step or a predict function of a config.
@@ -89,7 +88,7 @@ def compile_recipe(
       fsdp: Size of the mesh axis 'fsdp'; None for `config.mesh.fsdp`.
       tensor: Size of the mesh axis 'tensor'; None for `config.mesh.tensor`.
       function: 'train_step', or the name of a predict function of the task.
-      label: Name of the recipe, for error messages.
+      recipe: Name of the recipe, for error messages.
       timeout: Seconds after which the compiler is stopped.
 
     Raises:
@@ -109,13 +108,12 @@ def compile_recipe(
         "cache": str(cache),
         "sys_path": [os.path.abspath(path) for path in sys.path],
     }
-    label = label or f"--task={cfg.task}"
-    result = _run(request, target, label=label, cache=cache, timeout=timeout)
-    status = result.pop("status")
-    if status == "user_error":
+    result = _run(
+        request, target, recipe=recipe or f"--task={cfg.task}", cache=cache, timeout=timeout
+    )
+    if result.pop("status") == "user_error":
         raise UserError(result["message"])
     result["hosts"] = tuple(result["hosts"])
-    result.pop("device_kind", None)
     return CompiledProgram(topology=target, function=function, **result)
 
 
@@ -146,7 +144,7 @@ def _run(
     request: Mapping[str, Any],
     target: topology.Topology,
     *,
-    label: str,
+    recipe: str,
     cache: pathlib.Path,
     timeout: float,
 ) -> dict[str, Any]:
@@ -160,7 +158,7 @@ def _run(
         root = str(pathlib.Path(mmjax.__file__).resolve().parent.parent)
         env = target.environment(os.environ)
         env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])
-        command = [sys.executable, "-P", "-m", "mmjax.aot.worker", *paths]
+        command = [sys.executable, "-P", "-m", _WORKER, *paths]
         with open(handle, "wb") as output:
             process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
             try:
@@ -170,7 +168,7 @@ def _run(
             finally:
                 process.kill()
                 process.wait()
-        where = f"{target.compiler()} for {target.name} ({label})"
+        where = f"{target.compiler()} for {target.name} ({recipe})"
         if status is None:
             raise UserError(
                 f"The compiler {where} did not finish within {timeout:.0f} s. Its log: {log}"

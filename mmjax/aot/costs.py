@@ -11,18 +11,17 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from mmjax.aot import hlo, matrix
+from mmjax.aot import matrix, memory
 from mmjax.aot.collectives import Collective, collective_of
 from mmjax.aot.hlo import Array, Computation, Instruction, Module
+from mmjax.aot.loops import trip_count
 
 # Instructions that only name values, or whose work other instructions count.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all opt-barrier partition-id "
     "replica-id add-dependency domain".split()
 )
-_SLICES = frozenset(("slice", "dynamic-slice", "gather"))
 _ELEMENTWISE = frozenset(
     "abs add and atan2 cbrt ceil clamp compare cosine divide erf exponential "
     "exponential-minus-one floor is-finite log log-plus-one logistic maximum minimum multiply "
@@ -46,7 +45,7 @@ class Operation:
       elementwise: Elements that its other operations compute in one run.
       source: 'file:line' in mmjax or the user's code; '' if unknown.
       op_name: Path of the JAX operation.
-      collective: The collective operation that it starts, or None.
+      collectives: The collective operations that it starts.
     """
 
     name: str
@@ -58,7 +57,7 @@ class Operation:
     elementwise: float
     source: str
     op_name: str
-    collective: Collective | None = None
+    collectives: tuple[Collective, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Costs:
     @property
     def collectives(self) -> list[tuple[Collective, int]]:
         """The collective operations, and how often each runs."""
-        return [(o.collective, o.times) for o in self.operations if o.collective]
+        return [(c, o.times) for o in self.operations for c in o.collectives]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +128,7 @@ class _Counter:
             if opcode in _FREE or opcode.endswith(("-done", "-update")):
                 continue
             if opcode == "while":
-                trips = hlo.trip_count(self._module, computation, instruction)
+                trips = trip_count(self._module, computation, instruction)
                 if trips is None:
                     self.uncounted["loops with an unknown number of iterations, counted once"] += 1
                 yield from self.visit(called["body"][0], times * (1 if trips is None else trips))
@@ -161,8 +160,8 @@ class _Counter:
         for what in inside.unknown:
             self.uncounted[f"operations of {what}"] += times
         # The compiler splits an asynchronous collective into parts that it fuses with other work.
-        new = [c for c in inside.collectives if c.key not in started]
-        started.update(c.key for c in new)
+        new = {c.key: c for c in inside.collectives if c.key not in started}
+        started.update(new)
         where, dtype = instruction, ""
         if inside.heaviest:
             _, owner, where = inside.heaviest
@@ -174,11 +173,11 @@ class _Counter:
             times=times,
             flops=inside.flops,
             dtype=dtype,
-            bytes=self._bytes(computation, instruction),
+            bytes=memory.bytes_of(self._module, computation, instruction),
             elementwise=inside.elementwise,
             source=source,
             op_name=op_name,
-            collective=new[0] if new else None,
+            collectives=tuple(new.values()),
         )
 
     def _work(self, computation: Computation, instruction: Instruction) -> _Inside:
@@ -230,105 +229,18 @@ class _Counter:
             op_name = _copied(computation, instruction)
         return source, op_name
 
-    def _bytes(self, computation: Computation, instruction: Instruction) -> float:
-        """Returns the bytes that an instruction reads and writes."""
-        opcode, arrays = instruction.opcode, instruction.arrays
-        operands = computation.operands(instruction)
-        if opcode == "fusion":
-            return self._fusion_bytes(instruction, operands)
-        if opcode == "custom-call":
-            return _custom_call_bytes(instruction, operands)
-        if opcode == "copy-start":
-            return sum(_device_bytes(array) for array in arrays[:2])
-        if opcode in _SLICES or opcode.endswith("slice-start"):
-            moved = arrays[-2] if opcode.endswith("-start") and len(arrays) > 1 else arrays[0]
-            source = operands[0].arrays[0]
-            return moved.bytes * ((source.space == 0) + (moved.space == 0))
-        if opcode == "dynamic-update-slice":
-            update = operands[1].arrays[0]
-            return _device_bytes(update) + (update.bytes if arrays[0].space == 0 else 0)
-        if opcode == "scatter":
-            updates = sum(array.bytes for array in operands[-1].arrays)
-            return 3.0 * updates if arrays[0].space == 0 else 0.0
-        written = arrays
-        if opcode.endswith("-start") and len(arrays) > 1:  # operands, results, and flags
-            written = arrays[1:2]
-        return _sum_bytes(operands) + sum(map(_device_bytes, written))
-
-    def _fusion_bytes(self, instruction: Instruction, operands: list[Instruction]) -> float:
-        inner = self._module.computations[instruction.called["calls"][0]]
-        total, seen = 0.0, set()
-        for index, operand in enumerate(operands):
-            if len(operand.arrays) == 1 and operand.arrays[0].space == 0:
-                if operand.name not in seen and index in inner.parameters:
-                    total += self._read(inner, inner.parameters[index])
-                    seen.add(operand.name)
-            else:
-                total += _sum_bytes([operand])
-        root = inner.root
-        results = inner.operands(root) if root.opcode == "tuple" else [root]
-        if len(results) == len(instruction.arrays):
-            for result, array in zip(results, instruction.arrays, strict=True):
-                total += self._written(inner, result) if array.space == 0 else 0
-        elif not any(c for c in self._contents(inner.name).collectives):
-            total += sum(map(_device_bytes, instruction.arrays))
-        return total
-
-    def _read(self, computation: Computation, value: Instruction) -> float:
-        """Returns how many bytes of a fusion's operand are read.
-
-        A fusion that slices a large array reads only the slice.
-        """
-        whole = float(sum(array.bytes for array in value.arrays))
-        total = 0.0
-        for user in computation.users.get(value.name, ()):
-            first = user.operands[0] == value.name
-            if user.opcode == "tuple" or _is_part_of_collective(user):
-                continue
-            if user.opcode in _SLICES and first:
-                total += user.arrays[0].bytes
-            elif user.opcode == "dynamic-update-slice" and first:
-                continue
-            elif user.opcode == "bitcast":
-                total += self._read(computation, user)
-            elif user.opcode == "fusion":
-                inner = self._module.computations[user.called["calls"][0]]
-                for index, name in enumerate(user.operands):
-                    if name == value.name and index in inner.parameters:
-                        total += self._read(inner, inner.parameters[index])
-            else:
-                return whole
-        return min(total, whole)
-
-    def _written(self, computation: Computation, result: Instruction) -> float:
-        """Returns how many bytes of a fusion's result are written."""
-        while result.opcode == "bitcast":
-            result = computation.instructions[result.operands[0]]
-        if result.opcode == "parameter" or _is_part_of_collective(result):
-            return 0.0
-        if result.opcode == "get-tuple-element":
-            return float(result.arrays[0].bytes) if result.arrays else 0.0
-        if result.opcode == "dynamic-update-slice":
-            return float(computation.operands(result)[1].arrays[0].bytes)
-        if result.opcode == "fusion" and len(result.arrays) == 1:
-            inner = self._module.computations[result.called["calls"][0]]
-            return self._written(inner, inner.root)
-        return float(sum(array.bytes for array in result.arrays))
-
 
 def _copied(computation: Computation, instruction: Instruction) -> str:
-    """Returns what a copy that the compiler adds moves, for example 'prefetch of state'."""
+    """Returns what a copy that the compiler adds is for, for example 'prefetch of state'."""
+    arrays = instruction.arrays
+    if instruction.opcode == "copy-start" and arrays[1].space != 0:
+        return "write-back from on-chip memory"
     value = instruction
     while value.operands and value.opcode not in ("fusion", "while", "custom-call"):
-        value = computation.instructions[value.operands[0]]
+        value = computation.operands(value)[0]
     name = re.match(r"\w+(\['\w+'\])?", value.op_name) if value.opcode == "parameter" else None
-    what = name[0] if name else "an intermediate result"
-    arrays = instruction.arrays
-    if instruction.opcode.endswith("-start") and len(arrays) > 1 and arrays[0].space != 0:
-        return f"prefetch of {what}"
-    if instruction.opcode == "copy-start" and arrays[1].space != 0:
-        return f"write-back of {what}"
-    return f"copy of {what}"
+    prefetch = instruction.opcode.endswith("-start") and arrays[0].space != 0
+    return ("prefetch" if prefetch else "copy") + (f" of {name[0]}" if name else "")
 
 
 def _total(works: list[_Inside]) -> _Inside:
@@ -341,36 +253,6 @@ def _total(works: list[_Inside]) -> _Inside:
         collectives=tuple(c for w in works for c in w.collectives),
         unknown=tuple(what for w in works for what in w.unknown),
     )
-
-
-def _is_part_of_collective(instruction: Instruction) -> bool:
-    target = instruction.attribute("custom_call_target").strip('"')
-    return target.startswith("AsyncCollective") or instruction.opcode.startswith("all-gather")
-
-
-def _device_bytes(array: Array) -> int:
-    """Returns the bytes of an array in the memory of the device; 0 on the chip or the host."""
-    return array.bytes if array.space == 0 else 0
-
-
-def _sum_bytes(instructions: list[Instruction]) -> float:
-    unique = {i.name: i for i in instructions}.values()
-    return float(sum(_device_bytes(array) for i in unique for array in i.arrays))
-
-
-def _custom_call_bytes(instruction: Instruction, operands: list[Instruction]) -> float:
-    estimate: dict[str, Any] = matrix.cost_estimate(instruction)
-    if estimate.get("bytes_accessed"):
-        return float(estimate["bytes_accessed"])
-    target = instruction.attribute("custom_call_target").strip('"')
-    if target in ("ConcatBitcast", "AllocateBuffer", "CreateBuffer", "AssumeGatherIndicesInBound"):
-        return 0.0
-    if "output_to_operand_aliasing" in instruction.attributes and target == "ZeroCrop":
-        return 0.0
-    written = list(instruction.arrays)
-    if target.startswith("__cu") and len(written) > 1 and written[-1].dtype in ("s8", "u8"):
-        written.pop()  # scratch memory
-    return _sum_bytes(operands) + sum(map(_device_bytes, written))
 
 
 def materialized_arrays(module: Module) -> dict[Array, int]:

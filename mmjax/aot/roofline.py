@@ -6,7 +6,7 @@ import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from mmjax.aot.collectives import Collective
+from mmjax.aot.collectives import KINDS, Collective
 from mmjax.aot.costs import Costs, Operation
 from mmjax.monitor.flops import DeviceType
 
@@ -38,25 +38,53 @@ class Group:
 
     Attributes:
       source: 'file:line', or '' if unknown.
-      op_name: Path of the JAX operation.
-      kind: Kind of the operations, if it is the same for all of them.
-      count: How often they run in one step.
+      operation: Path of the JAX operation; the type of the instruction if unknown.
+      count: Number of runs in one step.
       flops: Operations on matrix units.
       bytes: Bytes read and written.
       seconds: Lower bound of their time, each on its own.
     """
 
     source: str
-    op_name: str
-    kind: str
+    operation: str
     count: int
     flops: float
     bytes: float
     seconds: float
 
 
+@dataclasses.dataclass(frozen=True)
 class Roofline:
     """Lower bounds for one step on one device.
+
+    Attributes:
+      seconds: {'matrix units', 'memory', 'interconnect': time that each needs on its own}.
+      serial_seconds: Time if operations do not overlap, and each is limited by the slower of
+        matrix units and memory.
+      traffic: Collective operations.
+      groups: All other operations, the most expensive first.
+    """
+
+    seconds: Mapping[str, float]
+    serial_seconds: float
+    traffic: Sequence[Traffic]
+    groups: Sequence[Group]
+
+    @property
+    def limit(self) -> str:
+        """What bounds the step."""
+        return max(self.seconds, key=lambda name: self.seconds[name])
+
+    @property
+    def step_seconds(self) -> float:
+        """Lower bound of the step: perfect overlap of everything."""
+        return self.seconds[self.limit]
+
+
+def roofline(
+    costs: Costs, device: DeviceType, mesh: Mapping[str, int], hosts: Sequence[int]
+) -> Roofline:
+    """Returns the lower bounds of a program.
 
     Args:
       costs: Costs of the program.
@@ -64,66 +92,37 @@ class Roofline:
       mesh: {axis: size}.
       hosts: Host of each device, in the order of the mesh.
     """
+    traffic = _traffic(costs, device, mesh, hosts)
+    groups = _groups([o for o in costs.operations if o.kind not in KINDS], device)
+    interconnect = sum(t.seconds or 0.0 for t in traffic)
+    seconds = {
+        "matrix units": sum(_matrix_seconds(o, device) * o.times for o in costs.operations),
+        "memory": costs.bytes / device.bandwidth,
+        "interconnect": interconnect,
+    }
+    return Roofline(seconds, interconnect + sum(g.seconds for g in groups), traffic, groups)
 
-    def __init__(
-        self, costs: Costs, device: DeviceType, mesh: Mapping[str, int], hosts: Sequence[int]
-    ):
-        self._costs, self._device = costs, device
-        self.matrix_seconds = sum(_matrix(o, device) * o.times for o in costs.operations)
-        self.memory_seconds = costs.bytes / device.bandwidth
-        self.traffic = _traffic(costs, device, mesh, hosts)
-        self.collective_seconds = sum(t.seconds or 0.0 for t in self.traffic)
-        # No overlap between operations, each limited by the slower of matrix units and memory.
-        self.serial_seconds = self.collective_seconds + sum(
-            self.seconds(o) * o.times for o in costs.operations if not o.collective
+
+def _groups(operations: Sequence[Operation], device: DeviceType) -> list[Group]:
+    members: dict[tuple[str, str], list[Operation]] = collections.defaultdict(list)
+    for o in operations:
+        members[o.source, o.op_name or o.kind].append(o)
+    groups = [
+        Group(
+            *key,
+            count=sum(o.times for o in same),
+            flops=sum(o.flops * o.times for o in same),
+            bytes=sum(o.bytes * o.times for o in same),
+            seconds=sum(
+                max(_matrix_seconds(o, device), o.bytes / device.bandwidth) * o.times for o in same
+            ),
         )
-
-    @property
-    def step_seconds(self) -> float:
-        """Lower bound of the step: perfect overlap of everything."""
-        return max(self.matrix_seconds, self.memory_seconds, self.collective_seconds)
-
-    @property
-    def limit(self) -> str:
-        """What bounds the step: 'matrix units', 'memory' or 'interconnect'."""
-        bounds = {
-            "matrix units": self.matrix_seconds,
-            "memory": self.memory_seconds,
-            "interconnect": self.collective_seconds,
-        }
-        return max(bounds, key=lambda name: bounds[name])
-
-    def seconds(self, operation: Operation) -> float:
-        """Returns a lower bound of the time of one run of an operation."""
-        return max(_matrix(operation, self._device), operation.bytes / self._device.bandwidth)
-
-    def groups(self) -> list[Group]:
-        """Returns the operations by source line and JAX operation, the most expensive first."""
-        members: dict[tuple[str, str, str], list[Operation]] = {}
-        for o in self._costs.operations:
-            if not o.collective:
-                key = (o.source, o.op_name, "" if o.source or o.op_name else o.kind)
-                members.setdefault(key, []).append(o)
-        groups = [
-            Group(
-                source=source,
-                op_name=op_name,
-                kind=kind or _common([o.kind for o in operations]),
-                count=sum(o.times for o in operations),
-                flops=sum(o.flops * o.times for o in operations),
-                bytes=sum(o.bytes * o.times for o in operations),
-                seconds=sum(self.seconds(o) * o.times for o in operations),
-            )
-            for (source, op_name, kind), operations in members.items()
-        ]
-        return sorted(groups, key=lambda g: (-g.seconds, g.source, g.op_name))
+        for key, same in members.items()
+    ]
+    return sorted(groups, key=lambda g: (-g.seconds, g.source, g.operation))
 
 
-def _common(values: list[str]) -> str:
-    return values[0] if len(set(values)) == 1 else ""
-
-
-def _matrix(operation: Operation, device: DeviceType) -> float:
+def _matrix_seconds(operation: Operation, device: DeviceType) -> float:
     peak = device.float32 if operation.dtype in ("f32", "f64") else device.bfloat16
     return operation.flops / peak
 

@@ -3,49 +3,65 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 from mmjax.errors import UserError
+from mmjax.monitor.flops import device_type
 
-# {name: (what libtpu calls it, number of dimensions, JAX devices per chip, options)}.
-_TPUS: dict[str, tuple[str, int, int, dict[str, Any]]] = {
-    "v4": ("v4", 3, 1, {"chip_config_name": "megacore"}),  # the default splits the chip in two
-    "v5e": ("v5e", 2, 1, {}),
-    "v5p": ("v5p", 3, 1, {}),
-    "v6e": ("v6e", 2, 1, {}),
-    "v7x": ("tpu7x", 3, 2, {}),
-}
-_TPU_DEVICES = {
-    "v4": "TPU v4",
-    "v5e": "TPU v5 lite",
-    "v5p": "TPU v5",
-    "v6e": "TPU v6 lite",
-    "v7x": "TPU7x",
+
+@dataclasses.dataclass(frozen=True)
+class _TPU:
+    """What libtpu needs to know about a TPU version.
+
+    Attributes:
+      device_kind: The `device_kind` of its devices.
+      prefix: Its name in topologies of libtpu.
+      num_dims: Number of dimensions of a slice.
+      devices_per_chip: JAX devices of a chip.
+      options: Further options of libtpu.
+    """
+
+    device_kind: str
+    prefix: str
+    num_dims: int
+    devices_per_chip: int = 1
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_TPUS = {
+    # By default, libtpu would use each core of a v4 as a device.
+    "v4": _TPU("TPU v4", "v4", 3, options={"chip_config_name": "megacore"}),
+    "v5e": _TPU("TPU v5 lite", "v5e", 2),
+    "v5p": _TPU("TPU v5", "v5p", 3),
+    "v6e": _TPU("TPU v6 lite", "v6e", 2),
+    "v7x": _TPU("TPU7x", "tpu7x", 3, devices_per_chip=2),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class _GPU:
-    """What XLA needs to know about a GPU, from NVIDIA's data sheets and architecture papers."""
+    """What XLA needs to know about a GPU besides `mmjax.monitor.flops.DeviceType`.
+
+    The numbers are from NVIDIA's architecture papers.
+    """
 
     device_kind: str
     compute_capability: tuple[int, int]
     cores: int
     fpus_per_core: int
     clock_ghz: float
-    memory: int
-    bandwidth: int
     l2_cache: int
     shared_memory: int
 
     def target(self) -> str:
         """Returns the description that the plugin takes, a stream_executor.GpuTargetConfigProto."""
         major, minor = self.compute_capability
+        rates = device_type(self.device_kind)
+        assert rates is not None
         device = {
             "threads_per_block_limit": 1024,
             "threads_per_warp": 32,
@@ -58,16 +74,17 @@ class _GPU:
             "block_dim_limit_x": 2**31 - 1,
             "block_dim_limit_y": 2**16 - 1,
             "block_dim_limit_z": 2**16 - 1,
-            "memory_bandwidth": self.bandwidth,
+            "memory_bandwidth": int(rates.bandwidth),
             "l2_cache_size": self.l2_cache,
             "clock_rate_ghz": self.clock_ghz,
-            "device_memory_size": self.memory,
+            "device_memory_size": int(rates.memory),
             "registers_per_core_limit": 65536,
             "registers_per_block_limit": 65536,
         }
         fields = " ".join(f"{key}: {value}" for key, value in device.items())
         capability = f"cuda_compute_capability {{ major: {major} minor: {minor} }}"
-        dnn = f"dnn_version_info {{ major: {_cudnn()[0]} minor: {_cudnn()[1]} }}"
+        dnn_major, dnn_minor = _cudnn()[:2]
+        dnn = f"dnn_version_info {{ major: {dnn_major} minor: {dnn_minor} }}"
         return (
             f"gpu_device_info {{ {fields} {capability} }} {dnn} "
             f'platform_name: "CUDA" device_description_str: "{self.device_kind}"'
@@ -75,27 +92,15 @@ class _GPU:
 
 
 _GPUS = {
-    "a100": _GPU(
-        *("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41),
-        memory=85_094_825_984,
-        bandwidth=2_039_000_000_000,
-        l2_cache=40 * 2**20,
-        shared_memory=164 * 2**10,
-    ),
-    "h100": _GPU(
-        *("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98),
-        memory=84_978_434_048,
-        bandwidth=3_350_000_000_000,
-        l2_cache=50 * 2**20,
-        shared_memory=228 * 2**10,
-    ),
-    "h200": _GPU(
-        *("NVIDIA H200 141GB HBM3e", (9, 0), 132, 128, 1.98),
-        memory=150_754_820_096,
-        bandwidth=4_800_000_000_000,
-        l2_cache=50 * 2**20,
-        shared_memory=228 * 2**10,
-    ),
+    "a100": _GPU("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, 40 * 2**20, 164 * 2**10),
+    "h100": _GPU("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, 50 * 2**20, 228 * 2**10),
+    "h200": _GPU("NVIDIA H200 141GB HBM3e", (9, 0), 132, 128, 1.98, 50 * 2**20, 228 * 2**10),
+}
+
+# {platform: (extra of mmjax, name, packages)}.
+_COMPILERS = {
+    "tpu": ("tpu", "libtpu", "libtpu"),
+    "cuda": ("cuda", "XLA's CUDA plugin", "jax-cuda13-plugin", "jax-cuda12-plugin"),
 }
 
 # libtpu looks for a TPU, and locks it, unless it is told that there is none.
@@ -129,13 +134,13 @@ class Topology:
     @property
     def num_devices(self) -> int:
         """Number of JAX devices."""
-        per_chip = _TPUS[self.type][2] if self.platform == "tpu" else 1
+        per_chip = _TPUS[self.type].devices_per_chip if self.platform == "tpu" else 1
         return math.prod(self.dims) * per_chip
 
     @property
     def device_kind(self) -> str:
         """The `device_kind` of its devices."""
-        return _TPU_DEVICES[self.type] if self.platform == "tpu" else _GPUS[self.type].device_kind
+        return {**_TPUS, **_GPUS}[self.type].device_kind
 
     def environment(self, before: Mapping[str, str]) -> dict[str, str]:
         """Returns the environment of the process that compiles.
@@ -160,11 +165,11 @@ class Topology:
             shape, target = "x".join(map(str, self.dims)), _GPUS[self.type].target()
             options: dict[str, Any] = {"topology": shape, "target_config": target}
             return topologies.get_topology_desc(self.type, platform="cuda", **options).devices
-        prefix, _, _, options = _TPUS[self.type]
-        name = f"{prefix}:{'x'.join(map(str, self.dims))}"
+        tpu = _TPUS[self.type]
+        name, options = f"{tpu.prefix}:{'x'.join(map(str, self.dims))}", tpu.options
         if any(size % 2 for size in self.dims[:2]):  # hosts have 2 × 2 chips by default
             x, y = (2 - size % 2 for size in self.dims[:2])
-            options = options | {"chips_per_host_bounds": (x, y, 1)}
+            options = {**options, "chips_per_host_bounds": (x, y, 1)}
         try:
             return topologies.get_topology_desc(
                 platform="tpu", topology_name=name, **options
@@ -181,38 +186,29 @@ class Topology:
         Raises:
           UserError: It is not installed.
         """
-        if self.platform == "tpu":
-            modules, packages = ("libtpu",), ("libtpu",)
-        else:
-            modules = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
-            packages = ("jax-cuda13-plugin", "jax-cuda12-plugin")
-        for module, package in zip(modules, packages, strict=True):
-            if _installed(module):
-                return f"{package} {metadata.version(package)}"
-        what = "libtpu" if self.platform == "tpu" else "XLA's CUDA plugin"
-        extra = "tpu" if self.platform == "tpu" else "cuda"
+        extra, what, *packages = _COMPILERS[self.platform]
+        if found := _installed(packages):
+            return " ".join(found)
         raise UserError(
             f"--compile={self.name} needs the compiler of these devices, {what}, which is not "
             f'installed. Install it with: pip install "mmjax[{extra}]". It needs no such device.'
         )
 
 
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent package
-        return False
-
-
-def _cudnn() -> tuple[int, int]:
-    """Returns the version of cuDNN that is installed."""
-    for package in ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"):
+def _installed(packages: Sequence[str]) -> tuple[str, str] | None:
+    """Returns the first package that is installed, and its version."""
+    for package in packages:
         try:
-            major, minor = metadata.version(package).split(".")[:2]
+            return package, metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-        return int(major), int(minor)
-    return 9, 10
+    return None
+
+
+def _cudnn() -> list[str]:
+    """Returns the version of cuDNN that is installed, or one that JAX supports."""
+    found = _installed(["nvidia-cudnn-cu12", "nvidia-cudnn-cu13"])
+    return (found[1] if found else "9.10").split(".")
 
 
 def parse(name: str) -> Topology:
@@ -231,7 +227,7 @@ def parse(name: str) -> Topology:
         )
     dims = tuple(int(size) for size in match[2].split("x"))
     platform = "tpu" if kind in _TPUS else "cuda"
-    expected = _TPUS[kind][1] if platform == "tpu" else 3
+    expected = _TPUS[kind].num_dims if platform == "tpu" else 3
     if len(dims) != expected or not all(dims):
         example = "x".join(["2"] * expected) if platform == "tpu" else "1x1x8"
         raise UserError(

@@ -32,6 +32,11 @@ from mmjax.tasks.base import make_task
 
 _FORMAT = 1  # of cached programs; a change invalidates all of them
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)"
+# What libtpu says if a program does not fit. The second message does not include arguments.
+_OUT_OF_MEMORY = re.compile(
+    rf"Used {_SIZE} of {_SIZE} hbm|HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)"
+)
 
 
 def lower(cfg: Config, mesh: jax.sharding.Mesh, function: str) -> tuple[Any, dict[str, Any]]:
@@ -87,7 +92,12 @@ def compile_request(request: dict[str, Any]) -> dict[str, Any]:
     mesh = sharding.make_mesh(**request["mesh"], devices=target.devices())
     start = time.monotonic()
     lowered, description = lower(cfg, mesh, request["function"])
-    traced = time.monotonic() - start
+    description |= {
+        "versions": versions,
+        "mesh": dict(mesh.shape),
+        "hosts": [device.process_index for device in mesh.devices.flat],
+        "trace_seconds": time.monotonic() - start,
+    }
     flags = {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     # With source lines: the report names them, so they must be those of the present code.
     text = lowered.as_text(debug_info=True)
@@ -95,44 +105,37 @@ def compile_request(request: dict[str, Any]) -> dict[str, Any]:
     digest = hashlib.sha256((key + text).encode()).hexdigest()[:24]
     name = re.sub(r"\W+", "-", f"{target.name}-{cfg.task}-{request['function']}")
     path = pathlib.Path(request["cache"]) / f"{name}-{digest}.json"
-    description |= {
-        "versions": versions,
-        "mesh": dict(mesh.shape),
-        "hosts": [device.process_index for device in mesh.devices.flat],
-        "device_kind": mesh.devices.flat[0].device_kind,
-        "trace_seconds": traced,
-    }
-    if path.is_file():
-        return description | files.read_json(path) | {"cached": True}
-    result = _compile(lowered, path.with_suffix(".hlo.gz"))
-    files.write_json(path, result)
-    return description | result | {"cached": False}
+    hlo = path.with_suffix(".hlo.gz")
+    cached = path.is_file()
+    if not cached:
+        files.write_json(path, _compile(lowered, hlo))
+    result = files.read_json(path)
+    text = str(hlo) if "limit" not in result else ""
+    return description | result | {"hlo": text, "cached": cached}
 
 
 def _compile(lowered: Any, path: pathlib.Path) -> dict[str, Any]:
+    """Compiles a function, writes the text of its program, and returns its memory."""
     start = time.monotonic()
     try:
         compiled = lowered.compile()
     except Exception as error:
-        message = str(error)
-        found = _memory_error(message)
+        found = memory_error(str(error))
         if found is None:
             raise
-        return {"status": "out_of_memory", "seconds": time.monotonic() - start, **found}
+        return {"seconds": time.monotonic() - start, **found}
     seconds = time.monotonic() - start
-    path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_open(path, "wb") as file, gzip.open(file, "wt", compresslevel=5) as text:
         text.write(compiled.as_text())
-    return {
-        "status": "ok",
-        "seconds": seconds,
-        "hlo": str(path),
-        "memory": _memory(compiled.memory_analysis()),
-    }
+    return {"seconds": seconds, "memory": _memory(compiled.memory_analysis())}
 
 
 def _memory(stats: Any) -> dict[str, int]:
-    """Returns bytes per device."""
+    """Returns bytes per device.
+
+    'peak' is what must be allocated. `peak_memory_in_bytes` differs: libtpu counts arrays on the
+    chip there, but not the code.
+    """
     memory = {
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes,
@@ -140,21 +143,17 @@ def _memory(stats: Any) -> dict[str, int]:
         "temporaries": stats.temp_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,
     }
-    sizes = memory["arguments"] + memory["outputs"] - memory["aliased"]
-    peak = getattr(stats, "peak_memory_in_bytes", 0)
-    return memory | {"peak": max(peak, sizes + memory["temporaries"] + memory["code"])}
+    return memory | {"peak": sum(memory.values()) - 2 * memory["aliased"]}
 
 
-def _memory_error(message: str) -> dict[str, Any] | None:
+def memory_error(message: str) -> dict[str, Any] | None:
     """Returns what a compiler's message says about device memory; None for other errors."""
-    if "RESOURCE_EXHAUSTED" not in message:
-        return None
-    match = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    match = _OUT_OF_MEMORY.search(message) if "RESOURCE_EXHAUSTED" in message else None
     if not match:
         return None
-    used, used_unit, limit, limit_unit = match.groups()
+    used, used_unit, limit, limit_unit = filter(lambda group: group is not None, match.groups())
     return {
-        "used": float(used) * _UNITS[used_unit],
+        "memory": {"peak": float(used) * _UNITS[used_unit]},
         "limit": float(limit) * _UNITS[limit_unit],
         "message": message,
     }
@@ -166,7 +165,7 @@ def main(argv: list[str]) -> int:
         request = json.load(file)
     sys.path += [path for path in request["sys_path"] if path not in sys.path]
     try:
-        result = compile_request(request)
+        result = {"status": "ok", **compile_request(request)}
     except UserError as error:
         result = {"status": "user_error", "message": str(error)}
     except Exception as error:

@@ -21,7 +21,7 @@ class DeviceType:
         theirs is that of float32.
       float32: What JAX uses for float32 inputs by default: TF32 tensor cores on NVIDIA since
         Ampere, bfloat16 passes on TPU.
-      memory: Bytes of memory. The GB of NVIDIA's data sheets are GiB.
+      memory: Bytes of memory. NVIDIA's GB are GiB.
       bandwidth: Bytes per second between memory and chip.
       links: Bytes per second that the device can send over all its links to other devices of its
         slice or host together, half of the bidirectional rate; None if unknown.

@@ -62,6 +62,8 @@ setup(
         "torch": ["open_clip_torch>=3.3", "safetensors>=0.8", "timm>=1.0.31", "torch>=2.13"],
         # tests/test_installation.py builds packages without network access if setuptools is here.
         "test": [
+            # libtpu, with which tests/aot compiles for TPUs on a CPU.
+            'jax[tpu]; platform_machine == "x86_64" and sys_platform == "linux"',
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-xdist>=3.8",

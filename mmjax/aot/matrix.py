@@ -14,7 +14,7 @@ from mmjax.aot.hlo import Computation, Instruction
 # Custom calls without matrix products. Others are reported as not counted.
 _NO_PRODUCTS = re.compile(
     r"AssumeGatherIndicesInBound|GatherScatterIndicesBitpacked|ZeroCrop|ConcatBitcast|"
-    r"AsyncCollective\w+|AllocateBuffer|\w*TopK|PartialReduce|__cub\$\w+"
+    r"AsyncCollective\w+|AllocateBuffer|X64\w+|\w*TopK|PartialReduce|__cub\$\w+"
 )
 
 

@@ -80,7 +80,7 @@ def _read(module: Module, computation: Computation, value: Instruction) -> float
             total += user.arrays[0].bytes
         elif user.opcode == "dynamic-update-slice" and first:
             continue
-        elif user.opcode == "bitcast":
+        elif _renamed_operand(module, user) is not None:
             total += _read(module, computation, user)
         elif user.opcode == "fusion":
             inner = module.computations[user.called["calls"][0]]
@@ -94,8 +94,7 @@ def _read(module: Module, computation: Computation, value: Instruction) -> float
 
 def _written(module: Module, computation: Computation, result: Instruction) -> float:
     """Returns how many bytes of a fusion's result are written."""
-    while result.opcode == "bitcast":
-        result = computation.operands(result)[0]
+    result = _renamed(module, computation, result)
     if result.opcode == "parameter" or _is_part_of_collective(result):
         return 0.0
     if result.opcode == "get-tuple-element":
@@ -106,6 +105,24 @@ def _written(module: Module, computation: Computation, result: Instruction) -> f
         inner = module.computations[result.called["calls"][0]]
         return _written(module, inner, inner.root)
     return float(sum(array.bytes for array in result.arrays))
+
+
+def _renamed(module: Module, computation: Computation, value: Instruction) -> Instruction:
+    """Returns the value that bitcasts, and fusions of only bitcasts, rename."""
+    while (index := _renamed_operand(module, value)) is not None:
+        value = computation.operands(value)[index]
+    return value
+
+
+def _renamed_operand(module: Module, instruction: Instruction) -> int | None:
+    """Returns the index of the operand that an instruction renames; None if it does more."""
+    if instruction.opcode == "bitcast":
+        return 0
+    if instruction.opcode != "fusion":
+        return None
+    inner = module.computations[instruction.called["calls"][0]]
+    source = _renamed(module, inner, inner.root)
+    return int(source.arguments) if source.opcode == "parameter" else None
 
 
 def _is_part_of_collective(instruction: Instruction) -> bool:

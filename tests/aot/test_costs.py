@@ -157,3 +157,37 @@ ENTRY %main (stack.1: f32[9,128], i.1: s32[], row.1: f32[1,128]) -> f32[9,128] {
 def test_an_update_in_place_moves_only_the_slice():
     # Reads the old slice and the index; the row is on the chip; writes the new slice.
     assert count(SLICES).bytes == 512 + 4 + 512
+
+
+# TPUs: the operands of a product pass through fusions of their own, which only rename them.
+NESTED = """%rename (p: bf16[64,32]) -> bf16[64,32] {
+  %p = bf16[64,32]{1,0} parameter(0)
+  ROOT %b = bf16[64,32]{1,0} bitcast(%p)
+}
+
+%rename_out (q: bf16[64,64]) -> bf16[64,64] {
+  %q = bf16[64,64]{1,0} parameter(0)
+  ROOT %c = bf16[64,64]{1,0} bitcast(%q)
+}
+
+%product (x: bf16[64,32], y: bf16[64,32]) -> bf16[64,64] {
+  %x = bf16[64,32]{1,0} parameter(0)
+  %y = bf16[64,32]{1,0} parameter(1)
+  %left = bf16[64,32]{1,0} fusion(%x), kind=kLoop, calls=%rename
+  %right = bf16[64,32]{1,0} fusion(%y), kind=kLoop, calls=%rename
+  %dot = bf16[64,64]{1,0} convolution(%left, %right), dim_labels=bf_oi->bf
+  ROOT %out = bf16[64,64]{1,0} fusion(%dot), kind=kLoop, calls=%rename_out
+}
+
+ENTRY %main (x.1: bf16[64,32], y.1: bf16[64,32]) -> bf16[64,64] {
+  %x.1 = bf16[64,32]{1,0} parameter(0)
+  %y.1 = bf16[64,32]{1,0} parameter(1)
+  ROOT %f = bf16[64,64]{1,0} fusion(%x.1, %y.1), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_fusions_that_rename_an_operand_do_not_hide_that_it_is_read():
+    result = count(NESTED)
+    assert result.bytes == 2 * (64 * 32 + 64 * 32 + 64 * 64)
+    assert result.flops == 2 * 64 * 32 * 64

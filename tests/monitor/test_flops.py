@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.monitor.flops import measured_peak, mfu, peak_flops, peak_of
+from mmjax.monitor.flops import device_type, measured_peak, mfu, peak_flops, peak_of
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,22 @@ def test_peak_flops_of_known_devices(device_kind, bfloat16, float32):
 )
 def test_unknown_devices_have_no_peak(device_kind):
     assert peak_flops(device_kind) is None
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "gib", "gb_per_second", "links", "network"),
+    [
+        ("NVIDIA H200", 141, 4800, 450, 50),
+        ("NVIDIA H100 80GB HBM3", 80, 3350, 450, 50),
+        ("NVIDIA H100 NVL", 94, 3900, 300, None),
+        ("TPU v5 lite", 16, 819, 200, None),
+        ("TPU v6 lite", 32, 1640, 448, None),
+    ],
+)
+def test_memory_and_links_of_known_devices(device_kind, gib, gb_per_second, links, network):
+    device = device_type(device_kind)
+    assert (device.memory, device.bandwidth) == (gib * 2**30, gb_per_second * 1e9)
+    assert (device.links, device.network) == (links * 1e9, network and network * 1e9)
 
 
 def test_unknown_dtype_has_no_peak():

@@ -239,10 +239,9 @@ class Module:
         Files of mmjax are relative to the directory that contains the package.
         """
         for file, line in self.stack(instruction):
-            if "/mmjax/" in file:
-                return f"mmjax/{file.rsplit('/mmjax/', 1)[1]}:{line}"
-            if not file.startswith("<") and not any(part in file for part in _LIBRARIES):
-                return f"{file}:{line}"
+            _, package, path = file.rpartition("/mmjax/")  # also of an environment in a checkout
+            if not file.startswith("<") and not any(part in path for part in _LIBRARIES):
+                return f"mmjax/{path}:{line}" if package else f"{file}:{line}"
         return ""
 
 

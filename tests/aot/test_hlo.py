@@ -9,8 +9,8 @@ from mmjax.aot.loops import trip_count
 TEXT = """HloModule jit_f, is_scheduled=true
 
 FileNames
-1 "/venv/lib/python3.12/site-packages/flax/linear.py"
-2 "/home/me/mmjax/models/tower.py"
+1 "/home/me/mmjax/.venv/lib/python3.12/site-packages/flax/linear.py"
+2 "/usr/lib/python3/site-packages/mmjax/models/tower.py"
 3 "/home/me/my_recipe.py"
 
 FunctionNames

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax import tree
@@ -80,7 +81,27 @@ def make_mesh(
             "size to -1 to use all of them."
         )
     shape = tuple(sizes[axis] for axis in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(_arrange(devices, shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arrange(devices: list[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the devices in the shape of a mesh, so that the last axes have the fastest links.
+
+    `jax.make_mesh` refuses devices on several GPU hosts or TPU slices, and on most TPUs axes that
+    take only a part of a dimension of the slice.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and devices[0].platform == "tpu":
+        if shape[0] % slices:
+            raise UserError(
+                f"config.mesh.data={shape[0]} must be a multiple of the {slices} TPU slices, "
+                "because only this axis can use the network between them."
+            )
+        within = (shape[0] // slices, *shape[1:])
+        return mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def check_batch(

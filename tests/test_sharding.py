@@ -1,5 +1,7 @@
 """Meshes, sharding rules over the whole state, and the table of shardings."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,52 @@ def test_a_mesh_can_use_a_subset_of_devices():
     mesh = sharding.make_mesh(tensor=2, devices=jax.devices()[2:6])
     assert tuple(mesh.shape.values()) == (2, 1, 2)
     assert set(mesh.devices.flat) == set(jax.devices()[2:6])
+
+
+class FakeDevice:
+    """A device of a cluster that this machine does not have."""
+
+    device_kind, core_on_chip = "fake", 0
+
+    def __init__(self, platform, index, slice_index, coords=()):
+        self.platform, self.id, self.slice_index, self.coords = platform, index, slice_index, coords
+        self.process_index = slice_index
+
+
+@pytest.mark.parametrize(("sizes", "hosts"), [((2, 4, 1), 2), ((1, 8, 1), 2), ((1, 1, 12), 3)])
+def test_gpus_of_several_hosts_keep_the_last_axes_on_one_host(sizes, hosts):
+    count = math.prod(sizes)
+    devices = [FakeDevice("gpu", i, i * hosts // count) for i in range(count)]
+    mesh = sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True)), devices=devices)
+    assert [device.id for device in mesh.devices.flat] == list(range(count))
+
+
+def tpu_slices(count):
+    return [
+        FakeDevice("tpu", 8 * s + 4 * z + 2 * y + x, s, (x, y, z))
+        for s in range(count)
+        for z in range(2)
+        for y in range(2)
+        for x in range(2)
+    ]
+
+
+def test_tpu_slices_are_on_the_data_axis():
+    mesh = sharding.make_mesh(data=4, fsdp=4, devices=tpu_slices(2))
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert (slices == np.array([0, 0, 1, 1])[:, None, None]).all()
+
+
+def test_other_axes_across_tpu_slices_are_an_error():
+    with raises(UserError, "config.mesh.data=1", "2 TPU slices"):
+        sharding.make_mesh(data=1, fsdp=16, devices=tpu_slices(2))
+
+
+def test_axes_may_take_a_part_of_a_dimension_of_a_tpu_slice():
+    devices = [FakeDevice("tpu", 4 * y + x, 0, (x, y, 0)) for y in range(4) for x in range(4)]
+    mesh = sharding.make_mesh(data=8, tensor=2, devices=devices)
+    pairs = [[device.coords for device in pair] for pair in mesh.devices.reshape(8, 2)]
+    assert all(sum(abs(np.subtract(*pair))) == 1 for pair in pairs)  # neighbors
 
 
 @pytest.mark.parametrize(

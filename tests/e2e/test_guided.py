@@ -68,29 +68,44 @@ def test_training_on_pairs_is_evaluated_on_novel_objects(trained):
     assert 0 < line["few_shot/image/top1_ci95"] < 0.1
 
 
-def test_resume_with_memory_banks_is_bit_exact(command, directory):
+@pytest.fixture(scope="module")
+def with_memory(command, directory):
+    """`with_memory(method)`: the run of a method with a memory on one device."""
+
+    @functools.cache
+    def train(method):
+        recipe = f"--config=demo:{method},smoke"
+        command(directory, *WITHOUT_EVALS, recipe, f"--model_dir={method}").check()
+        return directory / method
+
+    return train
+
+
+def test_resume_with_memory_banks_is_bit_exact(with_memory, command, directory):
     run = functools.partial(command, directory, *WITHOUT_EVALS, "--config=demo:nnclr,smoke")
-    run("--model_dir=whole").check()
     stop = functools.partial(program.signal_at, 2, signal.SIGTERM)
     run("--model_dir=part", before=stop).check().check_log("SIGTERM", "step 3")
     run("--model_dir=part").check().check_log("step 3", "part")
-    expected, actual = (state_of(directory / name, STEPS) for name in ("whole", "part"))
+    whole = with_memory("nnclr")
+    expected, actual = (state_of(path, STEPS) for path in (whole, directory / "part"))
     assert any("banks" in path and "rows" in path for path in expected)
     assert expected.keys() == actual.keys()
     assert all(np.array_equal(expected[path], actual[path]) for path in expected)
 
 
 @pytest.mark.parametrize("method, memory", [("nnclr", "banks/.*/rows"), ("swav", "queues/rows")])
-def test_sharded_memories_do_not_change_the_losses(method, memory, command, directory):
-    run = functools.partial(command, directory, *WITHOUT_EVALS, f"--config=demo:{method},smoke")
+def test_sharded_memories_do_not_change_the_losses(method, memory, with_memory, command, directory):
     axes = ("data", None)
-    run(f"--model_dir={method}-1").check()
-    run(
-        f"--model_dir={method}-4",
+    sharded = f"{method}-4"
+    command(
+        directory,
+        *WITHOUT_EVALS,
+        f"--config=demo:{method},smoke",
+        f"--model_dir={sharded}",
         f"--config.sharding_rules=(('^extra/{memory}', {axes}),)",
         devices=4,
     ).check()
-    one, four = (program.curve(directory / f"{method}-{count}") for count in (1, 4))
+    one, four = map(program.curve, (with_memory(method), directory / sharded))
     assert four == pytest.approx(one, rel=2e-3)
 
 

@@ -14,6 +14,7 @@ from mmjax.errors import UserError
 from tests.e2e import program
 from tests.e2e.program import RECIPE, STEPS
 from tests.messages import assert_mentions, raises
+from tests.saved_runs import save_run
 
 SMOKE = "--config=demo:smoke"
 
@@ -112,10 +113,12 @@ def test_errors_in_a_finetuning_config(overrides, facts, tmp_path):
         train.train(config.load("finetune", "demo:smoke", overrides), tmp_path)
 
 
-def test_weights_that_do_not_fit_are_rejected(pretrained, command, tmp_path):
-    arguments = ("--task=finetune", SMOKE, f"--override_checkpoint={pretrained.path}")
+def test_weights_that_do_not_fit_are_rejected(command, tmp_path):
+    pretrained = tmp_path / "pretrained"
+    save_run(config.load("pretrain", "demo:smoke"), pretrained)
+    arguments = ("--task=finetune", SMOKE, f"--override_checkpoint={pretrained}")
     other = command(tmp_path, *arguments, "--config.model.backbone.mlp_dim=32").check(2)
-    assert_mentions(other.log, pretrained.path, "config.init_allow", "config.init_map")
+    assert_mentions(other.log, pretrained, "config.init_allow", "config.init_map")
     (mismatched,) = other.log_lines("≠")
     assert_mentions(mismatched, "video/encoder/layers/mlp/", 32)
     strict = command(tmp_path, *arguments, "--config.init_allow=('^classifier/',)").check(2)

@@ -3,8 +3,6 @@
 import importlib.metadata
 import json
 import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from mmjax.tools.bench import probe as bench_probe
+from tests.e2e import program
 from tests.messages import assert_mentions
 
 RECIPE = """
@@ -44,14 +43,7 @@ def _flops_per_step():
 def run_bench(arguments, *, env, cwd):
     """Returns the finished process and its wall-clock seconds."""
     began = time.perf_counter()
-    process = subprocess.run(
-        [sys.executable, "-m", "mmjax.tools.cli", "bench", *arguments],
-        env=env,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    process = program.run(["bench", *arguments], cwd, env, module="mmjax.tools.cli", timeout=500)
     return process, time.perf_counter() - began
 
 
@@ -68,7 +60,7 @@ def test_data_step_eval_and_loop_report_consistent_numbers(tmp_path, user_env):
         *("data", "step", "eval", "loop"),
         *("--seconds=0.02", "--repeats=1", "--depths", "2", "--steps=6", "--starts=0"),
     )
-    assert process.returncode == 0, process.stderr[-3000:]
+    process.check()
     result = json.loads(process.stdout)  # standard output holds nothing else
     assert result["command"].startswith("mmjax bench data step eval loop --seconds=0.02")
     versions = result["environment"]["versions"]
@@ -114,7 +106,7 @@ def test_synthetic_step_needs_no_dataset(tmp_path, user_env):
         *("step", "--synthetic", "--config.data.train=no/such/directory"),
         *("--seconds=0.02", "--repeats=1", "--depths"),
     )
-    assert process.returncode == 0, process.stderr[-3000:]
+    process.check()
     step = json.loads(process.stdout)["step"]
     assert step["examples_per_second"] == pytest.approx(4 / step["step_seconds"])
     assert 0 < step["step_seconds"] < elapsed and step["compilation_by_depth"] == {}
@@ -126,21 +118,20 @@ def test_packed_compares_the_shared_encoder_with_one_call_per_modality(tmp_path,
         return run_bench(["packed", *arguments], env=user_env(quick=True), cwd=tmp_path)
 
     process, elapsed = run("demo:ut_fac,smoke")
-    assert process.returncode == 0, process.stderr[-3000:]
+    process.check()
     result = json.loads(process.stdout)["packed"]
     ratio = result["apart_seconds"] / result["packed_seconds"]
     assert result["apart_over_packed"] == pytest.approx(ratio)
     for name in ("packed", "apart"):
         assert 0 < result[f"{name}_seconds"] < result[f"{name}_compile_seconds"] < elapsed
     other, _ = run("demo")
-    assert other.returncode == 2
-    assert_mentions(other.stderr, "packed", "--config=demo:ut_fac")
+    assert_mentions(other.check(2).log, "packed", "--config=demo:ut_fac")
 
 
 def test_probe_reaches_the_objective_of_scikit_learn(tmp_path, user_env):
     small = ("--examples=300", "--dim=16", "--classes=3", "--repeats=1", "--C", "0.1")
     process, elapsed = bench(user_env, tmp_path / "recipe.py", "probe", *small)
-    assert process.returncode == 0, process.stderr[-3000:]
+    process.check()
     result = json.loads(process.stdout)["probe"]
     assert result["shape"] == [300, 16, 3]
     x, labels = bench_probe.features(300, 16, 3)
@@ -160,6 +151,5 @@ def test_probe_reaches_the_objective_of_scikit_learn(tmp_path, user_env):
 
 def test_unknown_override_is_named(tmp_path, user_env):
     process, _ = bench(user_env, tmp_path / "recipe.py", "data", "--config.data.vidio.size=8")
-    assert process.returncode == 2 and process.stdout == ""
-    assert_mentions(process.stderr, "data.vidio", "video")
-    assert "Traceback" not in process.stderr
+    assert process.check(2).stdout == ""
+    assert_mentions(process.log, "data.vidio", "video")

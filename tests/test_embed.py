@@ -14,6 +14,8 @@ from mmjax.tools import cli
 from tests.messages import assert_mentions, raises
 from tests.saved_runs import save_run
 
+# Towers of one layer compile faster.
+SMALL = ("--config.model.image.num_layers=1", "--config.model.text.num_layers=1")
 RECIPE = ("touch", "demo:frozen,smoke")
 
 
@@ -21,7 +23,7 @@ RECIPE = ("touch", "demo:frozen,smoke")
 def weights(tmp_path_factory):
     """A run directory with an image tower and a text tower."""
     path = tmp_path_factory.mktemp("clip")
-    save_run(config.load("touch", "demo:clip,smoke"), path, seed=5, scale=1.0)
+    save_run(config.load("touch", "demo:clip,smoke", SMALL), path, seed=5, scale=1.0)
     return path
 
 
@@ -30,13 +32,14 @@ def features(weights, tmp_path_factory):
     """A directory of features, written by the command."""
     out = tmp_path_factory.mktemp("features")
     arguments = ["--config", RECIPE[1], "--weights", str(weights), "--out", str(out), "--quiet"]
-    assert cli.main(["embed", "image", "text", *arguments]) == 0
+    assert cli.main(["embed", "image", "text", *arguments, *SMALL]) == 0
     return out
 
 
 def start_training(weights, *overrides):
     """Returns `(task, data, params, extra)` of a training run that starts from the weights."""
-    cfg = config.load(*RECIPE, overrides)
+    small = (*SMALL, "--config.model.touch.num_layers=1")
+    cfg = config.load(*RECIPE, [*small, *overrides])
     data, data_spec = session.open_train_data(cfg)
     task = tasks.make_task(cfg, data_spec)
     params, extra = jax.jit(task.init)(jax.random.key(0))
@@ -77,7 +80,7 @@ def test_training_reads_features_and_does_not_run_the_towers(features, weights):
 
 
 def test_variants_are_samples_of_the_training_augmentation(weights, tmp_path):
-    cfg = config.load(*RECIPE)
+    cfg = config.load(*RECIPE, SMALL)
     cfg.augment.image = dict(mean=(0.5,) * 3, std=(0.5,) * 3, horizontal_flip=0.5)
     embed.embed(
         cfg, ["image"], weights=[str(weights)], out=str(tmp_path), variants=2, progress=False
@@ -118,7 +121,7 @@ def test_features_of_another_tower_are_refused(features, weights):
     ],
 )
 def test_wrong_recipes_are_refused(modalities, options, facts, weights, tmp_path):
-    cfg = config.load(*RECIPE, options)
+    cfg = config.load(*RECIPE, [*SMALL, *options])
     facts = [str(weights) if fact == "WEIGHTS" else fact for fact in facts]
     with raises(UserError, *facts):
         embed.embed(cfg, modalities, weights=[str(weights)], out=str(tmp_path), progress=False)
@@ -137,42 +140,46 @@ def pretrained(tmp_path_factory):
     return path, *save_run(config.load("pretrain", "demo:smoke"), path)
 
 
-def evaluated(pretrained, batch_size=16):
-    """Returns the ids and outputs of all examples of the training split in evaluation."""
-    _, task, state, data = pretrained
+@pytest.fixture(scope="module")
+def expected(pretrained):
+    """The outputs for all training examples in evaluation: {name: array}, by example."""
+    _, task, state, _ = pretrained
     section = config.plain(config.load("pretrain", "demo:smoke").data)
     predict = jax.jit(task.predict["features"])
-    for batch in loader.make_eval_data(section, split="train", batch_size=batch_size).iterate():
-        outputs = predict(state["params"], state["extra"], batch)
-        yield batch["example_id"], {name: np.asarray(x)[:, 0] for name, x in outputs.items()}
+    ids, outputs = [], []
+    for batch in loader.make_eval_data(section, split="train", batch_size=16).iterate():
+        ids.append(batch["example_id"])
+        outputs.append(jax.device_get(predict(state["params"], state["extra"], batch)))
+    order = np.argsort(np.concatenate(ids))
+    return {name: np.concatenate([o[name][:, 0] for o in outputs])[order] for name in outputs[0]}
 
 
-def test_features_of_a_pretraining_run_equal_those_of_evaluation(pretrained, tmp_path, capsys):
+def test_features_of_a_pretraining_run_equal_those_of_evaluation(
+    pretrained, expected, tmp_path, capsys
+):
     run, modalities = str(pretrained[0]), ("video", "audio", "text")
     assert cli.main(["embed", *modalities, "--run", run, "--out", str(tmp_path), "--quiet"]) == 0
     printed = capsys.readouterr().out
     for modality in modalities:
         assert_mentions(printed, tmp_path / "train" / f"{modality}.npy", "mmjax neighbors")
-    features = {m: np.load(tmp_path / "train" / f"{m}.npy") for m in modalities}
-    for ids, outputs in evaluated(pretrained):
-        for modality, array in features.items():
-            assert array.shape == (pretrained[3].num_examples, outputs[modality].shape[1])
-            np.testing.assert_allclose(array[ids], outputs[modality], rtol=1e-3, atol=1e-3)
+    for modality in modalities:
+        array = np.load(tmp_path / "train" / f"{modality}.npy")
+        assert array.shape == (pretrained[3].num_examples, expected[modality].shape[1])
+        np.testing.assert_allclose(array, expected[modality], rtol=1e-3, atol=1e-3)
     assert {path.name for path in (tmp_path / "train").iterdir()} == {
         f"{modality}.npy" for modality in modalities
     }
 
 
-def test_target_selects_the_space_in_which_modalities_are_compared(pretrained, tmp_path):
+def test_target_selects_the_space_in_which_modalities_are_compared(pretrained, expected, tmp_path):
     run = str(pretrained[0])
     arguments = ["embed", "video", "--run", run, "--out", str(tmp_path), "--quiet"]
     assert cli.main([*arguments, "--target", "audio"]) == 0
     array = np.load(tmp_path / "train" / "video.npy")
     np.testing.assert_allclose(np.linalg.norm(array, axis=1), 1, rtol=1e-5)
-    for ids, outputs in evaluated(pretrained):
-        expected = outputs["video/audio"]
-        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
-        np.testing.assert_allclose(array[ids], expected, atol=1e-4)
+    target = expected["video/audio"]
+    target = target / np.linalg.norm(target, axis=1, keepdims=True)
+    np.testing.assert_allclose(array, target, atol=1e-4)
     description = json.loads((tmp_path / "features.json").read_text())
     assert description["towers"]["video"] == "" and description["made"]["target"] == "audio"
 

@@ -7,6 +7,8 @@ from mmjax.checkpoints import run_dir
 from mmjax.checkpoints.manager import Checkpoints
 
 STEP = 7
+# Overrides of `--task=pretrain --config=demo`: towers of one layer, which compile faster.
+ONE_LAYER = tuple(f"--config.model.{tower}.num_layers=1" for tower in ("video", "audio", "text"))
 
 
 def save_run(cfg, path, *, seed=0, scale=2.0):

@@ -12,7 +12,7 @@ from mmjax.data.pipeline import loader
 from mmjax.errors import UserError
 from mmjax.tools import cli
 from tests.messages import assert_mentions, raises
-from tests.saved_runs import save_run
+from tests.saved_runs import ONE_LAYER, save_run
 
 # Towers of one layer compile faster.
 SMALL = ("--config.model.image.num_layers=1", "--config.model.text.num_layers=1")
@@ -137,7 +137,7 @@ def test_an_unknown_modality_is_refused(capsys):
 def pretrained(tmp_path_factory):
     """A run of the pretraining demo: `(run directory, task, state, training data)`."""
     path = tmp_path_factory.mktemp("pretrained")
-    return path, *save_run(config.load("pretrain", "demo:smoke"), path)
+    return path, *save_run(config.load("pretrain", "demo:smoke", ONE_LAYER), path)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from mmjax.evals.features.store import FeatureStore
 from mmjax.tools import cli
 from tests.data import films
 from tests.messages import raises
-from tests.saved_runs import save_run
+from tests.saved_runs import ONE_LAYER, save_run
 
 REPOSITORY = pathlib.Path(mmjax.__file__).resolve().parent.parent
 CAPTIONS = ["a red circle is bouncing", "a small striped moon", "look at this"]
@@ -45,7 +45,7 @@ def media(tmp_path_factory):
 def pretrained(tmp_path_factory):
     """A run of the pretraining demo: `(run directory, task, state, training data)`."""
     path = tmp_path_factory.mktemp("pretrained")
-    return path, *save_run(config.load("pretrain", "demo:smoke"), path)
+    return path, *save_run(config.load("pretrain", "demo:smoke", ONE_LAYER), path)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_a_model_loads_without_its_training_data(media, model, pretrained, tmp_p
 
 
 def test_a_finetuned_model_classifies_files(media, tmp_path):
-    cfg = config.load("finetune", "demo:smoke")
+    cfg = config.load("finetune", "demo:smoke", ["--config.model.backbone.num_layers=1"])
     task, state, data = save_run(cfg, tmp_path)
     model = mmjax.load(tmp_path)
     assert model.modalities == ("video",) and model.spaces == {"video": ()}

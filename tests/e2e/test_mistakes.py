@@ -12,9 +12,9 @@ from mmjax.data.storage import tfrecord
 from mmjax.data.world import build as world
 from mmjax.errors import UserError
 from tests.e2e import program
-from tests.e2e.program import RECIPE, STEPS
+from tests.e2e.program import CLASSIFIER, STEPS
 from tests.messages import assert_mentions, raises
-from tests.saved_runs import save_run
+from tests.saved_runs import ONE_LAYER, save_run
 
 SMOKE = "--config=demo:smoke"
 
@@ -115,8 +115,9 @@ def test_errors_in_a_finetuning_config(overrides, facts, tmp_path):
 
 def test_weights_that_do_not_fit_are_rejected(command, tmp_path):
     pretrained = tmp_path / "pretrained"
-    save_run(config.load("pretrain", "demo:smoke"), pretrained)
-    arguments = ("--task=finetune", SMOKE, f"--override_checkpoint={pretrained}")
+    save_run(config.load("pretrain", "demo:smoke", ONE_LAYER), pretrained)
+    small = "--config.model.backbone.num_layers=1"
+    arguments = ("--task=finetune", SMOKE, small, f"--override_checkpoint={pretrained}")
     other = command(tmp_path, *arguments, "--config.model.backbone.mlp_dim=32").check(2)
     assert_mentions(other.log, pretrained, "config.init_allow", "config.init_map")
     (mismatched,) = other.log_lines("≠")
@@ -150,7 +151,7 @@ def damaged(tmp_path):
 
 def test_training_stops_at_a_corrupt_record_and_can_skip_it(damaged, command, tmp_path):
     directory, record = damaged
-    arguments = (*RECIPE, "--model_dir=run", f"--config.data.train={directory}")
+    arguments = (*CLASSIFIER, "--model_dir=run", f"--config.data.train={directory}")
     stopped = command(tmp_path, *arguments).check(2)
     shard = next(directory.glob("train-*.tfrecord")).name
     stopped.check_log(shard, f"record {record}", "CRC")

@@ -8,7 +8,7 @@ from mmjax.checkpoints.find import list_steps
 from mmjax.data.pipeline import loader
 from tests.e2e import program
 
-ARGUMENTS = (*program.RECIPE, "--model_dir=run", "--config.log_every=2")
+ARGUMENTS = (*program.CLASSIFIER, "--model_dir=run", "--config.log_every=2")
 poison_step_2 = functools.partial(program.poison, (2,))
 
 

@@ -155,14 +155,15 @@ def per_device(
 ) -> tuple[jax.Array, ...]:
     """Calls a function that XLA's partitioner cannot split on each device's examples.
 
-    Without a mesh, or if the devices cannot share the batch evenly, every device computes all of
-    it. `jax.vmap` makes one call for a larger batch with the first of the keys.
+    If the devices cannot share the batch evenly, every device computes all of it. `jax.vmap` makes
+    one call for a larger batch with the first of the keys.
 
     Args:
       function: Called as `function(number of examples, data of a key, *inputs)`; returns a tuple
         of arrays [B, …].
       batch_size: B, the number of examples on all devices.
-      key_data: Data of a random key, uint32 [2], of which each device gets its own; None for none.
+      key_data: Data of a random key, uint32 [2]; devices with different parts of the results get
+        different ones. None for none.
       inputs: Arrays [B, …] or None.
       in_axes: Mesh axes of the dimensions of each input after the first.
       out_axes: The same for the results.
@@ -179,15 +180,16 @@ def _per_device(
     ways = math.prod(mesh.shape[axis] for axis in batch_axes)
     if batch_size % ways:
         batch_axes, ways = (), 1
+    other_axes = dict.fromkeys(a for axes in out_axes for a in axes if a in mesh.auto_axes)
 
     def spec(axes):
-        return PartitionSpec(batch_axes, *(a if a in mesh.auto_axes else None for a in axes))
+        return PartitionSpec(batch_axes, *(a if a in other_axes else None for a in axes))
 
     def local(data, *inputs):
-        if data is not None and batch_axes:
-            # Generators are made for keys that differ in any bit, so no hash is needed.
-            index = jax.lax.axis_index(batch_axes).astype(data.dtype)
-            data = data.at[-1].add(index * np.uint32(0x9E3779B9))
+        if data is not None and (axes := (*batch_axes, *other_axes)):
+            # Generators are made for keys that differ in any bit, so this needs no hash. Multiples
+            # of the golden ratio are far from each other also if a kernel adds small numbers.
+            data += jax.lax.axis_index(axes).astype(data.dtype) * np.uint32([0, 0x9E3779B9])
         return function(batch_size // ways, data, *inputs)
 
     @jax.custom_batching.custom_vmap

@@ -263,6 +263,8 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """Attention and feed-forward, each with its norm, dropout and residual sum."""
 
+    NUM_KEYS = 6
+
     def __init__(self, cfg: EncoderConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
         self.attention_norm = cfg.norm(cfg.attention_norm, rngs=rngs)
@@ -279,11 +281,15 @@ class Block(nnx.Module):
         causal: bool,
         bias: jax.Array | None = None,
         skip_rate: jax.Array | None = None,
-        key: jax.Array | None = None,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns [B, T, D]; `skip_rate` is the rate of stochastic depth in this layer."""
+        """Returns [B, T, D].
+
+        `skip_rate` is the rate of stochastic depth in this layer, and `keys` are NUM_KEYS random
+        keys or None.
+        """
         rate, pre_norm = self.cfg.dropout_rate, self.cfg.pre_norm
-        keys = split_key(key, 4 if skip_rate is None else 6)
+        keys = [None] * self.NUM_KEYS if keys is None else keys
 
         def regularize(y, key, skip_key):
             y = dropout(y, rate, key)
@@ -291,10 +297,10 @@ class Block(nnx.Module):
 
         y = self.attention_norm(x) if pre_norm else x
         y = self.attention(y, segments=segments, bias=bias, masks=masks, causal=causal, key=keys[0])
-        x = x + regularize(y, keys[1], keys[-2])
+        x = x + regularize(y, keys[1], keys[4])
         x = x if pre_norm else self.attention_norm(x)
         y = self.mlp_norm(x) if pre_norm else x
-        x = x + regularize(self.mlp(y, key=keys[2]), keys[3], keys[-1])
+        x = x + regularize(self.mlp(y, key=keys[2]), keys[3], keys[5])
         return x if pre_norm else self.mlp_norm(x)
 
 
@@ -394,16 +400,16 @@ class Encoder(nnx.Module):
         if not (cfg.dropout_rate or cfg.attention_dropout_rate or cfg.drop_path_rate):
             key = None
         layer_key, final_key = split_key(key, 2)
-        keys = None if key is None else jax.random.split(layer_key, cfg.num_layers)
-
-        skip_rates = None
-        if key is not None and cfg.drop_path_rate:
-            skip_rates = jnp.linspace(0, cfg.drop_path_rate, cfg.num_layers)
         options = dict(segments=segments, bias=bias, masks=masks, causal=causal)
+        keys = skip_rates = None
+        if key is not None:
+            keys = jax.random.split(layer_key, (cfg.num_layers, Block.NUM_KEYS))
+            if cfg.drop_path_rate:
+                skip_rates = jnp.linspace(0, cfg.drop_path_rate, cfg.num_layers)
 
         def body(x, layer):
-            block, block_key, skip_rate = layer
-            return block(x, skip_rate=skip_rate, key=block_key, **options), None
+            block, layer_keys, skip_rate = layer
+            return block(x, skip_rate=skip_rate, keys=layer_keys, **options), None
 
         if cfg.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)

@@ -144,10 +144,10 @@ def test_each_device_computes_its_own_examples_and_heads(vmapped):
             np.testing.assert_allclose(actual, gradient, atol=3e-5)
 
 
-def test_masks_of_devices_differ():
-    query, key, value, _ = _inputs((1, 40, 2, 64))
-    four = [jnp.tile(x, (4, 1, 1, 1)) for x in (query, key, value)]
+def test_masks_of_examples_and_heads_differ_also_between_devices():
+    same = [jnp.tile(x, (4, 1, 4, 1)) for x in _inputs((1, 40, 1, 64))[:3]]
     options = {"dropout_rate": 0.3, "dropout_key": jax.random.key(5)}
-    with jax.set_mesh(sharding.make_mesh(data=4, devices=jax.devices()[:4])):
-        outputs = jax.jit(lambda *x: _fused(*x, **options))(*four)
-    assert len({np.asarray(x).tobytes() for x in outputs}) == 4
+    with jax.set_mesh(sharding.make_mesh(data=2, fsdp=2, tensor=2)):
+        outputs = jax.jit(lambda *x: _fused(*x, **options))(*same)
+    outputs = np.asarray(outputs).swapaxes(1, 2).reshape(16, -1)
+    assert len({x.tobytes() for x in outputs}) == 16

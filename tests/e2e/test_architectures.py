@@ -10,11 +10,18 @@ from tests.e2e import program
 from tests.e2e.test_resume import state_of
 
 STEPS = 3
-ONE_LAYER = {"ut_fac": ["--config.model.num_layers=1"], "mmv_fac": []}
-TUNED_LAYER = {"ut_fac": ["--config.model.backbone.num_layers=1"], "mmv_fac": []}
+# Shallow towers, which compile faster.
+SMALL = {
+    "ut_fac": ["--config.model.num_layers=1"],
+    "mmv_fac": [f"--config.model.{m}={{'blocks': (1, 1)}}" for m in ("video", "audio")],
+}
+SMALL_BACKBONE = {
+    "ut_fac": ["--config.model.backbone.num_layers=1"],
+    "mmv_fac": ["--config.model.backbone.blocks=(1, 1)"],
+}
 
 
-@pytest.mark.parametrize("arch", ONE_LAYER)
+@pytest.mark.parametrize("arch", SMALL)
 def test_pretraining_resume_evaluation_and_finetuning(arch, command, tmp_path):
     pretrain = functools.partial(
         command,
@@ -24,7 +31,7 @@ def test_pretraining_resume_evaluation_and_finetuning(arch, command, tmp_path):
         f"--config.total_steps={STEPS}",
         "--config.tensorboard=False",
         "--config.evals.probe=None",
-        *ONE_LAYER[arch],
+        *SMALL[arch],
     )
     whole = pretrain("--model_dir=whole").check()
     assert "retrieval_text" in whole.stdout and "probe" not in whole.stdout
@@ -59,7 +66,7 @@ def test_pretraining_resume_evaluation_and_finetuning(arch, command, tmp_path):
         f"--config=demo:{arch},smoke",
         "--model_dir=tuned",
         f"--override_checkpoint={tmp_path / run}",
-        *TUNED_LAYER[arch],
+        *SMALL_BACKBONE[arch],
     ).check()
     tuned.check_log(2, "classifier/bias", "classifier/kernel")
     assert "shape" in tuned.stdout

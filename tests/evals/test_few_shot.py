@@ -25,16 +25,19 @@ def data():
     return sample([20, 5, 6, 7, 30, 9, 8, 12, 11]), sample([10, 6, 9, 12, 8, 7, 30, 10, 4])
 
 
+sample_subset = jax.jit(few_shot.sample_subset)  # the reference calls it hundreds of times
+
+
 def reference_accuracy(support, queries, classes, *, ways, shots, num_queries, average, key):
     """Accuracy of one episode, sampled as in the library but classified in NumPy."""
     of_classes, *bits = few_shot.random_bits(key, ways, shots, num_queries)
-    chosen = classes[np.asarray(few_shot.sample_subset(of_classes, len(classes))[0])]
+    chosen = classes[np.asarray(sample_subset(of_classes, len(classes))[0])]
 
     def pick(x, labels, bits):
         picked = []
         for label, of_class in zip(chosen, bits, strict=True):
             own = np.flatnonzero(labels == label)
-            indices, valid = few_shot.sample_subset(of_class, len(own))
+            indices, valid = sample_subset(of_class, len(own))
             picked.append(x[own[np.asarray(indices)[np.asarray(valid)]]].astype(np.float64))
         return picked
 

@@ -107,8 +107,25 @@ class _Inside:
 def count(module: Module) -> Costs:
     """Returns the costs of a program."""
     counter = _Counter(module)
-    operations = list(counter.visit(module.entry, 1))
+    operations = _count_once(list(counter.visit(module.entry, 1)))
     return Costs(tuple(operations), dict(counter.uncounted))
+
+
+def _count_once(operations: list[Operation]) -> list[Operation]:
+    """Returns the operations, with each collective in only one of them.
+
+    The compiler splits an asynchronous collective into parts that it fuses with other work, also
+    with that of a loop which runs at the same time.
+    """
+    parts: dict[str, list[int]] = collections.defaultdict(list)
+    for i, operation in enumerate(operations):
+        for collective in operation.collectives:
+            parts[collective.key].append(i)
+    first = {key: min(found, key=lambda i: operations[i].times) for key, found in parts.items()}
+    return [
+        dataclasses.replace(o, collectives=tuple(c for c in o.collectives if first[c.key] == i))
+        for i, o in enumerate(operations)
+    ]
 
 
 class _Counter:
@@ -122,7 +139,6 @@ class _Counter:
     def visit(self, name: str, times: int) -> Iterator[Operation]:
         """Yields the operations of a computation that runs `times` times."""
         computation = self._module.computations[name]
-        started: set[str] = set()
         for instruction in computation.instructions.values():
             opcode, called = instruction.opcode, instruction.called
             if opcode in _FREE or opcode.endswith(("-done", "-update")):
@@ -138,7 +154,7 @@ class _Counter:
                 for target in [*called.get("to_apply", ()), *called.get("calls", ())]:
                     yield from self.visit(target, times)
             else:
-                yield self._operation(computation, instruction, times, started)
+                yield self._operation(computation, instruction, times)
 
     def _largest_branch(self, instruction: Instruction, times: int) -> list[Operation]:
         names = [
@@ -154,14 +170,11 @@ class _Counter:
         )
 
     def _operation(
-        self, computation: Computation, instruction: Instruction, times: int, started: set[str]
+        self, computation: Computation, instruction: Instruction, times: int
     ) -> Operation:
         inside = self._work(computation, instruction)
         for what in inside.unknown:
             self.uncounted[f"operations of {what}"] += times
-        # The compiler splits an asynchronous collective into parts that it fuses with other work.
-        new = {c.key: c for c in inside.collectives if c.key not in started}
-        started.update(new)
         where, dtype = instruction, ""
         if inside.heaviest:
             _, owner, where = inside.heaviest
@@ -177,7 +190,7 @@ class _Counter:
             elementwise=inside.elementwise,
             source=source,
             op_name=op_name,
-            collectives=tuple(new.values()),
+            collectives=tuple({c.key: c for c in inside.collectives}.values()),
         )
 
     def _work(self, computation: Computation, instruction: Instruction) -> _Inside:

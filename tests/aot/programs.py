@@ -19,17 +19,17 @@ TINY = {
 
 
 @functools.cache
-def tiny_config(task):
-    overrides = [f"--config.{override}" for override in TINY[task]]
+def tiny_config(task, *more):
+    overrides = [f"--config.{override}" for override in (*TINY[task], *more)]
     return config.resolve(config.load(task, "demo:smoke", overrides))
 
 
 @functools.cache
-def compiled(task):
+def compiled(task, *overrides):
     """Returns the train step of a tiny recipe, compiled without this process's flags for tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("XLA_FLAGS", raising=False)
-        return compile_recipe(tiny_config(task), TOPOLOGY)
+        return compile_recipe(tiny_config(task, *overrides), TOPOLOGY)
 
 
 @functools.cache

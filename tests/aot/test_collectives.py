@@ -66,6 +66,50 @@ def test_collectives_have_bytes_and_mesh_axes():
     }
 
 
+ASYNC = """HloModule m
+
+%start (x: f32[8,64]) -> f32[64,64] {
+  %x = f32[8,64]{1,0} parameter(0)
+  ROOT %g = f32[64,64]{1,0} all-gather(%x), channel_id=5, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%part (x: f32[8,64]) -> f32[64,64] {
+  %x = f32[8,64]{1,0} parameter(0)
+  ROOT %g = f32[64,64]{1,0} all-gather(%x), channel_id=5, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%body (state: (s32[], f32[8,64])) -> (s32[], f32[8,64]) {
+  %state = (s32[], f32[8,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[8,64]{1,0} get-tuple-element(%state), index=1
+  %f = f32[64,64]{1,0} fusion(%x), kind=kCustom, calls=%part
+  ROOT %t = (s32[], f32[8,64]{1,0}) tuple(%i, %x)
+}
+
+%condition (state: (s32[], f32[8,64])) -> pred[] {
+  %state = (s32[], f32[8,64]{1,0}) parameter(0)
+  ROOT %p = pred[] constant(true)
+}
+
+ENTRY %main (x: f32[8,64]) -> (s32[], f32[8,64]) {
+  %x = f32[8,64]{1,0} parameter(0)
+  %f = f32[64,64]{1,0} fusion(%x), kind=kCustom, calls=%start
+  %zero = s32[] constant(0)
+  %t = (s32[], f32[8,64]{1,0}) tuple(%zero, %x)
+  ROOT %w = (s32[], f32[8,64]{1,0}) while(%t), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"6"}}
+}
+"""
+
+
+def test_parts_of_an_asynchronous_collective_are_one_also_in_a_loop():
+    """libtpu fuses them with the work of a loop that runs while the data are sent."""
+    counted = costs.count(hlo.parse(ASYNC))
+    assert [(c.kind, c.bytes, n) for c, n in counted.collectives] == [
+        ("all-gather", 64 * 64 * 4, 1)
+    ]
+
+
 def test_roofline_bounds_the_time_by_the_slowest_part():
     counted = costs.count(hlo.parse(PROGRAM))
     bound = roofline(counted, DEVICE, MESH, hosts=[0] * 8)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from mmjax.errors import UserError
@@ -87,6 +88,7 @@ def _compile(cfg: Any, args: argparse.Namespace, mesh: dict[str, int | None]) ->
         raise UserError(f"--{option} cannot be combined with --compile. Remove one of them.")
     recipe = f"{args.task} {args.config}"
     cfg = config.resolve(cfg)
+    print(f"Compiling {args.function} of {recipe}; large models take minutes.", file=sys.stderr)
     program = compile_recipe(cfg, args.compile, **mesh, function=args.function, recipe=recipe)
     result = report.analyze(program, cfg, recipe)
     print(json.dumps(result, indent=2) if args.json else report.to_text(result))

@@ -1,31 +1,11 @@
-"""Random weights for convolutional towers, and a TensorFlow reference for their units."""
+"""A TensorFlow reference for convolutional units, and checks of their training."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
 from mmjax import tree
-
-
-def random_arrays(model, seed=0):
-    """Returns random params and extra; no scale, bias or statistic keeps its initial value."""
-    rng = np.random.default_rng(seed)
-
-    def sample(path, leaf):
-        name = path.rsplit("/", 1)[-1]
-        if name == "kernel":
-            return rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
-        if name in ("scale", "var"):
-            return rng.uniform(0.5, 1.5, leaf.shape)
-        return rng.normal(0, 0.3, leaf.shape)
-
-    def arrays(leaves):
-        return tree.map_named(
-            lambda path, leaf: jnp.asarray(sample(path, leaf), leaf.dtype), leaves
-        )
-
-    return arrays(model.params), arrays(model.extra)
+from tests.random_arrays import random_arrays
 
 
 class TensorFlowUnits:
@@ -63,15 +43,16 @@ def check_training(build, x, *, atol):
             return (pooled**2).mean(), model.extra_of(module)
 
         step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        results[remat] = step(params, extra)
+        results[remat] = jax.device_get(step(params, extra))
         if remat == "none":
             check_descent(lambda params, step=step, extra=extra: step(params, extra), params)
     (_, new), gradients = results["none"]
     assert jax.tree.structure(new) == jax.tree.structure(extra)
     for path, leaf in tree.flatten(gradients).items():
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
+    extra = tree.flatten(jax.device_get(extra))
     for path, leaf in tree.flatten(new).items():
-        assert np.abs(leaf - tree.flatten(extra)[path]).max() > 1e-4, path
+        assert np.abs(leaf - extra[path]).max() > 1e-4, path
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=atol),
         results["none"],
@@ -86,7 +67,8 @@ def check_descent(step, params):
       step: Maps params to ((loss, aux), gradient).
       params: Params at which to check.
     """
-    (before, _), gradient = step(params)
+    params = jax.device_get(params)
+    (before, _), gradient = jax.device_get(step(params))
     square = sum(float(np.square(np.float64(leaf)).sum()) for leaf in jax.tree.leaves(gradient))
     rate = 1e-3 * float(before) / square  # lowers the loss by 0.1 %, to first order
     (after, _), _ = step(jax.tree.map(lambda leaf, g: leaf - rate * g, params, gradient))

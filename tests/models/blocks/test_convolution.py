@@ -12,7 +12,7 @@ from mmjax.models.towers.i3d import Mixed
 from mmjax.models.towers.resnet import Bottleneck
 from mmjax.state import ModelDef
 from tests.messages import raises
-from tests.models.blocks.convolution_fixture import random_arrays
+from tests.random_arrays import random_arrays
 
 
 def _unit(size=(1, 1), **options):

@@ -30,11 +30,15 @@ def _plain(query, key, value, *, key_mask=None, **options):
     return attend(query, key, value, scale=SCALE, mask=mask, impl="xla", **options)
 
 
-def _grads(function, inputs, **options):
-    query, key, value, factor = inputs
-    return jax.jit(
-        jax.grad(lambda *args: (function(*args, **options) * factor).sum(), argnums=(0, 1, 2))
-    )(query, key, value)
+def _results(function, inputs, **options):
+    """Returns the output, and the gradients of query, key and value."""
+
+    @jax.jit
+    def run(query, key, value, factor):
+        output, backward = jax.vjp(lambda *args: function(*args, **options), query, key, value)
+        return output, *backward(factor)
+
+    return run(*inputs)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +58,11 @@ def test_fused_attention_equals_plain_attention(shape, num_keys, causal, masked)
         mask = np.random.default_rng(1).random((shape[0], inputs[1].shape[1])) < 0.7
         mask[-1, 10:] = False
         options["key_mask"] = jnp.asarray(mask)
-    np.testing.assert_allclose(
-        _fused(*inputs[:3], **options), _plain(*inputs[:3], **options), atol=1e-5
-    )
-    expected = _grads(_plain, inputs, **options)
-    for actual, gradient in zip(_grads(_fused, inputs, **options), expected, strict=True):
-        np.testing.assert_allclose(actual, gradient, atol=3e-5)
+    output, *gradients = _results(_fused, inputs, **options)
+    expected_output, *expected_gradients = _results(_plain, inputs, **options)
+    np.testing.assert_allclose(output, expected_output, atol=1e-5)
+    for actual, expected in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=3e-5)
 
 
 def test_queries_without_visible_keys_attend_to_all_of_them():
@@ -67,35 +70,38 @@ def test_queries_without_visible_keys_attend_to_all_of_them():
     inputs = _inputs((2, 20, 2, 64))
     options = {"key_mask": jnp.zeros((2, 20), bool)}
     mean = jnp.broadcast_to(inputs[2].mean(axis=1, keepdims=True), inputs[2].shape)
-    np.testing.assert_allclose(_fused(*inputs[:3], **options), mean, atol=1e-6)
-    for actual, plain in zip(
-        _grads(_fused, inputs, **options), _grads(_plain, inputs, **options), strict=True
-    ):
+    results = _results(_fused, inputs, **options)
+    np.testing.assert_allclose(results[0], mean, atol=1e-6)
+    for actual, plain in zip(results, _results(_plain, inputs, **options), strict=True):
         np.testing.assert_allclose(actual, plain, atol=1e-6)
 
 
 def test_half_precision():
     inputs = _inputs((2, 200, 2, 64), dtype=jnp.bfloat16)
     exact = _inputs((2, 200, 2, 64))
-    assert _fused(*inputs[:3]).dtype == jnp.bfloat16
-    np.testing.assert_allclose(
-        _fused(*inputs[:3]).astype(np.float32), _plain(*exact[:3]), atol=0.03
-    )
-    for actual, expected in zip(_grads(_fused, inputs), _grads(_plain, exact), strict=True):
-        np.testing.assert_allclose(actual.astype(np.float32), expected, atol=0.06)
+    output, *gradients = _results(_fused, inputs)
+    expected_output, *expected_gradients = _results(_plain, exact)
+    assert output.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(output), expected_output, atol=0.03)
+    for actual, expected in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(np.float32(actual), expected, atol=0.06)
 
 
 def test_dropout_has_its_rate_and_the_masks_of_the_forward_pass():
     """The weights are the outputs for values that select one key each."""
     query, key, _, factor = _inputs((2, 300, 4, 64))
     options = {"dropout_rate": 0.3, "dropout_key": jax.random.key(5)}
-    run = jax.jit(lambda value: _fused(query, key, value, **options))
+
+    @jax.jit
+    def run(value, dropout_key):
+        return _fused(query, key, value, dropout_rate=0.3, dropout_key=dropout_key)
+
     weights = []
     for start in range(0, 300, 64):
         value = np.zeros(key.shape, np.float32)
         stop = min(start + 64, 300)
         value[:, np.arange(start, stop), :, np.arange(stop - start)] = 1
-        weights.append(run(value)[..., : stop - start])
+        weights.append(np.asarray(run(value, options["dropout_key"]))[..., : stop - start])
     weights = np.concatenate(weights, axis=-1).swapaxes(1, 2)  # [B, H, T, S]
     kept = weights != 0
     assert 1 - kept.mean() == pytest.approx(0.3, abs=4 * (0.21 / kept.size) ** 0.5)
@@ -109,13 +115,13 @@ def test_dropout_has_its_rate_and_the_masks_of_the_forward_pass():
         return jnp.einsum("bhts,bshk->bthk", dropped, value)
 
     inputs = (query, key, _inputs((2, 300, 4, 64))[2], factor)
-    np.testing.assert_allclose(_fused(*inputs[:3], **options), expected(*inputs[:3]), atol=3e-5)
-    for actual, gradient in zip(
-        _grads(_fused, inputs, **options), _grads(expected, inputs), strict=True
-    ):
+    output, *gradients = _results(_fused, inputs, **options)
+    expected_output, *expected_gradients = _results(expected, inputs)
+    np.testing.assert_allclose(output, expected_output, atol=3e-5)
+    for actual, gradient in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(actual, gradient, atol=1e-5)
-    other = _fused(*inputs[:3], dropout_rate=0.3, dropout_key=jax.random.key(6))
-    assert float(jnp.abs(other - _fused(*inputs[:3], **options)).max()) > 0.1
+    other = run(inputs[2], jax.random.key(6))
+    assert np.abs(other - output).max() > 0.1
 
 
 @pytest.mark.parametrize("vmapped", [False, True])
@@ -123,14 +129,15 @@ def test_each_device_computes_its_own_examples_and_heads(vmapped):
     """Without communication, also under vmap, as in clipping per group of examples."""
     inputs = _inputs((4, 40, 4, 64))
     mask = jnp.asarray(np.random.default_rng(1).random((4, 40)) < 0.7)
-    expected = _grads(_plain, inputs, key_mask=mask)
+    _, *expected = _results(_plain, inputs, key_mask=mask)
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
 
     def grads(*inputs, mask):
         if not vmapped:
-            return _grads(_fused, inputs, key_mask=mask)
+            return _results(_fused, inputs, key_mask=mask)[1:]
         one = [x[:, None] for x in inputs]
-        results = jax.vmap(lambda mask, *x: _grads(_fused, x, key_mask=mask))(mask[:, None], *one)
+        run = jax.vmap(lambda mask, *x: _results(_fused, x, key_mask=mask)[1:])
+        results = run(mask[:, None], *one)
         return [x[:, 0] for x in results]
 
     with jax.set_mesh(mesh):

@@ -1,5 +1,7 @@
 """The Transformer encoder, attention, dropout and stochastic depth."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,22 +15,17 @@ from mmjax.models.blocks.attention import attend
 from mmjax.models.blocks.initializers import token_init
 from mmjax.models.blocks.noise import dropout
 from mmjax.models.blocks.transformer import Encoder, EncoderConfig
+from mmjax.state import ModelDef
 from tests.messages import raises
+from tests.random_arrays import random_arrays
 
 SIZE = dict(num_layers=2, width=16, num_heads=2, head_dim=4, mlp_dim=24)
 
 
 def _encoder(**options):
     cfg = EncoderConfig(**{**SIZE, "dropout_rate": 0.0, **options})
-    return jax.jit(lambda: Encoder(cfg, rngs=nnx.Rngs(0)))()
-
-
-def _perturbed(module):
-    """Returns the module with noise added, so that no parameter is exactly 0 or 1."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda x: jnp.asarray(np.asarray(x) + rng.normal(0, 0.3, x.shape).astype(x.dtype)), module
-    )
+    model = ModelDef(lambda rngs: Encoder(cfg, rngs=rngs))
+    return model.bind(*random_arrays(model))
 
 
 def _numpy_encoder(module, x, *, bias=0.0, mask=None, causal=False):
@@ -92,7 +89,7 @@ def _numpy_encoder(module, x, *, bias=0.0, mask=None, causal=False):
 )
 @pytest.mark.parametrize("causal", [False, True])
 def test_encoder_equals_numpy_reference(options, causal):
-    module = _perturbed(_encoder(**options))
+    module = _encoder(**options)
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, 5, 16)).astype(np.float32)
     bias = rng.normal(size=(1, 2, 5, 5)).astype(np.float32)
@@ -103,7 +100,7 @@ def test_encoder_equals_numpy_reference(options, causal):
 
 
 def test_masked_tokens_do_not_affect_the_output():
-    module = _perturbed(_encoder())
+    module = _encoder()
     x = np.random.default_rng(0).normal(size=(1, 4, 16)).astype(np.float32)
     padded = np.concatenate([x, np.full((1, 2, 16), 7, np.float32)], axis=1)
     mask = np.array([[1, 1, 1, 1, 0, 0]], bool)
@@ -115,7 +112,7 @@ def test_remat_and_unrolling_do_not_change_loss_or_gradients():
     x = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
 
     def results(**options):
-        module = _perturbed(_encoder(**options))
+        module = _encoder(**options)
 
         def loss(module):
             return (module(x) ** 2).sum()
@@ -165,8 +162,9 @@ def test_dropout_preserves_the_mean_and_is_removed_when_off():
 def test_bfloat16_attention_computes_its_softmax_in_float32():
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 300, 1, 8)), jnp.bfloat16) for _ in range(3))
-    half = attend(q, k, v, scale=1.0)
-    full = attend(*(x.astype(jnp.float32) for x in (q, k, v)), scale=1.0)
+    run = jax.jit(functools.partial(attend, scale=1.0))
+    half = run(q, k, v)
+    full = run(*(np.asarray(x, np.float32) for x in (q, k, v)))
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.01)
     with raises(UserError, "attention_impl", "cudnn", "attention_dropout_rate=0"):
@@ -194,11 +192,13 @@ def test_padding_for_cudnn_changes_nothing(length, with_bias, with_mask, causal)
     def plain(inputs, bias):
         return attend(*inputs, bias=bias, mask=mask, scale=0.5, causal=causal, impl="xla")
 
-    def grads(function):
-        return jax.grad(lambda *args: (function(*args) ** 2).sum(), argnums=(0, 1))(inputs, bias)
+    @functools.partial(jax.jit, static_argnums=0)
+    def results(function, inputs, bias):
+        output, backward = jax.vjp(function, inputs, bias)
+        return output, backward(2 * output)
 
-    np.testing.assert_allclose(padded(inputs, bias), plain(inputs, bias), atol=1e-5)
-    for a, b in zip(jax.tree.leaves(grads(padded)), jax.tree.leaves(grads(plain)), strict=True):
+    both = (jax.tree.leaves(results(function, inputs, bias)) for function in (padded, plain))
+    for a, b in zip(*both, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -244,12 +244,19 @@ def test_attention_equals_jax():
     q, k, v = (jnp.asarray(rng.normal(size=(2, 7, 3, 4)), jnp.float32) for _ in range(3))
     bias = jnp.asarray(rng.normal(size=(1, 3, 7, 7)), jnp.float32)
     mask = jnp.asarray(rng.random((2, 1, 1, 7)) < 0.7).at[..., 0].set(True)
-    expected = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=0.5)
-    np.testing.assert_allclose(
-        attend(q, k, v, bias=bias, mask=mask, scale=0.5), expected, atol=1e-5
-    )
-    expected = jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=0.5)
-    np.testing.assert_allclose(attend(q, k, v, causal=True, scale=0.5), expected, atol=1e-5)
+
+    @jax.jit
+    def both(q, k, v):
+        return (
+            attend(q, k, v, bias=bias, mask=mask, scale=0.5),
+            jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=0.5),
+            attend(q, k, v, causal=True, scale=0.5),
+            jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=0.5),
+        )
+
+    actual, expected, causal, expected_causal = both(q, k, v)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    np.testing.assert_allclose(causal, expected_causal, atol=1e-5)
 
 
 def _counting_encoder(**options):
@@ -278,7 +285,7 @@ def test_stochastic_depth_rate_grows_linearly_with_depth(options):
     assert np.abs(np.corrcoef(kept.T) - np.eye(4)).max() < 0.06  # sublayers are independent
     np.testing.assert_array_equal(run(0), run(0))
     assert (np.asarray(run(0)) != np.asarray(run(1))).any()
-    np.testing.assert_array_equal(module(x[:2])[0, 0, :6], 1)  # off without a key
+    np.testing.assert_array_equal(jax.jit(module)(x[:2])[0, 0, :6], 1)  # off without a key
 
 
 def test_stochastic_depth_is_sampled_per_sequence_in_packed_batches():
@@ -294,14 +301,13 @@ def test_stochastic_depth_is_sampled_per_sequence_in_packed_batches():
 
 
 def test_initial_values():
-    module = Encoder(
-        EncoderConfig(num_layers=2, width=256, num_heads=4, mlp_dim=1024), rngs=nnx.Rngs(0)
-    )
+    cfg = EncoderConfig(num_layers=2, width=256, num_heads=4, mlp_dim=1024)
+    module = jax.jit(lambda: Encoder(cfg, rngs=nnx.Rngs(0)))()
     up = np.asarray(module.layers.mlp.up.kernel[...])
     limit = np.sqrt(6 / (256 + 1024))
     assert up.shape == (2, 256, 1024)
     assert 0.99 * limit < np.abs(up).max() <= limit
     assert not np.allclose(up[0], up[1])
-    token = np.asarray(token_init(64)(jax.random.key(0), (20_000,)))
+    token = np.asarray(jax.jit(lambda: token_init(64)(jax.random.key(0), (20_000,)))())
     np.testing.assert_allclose(token.std(), 1 / 8, rtol=0.02)
     np.testing.assert_allclose(np.abs(token).max(), 2 / 8 / 0.8796, rtol=0.01)

@@ -16,9 +16,9 @@ from tests.models.blocks.convolution_fixture import (
     TensorFlowUnits,
     check_training,
     count,
-    random_arrays,
 )
 from tests.models.vatt_fixture import relative_error
+from tests.random_arrays import random_arrays
 
 SMALL_GROUPS = ((1, 8, 1, 1), (6, 16, 2, 2), (3, 16, 1, 1), (2, 24, 1, 2))
 SMALL = dict(name="mobilenet_v2", groups=SMALL_GROUPS, stem=16, head=40)

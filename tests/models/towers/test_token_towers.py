@@ -10,12 +10,15 @@ from mmjax.models.blocks import patches
 from mmjax.models.blocks.patches import extract_patches
 from mmjax.models.towers.registry import build_tower
 from mmjax.models.towers.text import relative_buckets
+from mmjax.state import ModelDef
+from tests.random_arrays import random_arrays
 
 SMALL = dict(width=16, num_heads=2, head_dim=8, mlp_dim=16, num_layers=1, dropout_rate=0.0)
 
 
 def _build(spec):
-    return jax.jit(lambda: build_tower(spec, rngs=nnx.Rngs(0)))()
+    model = ModelDef(lambda rngs: build_tower(spec, rngs=rngs))
+    return model.bind(*random_arrays(model))
 
 
 def _call(tower, x, **options):
@@ -58,15 +61,18 @@ def test_drop_token_equals_the_tower_on_the_kept_tokens(per_example, monkeypatch
     monkeypatch.setattr(
         patches, "drop_tokens", lambda *a, **k: samples.append(sample(*a, **k)) or samples[-1]
     )
-    pooled, tokens = tower(x, key=jax.random.key(5))
-    keep = np.broadcast_to(np.asarray(samples[0]), (2, 3))
+    (pooled, tokens), keep = jax.jit(lambda: (tower(x, key=jax.random.key(5)), samples[0]))()
+    keep = np.broadcast_to(keep, (2, 3))
     assert (keep[0] != keep[1]).any() == per_example
 
-    positions = np.asarray(tower.positions((6,)))
-    kept = tower.patch(jnp.asarray(x).reshape(2, 6, 128)) + positions
-    kept = np.take_along_axis(np.asarray(kept), keep[..., None], axis=1)
-    agg = np.broadcast_to(tower.agg_token[...], (2, 1, 16))
-    expected = jax.jit(tower.encoder)(jnp.concatenate([agg, kept], axis=1))
+    @jax.jit
+    def reference(keep):
+        kept = tower.patch(x.reshape(2, 6, 128)) + tower.positions((6,))
+        kept = jnp.take_along_axis(kept, keep[..., None], axis=1)
+        agg = jnp.broadcast_to(tower.agg_token[...], (2, 1, 16))
+        return tower.encoder(jnp.concatenate([agg, kept], axis=1))
+
+    expected = reference(keep)
     np.testing.assert_allclose(pooled, expected[:, 0], atol=1e-5)
     np.testing.assert_allclose(tokens, expected[:, 1:], atol=1e-5)
 
@@ -86,11 +92,15 @@ def test_pre_and_post_projection_surround_the_encoder():
     def dense(layer, x):
         return jax.nn.gelu(x @ layer.kernel[...] + layer.bias[...], approximate=False)
 
-    embedded = dense(tower.pre_projection, tower.patch(jnp.asarray(x).reshape(2, 2, 128)))
-    embedded = embedded + tower.positions((2,))
-    agg = jnp.broadcast_to(tower.agg_token[...], (2, 1, 16))
-    expected = jax.jit(tower.encoder)(jnp.concatenate([agg, embedded], axis=1))
-    np.testing.assert_allclose(pooled, dense(tower.post_projection, expected)[:, 0], atol=1e-5)
+    @jax.jit
+    def reference():
+        embedded = dense(tower.pre_projection, tower.patch(x.reshape(2, 2, 128)))
+        embedded = embedded + tower.positions((2,))
+        agg = jnp.broadcast_to(tower.agg_token[...], (2, 1, 16))
+        encoded = tower.encoder(jnp.concatenate([agg, embedded], axis=1))
+        return dense(tower.post_projection, encoded)[:, 0]
+
+    np.testing.assert_allclose(pooled, reference(), atol=1e-5)
 
 
 def test_relative_buckets_equal_t5():
@@ -120,7 +130,8 @@ def test_linear_text_is_the_maximum_over_tokens():
     tower = _build(options)
     ids = np.array([[1, 2, 0]])
     embedded = np.asarray(tower.word_embedding[...])[ids[0]]
-    tokens = np.maximum(embedded @ np.asarray(tower.projection.kernel[...]), 0)
+    projection = jax.device_get(nnx.to_pure_dict(nnx.state(tower.projection)))
+    tokens = np.maximum(embedded @ projection["kernel"] + projection["bias"], 0)
     np.testing.assert_allclose(tower(ids)[0][0], tokens[:2].max(0), atol=1e-6)
     padded = _build(dict(options, pool_padding=True))
     np.testing.assert_allclose(padded(ids)[0][0], tokens.max(0), atol=1e-6)

@@ -14,6 +14,7 @@ from mmjax.preprocess.inputs import Inputs
 from mmjax.state import ModelDef
 from mmjax.tasks import make_task
 from tests.messages import raises
+from tests.random_arrays import random_arrays
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (2, 4, 8, 6, 3), np.uint8)
@@ -247,7 +248,7 @@ def test_every_task_subtracts_the_background_in_evaluation(name):
     else:
         spec["image"] = square
     task = make_task(cfg, DataSpec(batch=spec, num_classes=3))
-    params, extra = jax.jit(task.init)(jax.random.key(0))
+    params, extra = random_arrays(task.model)
     background = RNG.integers(0, 100, (4, 1, 16, 16, 3), np.uint8)
     touched = background + RNG.integers(0, 100, background.shape, np.uint8)
     run = jax.jit(task.predict["features"])

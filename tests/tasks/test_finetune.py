@@ -7,6 +7,7 @@ import pytest
 from mmjax import config
 from mmjax.data_spec import DataSpec
 from mmjax.tasks import make_task
+from tests.random_arrays import random_arrays
 
 TOWER = dict(width=8, num_layers=1, num_heads=1, head_dim=8, mlp_dim=8, dropout_rate=0.0)
 
@@ -48,7 +49,7 @@ def reference_loss(logits, known, *, balance=True, groups=1):
 )
 def test_loss_is_the_weighted_cross_entropy_of_labeled_examples(backbone, loss):
     task = task_of(backbone, **loss)
-    params, extra = jax.jit(task.init)(jax.random.key(0))
+    params, extra = random_arrays(task.model)
 
     @jax.jit
     def run(params, batch, key):

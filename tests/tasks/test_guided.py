@@ -1,6 +1,7 @@
 """The guided task without the training loop: losses, gradients, memory banks and queues."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from mmjax.errors import UserError
 from mmjax.losses import contrastive, self_supervised
 from mmjax.tasks import make_task
 from tests.messages import assert_mentions, raises
+from tests.random_arrays import random_arrays
 
 BATCH, SIZE, NUM_TOKENS, TEXT_WIDTH = 6, 16, 5, 7
 SMALL = dict(
@@ -111,18 +113,25 @@ def batch_of(views=2, text=None, **changes):
 
 
 def init(task):
-    # Not jitted as a whole: operations with equal shapes are compiled once for all tasks.
-    return task.init(jax.random.key(0))
+    """Returns random parameters, and the initial statistics, banks and queues."""
+    params, _ = random_arrays(task.model)
+    if "logit_scale" in params:
+        params["logit_scale"] = jnp.float32(math.log(1 / 0.07))
+    return params, jax.jit(lambda key: task.init(key)[1])(jax.random.key(0))
 
 
-@functools.cache  # compiled once per task
-def step_of(task):
+def loss_function(task):
     def loss(params, extra, batch):
         key = jax.random.key(1)
         features, new = task.encode(params, extra, batch, key)
         return task.objective(params, new, features, batch, key)
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return loss
+
+
+@functools.cache  # compiled once per task
+def step_of(task):
+    return jax.jit(jax.value_and_grad(loss_function(task), has_aux=True))
 
 
 def loss_of(task, batch, params, extra):
@@ -162,8 +171,9 @@ def test_every_method_trains_all_parameters_and_lowers_its_loss(name):
     weighted = sum(options.get("weight", 1.0) * values[term] for term, options in terms.items())
     np.testing.assert_allclose(loss, weighted, rtol=1e-5)
     # A gradient step that lowers the loss by 1% to first order.
-    rate = 0.01 * loss / sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(grads))
-    updated = jax.tree.map(lambda param, grad: param - rate * grad, params, grads)
+    params, grads = jax.device_get((params, grads))
+    rate = 0.01 * float(loss) / sum(np.sum(leaf**2) for leaf in jax.tree.leaves(grads))
+    updated = jax.tree.map(lambda param, grad: np.float32(param - rate * grad), params, grads)
     assert loss_of(task, batch, updated, extra)[0][0] < 0.995 * loss
     untrained = [
         jax.tree_util.keystr(path)
@@ -176,10 +186,15 @@ def test_every_method_trains_all_parameters_and_lowers_its_loss(name):
 def projections(name, head="projection"):
     """Returns the projections of each view, computed one view at a time, and the features."""
     task, batch, params, extra, *_ = trained(name)
-    features, new = task.encode(params, extra, batch, jax.random.key(1))
-    module = task.model.bind(params, new)
-    views = features["image"].shape[1]
-    return [module.heads[head](features["image"][:, v], train=True) for v in range(views)], features
+
+    @jax.jit
+    def run(params, extra, batch):
+        features, new = task.encode(params, extra, batch, jax.random.key(1))
+        module = task.model.bind(params, new)
+        views = features["image"].swapaxes(0, 1)
+        return [module.heads[head](view, train=True) for view in views], features
+
+    return run(params, extra, batch)
 
 
 def test_simclr_is_the_nt_xent_loss_of_two_views():
@@ -205,15 +220,19 @@ def test_lgslip_updates_the_shared_head_statistics_once_per_view():
     text = features["text"] @ params["heads"]["text"]["linear"]["0"]["kernel"]
     expected = self_supervised.nt_xent(a, b) + contrastive.info_nce(a, text, logit_scale=1 / 0.07)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    _, encoded = task.encode(params, extra, batch, jax.random.key(1))
-    module = task.model.bind(params, encoded)
-    for view in (0, 1):
-        module.heads["projection"](features["image"][:, view], train=True)
-    statistics = task.model.extra_of(module)["heads"]["projection"]
+
+    @jax.jit
+    def statistics_of(params, extra, batch):
+        _, encoded = task.encode(params, extra, batch, jax.random.key(1))
+        module = task.model.bind(params, encoded)
+        for view in (0, 1):
+            module.heads["projection"](features["image"][:, view], train=True)
+        return task.model.extra_of(module)["heads"]["projection"]
+
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         new["heads"]["projection"],
-        statistics,
+        statistics_of(params, extra, batch),
     )
 
 
@@ -246,6 +265,7 @@ def test_the_nearest_neighbor_loss_has_no_gradient_into_the_text():
     task = task_of("declip", clip_neighbors=dict(bank_size=16))
     params, extra = init(task)
     (_, (new, _)), grads = loss_of(task, batch_of(1, "tower"), params, extra)
+    grads = jax.device_get(grads)
     assert not any(
         np.any(leaf) for leaf in jax.tree.leaves((grads["text"], grads["heads"]["text"]))
     )
@@ -260,8 +280,13 @@ def test_nnclr_queries_the_bank_before_storing_the_second_view():
     bank = np.asarray(extra["banks"]["nnclr"]["rows"])
     np.testing.assert_allclose(new["banks"]["nnclr"]["rows"][:BATCH], projected[1], atol=1e-5)
     np.testing.assert_array_equal(new["banks"]["nnclr"]["rows"][BATCH:], bank[BATCH:])
-    module = task.model.bind(params, extra)
-    predicted = [module.heads["predictor"](z, train=True) for z in projected]
+
+    @jax.jit
+    def predict(params, projected):
+        module = task.model.bind(params, extra)
+        return [module.heads["predictor"](z, train=True) for z in projected]
+
+    predicted = predict(params, projected)
     nearest = []
     for z in projected:
         z = np.asarray(z) / np.linalg.norm(z, axis=1, keepdims=True)
@@ -308,11 +333,12 @@ def test_examples_without_an_image_do_not_affect_the_loss(name):
     changed = batch["image"].copy()
     changed[mask == 0] = 255 - changed[mask == 0]
     params, extra = init(task)
+    loss = jax.jit(loss_function(task))
     first, second = (
-        loss_of(task, batch | {"image": image, "image_mask": mask}, params, extra)
+        float(loss(params, extra, batch | {"image": image, "image_mask": mask})[0])
         for image in (batch["image"], changed)
     )
-    assert float(first[0][0]) == pytest.approx(float(second[0][0]), rel=1e-6)
+    assert first == pytest.approx(second, rel=1e-6)
 
 
 def test_precomputed_text_features_need_no_tower():
@@ -415,7 +441,8 @@ def test_the_predictor_must_have_the_width_of_the_projection(name):
 
 def test_prototypes_are_initialized_at_unit_length():
     """As in the first step of the published LGSSL code."""
-    kernel = task_of("swav").init(jax.random.key(0))[0]["prototypes"]["kernel"]
+    task = task_of("swav")
+    kernel = jax.jit(lambda: task.init(jax.random.key(0))[0]["prototypes"]["kernel"])()
     assert kernel.shape == (SMALL["out"], SMALL["prototypes"])
     np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1.0, rtol=1e-5)
 

@@ -1,6 +1,7 @@
 """The touch task without the training loop: pair losses, frozen towers, precomputed features."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.tasks import make_task
 from tests.messages import raises
+from tests.random_arrays import random_arrays
 
 BATCH, SIZE, NUM_TOKENS = 6, 16, 5
 ENCODER = dict(width=8, num_layers=1, num_heads=1, head_dim=8, mlp_dim=8, projection=12)
@@ -67,9 +69,10 @@ def default():
 
 
 def init(task):
-    """Initializes parameters that are large enough for clearly different embeddings."""
-    params, extra = jax.jit(task.init)(jax.random.key(0))
-    return jax.tree.map(lambda x: x * (3.0 if x.ndim > 1 else 1.0), params), extra
+    """Returns random parameters that are large enough for clearly different embeddings."""
+    params, extra = random_arrays(task.model)
+    params = jax.tree.map(lambda x: x * (3.0 if x.ndim > 1 else 1.0), params)
+    return params | {"logit_scale": jnp.float32(math.log(1 / 0.07))}, extra
 
 
 def evaluate_loss(task, params=None, **changes):

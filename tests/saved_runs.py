@@ -5,6 +5,7 @@ import jax
 from mmjax import config, session, tasks
 from mmjax.checkpoints import run_dir
 from mmjax.checkpoints.manager import Checkpoints
+from tests.random_arrays import random_arrays
 
 STEP = 7
 # Overrides of `--task=pretrain --config=demo`: towers of one layer, which compile faster.
@@ -25,7 +26,7 @@ def save_run(cfg, path, *, seed=0, scale=2.0):
     """
     data, data_spec = session.open_train_data(cfg)
     task = tasks.make_task(cfg, data_spec)
-    params, extra = jax.jit(task.init)(jax.random.key(seed))
+    params, extra = random_arrays(task.model, seed)
     params = jax.tree.map(lambda x: x * (scale if x.ndim > 1 else 1.0), params)
     state = {"params": params, "extra": extra}
     saved = Checkpoints(path)

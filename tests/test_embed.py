@@ -12,6 +12,7 @@ from mmjax.data.pipeline import loader
 from mmjax.errors import UserError
 from mmjax.tools import cli
 from tests.messages import assert_mentions, raises
+from tests.random_arrays import random_arrays
 from tests.saved_runs import ONE_LAYER, save_run
 
 # Towers of one layer compile faster.
@@ -42,7 +43,7 @@ def start_training(weights, *overrides):
     cfg = config.load(*RECIPE, [*small, *overrides])
     data, data_spec = session.open_train_data(cfg)
     task = tasks.make_task(cfg, data_spec)
-    params, extra = jax.jit(task.init)(jax.random.key(0))
+    params, extra = random_arrays(task.model)
     state = init_from.from_source(
         {"params": params, "extra": extra}, str(weights), allow=config.plain(cfg.init_allow)
     )

@@ -81,6 +81,7 @@ def by_definition(
     return np.mean(means)
 
 
+# Compiled as a whole, because JAX compiles each operation outside of jax.jit separately.
 LOSSES = {
     "asymmetric": jax.jit(
         contrastive.asymmetric_nce,
@@ -88,6 +89,9 @@ LOSSES = {
     ),
     "symmetric": jax.jit(contrastive.symmetric_nce, static_argnames=("mask_groups", "chunk_size")),
 }
+info_nce = jax.jit(contrastive.info_nce, static_argnames="chunk_size")
+soft_nce = jax.jit(contrastive.soft_nce, static_argnames=("target_temperature", "chunk_size"))
+sigmoid_loss = jax.jit(contrastive.sigmoid_loss, static_argnames="chunk_size")
 # The accuracy of float32 sums of similarities up to 1 / 0.07.
 ROUNDING = dict(rtol=0, atol=3e-6)
 
@@ -203,7 +207,7 @@ def test_info_nce_is_the_mean_of_two_cross_entropies(embeddings, chunk_size):
 
     value, slope = jax.jit(
         jax.value_and_grad(
-            lambda scale: contrastive.info_nce(
+            lambda scale: info_nce(
                 first, second, logit_scale=scale, mask=MASK, chunk_size=chunk_size
             )
         )
@@ -221,9 +225,7 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(embeddings, name, chunk
 
     def loss(anchor, other, mask):
         if name == "info":
-            return contrastive.info_nce(
-                anchor, other[:, 0], logit_scale=14.0, mask=mask, chunk_size=chunk_size
-            )
+            return info_nce(anchor, other[:, 0], logit_scale=14.0, mask=mask, chunk_size=chunk_size)
         return LOSSES[name](anchor, other, mask=mask, chunk_size=chunk_size)
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
@@ -286,16 +288,17 @@ def test_sizes_that_do_not_divide_the_batch_are_named(embeddings):
         LOSSES["asymmetric"](*embeddings, mask_groups=3)
 
 
-@pytest.mark.parametrize("loss", [contrastive.asymmetric_nce, contrastive.symmetric_nce])
-def test_missing_anchors_are_ignored(loss):
+@pytest.mark.parametrize("name", LOSSES)
+def test_missing_anchors_are_ignored(name):
+    loss = LOSSES[name]
     rng = np.random.default_rng(5)
     texts, videos = rng.normal(size=(4, 3, 8)), rng.normal(size=(4, 8))
     exists = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]])
-    value = loss(jnp.asarray(texts), jnp.asarray(videos), anchor_mask=jnp.asarray(exists))
+    value = loss(texts, videos, anchor_mask=exists)
     texts[exists == 0] = 9 * rng.normal(size=(6, 8))
-    changed = loss(jnp.asarray(texts), jnp.asarray(videos), anchor_mask=jnp.asarray(exists))
+    changed = loss(texts, videos, anchor_mask=exists)
     np.testing.assert_allclose(value, changed, rtol=1e-6)
-    unmasked = loss(jnp.asarray(texts), jnp.asarray(videos))
+    unmasked = loss(texts, videos)
     assert abs(float(unmasked) - float(value)) > 1e-3
 
 
@@ -306,9 +309,9 @@ SCALE = 1 / 0.07
 
 
 def test_tvl_losses_of_the_worked_example():
-    hard = contrastive.info_nce(TOUCH, TEXT, logit_scale=SCALE)
+    hard = info_nce(TOUCH, TEXT, logit_scale=SCALE)
     np.testing.assert_allclose(hard, 0.4526839, rtol=2e-6)
-    soft = contrastive.soft_nce(TOUCH, TEXT, logit_scale=SCALE)
+    soft = soft_nce(TOUCH, TEXT, logit_scale=SCALE)
     np.testing.assert_allclose(soft, 0.3885876, rtol=2e-6)
 
 
@@ -344,21 +347,21 @@ def sigmoid_by_definition(first, second, scale, bias, mask):
 def test_soft_and_sigmoid_losses_equal_their_definitions(embeddings, chunk_size):
     first, second = embeddings[0], embeddings[1][:, 0]
     options = dict(logit_scale=5.0, mask=MASK, chunk_size=chunk_size)
-    soft = contrastive.soft_nce(first, second, **options)
+    soft = soft_nce(first, second, **options)
     np.testing.assert_allclose(soft, soft_by_definition(first, second, 5.0, MASK), rtol=1e-5)
-    sigmoid = contrastive.sigmoid_loss(first, second, logit_bias=-3.0, **options)
+    sigmoid = sigmoid_loss(first, second, logit_bias=-3.0, **options)
     np.testing.assert_allclose(
         sigmoid, sigmoid_by_definition(first, second, 5.0, -3.0, MASK), rtol=1e-5
     )
 
 
-@pytest.mark.parametrize("loss", [contrastive.soft_nce, contrastive.sigmoid_loss])
+@pytest.mark.parametrize("loss", [soft_nce, sigmoid_loss])
 def test_chunking_does_not_change_the_gradient(embeddings, loss):
     first, second = jnp.asarray(embeddings[0]), jnp.asarray(embeddings[1][:, 0])
 
     def gradient(chunk_size):
         function = lambda a, b: loss(a, b, logit_scale=5.0, mask=MASK, chunk_size=chunk_size)  # noqa: E731
-        return jax.grad(function, argnums=(0, 1))(first, second)
+        return jax.jit(jax.grad(function, argnums=(0, 1)))(first, second)
 
     for whole, chunked in zip(gradient(None), gradient(4), strict=True):
         np.testing.assert_allclose(chunked, whole, atol=1e-6)
@@ -367,18 +370,18 @@ def test_chunking_does_not_change_the_gradient(embeddings, loss):
 
 def test_soft_targets_get_no_gradient():
     eye = jnp.eye(3)
-    gradient = jax.grad(lambda text: contrastive.soft_nce(eye, text, logit_scale=0.0))(eye)
+    gradient = jax.jit(jax.grad(lambda text: soft_nce(eye, text, logit_scale=0.0)))(eye)
     np.testing.assert_array_equal(gradient, 0)  # At scale 0 only the targets depend on the text.
 
 
 def test_soft_targets_need_a_positive_temperature():
     with raises(UserError, "target_temperature", "got 0", "'info_nce'"):
-        contrastive.soft_nce(TOUCH, TEXT, logit_scale=SCALE, target_temperature=0)
+        soft_nce(TOUCH, TEXT, logit_scale=SCALE, target_temperature=0)
 
 
 def test_soft_targets_approach_info_nce_at_low_temperature():
-    soft = contrastive.soft_nce(TOUCH, TEXT, logit_scale=SCALE, target_temperature=1e-3)
-    hard = contrastive.info_nce(TOUCH, TEXT, logit_scale=SCALE)
+    soft = soft_nce(TOUCH, TEXT, logit_scale=SCALE, target_temperature=1e-3)
+    hard = info_nce(TOUCH, TEXT, logit_scale=SCALE)
     np.testing.assert_allclose(soft, hard, rtol=1e-5)
 
 

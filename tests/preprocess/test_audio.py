@@ -7,8 +7,19 @@ import pytest
 import scipy.signal
 
 from mmjax.errors import UserError
-from mmjax.preprocess.audio import audio_noise, log_mel, spec_augment
+from mmjax.preprocess import audio
 from tests.messages import raises
+
+# Compiled as a whole, because JAX compiles each operation outside of jax.jit separately.
+audio_noise = jax.jit(audio.audio_noise)
+log_mel = jax.jit(
+    audio.log_mel,
+    static_argnames=("sample_rate", "window", "step", "num_bins", "low", "high", "normalize"),
+)
+spec_augment = jax.jit(
+    audio.spec_augment,
+    static_argnames=("time_masks", "time_width", "frequency_masks", "frequency_width"),
+)
 
 KEY = jax.random.key(0)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from mmjax.errors import UserError
 from mmjax.models.blocks.fused_attention import MASKED, MAX_KEYS, fused_attention
 from mmjax.models.blocks.noise import dropout
+from mmjax.sharding import AXES, BATCH_AXES
 
 AttentionImpl = Literal["auto", "xla", "cudnn", "pallas"]
 # With fewer keys, scores are small and XLA computes several heads at once.
@@ -158,6 +161,7 @@ def _attend_cudnn(
     The gradient of cuDNN's kernel needs even sequence lengths. Odd ones are padded with a token
     that no query attends to.
     """
+    query, key, value = (_keep_sequences_whole(x) for x in (query, key, value))
     (batch_size, num_queries), num_keys = query.shape[:2], key.shape[1]
     odd = (num_queries % 2, num_keys % 2)
     lengths = None
@@ -181,6 +185,24 @@ def _attend_cudnn(
         implementation=implementation,
     )
     return output[:, :num_queries]
+
+
+def _keep_sequences_whole(x: jax.Array) -> jax.Array:
+    """Shards [B, T, H, K] only over examples and heads if parameters are sharded.
+
+    XLA may then divide other axes, or an axis by a part of a mesh axis, for which JAX's partitioner
+    of the kernel fails.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not {*AXES} <= {*mesh.auto_axes} or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return x
+    batch = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    spec = PartitionSpec(
+        BATCH_AXES if x.shape[0] % batch == 0 else None,
+        None,
+        "tensor" if x.shape[2] % mesh.shape["tensor"] == 0 else None,
+    )
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def _pad_scores(x: jax.Array, num_queries: int, num_keys: int) -> jax.Array:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from scipy.special import erf, expit
 
+from mmjax import sharding
 from mmjax.errors import UserError
 from mmjax.models.blocks import attention
 from mmjax.models.blocks.attention import attend
@@ -200,6 +202,23 @@ def test_padding_for_cudnn_changes_nothing(length, with_bias, with_mask, causal)
     both = (jax.tree.leaves(results(function, inputs, bias)) for function in (padded, plain))
     for a, b in zip(*both, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_cudnn_gets_whole_sequences_of_examples_and_heads():
+    """JAX's partitioner of the kernel fails if XLA divides other axes, as with fsdp."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 2, 8)), jnp.float32)
+    expected = attend(x, x, x, scale=0.5, impl="xla")
+    mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+    with jax.set_mesh(mesh):
+        where = NamedSharding(mesh, PartitionSpec(None, "fsdp", None, "tensor"))
+        function = jax.jit(
+            lambda x: attention._attend_cudnn(
+                x, x, x, None, None, scale=0.5, causal=False, implementation="xla"
+            )
+        )
+        output = function(jax.device_put(x, where))
+    np.testing.assert_allclose(output, expected, atol=1e-6)
+    assert output.sharding.shard_shape(x.shape)[1:] == (8, 1, 8)
 
 
 def test_kernels_are_used_where_they_can_run_and_refused_elsewhere():

@@ -17,7 +17,7 @@ from mmjax.aot.collectives import Collective, collective_of
 from mmjax.aot.hlo import Array, Computation, Instruction, Module
 from mmjax.aot.loops import trip_count
 
-# Instructions that only name values, or whose work other instructions count.
+# Instructions without work of their own: they name, group or order values.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all opt-barrier partition-id "
     "replica-id add-dependency domain".split()

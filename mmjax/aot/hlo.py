@@ -180,7 +180,7 @@ class Computation:
 
     @functools.cached_property
     def root(self) -> Instruction:
-        """The instruction whose value is the result."""
+        """The instruction that computes the result."""
         values = list(self.instructions.values())
         return next((i for i in values if i.root), values[-1])
 

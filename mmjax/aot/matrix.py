@@ -45,7 +45,7 @@ def _convolution(
 ) -> float:
     """Counts only products with elements of the input, not with padding or dilation.
 
-    XLA writes matrix products on TPUs as convolutions whose windows are mostly padding.
+    On TPUs, XLA writes matrix products as convolutions. Most of their windows is padding.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     left, right, result = labels.groups()

@@ -103,7 +103,7 @@ _COMPILERS = {
     "cuda": ("cuda", "XLA's CUDA plugin", "jax-cuda13-plugin", "jax-cuda12-plugin"),
 }
 
-# libtpu looks for a TPU, and locks it, unless it is told that there is none.
+# Without these, libtpu looks for a TPU and locks it.
 _TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",

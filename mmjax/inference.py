@@ -20,13 +20,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import logging
 
 from mmjax import config, init_from
-from mmjax.checkpoints import run_dir
-from mmjax.checkpoints.find import find
+from mmjax.convert import source_config
 from mmjax.convert.load import load_sources
 from mmjax.errors import UserError, about, check_choice
 from mmjax.evals.features.embeddings import normalize
@@ -84,7 +82,7 @@ class Model:
         self.cfg = config.resolve(cfg)
         built = make_predict_task(self.cfg, leaves)
         self._data, self._tokenizer = built.data, built.tokenizer
-        self._state = _fill(built.task, leaves, where)
+        self._state = init_from.fill(built.task, leaves, where)
         self._predict = built.task.predict
         self.logit_scale = _logit_scale(built.task, self._state[0], self.cfg)
         outputs = {
@@ -521,42 +519,9 @@ def load(source: Path | Sequence[str], *, overrides: Sequence[str] = ()) -> Mode
     sources = (source,) if isinstance(source, str | os.PathLike) else tuple(source)
     sources = tuple(os.fspath(each) for each in sources)
     with about(", ".join(sources)):
-        cfg = _config_of(sources)
+        cfg = source_config.config_of(sources)
     config.apply(cfg, overrides)
     return Model(cfg, *load_sources(sources))
-
-
-def _config_of(sources: Sequence[str]) -> ml_collections.ConfigDict:
-    """Returns the config of a run directory, or the config inferred from published files."""
-    from mmjax.convert.clip import infer_config as clip_config
-    from mmjax.convert.vision import infer_config as vision_config
-    from mmjax.convert.vision import load as vision_load
-    from mmjax.formats import torch_reader
-
-    if len(sources) == 1 and not torch_reader.is_file(sources[0]):
-        run, _ = find(sources[0])
-        return run_dir.RunDir(run, create=False).read_config()
-    if len(sources) == 1 and vision_load.fits(sources[0]):
-        return vision_config.config_of(sources[0])
-    return clip_config.config_of(sources)
-
-
-def _fill(task: Task, leaves: Mapping[str, np.ndarray], where: str) -> tuple[dict, dict]:
-    """Returns `(params, extra)` of a task from {path: array}, on the device.
-
-    Raises:
-      UserError: Arrays are missing or have another shape.
-    """
-    params, extra = jax.eval_shape(task.init, jax.random.key(0))
-    parts = {"params": params, "extra": extra}
-    values, report = init_from.match(init_from.target_of(parts), leaves)
-    if report.missing or report.mismatched:
-        raise UserError(
-            f"The parameters of {where} do not match the model of the config:\n{report}\nUse the "
-            "config that they were trained with."
-        )
-    filled = init_from.replaced(parts, lambda path, leaf: jnp.asarray(values[path], leaf.dtype))
-    return filled["params"], filled["extra"]
 
 
 def _logit_scale(task: Task, params: Mapping[str, Any], cfg: config.Config) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -194,6 +195,24 @@ def _share_encoder(
         )
     rest = {path: value for path, value in source.items() if path not in shared}
     return rest | {f"{tower}/{path}": source[path] for tower in fitting for path in shared}
+
+
+def fill(task: Any, leaves: Mapping[str, np.ndarray], where: str) -> tuple[dict, dict]:
+    """Returns `(params, extra)` of a task from {path: array}, on the device.
+
+    Raises:
+      UserError: Arrays are missing or have another shape.
+    """
+    params, extra = jax.eval_shape(task.init, jax.random.key(0))
+    parts = {"params": params, "extra": extra}
+    values, report = match(target_of(parts), leaves)
+    if report.missing or report.mismatched:
+        raise UserError(
+            f"The parameters of {where} do not match the model of the config:\n{report}\nUse the "
+            "config that they were trained with."
+        )
+    filled = replaced(parts, lambda path, leaf: jnp.asarray(values[path], leaf.dtype))
+    return filled["params"], filled["extra"]
 
 
 def from_source(

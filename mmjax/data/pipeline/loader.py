@@ -26,10 +26,11 @@ from mmjax.data.pipeline.config import MODALITIES, DataConfig, parse_config
 from mmjax.data.pipeline.dmvr.construct import is_stream
 from mmjax.data.pipeline.dmvr.stream import StreamEvalData, StreamTrainData
 from mmjax.data.pipeline.examples import Examples, build_pipeline, build_positive_pipeline
+from mmjax.data.pipeline.feature_table import TableEvalData, TableTrainData, is_table
 from mmjax.data.pipeline.label import Label, count_classes
 from mmjax.data.pipeline.order import EvalOrder, HostBatch, Order, TrainOrder, as_numpy
 from mmjax.data.pipeline.phases import Pipeline
-from mmjax.data.pipeline.stream import Batch, BatchStream
+from mmjax.data.pipeline.stream import Batch, BatchStream, padded
 from mmjax.data.pipeline.tokenizer import open_tokenizer
 from mmjax.data.sources import registry as sources
 from mmjax.data.sources.base import Source
@@ -216,22 +217,11 @@ class EvalData(_Loader):
         """
         num_read = 0
         for batch, valid in self._stream.iterate():
-            yield _padded(batch | {"mask": valid.astype(np.float32)}, self.host.size)
+            yield padded(batch | {"mask": valid.astype(np.float32)}, self.host.size)
             num_read += 1
         empty = {key: np.zeros(s.shape, s.dtype) for key, s in self.spec.items()}
         for _ in range(num_read, self.num_batches):
             yield {key: value.copy() for key, value in empty.items()}
-
-
-def _padded(batch: Batch, size: int) -> Batch:
-    """Returns a batch of `size` examples, the missing ones zeros."""
-    missing = size - len(batch["example_id"])
-    if not missing:
-        return batch
-    return {
-        key: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)])
-        for key, value in batch.items()
-    }
 
 
 def make_train_data(
@@ -241,7 +231,7 @@ def make_train_data(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> TrainData | StreamTrainData:
+) -> TrainData | StreamTrainData | TableTrainData:
     """Returns the training data of a recipe.
 
     Args:
@@ -260,6 +250,8 @@ def make_train_data(
     )
     if len(cfg.specs) == 1 and is_stream(cfg.specs[0]):
         return StreamTrainData(cfg, spec=cfg.specs[0], seed=seed, host=host)
+    if len(cfg.specs) == 1 and is_table(cfg.specs[0]):
+        return TableTrainData(cfg, spec=cfg.specs[0], seed=seed, host=host)
     if cfg.dmvr:
         raise UserError(
             f"config.data.dmvr is set, but config.data.train={data_cfg.get('train')!r} is not one "
@@ -284,7 +276,7 @@ def make_eval_data(
     max_examples: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> EvalData | StreamEvalData:
+) -> EvalData | StreamEvalData | TableEvalData:
     """Returns evaluation data with the modalities and the vocabulary of a recipe.
 
     Batches have labels whenever the dataset has them.
@@ -320,6 +312,8 @@ def make_eval_data(
     )
     if is_stream(spec):
         return StreamEvalData(cfg, spec=spec, split=split, max_examples=max_examples, host=host)
+    if is_table(spec):
+        return TableEvalData(spec=spec, split=split, max_examples=max_examples, host=host)
     source = sources.open_source(spec, split=split, check_crc=cfg.check_crc)
     if cfg.label is None and source.info.num_classes:
         cfg = dataclasses.replace(cfg, label=Label(multi_label=source.info.multi_label))

@@ -68,21 +68,24 @@ def features_path(directory: str | os.PathLike, split: str, modality: str) -> st
     return os.path.join(os.path.expanduser(directory), split, f"{modality}.npy")
 
 
-def create_array(path: str | os.PathLike, shape: Sequence[int]) -> np.memmap:
-    """Creates a .npy file of float32 zeros, and returns it mapped into memory for writing.
+def create_array(
+    path: str | os.PathLike, shape: Sequence[int], dtype: str = "float32"
+) -> np.memmap:
+    """Creates a .npy file of zeros, and returns it mapped into memory for writing.
 
     Raises:
       UserError: The disk has no space for it.
     """
     try:
-        array = np.lib.format.open_memmap(path, "w+", np.float32, tuple(shape))
+        array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), tuple(shape))
         _reserve_space(path)
     except OSError as error:
         if error.errno not in files.NO_SPACE:
             raise
         files.remove(path)
+        size = np.dtype(dtype).itemsize * math.prod(shape)
         raise UserError(
-            f"Cannot write {path}: it needs {4 * math.prod(shape) / 2**30:.3g} GiB of disk space: "
+            f"Cannot write {path}: it needs {size / 2**30:.3g} GiB of disk space: "
             f"{error.strerror}. Free some space, or choose another directory."
         ) from error
     return array

@@ -138,3 +138,14 @@ class BatchStream:
         zeros["example_id"] = tf.cast(ids["record"], tf.int32)
         zeros[_ATTEMPT] = tf.constant(limit, tf.int64)
         return examples.concatenate(tf.data.Dataset.from_tensors(zeros)).take(1)
+
+
+def padded(batch: Batch, size: int) -> Batch:
+    """Returns a batch of `size` examples, the missing ones zeros."""
+    missing = size - len(batch["example_id"])
+    if not missing:
+        return batch
+    return {
+        key: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)])
+        for key, value in batch.items()
+    }

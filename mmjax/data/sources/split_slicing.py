@@ -132,19 +132,41 @@ def open_split(
     Raises:
       UserError: An invalid split (see `parse`, `Part.bounds`), or a sum whose parts overlap.
     """
+    sources, parts, records = select(split, opener)
+    if records is None:
+        return sources[0]
+    combined = concatenate(sources) if len(sources) > 1 else sources[0]
+    result = SlicedSource(combined, records, name=f"{combined.info.name}/{split}")
+    if parts > 1:
+        _check_unique(result, split)
+    return result
+
+
+def select(
+    split: str, opener: Callable[[str], Source]
+) -> tuple[list[Source], int, np.ndarray | None]:
+    """Returns the sources that a split consists of, and which of their records it contains.
+
+    Args:
+      split: The split, in the syntax of the module docstring.
+      opener: Opens a complete split by its name.
+
+    Returns:
+      `(sources, number of parts, records)`. `records`, int64 [N], are indices of the records of all
+      sources, one source after the other; None for a complete split.
+
+    Raises:
+      UserError: An invalid split (see `parse`, `Part.bounds`).
+    """
     parts = parse(split)
     names = list(dict.fromkeys(part.name for part in parts))
     sources = {name: opener(name) for name in names}
     if len(parts) == 1 and not parts[0].sliced:
-        return sources[names[0]]
+        return list(sources.values()), 1, None
     counts = [source.num_examples for source in sources.values()]
     offset = dict(zip(names, np.cumsum([0, *counts]), strict=False))
     records = np.concatenate([offset[p.name] + _records(p, sources[p.name]) for p in parts])
-    combined = concatenate(list(sources.values())) if len(sources) > 1 else sources[names[0]]
-    result = SlicedSource(combined, records, name=f"{combined.info.name}/{split}")
-    if len(parts) > 1:
-        _check_unique(result, split)
-    return result
+    return list(sources.values()), len(parts), records
 
 
 class SlicedSource:

@@ -259,3 +259,33 @@ def _jitter_stage(
         turn = example_random.per_image(values["hue"])
         result = jnp.where(now["hue"] & (turn != 0), adjust_hue(images, turn), result)
     return result
+
+
+# pyVTAB's augmentation of the images of pixelwise end tasks (section "J" of its data loaders).
+_END_TASK_JITTER = ColorJitter(
+    probability=1.0,
+    brightness=(0.6, 1.4),
+    contrast=(0.6, 1.4),
+    saturation=(0.6, 1.4),
+    hue=(-0.2, 0.2),
+)
+
+
+def jitter_frames(keys: jax.Array, images: jax.Array) -> jax.Array:
+    """Changes the colors of images at random, and some of them to gray (probability 0.2).
+
+    Args:
+      keys: One key per example, [B].
+      images: uint8 [B, T, H, W, 3]. The images of an example are changed independently.
+
+    Returns:
+      uint8 [B, T, H, W, 3].
+
+    Source: pyVTAB (Kotar et al. 2021); see `mmjax.end_tasks`.
+    """
+    count = images.shape[1]
+    keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
+    jitter_keys, gray_keys = example_random.split(keys, 2)
+    flat = to_float(images.reshape(-1, *images.shape[2:]))
+    flat = grayscale(gray_keys, _END_TASK_JITTER(jitter_keys, flat), 0.2)
+    return jnp.round(flat * 255).astype(jnp.uint8).reshape(images.shape)

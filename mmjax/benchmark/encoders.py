@@ -1,0 +1,106 @@
+"""Opens the image encoder of a run or of a published file, to train heads on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax import config, init_from
+from mmjax.checkpoints.checksums import fingerprint
+from mmjax.convert.load import load_sources
+from mmjax.convert.source_config import config_of
+from mmjax.errors import UserError, about
+from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
+from mmjax.tasks.trunk import Trunk, trunk_section
+
+RANDOM = "random:"  # prefix of an encoder with random weights
+_RESNET50 = "resnet50"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageEncoder:
+    """A trained image encoder.
+
+    Attributes:
+      source: Where it comes from: a run directory, a file, or `random:…`.
+      section: Config of the encoder; see `mmjax.tasks.trunk.trunk_section`.
+      params: Its parameters, and those of the rest of its model.
+      extra: Its statistics.
+    """
+
+    source: str
+    section: Mapping[str, Any]
+    params: dict
+    extra: dict
+
+    @functools.cached_property
+    def trunk(self) -> Trunk:
+        """The encoder without its parameters."""
+        return Trunk(self.section)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the parameters and statistics."""
+        return fingerprint({"params": self.params, "extra": self.extra})
+
+
+def open_encoder(source: str | Sequence[str], *, seed: int = 0) -> ImageEncoder:
+    """Returns an image encoder.
+
+    Args:
+      source: A run directory of any task that encodes images or video, `<run>/checkpoints/<step>`,
+        or a published file; see `mmjax.load`. `random:SOURCE` is the encoder of a source with
+        random weights, and `random:resnet50` a ResNet-50 with random weights.
+      seed: Seed of random weights.
+
+    Raises:
+      UserError: The source does not exist, cannot be read, or encodes no images.
+    """
+    sources = (source,) if isinstance(source, str | os.PathLike) else tuple(source)
+    name = ", ".join(map(os.fspath, sources))
+    if not name:
+        raise UserError(
+            "No encoder. Pass --override_checkpoint=RUN_OR_FILE, or random:resnet50 for one with "
+            "random weights."
+        )
+    with about(name):
+        if name.startswith(RANDOM):
+            return _random(name, seed)
+        cfg = config_of(sources)
+        leaves, where = load_sources(sources)
+        section = trunk_section(cfg, _num_classes(leaves))
+        params, extra = init_from.fill(Trunk(section).task, leaves, where)
+    return ImageEncoder(source=name, section=section, params=params, extra=extra)
+
+
+def _random(name: str, seed: int) -> ImageEncoder:
+    inner = name.removeprefix(RANDOM)
+    if inner == _RESNET50:
+        section = resnet50_section()
+    else:
+        with about(inner):
+            leaves, _ = load_sources((inner,))
+            section = trunk_section(config_of((inner,)), _num_classes(leaves))
+    params, extra = jax.jit(Trunk(section).task.init)(jax.random.key(seed))
+    return ImageEncoder(source=name, section=section, params=params, extra=extra)
+
+
+def _num_classes(leaves: Mapping[str, np.ndarray]) -> int | None:
+    kernel = leaves.get("classifier/kernel")
+    return None if kernel is None else int(kernel.shape[-1])
+
+
+def resnet50_section(size: int = 224) -> dict[str, Any]:
+    """Returns the config of torchvision's ResNet-50 for images of `size` pixels."""
+    cfg = config.base()
+    cfg.task = "guided"
+    cfg.model = dict(image=dict(name=_RESNET50, zero_init_last=False))
+    cfg.data = dict(image=dict(size=size))
+    cfg.augment = dict(image=dict(mean=IMAGENET_MEAN, std=IMAGENET_STD))
+    return trunk_section(cfg)

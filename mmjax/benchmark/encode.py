@@ -199,7 +199,9 @@ def _encode_split(
             if features is None:
                 shape = (data.num_examples, repeats, output.shape[-1])
                 features = precomputed_features.create_array(path, shape, "float16")
-            features[ids, repeat] = np.asarray(output)[keep]
+            values = np.asarray(output)[keep]
+            _check_finite(values, ids, data)
+            features[ids, repeat] = values
             labels[ids], valid[ids] = batch["label"][keep], True
             bar.update(len(ids))
         bar.close()
@@ -210,14 +212,16 @@ def _encode_split(
     if not valid.all():  # corrupt records, which data.corrupt='skip' allows
         features, labels = features[valid], labels[valid]
         np.save(path, features)
-    bad = ~np.isfinite(features.reshape(len(features), -1).max(axis=1))
-    if bad.any():
-        raise UserError(
-            f"{bad.sum()} of {len(bad)} embeddings of {split} are not finite in float16, the first "
-            f"of {data.sources[0].where(int(np.flatnonzero(bad)[0]))}. Check the weights of the "
-            "encoder."
-        )
     return features, labels
+
+
+def _check_finite(values: np.ndarray, ids: np.ndarray, data: Any) -> None:
+    bad = ids[~np.isfinite(values).all(axis=1)]
+    if len(bad):
+        raise UserError(
+            f"The embedding of {data.sources[0].where(int(bad[0]))} is not finite in float16. "
+            "Check the weights of the encoder."
+        )
 
 
 def _overlapped(

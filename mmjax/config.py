@@ -59,7 +59,7 @@ class Config:
       checkpoint: Options of `checkpoints.manager.Checkpoints`, and `best`, `best_of`.
       compilation_cache: Whether to cache compiled programs in $MMJAX_CACHE or ~/.cache/mmjax.
       tensorboard: Whether to write TensorBoard files.
-      data, model, loss, augment, optimizer, evals, wandb: Sections for what they configure.
+      data, model, loss, augment, optimizer, evals, probe, wandb: Sections for what they configure.
     """
 
     task: str = ""
@@ -93,6 +93,7 @@ class Config:
     augment: dict[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
     evals: dict[str, Any] = dataclasses.field(default_factory=dict)
+    probe: dict[str, Any] = dataclasses.field(default_factory=dict)
     wandb: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from absl import logging
 from tqdm import tqdm
 
 from mmjax import cache, files, sharding
-from mmjax.benchmark.encoders import ImageEncoder
+from mmjax.benchmark.image_encoder import ImageEncoder
 from mmjax.errors import UserError
 from mmjax.evals.features import cache as feature_cache
 from mmjax.preprocess import color

@@ -15,6 +15,7 @@ import jax
 from mmjax.evals.affinity import Affinity
 from mmjax.evals.base import Evaluator, Schedule, format_results, make_evaluator
 from mmjax.evals.classification import Classification
+from mmjax.evals.end_task import EndTaskMetrics
 from mmjax.evals.features.store import FeatureStore
 from mmjax.evals.few_shot import FewShot
 from mmjax.evals.knn import NearestNeighbors
@@ -43,6 +44,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "zero_shot": ZeroShot,
     "affinity": Affinity,
     "suite": Suite,
+    "end_task": EndTaskMetrics,
 }
 _TASK_SECTIONS = ("task", "model", "loss", "augment")  # they determine the outputs of the task
 

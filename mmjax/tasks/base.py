@@ -31,6 +31,7 @@ TASKS = {
     "finetune": "mmjax.tasks.finetune:Finetune",
     "touch": "mmjax.tasks.touch:Touch",
     "guided": "mmjax.tasks.guided:Guided",
+    "probe": "mmjax.tasks.probe:Probe",
 }
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]

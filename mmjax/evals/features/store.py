@@ -61,7 +61,7 @@ class FeatureStore:
       task_cfg: Config sections that the task was made from; required for features on disk.
 
     Attributes:
-      data_cfg: The argument.
+      task, data_cfg: The arguments.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class FeatureStore:
         make_eval_data: Callable[..., Any] | None = None,
         task_cfg: Mapping[str, Any] | None = None,
     ):
-        self._task = task
+        self.task = task
         self.data_cfg = dict(data_cfg)
         self._mesh = mesh
         self._make_eval_data = make_eval_data
@@ -122,7 +122,7 @@ class FeatureStore:
         """
         prefix = f"config.{section}." if section else ""
         where = f" for config.{section}" if section else ""
-        check_choice(f"predict function of this task{where}:", predict, self._task.predict)
+        check_choice(f"predict function of this task{where}:", predict, self.task.predict)
         self.check_batch_size(batch_size, key=f"{prefix}batch_size")
         if limit < 0:
             raise UserError(f"{prefix}limit must be at least 0 (0: all examples); got {limit}.")
@@ -198,7 +198,7 @@ class FeatureStore:
           predict: Name of the task's predict function.
         """
         if (predict, name) not in self._applied:
-            function = self._task.predict[predict]
+            function = self.task.predict[predict]
             self._applied[predict, name] = jax.jit(
                 lambda *args: function(*args)[name].astype("float32"),
                 out_shardings=sharding.replicated(self._mesh),
@@ -253,7 +253,7 @@ class FeatureStore:
             name: jax.ShapeDtypeStruct((request.batch_size, *field.shape[1:]), field.dtype)
             for name, field in self._open(request).spec.items()
         }
-        predict, params = self._task.predict[request.predict], step_lib.evaluation_params(state)
+        predict, params = self.task.predict[request.predict], step_lib.evaluation_params(state)
         signature = tuple((k, v.shape, v.dtype) for k, v in sorted(batch.items()))
         if (request.predict, signature) not in self._outputs:
             with jax.set_mesh(self._mesh):
@@ -352,7 +352,7 @@ class FeatureStore:
         if predict_name not in self._compiled:
             requests = [r for r in self._names if r.predict == predict_name]
             names = sorted(set().union(*(self._names[r] for r in requests)))
-            predict = self._task.predict[predict_name]
+            predict = self.task.predict[predict_name]
             self._compiled[predict_name] = compile_predict(predict, self._mesh, names)
         return self._compiled[predict_name]
 

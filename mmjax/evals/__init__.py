@@ -15,7 +15,6 @@ import jax
 from mmjax.evals.affinity import Affinity
 from mmjax.evals.base import Evaluator, Schedule, format_results, make_evaluator
 from mmjax.evals.classification import Classification
-from mmjax.evals.end_task import EndTaskMetrics
 from mmjax.evals.features.store import FeatureStore
 from mmjax.evals.few_shot import FewShot
 from mmjax.evals.knn import NearestNeighbors
@@ -34,7 +33,7 @@ __all__ = [
     "make_evaluators",
 ]
 
-EVALUATORS: dict[str, type[Evaluator]] = {
+EVALUATORS: dict[str, type[Evaluator] | str] = {
     "retrieval": Retrieval,
     "linear_probe": LinearProbe,
     "knn": NearestNeighbors,
@@ -44,7 +43,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "zero_shot": ZeroShot,
     "affinity": Affinity,
     "suite": Suite,
-    "end_task": EndTaskMetrics,
+    "end_task": "mmjax.evals.end_task:EndTaskMetrics",
 }
 _TASK_SECTIONS = ("task", "model", "loss", "augment")  # they determine the outputs of the task
 

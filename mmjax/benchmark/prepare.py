@@ -44,7 +44,7 @@ def prepare(
     cfg = config.resolve(cfg)
     options = options_lib.parse(cfg.probe)
     encoder = encoder or open_encoder(cfg.init_from, seed=cfg.seed)
-    data = _data_section(cfg, options, encoder)
+    data = data_section(cfg, options, encoder)
     model = {"head": cfg.model.get("head"), "trunk": None}
     changes: dict[str, Any] = {"init_from": "", "init_allow": ()}
     if options.uses_table:
@@ -87,7 +87,8 @@ def train_splits(options: ProbeOptions) -> tuple[str, str]:
     return f"train[:{100 - percent}%{how}]", f"train[{100 - percent}%:{how}]"
 
 
-def _data_section(cfg: Config, options: ProbeOptions, encoder: ImageEncoder) -> dict[str, Any]:
+def data_section(cfg: Config, options: ProbeOptions, encoder: ImageEncoder) -> dict[str, Any]:
+    """Returns the section `data` of the images of an end task."""
     task, paper = options.task, options.paper
     spec = f"end_task:{options.end_task},root={options.root}" + (",paper=true" if paper else "")
     shared = {k: v for k, v in cfg.data.items() if k not in ("train", "split", "end_task")}

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from mmjax import distributed, files, tree
+from mmjax.end_tasks.declaration import EndTask
 from mmjax.errors import UserError
 from mmjax.evals import end_task_metrics
 from mmjax.evals.base import CONFIDENCE, Evaluator
@@ -26,8 +27,8 @@ class EndTaskMetrics(Evaluator):
 
     Reports `CONFIGURATION/METRIC`, `CONFIGURATION/METRIC_ci95` (half of the 95 % confidence
     interval of the mean over seeds) and, for the metric of the end task, its value for each seed,
-    `CONFIGURATION/seedN`. With `heads='best'` and `keep_best`, `CONFIGURATION/step` is the step at
-    which the metric on the validation examples was best, the mean over seeds.
+    `CONFIGURATION/seedN`. With `keep_best`, `CONFIGURATION/best` is the mean of the best values of
+    the seeds, and `CONFIGURATION/best_step` the median of their steps.
 
     Args:
       data: Data set; '' for the training data.
@@ -66,6 +67,7 @@ class EndTaskMetrics(Evaluator):
         if not hasattr(task, "end_task"):
             raise UserError(f"{self.key('type')}='end_task' evaluates runs of --task=probe.")
         self._end_task, self._groups = task.end_task, task.groups
+        self._metric = primary_metric(task.end_task, paper=bool(paper_batch))
         self._keep_best, self._use_best, self._paper_batch = keep_best, heads == "best", paper_batch
         self._statistics = statistic_names(self._end_task.target, task.num_outputs)
         self._request = self.add_request(
@@ -79,22 +81,20 @@ class EndTaskMetrics(Evaluator):
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
         """Returns the metrics of the heads."""
-        steps = None
         if self._use_best:
-            best = BestHeads.read(self.directory / BEST_FILE)
-            state, steps = best.replaced(state), best.steps
+            state = BestHeads.read(self.directory / BEST_FILE).replaced(state)
         features = self.store.get(state, self._request)
         result: dict[str, float] = {}
-        metric, selected = self._end_task.metric, {}
+        selected = {}
         for group in self._groups:
             values = self._metrics(features, group)
-            selected[group] = values[metric]
-            result |= _summary(group, values, metric)
+            selected[group] = values[self._metric]
+            result |= _summary(group, values, self._metric)
         if self._keep_best:
-            higher = self._end_task.higher_is_better
-            steps = self._update_best(state, selected, higher_is_better=higher)
-        for group, each in (steps or {}).items():
-            result[f"{group}/step"] = float(np.mean(each))
+            best = self._update_best(state, selected)
+            for group, each in best.values.items():
+                result[f"{group}/best"] = float(np.mean(each))
+                result[f"{group}/best_step"] = float(np.median(best.steps[group]))
         return result
 
     def _metrics(self, features: Features, group: str) -> dict[str, np.ndarray]:
@@ -107,19 +107,27 @@ class EndTaskMetrics(Evaluator):
             paper_batch=self._paper_batch,
         )
 
-    def _update_best(
-        self, state: Mapping[str, Any], values: Mapping[str, np.ndarray], *, higher_is_better: bool
-    ) -> dict[str, np.ndarray]:
-        """Keeps the heads that are better than before; returns the steps of the best ones."""
+    def _update_best(self, state: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> BestHeads:
+        """Keeps the heads that are better than before, and returns the best ones."""
         path = self.directory / BEST_FILE
         best = BestHeads.read(path) if path.exists() else None
         new = BestHeads.of(state, values, self.step)
         if best is not None:
-            new = best.merged(new, higher_is_better=higher_is_better)
+            new = best.merged(new, higher_is_better=self._end_task.higher_is_better)
         if distributed.is_primary() and (best is None or new.changed(best)):
             new.write(path)
         distributed.barrier("best heads")
-        return new.steps
+        return new
+
+
+def primary_metric(end_task: EndTask, *, paper: bool) -> str:
+    """Returns the metric that heads are compared by.
+
+    Args:
+      end_task: The end task.
+      paper: Whether it is that of pyVTAB's code.
+    """
+    return (paper and end_task.paper_metric) or end_task.metric
 
 
 class BestHeads:
@@ -178,6 +186,15 @@ class BestHeads:
     def _parts(self, kind: str) -> dict[str, np.ndarray]:
         prefix = f"{kind}/"
         return {k.removeprefix(prefix): v for k, v in self._arrays.items() if k.startswith(prefix)}
+
+    def of_group(self, group: str) -> dict[str, np.ndarray]:
+        """Returns {`params/…` or `extra/…`: array [seeds, …]} of a configuration."""
+        result = {}
+        for path, array in self._arrays.items():
+            part, owner, *rest = path.split("/")
+            if owner == group and rest:
+                result["/".join([part, *rest])] = array
+        return result
 
     def merged(self, new: BestHeads, *, higher_is_better: bool) -> BestHeads:
         """Returns the better one of each pair of heads; of equal ones, the earlier."""

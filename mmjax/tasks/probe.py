@@ -220,7 +220,9 @@ class Probe:
         target = batch["label" if "target" not in batch else "target"]
 
         def statistics(outputs):
-            return losses.statistics(outputs, target, target_type=self.end_task.target)
+            each = jax.vmap(lambda o, t: losses.loss(o[None], t[None], **self._loss))
+            values = losses.statistics(outputs, target, target_type=self.end_task.target)
+            return {**values, "loss": each(outputs, target)}
 
         results = self._each_head(params, extra, batch, statistics)
         return {

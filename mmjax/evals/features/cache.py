@@ -111,13 +111,14 @@ def data_identity(data: Any, spec: str, data_cfg: Mapping[str, Any]) -> dict[str
     return {
         "spec": spec,
         "num_examples": data.num_examples,
-        "sources": [_source_identity(source) for source in data.sources],
+        "sources": [source_identity(source) for source in data.sources],
         "config": section,
         "files": _stats([spec.partition(":")[2] or spec, *_strings(section)]),
     }
 
 
-def _source_identity(source: Any) -> dict[str, Any]:
+def source_identity(source: Any) -> dict[str, Any]:
+    """Returns a description of a source that changes if its files change."""
     info = source.info
     result = {
         "name": source.name,

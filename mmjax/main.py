@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
-from mmjax import cache, config, files, plain_text
+from mmjax import cache, config, files, plain_text, registry
 from mmjax.errors import UserError
 from mmjax.monitor import log
 from mmjax.tasks import TASKS
@@ -57,6 +57,11 @@ _MAX_HOURS = flags.DEFINE_float(
 _PROFILE = flags.DEFINE_string("profile", "", "START:STOP: steps to trace with jax.profiler.")
 
 
+# Functions from a config to the config of a training run, for tasks that need their data and
+# checkpoints to determine it.
+_PREPARE = {"probe": "mmjax.benchmark.prepare:prepare"}
+
+
 def _enable_compilation_cache() -> None:
     import jax
 
@@ -97,6 +102,8 @@ def _dispatch(overrides: list[str]) -> None:
         _enable_compilation_cache()
     if _OVERRIDE_CHECKPOINT.value:
         cfg.init_from = _OVERRIDE_CHECKPOINT.value
+    if task in _PREPARE:
+        cfg = registry.resolve("--task", task, _PREPARE)(cfg)
     from mmjax import evaluate, train
 
     with distributed.report_lost_processes():

@@ -20,7 +20,14 @@ from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
 from mmjax.tasks.trunk import Trunk, trunk_section
 
 RANDOM = "random:"  # prefix of an encoder with random weights
-_RESNET50 = "resnet50"
+# Encoders that need no source: {name: (size of the images, options of the tower)}.
+_ARCHITECTURES: dict[str, tuple[int, dict[str, Any]]] = {
+    "resnet50": (224, dict(name="resnet50", zero_init_last=False)),
+    "resnet_demo": (
+        64,
+        dict(name="resnet50", blocks=(1, 1, 1, 1), bottleneck=False, width_multiplier=0.25),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +63,8 @@ def open_encoder(source: str | Sequence[str], *, seed: int = 0) -> ImageEncoder:
     Args:
       source: A run directory of any task that encodes images or video, `<run>/checkpoints/<step>`,
         or a published file; see `mmjax.load`. `random:SOURCE` is the encoder of a source with
-        random weights, and `random:resnet50` a ResNet-50 with random weights.
+        random weights; `random:resnet50` is torchvision's ResNet-50, and `random:resnet_demo` a
+        small one for images of 64 pixels.
       seed: Seed of random weights.
 
     Raises:
@@ -81,8 +89,8 @@ def open_encoder(source: str | Sequence[str], *, seed: int = 0) -> ImageEncoder:
 
 def _random(name: str, seed: int) -> ImageEncoder:
     inner = name.removeprefix(RANDOM)
-    if inner == _RESNET50:
-        section = resnet50_section()
+    if inner in _ARCHITECTURES:
+        section = architecture_section(inner)
     else:
         with about(inner):
             leaves, _ = load_sources((inner,))
@@ -96,11 +104,12 @@ def _num_classes(leaves: Mapping[str, np.ndarray]) -> int | None:
     return None if kernel is None else int(kernel.shape[-1])
 
 
-def resnet50_section(size: int = 224) -> dict[str, Any]:
-    """Returns the config of torchvision's ResNet-50 for images of `size` pixels."""
+def architecture_section(name: str) -> dict[str, Any]:
+    """Returns the config of an encoder without weights; see `open_encoder`."""
+    size, tower = _ARCHITECTURES[name]
     cfg = config.base()
     cfg.task = "guided"
-    cfg.model = dict(image=dict(name=_RESNET50, zero_init_last=False))
+    cfg.model = dict(image=tower)
     cfg.data = dict(image=dict(size=size))
     cfg.augment = dict(image=dict(mean=IMAGENET_MEAN, std=IMAGENET_STD))
     return trunk_section(cfg)

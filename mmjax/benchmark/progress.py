@@ -11,6 +11,7 @@ import pathlib
 import platform
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from rich.console import Console
@@ -97,17 +98,29 @@ class Reporter:
         if self._live:
             self._live.stop()
 
-    def started(self, title: str, index: int, run_dir: pathlib.Path | None = None) -> None:
+    def skipped(self, missing: Mapping[str, Sequence[str]], count: int) -> None:
+        """Reports end tasks whose files are missing.
+
+        Args:
+          missing: {end task: patterns of missing files}.
+          count: Number of cells that are skipped.
+        """
+        self._total -= count
+        for name, patterns in missing.items():
+            if patterns:
+                more = f" and {len(patterns) - 1} more" if len(patterns) > 1 else ""
+                self._print(f"Skipping {name}: no files {patterns[0]}{more}")
+
+    def started(self, title: str, run_dir: pathlib.Path | None = None) -> None:
         """Reports that a cell starts.
 
         Args:
           title: The cell.
-          index: Its index in the queue.
           run_dir: Its run directory, whose metrics tell how far it is.
         """
         self._write(title=title, run_dir=str(run_dir or ""), started=time.time())
         if not self._live:
-            self._print(f"{index + 1}/{self._total} {title} …")
+            self._print(f"{self._clock.counts.total() + 1}/{self._total} {title} …")
 
     def ended(self, title: str, state: str, reason: str = "", seconds: float = 0.0) -> None:
         """Reports what became of a cell."""

@@ -144,15 +144,28 @@ def run_all(
       settings: Options of the benchmark.
       reporter: Shows the progress.
     """
-    outcomes: list[Outcome] = []
-    waiting = list(enumerate(queue))
+    lacking = _missing(queue, settings.root)
+    outcomes = [
+        Outcome(
+            title=title,
+            experiment=experiment.name,
+            run=run.name,
+            state=SKIPPED,
+            reason=f"missing: {', '.join(lacking[run.end_task])}",
+        )
+        for experiment, run, cell in queue
+        if lacking[run.end_task]
+        for title in [cell.title if cell else f"{experiment.name} / {run.name}"]
+    ]
+    waiting = [item for item in queue if not lacking[item[1].end_task]]
+    reporter.skipped(lacking, len(outcomes))
     encoders = _Encoders()
     while waiting:
         busy = []
-        for index, (experiment, run, cell) in waiting:
-            outcome = _attempt(experiment, run, cell, settings, encoders, reporter, index)
+        for experiment, run, cell in waiting:
+            outcome = _attempt(experiment, run, cell, settings, encoders, reporter)
             if outcome.state == BUSY:
-                busy.append((index, (experiment, run, cell)))
+                busy.append((experiment, run, cell))
                 continue
             reporter.ended(outcome.title, outcome.state, outcome.reason, outcome.seconds)
             outcomes.append(outcome)
@@ -160,6 +173,17 @@ def run_all(
             time.sleep(2)
         waiting = busy
     return outcomes
+
+
+def _missing(
+    queue: Sequence[tuple[Experiment, Run, Cell | None]], root: str
+) -> dict[str, list[str]]:
+    """Returns {end task: patterns of missing files}."""
+    from mmjax.data.sources.layouts import missing
+
+    return {
+        name: missing(name, root) for name in dict.fromkeys(run.end_task for _, run, _ in queue)
+    }
 
 
 class _Encoders:
@@ -188,20 +212,15 @@ def _attempt(
     settings: Settings,
     encoders: _Encoders,
     reporter: Reporter,
-    index: int,
 ) -> Outcome:
     """Runs a cell if it is neither finished nor busy; never raises for a fault of the cell."""
-    from mmjax.data.sources.layouts import missing
-
     title = cell.title if cell else f"{experiment.name} / {run.name}"
     common = dict(title=title, experiment=experiment.name, run=run.name)
     started = time.monotonic()
     try:
-        if lacking := missing(run.end_task, settings.root):
-            return Outcome(**common, state=SKIPPED, reason=f"missing: {', '.join(lacking)}")
         encoder = encoders(experiment)
         if cell is None:
-            reporter.started(title, index)
+            reporter.started(title)
             reason = evaluation.run(experiment, run, settings, encoder)
             return Outcome(**common, state=FINISHED, reason=reason, seconds=_since(started))
         digest = cells_lib.cell_hash(cell, encoder)
@@ -210,7 +229,7 @@ def _attempt(
         with _log_file(cell.directory):
             if RunDir(cell.directory).has_trainer():
                 return Outcome(**common, state=BUSY)
-            reporter.started(title, index, cell.directory)
+            reporter.started(title, cell.directory)
             written = cells_lib.run_cell(cell, encoder, digest)
     except UserError as error:
         logging.error("%s: %s", title, error)
@@ -239,7 +258,8 @@ def _log_file(directory: pathlib.Path) -> Iterator[None]:
     logger.setLevel(std_logging.INFO)
     terminal.setLevel(std_logging.WARNING)
     try:
-        yield
+        with contextlib.redirect_stdout(handler.stream):  # tables of results
+            yield
     finally:
         logger.setLevel(before[0])
         terminal.setLevel(before[1])

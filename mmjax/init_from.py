@@ -24,7 +24,7 @@ from mmjax.convert.vatt.names import WORD_EMBEDDING
 from mmjax.convert.vision.load import place_backbone
 from mmjax.errors import UserError
 from mmjax.formats import word_vectors
-from mmjax.models.blocks.positions import resize_table
+from mmjax.models.blocks.positions import resize_grid, resize_table
 
 # Position embeddings along one axis, which are resized to another length by interpolation.
 _AXIS_POSITIONS = re.compile(r"positions/(temporal|vertical|horizontal|spectral)(/embedding)?$")
@@ -144,23 +144,9 @@ def _resize_positions(path: str, table: np.ndarray, shape: tuple[int, ...]) -> n
     if _AXIS_POSITIONS.search(path):
         return np.asarray(resize_table(table, shape[0]))
     if _GRID_POSITIONS.search(path):
-        return _resize_grid(table, shape[0])
+        side = math.isqrt(shape[0] - 1)
+        return np.asarray(resize_grid(table, (side, side)))
     return None
-
-
-def _resize_grid(table: np.ndarray, length: int) -> np.ndarray:
-    """Returns position embeddings of a class token and a square grid, resized to `length`.
-
-    The grid is resized as in timm and OpenCLIP: bicubic with antialiasing.
-
-    Args:
-      table: [1 + n², D].
-      length: 1 + m².
-    """
-    old, new = math.isqrt(len(table) - 1), math.isqrt(length - 1)
-    grid = np.reshape(table[1:], (old, old, -1))
-    grid = jax.image.resize(grid, (new, new, table.shape[1]), "cubic", antialias=True)
-    return np.concatenate([table[:1], np.asarray(grid).reshape(new * new, -1)])
 
 
 def _share_encoder(

@@ -25,7 +25,7 @@ def statistics(key: str, path: str) -> Rules:
     ]
 
 
-def _unit(convolution: str, batch_norm: str, path: str) -> Rules:
+def conv_norm(convolution: str, batch_norm: str, path: str) -> Rules:
     """Returns the rules of a convolution with BatchNorm."""
     return [
         Rule(f"{convolution}.weight", (f"{path}/conv/kernel",), "convolution"),
@@ -40,15 +40,23 @@ _RESNET_UNITS = {
     "third": ("conv3", "bn3"),
     "shortcut": ("downsample.0", "downsample.1"),
 }
+
+
+def resnet_block(key: str, path: str) -> Rules:
+    """Returns the rules of a block of a ResNet, with the units that it may have."""
+    return [
+        rule
+        for name, (convolution, batch_norm) in _RESNET_UNITS.items()
+        for rule in conv_norm(f"{key}.{convolution}", f"{key}.{batch_norm}", f"{path}/{name}")
+    ]
+
+
 RESNET: Rules = [
-    *_unit("conv1", "bn1", "stem"),
+    *conv_norm("conv1", "bn1", "stem"),
     *(
         rule
         for group in range(4)
-        for path, keys in _RESNET_UNITS.items()
-        for rule in _unit(
-            *(f"layer{group + 1}.{{j}}.{key}" for key in keys), f"groups/{group}/{{j}}/{path}"
-        )
+        for rule in resnet_block(f"layer{group + 1}.{{j}}", f"groups/{group}/{{j}}")
     ),
 ]
 
@@ -62,21 +70,21 @@ _TIMM_UNITS = {
     ),
 }
 MOBILENET_TIMM: Rules = [
-    *_unit("conv_stem", "bn1", "stem"),
+    *conv_norm("conv_stem", "bn1", "stem"),
     *(
         rule
         for group in range(len(_COUNTS))
         for path, keys in _TIMM_UNITS[group > 0].items()
-        for rule in _unit(
+        for rule in conv_norm(
             *(f"blocks.{group}.{{j}}.{key}" for key in keys), f"groups/{group}/{{j}}/{path}"
         )
     ),
-    *_unit("conv_head", "bn2", "head"),
+    *conv_norm("conv_head", "bn2", "head"),
 ]
 
 
 def _torchvision_mobilenet() -> Rules:
-    rules = list(_unit("features.0.0", "features.0.1", "stem"))
+    rules = list(conv_norm("features.0.0", "features.0.1", "stem"))
     blocks = [(group, j) for group, count in enumerate(_COUNTS) for j in range(count)]
     for number, (group, j) in enumerate(blocks, 1):
         units = _EXPANDED if group else _EXPANDED[1:]
@@ -86,9 +94,9 @@ def _torchvision_mobilenet() -> Rules:
                 keys = (key, f"features.{number}.conv.{k + 1}")
             else:
                 keys = (f"{key}.0", f"{key}.1")
-            rules += _unit(*keys, f"groups/{group}/{j}/{unit}")
+            rules += conv_norm(*keys, f"groups/{group}/{j}/{unit}")
     last = f"features.{len(blocks) + 1}"
-    return [*rules, *_unit(f"{last}.0", f"{last}.1", "head")]
+    return [*rules, *conv_norm(f"{last}.0", f"{last}.1", "head")]
 
 
 MOBILENET: Rules = _torchvision_mobilenet()

@@ -21,6 +21,7 @@ from mmjax.models.blocks import transformer
 from mmjax.models.blocks.inputs import InputError
 
 Module = TypeVar("Module", bound=nnx.Module)
+Output = TypeVar("Output")
 
 
 def _keep_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -60,8 +61,8 @@ class ConvolutionConfig:
         return max(1, round(channels * self.width_multiplier))
 
     def run(
-        self, call: Callable[[Module, jax.Array], jax.Array], module: Module, x: jax.Array
-    ) -> jax.Array:
+        self, call: Callable[[Module, jax.Array], Output], module: Module, x: jax.Array
+    ) -> Output:
         """Returns `call(module, x)`, rematerialized in the backward pass as `remat` says.
 
         `jax.checkpoint` passes a copy of the module to the call. BatchNorm statistics are therefore
@@ -122,11 +123,11 @@ class Depthwise(nnx.Conv):
 
 
 class Unit(nnx.Module):
-    """A convolution without bias, BatchNorm, and optionally ReLU.
+    """A convolution, BatchNorm, and optionally ReLU.
 
     BatchNorm uses biased variances of the global batch (arrays are global under `jit`), as Keras'
-    SyncBatchNormalization. Running averages have a momentum of 0.9. The kernel is 0 until
-    `draw_kernels` initializes all kernels of the tower.
+    SyncBatchNormalization. By default, the kernel is 0 until `draw_kernels` initializes all kernels
+    of the tower.
 
     Args:
       cfg: Options of the tower.
@@ -138,8 +139,13 @@ class Unit(nnx.Module):
         (before, after) for each axis.
       feature_groups: Number of channel groups that are convolved separately. A group per channel is
         a depthwise convolution.
+      dilation: Distance of the kernel's elements along each axis.
+      use_bias: Whether the convolution has a bias.
       relu: Whether to end with ReLU.
+      kernel_init: Initializer of the kernel, and of the bias if there is one.
       scale_init: Initializer of BatchNorm's scale.
+      momentum: Momentum of BatchNorm's running averages: the weight of their previous value.
+      epsilon: Epsilon of BatchNorm.
       rngs: Random number generators for initialization.
     """
 
@@ -153,13 +159,19 @@ class Unit(nnx.Module):
         strides: Sequence[int] | None = None,
         padding: str | Sequence[tuple[int, int]] = "SAME",
         feature_groups: int = 1,
+        dilation: int = 1,
+        use_bias: bool = False,
         relu: bool = True,
+        kernel_init: Callable[..., jax.Array] = nnx.initializers.zeros,
         scale_init: Callable[..., jax.Array] = nnx.initializers.ones,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
         rngs: nnx.Rngs,
     ):
         self.dtype = cfg.dtype
         self.relu = relu
         depthwise = feature_groups == in_features == out_features > 1
+        depthwise = depthwise and dilation == 1 and not use_bias
         self.conv = (Depthwise if depthwise else nnx.Conv)(
             in_features,
             out_features,
@@ -167,8 +179,10 @@ class Unit(nnx.Module):
             strides=None if strides is None else tuple(strides),
             padding=padding if isinstance(padding, str) else tuple(padding),
             feature_group_count=feature_groups,
-            use_bias=False,
-            kernel_init=nnx.initializers.zeros,
+            kernel_dilation=dilation,
+            use_bias=use_bias,
+            kernel_init=kernel_init,
+            bias_init=kernel_init,
             dtype=cfg.dtype,
             param_dtype=cfg.param_dtype,
             rngs=rngs,
@@ -176,8 +190,8 @@ class Unit(nnx.Module):
         # In half precision, nnx.BatchNorm rounds its running averages before it uses them.
         self.norm = nnx.BatchNorm(
             out_features,
-            momentum=0.9,
-            epsilon=1e-5,
+            momentum=momentum,
+            epsilon=epsilon,
             use_fast_variance=False,
             scale_init=scale_init,
             dtype=jnp.float32,
@@ -269,6 +283,15 @@ class ConvolutionTower(nnx.Module):
         Raises:
           InputError: The input has other axes or channels.
         """
+        tokens = self.feature_map(self.prepare(x), train=key is not None)
+        return tokens.mean(range(1, tokens.ndim - 1), dtype=jnp.float32), tokens
+
+    def prepare(self, x: jax.Array) -> jax.Array:
+        """Returns the input of `feature_map` from that of `__call__`.
+
+        Raises:
+          InputError: The input has other axes or channels.
+        """
         has_channels = not self.channels or x.shape[-1] == self.channels
         if x.ndim != self.input_ndim + 1 or not has_channels:
             axes = list(self.input_axes)
@@ -278,8 +301,7 @@ class ConvolutionTower(nnx.Module):
                 f"{tuple(x.shape[1:])}."
             )
         x = x if self.channels else x[..., None]
-        tokens = self.feature_map(x.astype(self.cfg.dtype), train=key is not None)
-        return tokens.mean(range(1, tokens.ndim - 1), dtype=jnp.float32), tokens
+        return x.astype(self.cfg.dtype)
 
     def flops(self, shape: Sequence[int], *, train: bool = False) -> float:
         """Returns the forward operations for one input; `train` has no effect."""

@@ -57,6 +57,26 @@ def resize_table(table: np.ndarray, length: int) -> np.ndarray:
     return (spline_matrix(len(table), length) @ table.astype(np.float64)).astype(table.dtype)
 
 
+def resize_grid(table: jax.Array | np.ndarray, sizes: tuple[int, int]) -> jax.Array:
+    """Returns position embeddings of a class token and a square grid, resized to another grid.
+
+    The grid is resized as in timm and OpenCLIP: bicubic with antialiasing.
+
+    Args:
+      table: [1 + n², D].
+      sizes: Height and width of the new grid.
+
+    Returns:
+      [1 + height · width, D].
+    """
+    side, width = math.isqrt(len(table) - 1), table.shape[1]
+    if (side, side) == tuple(sizes):
+        return jnp.asarray(table)
+    grid = jnp.reshape(table[1:], (side, side, width))
+    grid = jax.image.resize(grid, (*sizes, width), "cubic", antialias=True)
+    return jnp.concatenate([table[:1], grid.reshape(-1, width)])
+
+
 class Positions(nnx.Module):
     """Position embeddings with one learned table per axis.
 

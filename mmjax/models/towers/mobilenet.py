@@ -139,6 +139,7 @@ class MobileNetV2(ConvolutionTower):
             )
         self.cfg = cfg
         self.blocks = tuple(count for _, _, count, _ in groups)
+        self.strides = tuple(stride for *_, stride in groups)
         features = round_channels(stem * width_multiplier)
         self.stem = square_unit(
             cfg=cfg, in_features=3, out_features=features, size=3, stride=2, rngs=rngs
@@ -166,15 +167,44 @@ class MobileNetV2(ConvolutionTower):
     def feature_map(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns [N, H/32, W/32, out_features] for the default groups, rounded up."""
 
-        def unit(unit, x):
-            return _relu6(unit(x, train=train))
+        last = self._group_outputs(x, train=train)[-1]
+        return self._unit(self.head, last, train=train)
 
-        x = self.cfg.run(unit, self.stem, x)
+    def feature_maps(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Returns the last map of each resolution, before the last convolution.
+
+        They have the names of a ResNet's maps, and 16, 24, 32, 96 and 320 channels by default, as
+        in timm.
+
+        Args:
+          x: [N, H, W, 3].
+          train: Whether BatchNorm uses the batch and updates its running averages.
+
+        Returns:
+          {'conv': [N, H/2, W/2, C], 'block1': [N, H/4, W/4, C], …}, in the compute dtype, sizes
+          rounded up.
+
+        Raises:
+          InputError: The input has other axes or channels.
+        """
+        outputs = self._group_outputs(self.prepare(x), train=train)
+        following = (*self.strides[1:], 2)
+        maps = [y for y, stride in zip(outputs, following, strict=True) if stride > 1]
+        names = ("conv", *(f"block{index}" for index in range(1, len(maps))))
+        return dict(zip(names, maps, strict=True))
+
+    def _unit(self, unit: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.cfg.run(lambda unit, x: _relu6(unit(x, train=train)), unit, x)
+
+    def _group_outputs(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
+        """Returns the outputs of all groups."""
+        x, outputs = self._unit(self.stem, x, train=train), []
         for g, count in enumerate(self.blocks):
             for j in range(count):
                 block = self.groups[str(g)][str(j)]
                 x = self.cfg.run(lambda block, x: block(x, train=train), block, x)
-        return self.cfg.run(unit, self.head, x)
+            outputs.append(x)
+        return outputs
 
 
 CONFIGS: dict[str, dict[str, Any]] = {"mobilenet_v2": {}}

@@ -22,14 +22,22 @@ _SHIFT_DIVISOR = 8
 
 
 def square_unit(
-    *, cfg: ConvolutionConfig, size: int, stride: int = 1, rngs: nnx.Rngs, **options: Any
+    *,
+    cfg: ConvolutionConfig,
+    size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    rngs: nnx.Rngs,
+    **options: Any,
 ) -> Unit:
     """Returns a unit over the last two axes with symmetric padding for any stride."""
+    pad = dilation * (size // 2)
     return Unit(
         cfg=cfg,
         kernel_size=(size, size),
         strides=(stride, stride),
-        padding=((size // 2, size // 2),) * 2,
+        padding=((pad, pad),) * 2,
+        dilation=dilation,
         rngs=rngs,
         **options,
     )
@@ -60,6 +68,7 @@ class ResidualBlock(nnx.Module):
       project: Whether to add a strided 1×1 unit of the input, `shortcut`, instead of the input.
       zero_init_last: Whether the scale of the last BatchNorm is initialized to 0, so that a block
         without `project` starts as a ReLU.
+      dilation: Distance of the elements of kernels that are larger than 1.
       rngs: Random number generators for initialization.
     """
 
@@ -71,6 +80,7 @@ class ResidualBlock(nnx.Module):
         units: Mapping[str, tuple[int, int, int]],
         project: bool,
         zero_init_last: bool = True,
+        dilation: int = 1,
         rngs: nnx.Rngs,
     ):
         self.units = tuple(units)
@@ -84,6 +94,7 @@ class ResidualBlock(nnx.Module):
                 out_features=out_features,
                 size=size,
                 stride=stride,
+                dilation=dilation if size > 1 else 1,
                 relu=not last,
                 scale_init=nnx.initializers.zeros if zero else nnx.initializers.ones,
                 rngs=rngs,
@@ -220,16 +231,41 @@ class ResNet(ConvolutionTower):
 
     def feature_map(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns [N, …, H/32, W/32, out_features] for four groups, sizes rounded up."""
+        return self._stages(x, train=train)[-1]
+
+    def feature_maps(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Returns the maps of all resolutions in the compute dtype.
+
+        Args:
+          x: As in `__call__`.
+          train: Whether BatchNorm uses the batch and updates its running averages.
+
+        Returns:
+          {'conv': the output of the stem before the max pooling, [N, …, H/2, W/2, C], 'block1': the
+          output of the first group, [N, …, H/4, W/4, C], and so on}, sizes rounded up.
+
+        Raises:
+          InputError: The input has other axes or channels.
+        """
+        maps = self._stages(self.prepare(x), train=train)
+        names = ("conv", *(f"block{group + 1}" for group in range(len(self.blocks))))
+        return dict(zip(names, maps, strict=True))
+
+    def _stages(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
+        """Returns the outputs of the stem and of all groups."""
 
         def stem(unit, x):
-            return nnx.max_pool(unit(x, train=train), (3, 3), (2, 2), self.pool_padding)
+            y = unit(x, train=train)
+            return y, nnx.max_pool(y, (3, 3), (2, 2), self.pool_padding)
 
-        x = self.cfg.run(stem, self.stem, x)
+        y, x = self.cfg.run(stem, self.stem, x)
+        maps = [y]
         for g, count in enumerate(self.blocks):
             for j in range(count):
                 block = self.groups[str(g)][str(j)]
                 x = self.cfg.run(lambda block, x: block(x, train=train), block, x)
-        return x
+            maps.append(x)
+        return maps
 
 
 class ResNet2D(ResNet):

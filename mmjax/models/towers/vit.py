@@ -7,6 +7,7 @@ Sources: ViT (Dosovitskiy et al. 2021), for touch as in timm (TVL: Fu et al. 202
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from mmjax.models.blocks.initializers import fan_in_uniform
 from mmjax.models.blocks.inputs import InputError
 from mmjax.models.blocks.noise import check_rate, dropout, split_key
 from mmjax.models.blocks.patches import SIZES, PatchEmbedding, extract_patches
+from mmjax.models.blocks.positions import resize_grid
 from mmjax.models.blocks.transformer import Encoder, EncoderConfig
 
 Pool = Literal["class", "mean"]
@@ -127,16 +129,7 @@ class ImageTransformer(nnx.Module):
         """
         self._check(x.shape[1:])
         encoder_key, head_key = split_key(key, 2)
-        patches = extract_patches(x, (self.patch_size, self.patch_size))
-        tokens = self.patch(patches.reshape(len(x), self.num_patches, -1))  # [N, T, D]
-        class_token = jnp.broadcast_to(
-            self.class_token[...].astype(tokens.dtype), (len(x), 1, self.cfg.width)
-        )
-        tokens = jnp.concatenate([class_token, tokens], axis=1)
-        tokens = tokens + self.positions[...].astype(tokens.dtype)
-        if hasattr(self, "pre_norm"):
-            tokens = self.pre_norm(tokens)
-        tokens = self.encoder(tokens, key=encoder_key)
+        tokens = self._encode(x, key=encoder_key)
         patch_tokens = tokens[:, 1:]
         pooled = (
             tokens[:, 0] if self.pool == "class" else patch_tokens.mean(axis=1, dtype=jnp.float32)
@@ -147,6 +140,42 @@ class ImageTransformer(nnx.Module):
         if hasattr(self, "projection"):
             pooled = self.projection(dropout(pooled, self.drop_rate, head_key))
         return pooled, patch_tokens
+
+    def feature_maps(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Returns {'grid': the encoder's patch tokens, [N, H/patch_size, W/patch_size, width]}.
+
+        The position embeddings are resized to the grid of the images, as in timm.
+
+        Args:
+          x: float [N, H, W, 3], normalized as the weights require.
+          train: Has no effect: dropout and stochastic depth are disabled.
+
+        Raises:
+          InputError: A side of the images is not a multiple of the patch size.
+        """
+        del train
+        shape, patch = tuple(x.shape[1:]), self.patch_size
+        if len(shape) != 3 or shape[2] != _CHANNELS or shape[0] % patch or shape[1] % patch:
+            raise InputError(
+                f"The tower expects RGB images with sides that are multiples of {patch} "
+                f"(patch_size); got shape {shape}."
+            )
+        tokens = self._encode(x, key=None)[:, 1:]
+        return {"grid": tokens.reshape(len(x), shape[0] // patch, shape[1] // patch, -1)}
+
+    def _encode(self, x: jax.Array, *, key: jax.Array | None) -> jax.Array:
+        """Returns the encoder's tokens of the class and the patches, [N, 1 + T, width]."""
+        patches = extract_patches(x, (self.patch_size, self.patch_size))
+        sizes = patches.shape[1:3]
+        tokens = self.patch(patches.reshape(len(x), math.prod(sizes), -1))  # [N, T, D]
+        class_token = jnp.broadcast_to(
+            self.class_token[...].astype(tokens.dtype), (len(x), 1, self.cfg.width)
+        )
+        tokens = jnp.concatenate([class_token, tokens], axis=1)
+        tokens = tokens + resize_grid(self.positions[...], sizes).astype(tokens.dtype)
+        if hasattr(self, "pre_norm"):
+            tokens = self.pre_norm(tokens)
+        return self.encoder(tokens, key=key)
 
     def _check(self, shape: Sequence[int]) -> None:
         expected = (self.image_size, self.image_size, _CHANNELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -112,4 +113,48 @@ def image_resnet_options(shapes: Shapes, prefix: str) -> dict[str, Any]:
         resnet_options(shapes, prefix),
         bottleneck=third,
         projection=shapes.sizes(projection, 2)[1] if projection in shapes else 0,
+    )
+
+
+def projection_width(shapes: Shapes, tower: str) -> int:
+    """Returns the width of the projection of a tower; 0 without one."""
+    path = f"{tower}/projection/kernel"
+    return shapes.sizes(path, 2)[1] if path in shapes else 0
+
+
+def patch_options(shapes: Shapes, tower: str) -> dict[str, Any]:
+    """Returns the sizes of the images and patches of a ViT at a path.
+
+    Raises:
+      UserError: The images, patches or channels are not supported.
+    """
+    height, width, channels, _ = shapes.sizes(f"{tower}/patch/kernel", 4)
+    patches = shapes.sizes(f"{tower}/positions", 2)[0] - 1
+    side = math.isqrt(max(patches, 0))
+    if height != width or channels != 3 or side * side != patches or not side:
+        raise UserError(
+            f"{tower}: the tower has patches of {height} × {width} × {channels} and {patches} "
+            "positions without the class token. mmjax supports square RGB images in square patches."
+        )
+    return dict(image_size=side * height, patch_size=height)
+
+
+def vit_options(shapes: Shapes, path: str, head_dim: int) -> dict[str, Any]:
+    """Returns the options, without the name, of timm's or torchvision's ViT at a path.
+
+    Args:
+      shapes: {path: shape}.
+      path: Path of the tower.
+      head_dim: Width of an attention head.
+    """
+    mean = f"{path}/pool_norm/scale" in shapes  # timm's fc_norm follows mean pooling
+    return dict(
+        **encoder_options(shapes, f"{path}/encoder", head_dim),
+        **patch_options(shapes, path),
+        patch_bias=f"{path}/patch/bias" in shapes,
+        input_norm=f"{path}/pre_norm/scale" in shapes,
+        pool="mean" if mean else "class",
+        pool_norm=mean,
+        final_norm="layer" if f"{path}/encoder/final_norm/scale" in shapes else "none",
+        projection=projection_width(shapes, path),
     )

@@ -121,6 +121,22 @@ class MultiTower(nnx.Module):
             outputs = [getattr(self, m).finish(y) for m, y in zip(inputs, encoded, strict=True)]
         return tuple(dict(zip(inputs, part, strict=True)) for part in zip(*outputs, strict=True))
 
+    def map_modalities(self) -> tuple[str, ...]:
+        """Returns the modalities whose towers have `feature_maps`."""
+        return tuple(m for m in self.modalities if hasattr(getattr(self, m), "feature_maps"))
+
+    def feature_maps(self, modality: str, x: jax.Array) -> dict[str, jax.Array]:
+        """Returns the feature maps {name: [N, h, w, C]} of images, in evaluation mode.
+
+        Args:
+          modality: One of `map_modalities`.
+          x: The images, float [N, H, W, 3], of any size that the tower takes.
+
+        Raises:
+          UserError: Images that do not fit the tower.
+        """
+        return self._call("feature_maps", modality, x)
+
     def tower_flops(self, modality: str, shape: Sequence[int], *, train: bool) -> tuple[float, int]:
         """Returns the forward operations for one example, and its number of inputs.
 

@@ -205,17 +205,18 @@ class Inputs:
         return {name: tuple(leaf.shape) for name, leaf in inputs.items()}
 
     def each_view(
-        self, encode: Callable[[jax.Array], jax.Array], batch: Mapping[str, Any], modality: str
-    ) -> jax.Array:
+        self, encode: Callable[[jax.Array], Any], batch: Mapping[str, Any], modality: str
+    ) -> Any:
         """Encodes every view of an evaluation batch.
 
         Args:
-          encode: Function from the input of a tower [B, …] to its output [B, D].
+          encode: Function from the input of a tower [B, …] to an array [B, …] or a tree of such
+            arrays.
           batch: The batch, with the modality [B, V, …] and its background, if any.
           modality: The modality to encode.
 
         Returns:
-          [B, V, D].
+          The same with the views, [B, V, …].
         """
         fields = (modality, f"{modality}_background")
         views = {name: batch[name] for name in fields if name in batch}
@@ -309,18 +310,18 @@ def _augmentations(
     ]
 
 
-def map_views(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
+def map_views(function: Callable[[Any], Any], x: Any) -> Any:
     """Applies a function to one view of an evaluation batch after the other.
 
     All views at once would need V times the memory: for four windows of 64 clips at VATT's size,
     40 GB for the attention of one layer.
 
     Args:
-      function: Function from a view [B, …] to [B, D].
+      function: Function from a view [B, …] to an array [B, …], or a tree of such arrays.
       x: Array [B, V, …], or a tree of such arrays.
 
     Returns:
-      [B, V, D].
+      The same with the views, [B, V, …].
     """
     views = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), x)
-    return jnp.moveaxis(jax.lax.map(function, views), 0, 1)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), jax.lax.map(function, views))

@@ -23,6 +23,7 @@ from mmjax.losses.similarity import normalize
 from mmjax.models import guided
 from mmjax.preprocess.inputs import Inputs
 from mmjax.state import ModelDef
+from mmjax.tasks.feature_maps import predict_maps
 from mmjax.tasks.guided_terms import CLIP, TERMS, Embeddings, SwAV, Term, make_terms, memory_options
 from mmjax.tasks.pairs import fit_vocabulary, present
 
@@ -69,7 +70,7 @@ class Guided:
         self._inputs = Inputs.from_config(
             cfg.augment, data_spec, towers=(*self.model.module.modalities, "text"), views=True
         )
-        self.predict = {"features": self._features}
+        self.predict = {"features": self._features, **predict_maps(self.model, self._inputs)}
 
     def _check_terms(self, text: jax.ShapeDtypeStruct | None) -> None:
         """Raises UserError unless the model and the data have what the terms use."""

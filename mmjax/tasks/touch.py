@@ -26,6 +26,7 @@ from mmjax.losses import contrastive
 from mmjax.models import tvl
 from mmjax.preprocess.inputs import Inputs
 from mmjax.state import ModelDef
+from mmjax.tasks.feature_maps import predict_maps
 from mmjax.tasks.pairs import fit_vocabulary, parse_weights, present
 
 _LOSSES = {
@@ -125,7 +126,11 @@ class Touch:
                 )
         if data_spec.train:
             self._configure_loss(cfg.loss)
-        self.predict = {"features": self._features, "inputs": self._thumbnails}
+        self.predict = {
+            "features": self._features,
+            "inputs": self._thumbnails,
+            **predict_maps(self.model, self._inputs),
+        }
 
     def _configure_loss(self, section: Mapping[str, Any]) -> None:
         keys = [field.name for field in dataclasses.fields(LossOptions)]

@@ -146,6 +146,21 @@ def timm_vit(state, images, num_heads):
 
     Without a head in the state dict, these are the pooled features.
     """
+    out = []
+    for x in timm_tokens(state, images, num_heads):
+        pooled = _norm(_state(state), "fc_norm", x[1:].mean(0), 1e-6)
+        out.append(_linear(_state(state), "head", pooled) if "head.weight" in state else pooled)
+    return np.stack(out)
+
+
+def timm_vit_class(state, images, num_heads):
+    """Returns the features [N, D] of a timm VisionTransformer with `global_pool='token'`."""
+    tokens = timm_tokens(state, images, num_heads)
+    return _norm(_state(state), "norm", tokens[:, 0], 1e-6)
+
+
+def timm_tokens(state, images, num_heads):
+    """Returns the tokens [N, 1 + T, D] of a timm VisionTransformer before its last norm."""
     state = _state(state)
     out = []
     for image in _patches(state, "patch_embed.proj", np.asarray(images, ARRAY)):
@@ -163,8 +178,7 @@ def timm_vit(state, images, num_heads):
             hidden = _linear(state, f"{block}.mlp.fc1", _norm(state, f"{block}.norm2", x, 1e-6))
             x = x + _linear(state, f"{block}.mlp.fc2", _gelu(hidden))
             i += 1
-        pooled = _norm(state, "fc_norm", x[1:].mean(0), 1e-6)
-        out.append(_linear(state, "head", pooled) if "head.weight" in state else pooled)
+        out.append(x)
     return np.stack(out)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +16,11 @@ from mmjax.convert.shapes import (
     encoder_options,
     image_resnet_options,
     nearest_name,
+    patch_options,
+    projection_width,
+    vit_options,
 )
 from mmjax.convert.torch_source import TorchSource
-from mmjax.errors import UserError
 from mmjax.models.towers import clip, vit
 from mmjax.published.tvl import tvl_config
 
@@ -56,45 +57,18 @@ def model_section(
     return model
 
 
-def _projection_width(shapes: Shapes, tower: str) -> int:
-    path = f"{tower}/projection/kernel"
-    return shapes.sizes(path, 2)[1] if path in shapes else 0
-
-
-def _patch_options(shapes: Shapes, tower: str) -> dict[str, Any]:
-    height, width, channels, _ = shapes.sizes(f"{tower}/patch/kernel", 4)
-    patches = shapes.sizes(f"{tower}/positions", 2)[0] - 1
-    side = math.isqrt(max(patches, 0))
-    if height != width or channels != 3 or side * side != patches or not side:
-        raise UserError(
-            f"{tower}: the tower has patches of {height} × {width} × {channels} and {patches} "
-            "positions without the class token. mmjax supports square RGB images in square patches."
-        )
-    return dict(image_size=side * height, patch_size=height)
-
-
 def _touch_options(tower: str, shapes: Shapes, head_dim: int) -> dict[str, Any]:
     if tower == "resnet":
         return dict(name="resnet18", **image_resnet_options(shapes, "touch"))
-    mean = "touch/pool_norm/scale" in shapes  # timm's fc_norm follows mean pooling
-    options = dict(
-        **encoder_options(shapes, "touch/encoder", head_dim),
-        **_patch_options(shapes, "touch"),
-        patch_bias="touch/patch/bias" in shapes,
-        input_norm="touch/pre_norm/scale" in shapes,
-        pool="mean" if mean else "class",
-        pool_norm=mean,
-        final_norm="layer" if "touch/encoder/final_norm/scale" in shapes else "none",
-        projection=_projection_width(shapes, "touch"),
-    )
+    options = vit_options(shapes, "touch", head_dim)
     return dict(name=nearest_name(vit.TOUCH_CONFIGS, options), **options)
 
 
 def _clip_image_options(shapes: Shapes, head_dim: int) -> dict[str, Any]:
     options = dict(
         **encoder_options(shapes, "image/encoder", head_dim),
-        **_patch_options(shapes, "image"),
-        projection=_projection_width(shapes, "image"),
+        **patch_options(shapes, "image"),
+        projection=projection_width(shapes, "image"),
     )
     return dict(name=nearest_name(vit.CLIP_CONFIGS, options), **options)
 
@@ -105,7 +79,7 @@ def clip_text_options(shapes: Shapes, head_dim: int) -> dict[str, Any]:
         **encoder_options(shapes, "text/encoder", head_dim),
         vocab_size=shapes.sizes("text/token_embedding", 2)[0],
         context_length=shapes.sizes("text/positions", 2)[0],
-        projection=_projection_width(shapes, "text"),
+        projection=projection_width(shapes, "text"),
     )
     return dict(name=nearest_name(clip.CONFIGS, options), **options)
 

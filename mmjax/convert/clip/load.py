@@ -18,26 +18,7 @@ from mmjax.convert.clip import names as clip_names
 from mmjax.convert.torch_source import UNKNOWN, NamingScheme, TorchSource
 from mmjax.convert.vision import names as vision_names
 from mmjax.errors import UserError
-from mmjax.formats.name_rules import QKV, Rule, Rules, dense, norm, prefixes, with_prefix
-
-_BLOCK, _LAYERS = "blocks.{i}", "encoder/layers"
-VIT: Rules = [
-    Rule("cls_token", ("class_token",), "class_token"),
-    Rule("pos_embed", ("positions",), "positions"),
-    Rule("patch_embed.proj.weight", ("patch/kernel",), "convolution"),
-    Rule("patch_embed.proj.bias", ("patch/bias",)),
-    *norm("norm_pre", "pre_norm"),
-    *norm(f"{_BLOCK}.norm1", f"{_LAYERS}/attention_norm"),
-    *dense(f"{_BLOCK}.attn.qkv", *QKV),
-    *dense(f"{_BLOCK}.attn.proj", f"{_LAYERS}/attention/out"),
-    *norm(f"{_BLOCK}.norm2", f"{_LAYERS}/mlp_norm"),
-    *dense(f"{_BLOCK}.mlp.fc1", f"{_LAYERS}/mlp/up"),
-    *dense(f"{_BLOCK}.mlp.fc2", f"{_LAYERS}/mlp/down"),
-    *norm("norm", "encoder/final_norm"),
-    *norm("fc_norm", "pool_norm"),
-    *dense("head", "projection"),
-]
-
+from mmjax.formats.name_rules import Rule, Rules, dense, prefixes, with_prefix
 
 SCALAR_PATHS = ("logit_scale", "logit_bias")
 SCALARS: Rules = [Rule(name, (name,)) for name in SCALAR_PATHS]
@@ -47,11 +28,11 @@ HEADS: Rules = [
     for name, modality in {"tactile": "touch", "vision": "image", "text": "text"}.items()
 ]
 TOUCH = "tactile_encoder."
-_ENDINGS = {"vit": "patch_embed.proj.weight", "resnet": vision_names.ENDINGS["resnet"]}
+_ENDINGS = {"vit": vision_names.ENDINGS["vit"], "resnet": vision_names.ENDINGS["resnet"]}
 
 
 RULES: dict[str, Rules] = {
-    "vit": VIT,
+    "vit": vision_names.VIT,
     "resnet": [*vision_names.RESNET, *dense("fc", "projection")],
     "clip_image": clip_names.IMAGE,
     "clip_text": clip_names.TEXT,
@@ -157,8 +138,8 @@ def read(source: str) -> TorchSource:
         source,
         find_scheme,
         expected="the names of a TVL touch encoder (timm's ViT or torchvision's ResNet) or of an "
-        "OpenCLIP model with a ViT. For a model in the format of the transformers library, use "
-        "its open_clip_* file.",
+        "OpenCLIP model with a ViT, or of a ResNet, MobileNetV2 or ViT of torchvision or timm. For "
+        "a model in the format of the transformers library, use its open_clip_* file.",
     )
 
 

@@ -30,9 +30,10 @@ def config_of(source: str) -> ml_collections.ConfigDict:
 def make_config(source: TorchSource, *, head_dim: int | None = None) -> ml_collections.ConfigDict:
     """Returns a complete config: the model of the file, and images as LGSSL evaluates them.
 
-    The shorter side is resized to 224 pixels (PIL's bicubic filter), the center square is cropped,
-    and pixels are normalized by ImageNet's mean and standard deviation. The model computes in
-    float32.
+    The shorter side is resized to 224 pixels, or to the size of a ViT (PIL's bicubic filter), the
+    center square is cropped, and pixels are normalized by ImageNet's mean and standard deviation.
+    Some of timm's ViTs were trained with a mean and standard deviation of 0.5 instead
+    (config.augment.image.mean and std), which a file does not tell. The model computes in float32.
 
     Args:
       source: The entries of the file.
@@ -42,7 +43,8 @@ def make_config(source: TorchSource, *, head_dim: int | None = None) -> ml_colle
     cfg.task = "guided"
     cfg.model = model_section(source, head_dim=head_dim)
     cfg.total_steps = max(cfg.total_steps, source.step)
-    cfg.data = dict(image=dict(size=_SIZE, resize="bicubic", square="crop_resized"))
+    size = cfg.model.image.get("image_size", _SIZE)
+    cfg.data = dict(image=dict(size=size, resize="bicubic", square="crop_resized"))
     if "text" in cfg.model:
         length = cfg.model.text.context_length
         cfg.data.text = dict(tokenizer="clip", max_tokens=length, candidates=1)
@@ -58,18 +60,18 @@ def model_section(source: TorchSource, *, head_dim: int | None = None) -> dict[s
 
     Args:
       source: The entries of the file.
-      head_dim: Width of an attention head of the text tower, which shapes do not determine; None
-        for 64.
+      head_dim: Width of an attention head, which shapes do not determine; None for 64.
 
     Raises:
       UserError: An array that determines a size is missing, or its shape is not supported.
     """
     shapes = Shapes(source.leaves)
-    backbone = source.components["image"]
-    model: dict[str, Any] = dict(image=vision_names.backbone_options(backbone, shapes, "image"))
+    backbone, head_dim = source.components["image"], head_dim or HEAD_DIM
+    image = vision_names.backbone_options(backbone, shapes, "image", head_dim=head_dim)
+    model: dict[str, Any] = dict(image=image)
     if "text" in source.components:
         # LGSSL's code uses OpenAI's GELU.
-        text = clip_config.clip_text_options(shapes, head_dim or HEAD_DIM)
+        text = clip_config.clip_text_options(shapes, head_dim)
         model["text"] = dict(text, name="clip_text_b", activation="quick_gelu")
     if heads := _head_options(shapes):
         model["heads"] = heads

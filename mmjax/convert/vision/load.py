@@ -1,15 +1,17 @@
 """Reads image backbones, and LGSSL's training checkpoints with their heads.
 
-Backbones are ResNets or MobileNetV2 with the names of torchvision or timm and any prefix. LGSSL
-(El Banani et al. 2023, arXiv 2302.12248) publishes such files, and so do SimCLR (Lightning Bolts),
-SimSiam, SwAV and MoCo v3. Training checkpoints are those of LGSSL's code (PyTorch Lightning), for
-all its methods.
+Backbones are ResNets, MobileNetV2 or ViTs with the names of torchvision or timm and any prefix.
+LGSSL (El Banani et al. 2023, arXiv 2302.12248) publishes such files, and so do SimCLR (Lightning
+Bolts), SimSiam, SwAV, MoCo, VISSL (PIRL, ClusterFit) and pyVTAB (Kotar et al. 2021, arXiv
+2103.14005; `model.` precedes each name). Training checkpoints are those of LGSSL's code (PyTorch
+Lightning), for all its methods.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,10 +42,14 @@ NO_TEXTS = "text encoder other than CLIP"
 OUTSIDE = "outside the model"
 # Names in other models that are not part of the backbone.
 _HEAD = re.compile(
-    r"(^|\.)(fc|head|classifier|projection|projection_head|projector|predictor|prototypes|queue|"
-    r"queue_ptr|non_linear_evaluator)(\.|$)"
+    r"(^|\.)(fc|heads?|classifier|projection|projection_head|projector|predictor|prototypes|queue|"
+    r"queue_ptr|non_linear_evaluator|decoder_\w+|mask_token)(\.|$)"
 )
-_AVERAGES = ("momentum_encoder.", "encoder_k.")  # of the backbone
+# The final dense layer of a backbone.
+_DENSE = re.compile(r"(^|\.)(fc|head|heads\.head)\.(weight|bias)$")
+_VISSL = "base_model.model."  # precedes the trunk and the heads in files of VISSL
+# Endings of the prefixes of moving averages of the backbone.
+_AVERAGES = ("momentum_encoder.", "encoder_k.", "moco_encoder.trunk._feature_blocks.")
 
 
 def _head_rules(key: str, head: str) -> Rules:
@@ -113,6 +119,8 @@ def find_scheme(names: Sequence[str]) -> NamingScheme | None:
         components |= dict(text="clip_text") if text else {}
     other_text = tuple(root + name for name in _TEXT_KEYS) if is_lgssl and not text else ()
     top = f"{prefix.split('.')[0]}." if prefix else ""
+    if _VISSL in prefix:
+        top = prefix[: prefix.index(_VISSL) + len(_VISSL)]
 
     def unused_reason(name: str) -> str:
         last = name.rsplit(".", 1)[-1]
@@ -151,7 +159,7 @@ def read(source: str) -> TorchSource:
     return torch_source.read_file(
         source,
         find_scheme,
-        expected="the names of a ResNet or MobileNetV2 of torchvision or timm.",
+        expected="the names of a ResNet, MobileNetV2 or ViT of torchvision or timm.",
     )
 
 
@@ -171,17 +179,20 @@ def load(source: str) -> tuple[dict[str, np.ndarray], str]:
     leaves = file.params(source)
     if all(path.removeprefix("extra/").startswith("image/") for path in file.leaves):
         arrays = file.arrays()
-        unused = {name: x.shape for name, x in arrays.items() if name in file.unused_keys}
-        ending = re.compile(r"(^|\.)fc\.(weight|bias)$")
-        prefixes = {name[: name.rindex("fc.")] for name in unused if ending.search(name)}
-        rules = [rule for prefix in prefixes for rule in dense(f"{prefix}fc", "image/projection")]
+        unused = {
+            name: arrays[name].shape
+            for name, reason in file.unused_keys.items()
+            if reason == HEAD and _DENSE.search(name)
+        }
+        layers = {name.rpartition(".")[0] for name in unused}
+        rules = [rule for layer in layers for rule in dense(layer, "image/projection")]
         leaves |= {path: leaf.read(arrays) for path, leaf in match_keys(unused, rules)[0].items()}
         leaves = {path.replace("image/", BACKBONE, 1): x for path, x in leaves.items()}
     return leaves, f"the backbone of {source}"
 
 
 def place_backbone(
-    leaves: Mapping[str, np.ndarray], target: Iterable[str]
+    leaves: Mapping[str, np.ndarray], target: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """Returns the leaves with a backbone at the tower of the model that fits.
 
@@ -189,7 +200,7 @@ def place_backbone(
 
     Args:
       leaves: {path: array} of the sources.
-      target: Paths of the model.
+      target: {path: leaf} of the model; a leaf has a shape.
 
     Raises:
       UserError: Both the image and the touch tower fit.
@@ -197,8 +208,7 @@ def place_backbone(
     marked = {path for path in leaves if path.removeprefix("extra/").startswith(BACKBONE)}
     if not marked:
         return dict(leaves)
-    target = set(target)
-    towers = [tower for tower in ("image", "touch") if f"{tower}/stem/conv/kernel" in target]
+    towers = _fitting_towers(leaves, target)
     if len(towers) > 1:
         raise UserError(
             "The source contains one backbone, and two towers of the model fit it. Select one with "
@@ -211,3 +221,26 @@ def place_backbone(
         if new in target or "/projection/" not in new:
             result[new] = leaves[path]
     return result
+
+
+def _fitting_towers(leaves: Mapping[str, np.ndarray], target: Mapping[str, Any]) -> list[str]:
+    """Returns the towers of the model that have the architecture of the backbone in `leaves`.
+
+    If there are several, only those whose first layer has the same arrays and shapes.
+    """
+    convolutional = f"{BACKBONE}stem/conv/kernel" in leaves
+    kernel, first = ("stem/conv/kernel", "stem/") if convolutional else ("patch/kernel", "patch/")
+    towers = [tower for tower in ("image", "touch") if f"{tower}/{kernel}" in target]
+    if len(towers) < 2:
+        return towers
+
+    def layer(arrays: Mapping[str, Any], root: str) -> dict[str, tuple[int, ...]]:
+        start = root + first
+        return {
+            path.removeprefix(root): tuple(x.shape)
+            for path, x in arrays.items()
+            if path.startswith(start)
+        }
+
+    own = layer(leaves, BACKBONE)
+    return [tower for tower in towers if layer(target, f"{tower}/") == own] or towers

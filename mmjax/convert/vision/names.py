@@ -1,17 +1,25 @@
-"""torchvision's and timm's names for image backbones: ResNets and MobileNetV2.
+"""torchvision's and timm's names for image backbones: ResNets, MobileNetV2 and ViTs.
 
 Both libraries use the same names for ResNets.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmjax.convert.shapes import block_counts, image_resnet_options
+from mmjax.convert.shapes import (
+    HEAD_DIM,
+    Shapes,
+    block_counts,
+    image_resnet_options,
+    nearest_name,
+    vit_options,
+)
 from mmjax.errors import UserError
-from mmjax.formats.name_rules import Rule, Rules, norm, prefixes
-from mmjax.models.towers import mobilenet
+from mmjax.formats.name_rules import QKV, Rule, Rules, dense, norm, prefixes
+from mmjax.models.towers import mobilenet, vit
 
 # Batches counted by BatchNorm. They are not needed with a constant momentum.
 COUNTER = "num_batches_tracked"
@@ -101,17 +109,66 @@ def _torchvision_mobilenet() -> Rules:
 
 MOBILENET: Rules = _torchvision_mobilenet()
 
+_LAYERS = "encoder/layers"
+VIT: Rules = [
+    Rule("cls_token", ("class_token",), "class_token"),
+    Rule("pos_embed", ("positions",), "positions"),
+    Rule("patch_embed.proj.weight", ("patch/kernel",), "convolution"),
+    Rule("patch_embed.proj.bias", ("patch/bias",)),
+    *norm("norm_pre", "pre_norm"),
+    *norm("blocks.{i}.norm1", f"{_LAYERS}/attention_norm"),
+    *dense("blocks.{i}.attn.qkv", *QKV),
+    *dense("blocks.{i}.attn.proj", f"{_LAYERS}/attention/out"),
+    *norm("blocks.{i}.norm2", f"{_LAYERS}/mlp_norm"),
+    *dense("blocks.{i}.mlp.fc1", f"{_LAYERS}/mlp/up"),
+    *dense("blocks.{i}.mlp.fc2", f"{_LAYERS}/mlp/down"),
+    *norm("norm", "encoder/final_norm"),
+    *norm("fc_norm", "pool_norm"),
+    *dense("head", "projection"),
+]
+_TORCHVISION_LAYER = "encoder.layers.encoder_layer_{i}"
+VIT_TORCHVISION: Rules = [
+    Rule("class_token", ("class_token",), "class_token"),
+    Rule("encoder.pos_embedding", ("positions",), "positions"),
+    Rule("conv_proj.weight", ("patch/kernel",), "convolution"),
+    Rule("conv_proj.bias", ("patch/bias",)),
+    *norm(f"{_TORCHVISION_LAYER}.ln_1", f"{_LAYERS}/attention_norm"),
+    *dense(f"{_TORCHVISION_LAYER}.self_attention.in_proj", *QKV, weight="_weight", bias="_bias"),
+    *dense(f"{_TORCHVISION_LAYER}.self_attention.out_proj", f"{_LAYERS}/attention/out"),
+    *norm(f"{_TORCHVISION_LAYER}.ln_2", f"{_LAYERS}/mlp_norm"),
+    *dense(f"{_TORCHVISION_LAYER}.mlp.0", f"{_LAYERS}/mlp/up"),
+    *dense(f"{_TORCHVISION_LAYER}.mlp.3", f"{_LAYERS}/mlp/down"),
+    *norm("encoder.ln", "encoder/final_norm"),
+]
+# Names of the MLP in files of torchvision before 0.14.
+VIT_TORCHVISION_OLD: Rules = [
+    dataclasses.replace(
+        rule, key=rule.key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2.")
+    )
+    for rule in VIT_TORCHVISION
+]
+
 RULES: dict[str, Rules] = {
     "resnet": RESNET,
     "mobilenet": MOBILENET,
     "mobilenet_timm": MOBILENET_TIMM,
+    # Without the classifier, which an image encoder does not need.
+    "vit": [rule for rule in VIT if not rule.key.startswith("head.")],
+    "vit_torchvision": VIT_TORCHVISION,
+    "vit_torchvision_old": VIT_TORCHVISION_OLD,
 }
 # Ending of a name that occurs once in each backbone, and only there.
 ENDINGS = {
     "resnet": "layer1.0.conv1.weight",
     "mobilenet": "features.1.conv.0.0.weight",
     "mobilenet_timm": "blocks.0.0.conv_dw.weight",
+    "vit": "patch_embed.proj.weight",
+    "vit_torchvision": "encoder.layers.encoder_layer_0.mlp.0.weight",
+    "vit_torchvision_old": "encoder.layers.encoder_layer_0.mlp.linear_1.weight",
 }
+# timm's ViT that pools by the class token. Those of TVL are touch encoders; they pool the mean and
+# have `fc_norm` instead.
+_CLASS_POOLING = "norm.weight"
 
 
 def find_backbones(names: Iterable[str]) -> dict[str, str]:
@@ -121,11 +178,12 @@ def find_backbones(names: Iterable[str]) -> dict[str, str]:
         prefix: backbone
         for backbone, ending in ENDINGS.items()
         for prefix in prefixes(names, ending)
+        if backbone != "vit" or f"{prefix}{_CLASS_POOLING}" in names
     }
 
 
 def backbone_options(
-    backbone: str, shapes: Mapping[str, Sequence[int]], path: str
+    backbone: str, shapes: Shapes, path: str, *, head_dim: int = HEAD_DIM
 ) -> dict[str, Any]:
     """Returns the name and options of a backbone.
 
@@ -133,11 +191,15 @@ def backbone_options(
       backbone: Key of `RULES`.
       shapes: {path: shape}.
       path: Path of the backbone.
+      head_dim: Width of an attention head.
 
     Raises:
       UserError: An array that determines a size is missing, or a MobileNetV2 has another number of
         groups.
     """
+    if backbone.startswith("vit"):
+        options = vit_options(shapes, path, head_dim)
+        return dict(name=nearest_name(vit.IMAGE_CONFIGS, options), **options)
     if backbone == "resnet":
         options = image_resnet_options(shapes, path)
         return dict(name="resnet50" if options["bottleneck"] else "resnet18", **options)

@@ -75,6 +75,7 @@ TOWERS: dict[str, TowerEntry] = {
     **_entries("text", text.LinearText, text.LINEAR_CONFIGS),
     **_entries("text", clip.ClipText, clip.CONFIGS),
     **_entries("image", vit.ImageTransformer, vit.CLIP_CONFIGS),
+    **_entries("image", vit.ImageTransformer, vit.IMAGE_CONFIGS),
     **_entries("image", image_resnet.ImageResNet, image_resnet.IMAGE_CONFIGS),
     **_entries("image", mobilenet.MobileNetV2, mobilenet.CONFIGS),
     **_entries("touch", vit.ImageTransformer, vit.TOUCH_CONFIGS),

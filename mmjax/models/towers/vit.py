@@ -1,7 +1,7 @@
-"""Towers for single images: `vit_*_patch16_224` for touch sensors and `clip_vit_*` for cameras.
+"""Towers for single images: `vit_*_patch16_224` for touch sensors, `vit_*16` and `clip_vit_*`.
 
-Sources: ViT (Dosovitskiy et al. 2021), for touch as in timm (TVL: Fu et al. 2024, arXiv
-2402.13232), for images as in CLIP (Radford et al. 2021) and OpenCLIP.
+Sources: ViT (Dosovitskiy et al. 2021), as in timm and torchvision; for touch as in TVL (Fu et al.
+2024, arXiv 2402.13232); `clip_*` as in CLIP (Radford et al. 2021) and OpenCLIP.
 """
 
 from __future__ import annotations
@@ -212,6 +212,23 @@ def _timm(num_heads: int) -> dict[str, Any]:
     return dict(_TOUCH, width=width, num_heads=num_heads, mlp_dim=4 * width, num_layers=12)
 
 
+# ViTs of timm and torchvision that were trained for classification, without the classifier.
+IMAGE_CONFIGS: dict[str, dict[str, Any]] = {
+    name: dict(
+        kernel_init="timm",
+        dropout_rate=0.0,
+        width=64 * num_heads,
+        num_heads=num_heads,
+        mlp_dim=256 * num_heads,
+        num_layers=num_layers,
+        patch_size=16,
+    )
+    for name, num_heads, num_layers in (
+        ("vit_s16", 6, 12),
+        ("vit_b16", 12, 12),
+        ("vit_l16", 16, 24),
+    )
+}
 TOUCH_CONFIGS: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": _timm(3),
     "vit_small_patch16_224": _timm(6),

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mmjax.errors import UserError
 from mmjax.models.blocks.convolution import convolution_flops
 from mmjax.models.decoders.base import GRID, MAPS, Head, convolution
 from mmjax.models.decoders.resize import halve, pixel_shuffle
@@ -83,9 +82,6 @@ class PyramidHead(Head):
       width: See `level_channels`.
       dtype: Dtype of computation of the pyramid.
       rngs: Random number generators for initialization.
-
-    Raises:
-      UserError: `width` is less than 1.
     """
 
     def __init__(
@@ -97,8 +93,6 @@ class PyramidHead(Head):
         dtype: Any = "float32",
         rngs: nnx.Rngs,
     ):
-        if width < 1:
-            raise UserError(f"width must be at least 1; got {width}.")
         channels = level_channels(width)
         self.levels = tuple(name for name in MAPS if name in head.needs)
         self.needs = (GRID, *(name for name in head.needs if name not in MAPS))

@@ -140,6 +140,8 @@ def build_head(
     check_features(name, available, where)
     cls = find_head(name, where)
     options = config.keywords(cls, options, where, provided=_PROVIDED, owner=name)
+    if pyramid_width < 1:
+        raise UserError(f"config.{where}.pyramid_width must be at least 1; got {pyramid_width}.")
     grid = channels.get(GRID, 0) if uses_pyramid(name, available, where) else 0
     maps = level_channels(pyramid_width) if grid else channels
     try:

@@ -121,3 +121,16 @@ def test_training_gradients_and_statistics_do_not_depend_on_remat():
 def test_error_mentions_invalid_groups(groups):
     with raises(UserError, "groups", groups):
         _model(dict(SMALL, groups=groups))
+
+
+def test_feature_maps_are_the_last_of_each_resolution():
+    model = ModelDef(lambda rngs: build_tower("mobilenet_v2", rngs=rngs))
+    x = jax.ShapeDtypeStruct((2, 65, 96, 3), "float32")
+    maps = jax.eval_shape(lambda module, x: module.feature_maps(x), model.module, x)
+    assert {name: y.shape for name, y in maps.items()} == {
+        "conv": (2, 33, 48, 16),
+        "block1": (2, 17, 24, 24),
+        "block2": (2, 9, 12, 32),
+        "block3": (2, 5, 6, 96),
+        "block4": (2, 3, 3, 320),
+    }

@@ -252,3 +252,26 @@ def test_named_towers_have_the_expected_output_width_and_flops():
         assert pooled.shape == (2, module.out_features)
         assert module.flops(shape) == 2 * (macs + module.cfg.width * module.out_features)
         assert module.input_ndim == len(shape)
+
+
+@pytest.mark.parametrize("size", [(24, 24), (40, 16)])
+def test_the_grid_of_any_size_equals_timm_with_resized_positions(touch, size):
+    params, _, _ = touch
+    model = _model(TOUCH)
+    x = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
+    grid = jax.jit(lambda params, x: model.bind(params, {}).feature_maps(x)["grid"])(params, x)
+    state = torch_reference.timm_vit_state(num_classes=20, **STATE)
+    height, width = size[0] // 8, size[1] // 8
+    table = state["pos_embed"][0]
+    resized = jax.image.resize(table[1:].reshape(3, 3, 32), (height, width, 32), "cubic")
+    positions = np.concatenate([table[:1], np.reshape(resized, (-1, 32))])
+    expected = torch_reference.timm_tokens(state | {"pos_embed": positions[None]}, x, 2)[:, 1:]
+    assert grid.shape == (2, height, width, 32)
+    assert relative_error(grid, expected.reshape(grid.shape)) < 1e-5
+
+
+def test_parameter_counts_of_image_towers_equal_timm_without_the_classifier():
+    for name, expected in (("vit_s16", 22_050_664), ("vit_b16", 86_567_656)):
+        model = _model(name)
+        classifier = 1000 * (model.module.out_features + 1)
+        assert count(model) == expected - classifier

@@ -36,7 +36,7 @@ def _load(source: str) -> tuple[dict[str, np.ndarray], str]:
           moving average of the parameters, it is read instead of the parameters;
         - the prefix of a TensorFlow checkpoint of VATT (`…/ckpt-500000`);
         - a PyTorch file (.pth, .safetensors, …) with TVL's touch encoder, OpenCLIP's towers, an
-          image backbone (ResNet, MobileNetV2) or an LGSSL model;
+          image backbone (ResNet, MobileNetV2, ViT) or an LGSSL model;
         - a file of word vectors (.npz, .npy, .pkl).
 
     Returns:

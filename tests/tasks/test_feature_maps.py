@@ -42,7 +42,7 @@ def images_of(modality, *size):
             *("guided", "image", dict(name="resnet50", **RESNET), (21, 32)),
             dict(conv=(11, 16, 8), block1=(6, 8, 8), block2=(3, 4, 16)),
         ),
-        ("guided", "image", dict(name="vit_s16", **VIT), (24, 40), dict(grid=(3, 5, 8))),
+        ("guided", "image", dict(name="image_vit_s16", **VIT), (24, 40), dict(grid=(3, 5, 8))),
         ("touch", "image", dict(name="clip_vit_tiny", **VIT), (16, 16), dict(grid=(2, 2, 8))),
         ("touch", "touch", dict(name="touch_tiny", **VIT), (8, 24), dict(grid=(1, 3, 8))),
     ],
@@ -63,7 +63,7 @@ def test_maps_of_images_of_any_size(name, modality, tower, size, shapes):
 
 
 def test_sizes_that_do_not_fit_and_batches_without_images_are_named():
-    task = task_of("guided", "image", dict(name="vit_s16", **VIT))
+    task = task_of("guided", "image", dict(name="image_vit_s16", **VIT))
     arrays = (task.model.params, task.model.extra)
     with raises(UserError, "config.model.image", "patch_size", 8, "(24, 30, 3)"):
         jax.eval_shape(task.predict["maps"], *arrays, images_of("image", 24, 30))

@@ -22,6 +22,9 @@ The class of a tower is an `nnx.Module` with this interface:
 * `__call__(x, *, key=None)`: Encodes [N, …]; returns pooled features, float32 [N, out_features],
   and tokens [N, …, D]. `key` is a random key in training and None in evaluation. Modules must not
   store random number generators.
+* `feature_maps(x, *, train=False)`: Optional, for images: {name: [N, h, w, C]} of images of any
+  size. The names are `conv` and `block1` to `block4` (1/2 to 1/32 of the image), or `grid` for the
+  patches of a transformer. Heads for end tasks on pixels need them.
 * `flops(shape, *, train=False)`: Returns the forward floating-point operations for one input.
 
 Options such as `config.model.dtype` and `config.model.remat` apply to all towers of a model. They

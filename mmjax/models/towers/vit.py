@@ -1,4 +1,4 @@
-"""Towers for single images: `vit_*_patch16_224` for touch sensors, `vit_*16` and `clip_vit_*`.
+"""Towers for single images: `vit_*_patch16_224` for touch sensors, `image_vit_*` and `clip_vit_*`.
 
 Sources: ViT (Dosovitskiy et al. 2021), as in timm and torchvision; for touch as in TVL (Fu et al.
 2024, arXiv 2402.13232); `clip_*` as in CLIP (Radford et al. 2021) and OpenCLIP.
@@ -224,9 +224,9 @@ IMAGE_CONFIGS: dict[str, dict[str, Any]] = {
         patch_size=16,
     )
     for name, num_heads, num_layers in (
-        ("vit_s16", 6, 12),
-        ("vit_b16", 12, 12),
-        ("vit_l16", 16, 24),
+        ("image_vit_s16", 6, 12),
+        ("image_vit_b16", 12, 12),
+        ("image_vit_l16", 16, 24),
     )
 }
 TOUCH_CONFIGS: dict[str, dict[str, Any]] = {

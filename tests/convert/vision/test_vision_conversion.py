@@ -615,7 +615,7 @@ def test_a_vit_initializes_the_tower_with_its_first_layer(tmp_path):
     )
     towers = dict(
         image=dict(name="clip_vit_tiny", **options | dict(width=32)),
-        touch=dict(name="vit_s16", **options),
+        touch=dict(name="image_vit_s16", **options),
     )
     values, report = start(towers, source)
     assert not report.unexpected and all(path.startswith("image/") for path in report.missing)

@@ -271,7 +271,7 @@ def test_the_grid_of_any_size_equals_timm_with_resized_positions(touch, size):
 
 
 def test_parameter_counts_of_image_towers_equal_timm_without_the_classifier():
-    for name, expected in (("vit_s16", 22_050_664), ("vit_b16", 86_567_656)):
+    for name, expected in (("image_vit_s16", 22_050_664), ("image_vit_b16", 86_567_656)):
         model = _model(name)
         classifier = 1000 * (model.module.out_features + 1)
         assert count(model) == expected - classifier

@@ -34,10 +34,13 @@ class Framing:
     Attributes:
       type: See `FramingType`.
       size: (height, width) in pixels; None for the option `size` of the section `data.end_task`.
+      max_draws: Number of windows tried, for type 'crop', until one contains more than one class;
+        the last one is used in any case.
     """
 
     type: FramingType = "resize"
     size: tuple[int, int] | None = None
+    max_draws: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,10 @@ class EndTask:
       num_outputs: Number of classes, or of maps K; None for the classes of the training split.
       train_framing: Of training examples.
       test_framing: Of validation and test examples.
+      target_format: How the file of a target becomes a map: a name in
+        `mmjax.data.end_tasks.targets.FORMATS`, or `package.module:Name`; '' for labels.
+      depth: (a, b) if the target is a depth: a · target + b is proportional to the distance, which
+        relative errors need. None for other targets.
       color_jitter: Whether training examples get random color changes and grayscale.
       head: Name of the default head; see `mmjax.models.decoders`.
       loss: Name of the loss and its options; see `mmjax.losses.end_task`.
@@ -81,6 +88,8 @@ class EndTask:
     num_outputs: int | None = None
     train_framing: Framing = Framing()
     test_framing: Framing = Framing()
+    target_format: str = ""
+    depth: tuple[float, float] | None = None
     color_jitter: bool = False
     head: str = "linear"
     loss: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(name="cross_entropy"))

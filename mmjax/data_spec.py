@@ -86,6 +86,9 @@ class DataSpec:
                 width = precomputed_features.width_of(directories, data.split, name)
                 shapes[name] = ((*lead, width), "float32")
         classes = None
+        if data.end_task:
+            shapes |= data.end_task.shapes(train=True)
+            classes = data.end_task.task.num_outputs or num_classes or 2
         if data.label:
             classes = data.label.num_classes or num_classes or 2
             shapes["label"] = ((classes,), "float32") if data.label.multi_label else ((), "int32")

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(mmjax.__file__).resolve().parent.parent
 # and from lower ones. The order within `data` is that of DATA_LAYERS.
 LAYERS = (
     "errors limits plain_text files registry tree cache config distributed modalities cpus assets "
-    "configs",
+    "configs end_tasks",
     "losses formats monitor data neighbors",
     "state lookups models checkpoints optim sharding sentence_encoders",
     "data_spec step program preprocess",
@@ -24,7 +24,7 @@ LAYERS = (
     "inference main",
     "tools",
 )
-DATA_LAYERS = ("storage", "text world", "sources", "pairs", "pipeline", "build", "importers")
+DATA_LAYERS = ("storage", "text world", "sources", "pairs end_tasks", "pipeline", "build", "importers")
 TENSORFLOW = ("mmjax.data", "mmjax.formats.tf_checkpoint")
 
 

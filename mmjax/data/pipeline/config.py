@@ -13,6 +13,7 @@ from mmjax.data.pipeline import precomputed_features
 from mmjax.data.pipeline.audio import Audio, add_audio
 from mmjax.data.pipeline.common import AddFunction
 from mmjax.data.pipeline.dmvr.options import Dmvr
+from mmjax.data.pipeline.end_task import EndTaskOptions, add_end_task
 from mmjax.data.pipeline.image_modality import Image, Touch, add_image
 from mmjax.data.pipeline.label import Label, add_label
 from mmjax.data.pipeline.text import Text, add_text
@@ -28,6 +29,7 @@ MODALITIES: dict[str, tuple[type, AddFunction]] = {
     "label": (Label, add_label),
     "image": (Image, add_image),
     "touch": (Touch, add_image),
+    "end_task": (EndTaskOptions, add_end_task),
 }
 
 
@@ -49,6 +51,7 @@ class DataConfig:
       threads: Number of threads of the input pipeline; 0 for one per CPU core.
       prefetch: Number of batches prepared in advance.
       video, audio, image, text, label, touch: Options of each modality; None leaves it out.
+      end_task: Options of an end task, which needs no other modality; None for none.
       pairs: Train on pairs of records: the second of `data.image.crops` shows the image of the
         paired record, and all other fields belong to the record itself. None for no pairs.
       dmvr: Options of a DMVR factory, if `train` is one; see `mmjax.data.pipeline.dmvr`.
@@ -70,6 +73,7 @@ class DataConfig:
     text: Text | None = None
     label: Label | None = None
     touch: Touch | None = None
+    end_task: EndTaskOptions | None = None
     pairs: PairsConfig | None = None
     dmvr: Dmvr | None = None
 
@@ -81,6 +85,11 @@ class DataConfig:
             raise UserError(
                 f"The section data has no modality. Set at least one of "
                 f"{', '.join(f'data.{name}' for name in inputs)}."
+            )
+        if self.end_task and (others := [name for name in self.sections if name != "end_task"]):
+            raise UserError(
+                f"data.end_task cannot be combined with data.{others[0]}: it makes the images and "
+                f"labels itself. Set data.{others[0]}=None, or data.end_task=None."
             )
         num_views = len(self.image.crops) if self.image else 0
         if self.pairs and num_views < 2:

@@ -22,9 +22,10 @@ import tensorflow as tf
 from mmjax.data.pairs.positives import Positives
 from mmjax.data.pipeline import precomputed_features
 from mmjax.data.pipeline.common import Context
-from mmjax.data.pipeline.config import MODALITIES, DataConfig, parse_config
+from mmjax.data.pipeline.config import DataConfig, parse_config
 from mmjax.data.pipeline.dmvr.construct import is_stream
 from mmjax.data.pipeline.dmvr.stream import StreamEvalData, StreamTrainData
+from mmjax.data.pipeline.end_task import count_outputs
 from mmjax.data.pipeline.examples import Examples, build_pipeline, build_positive_pipeline
 from mmjax.data.pipeline.feature_table import TableEvalData, TableTrainData, is_table
 from mmjax.data.pipeline.label import Label, count_classes
@@ -77,6 +78,8 @@ class _Loader:
         self.sample_rate = cfg.audio.rate(self.info.sample_rate) if cfg.audio else None
         self.tokenizer: Tokenizer | None = open_tokenizer(cfg) if cfg.text else None
         self.num_classes = count_classes(cfg.label, self.infos) if cfg.label else None
+        if cfg.end_task:
+            self.num_classes = count_outputs(cfg.end_task, self.infos)
         paired = train and cfg.pairs is not None
         context = Context(
             train=train,
@@ -315,7 +318,7 @@ def make_eval_data(
     if is_table(spec):
         return TableEvalData(spec=spec, split=split, max_examples=max_examples, host=host)
     source = sources.open_source(spec, split=split, check_crc=cfg.check_crc)
-    if cfg.label is None and source.info.num_classes:
+    if cfg.label is None and cfg.end_task is None and source.info.num_classes:
         cfg = dataclasses.replace(cfg, label=Label(multi_label=source.info.multi_label))
     return EvalData(cfg, source, max_examples=max_examples, host=host)
 
@@ -329,9 +332,11 @@ def _check_modalities(cfg: DataConfig, opened: Sequence[Source]) -> None:
     counts = [source.info.statistics.get("examples_with") for source in opened]
     if not all(counts):
         return
-    for name in MODALITIES:
+    for name in cfg.sections:
+        if name == "end_task":  # its records have keys of their own
+            continue
         stored = stored_name(name)
-        if getattr(cfg, name) is None or any(count.get(stored) for count in counts):
+        if any(count.get(stored) for count in counts):
             continue
         listed = "; ".join(
             f"{source.info.name} ({source.directory or source.name}) has "

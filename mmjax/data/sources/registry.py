@@ -8,6 +8,7 @@
 | `csv:FILE`                           | a table of image paths and labels                        |
 | `npz:FILE`, `npz:DIRECTORY`          | arrays of images and labels                              |
 | `tfds:NAME[,label=…][,data_dir=…]`   | an image dataset of TensorFlow Datasets                  |
+| `end_task:NAME[,root=DIRECTORY]`     | an end task, see `mmjax.data.sources.end_task`           |
 | `package.module:Name`                | your own source, see `mmjax.data.sources.base`           |
 
 DMVR factories (`dmvr:…`) are streams without random access. `mmjax.data.pipeline.dmvr` reads them.
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from mmjax import registry
-from mmjax.data.sources import csv_table, image_folder, npz, split_slicing, tfds
+from mmjax.data.sources import csv_table, end_task, image_folder, npz, split_slicing, tfds
 from mmjax.data.sources.base import Source
 from mmjax.data.sources.shards import ShardSource
 from mmjax.data.storage.dataset import DatasetDir, DatasetInfo
@@ -172,6 +173,14 @@ def _reject_stream(text: str, **kwargs: Any) -> Any:
     )
 
 
+def _open_end_task(text: str, *, split: str) -> Source:
+    return end_task.open_end_task(text, split=split, open_source=open_source)
+
+
+def _end_task_splits(text: str) -> list[str]:
+    return end_task.end_task_splits(text, split_names=split_names)
+
+
 _DIRECTORY = ""  # a path without prefix
 _REFERENCE = "package.module:Name"  # a reference to a class or function
 _FORMATS: dict[str, _Format] = {
@@ -183,6 +192,7 @@ _FORMATS: dict[str, _Format] = {
     "csv": _without_shards(csv_table.open_csv, csv_table.csv_splits),
     "npz": _without_shards(npz.NpzSource, npz.npz_splits),
     "tfds": _Format(_open_tfds, tfds.tfds_splits),
+    "end_task": _without_shards(_open_end_task, _end_task_splits),
     "dmvr": _Format(_reject_stream, _reject_stream),
     _REFERENCE: _without_shards(_open_reference, lambda reference: []),
 }

@@ -24,7 +24,15 @@ LAYERS = (
     "inference main",
     "tools",
 )
-DATA_LAYERS = ("storage", "text world", "sources", "pairs end_tasks", "pipeline", "build", "importers")
+DATA_LAYERS = (
+    "storage",
+    "text world",
+    "sources",
+    "pairs end_tasks",
+    "pipeline",
+    "build",
+    "importers",
+)
 TENSORFLOW = ("mmjax.data", "mmjax.formats.tf_checkpoint")
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 
 from mmjax import files
-from mmjax.data.sources import layouts
 from mmjax.data.end_tasks.source import counted_classes, describe, serialized
+from mmjax.data.sources import layouts
 from mmjax.data.sources.base import Source
 from mmjax.errors import UserError
 from mmjax.formats import pickles

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from mmjax.data.sources import layouts
 from mmjax.data.end_tasks.source import EndTaskSource, class_indices, counted_classes
+from mmjax.data.sources import layouts
 from mmjax.data.storage.class_labels import clean
 from mmjax.errors import UserError
 

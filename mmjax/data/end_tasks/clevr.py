@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mmjax import files
-from mmjax.data.sources import layouts
 from mmjax.data.end_tasks.source import EndTaskSource, counted_classes
+from mmjax.data.sources import layouts
 from mmjax.errors import UserError
 
 _DIRECTORIES = {"train": "train", "test": "val"}
@@ -69,9 +69,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=8)  # the file of the training split has several hundred megabytes
-def _labels(
-    path: str, stamp: tuple[int, int], label_of: Callable[[list], int]
-) -> dict[str, int]:
+def _labels(path: str, stamp: tuple[int, int], label_of: Callable[[list], int]) -> dict[str, int]:
     """Returns {name of an image file: label}."""
     del stamp  # only distinguishes versions of the file
     scenes = files.read_object(path, _ADVICE).get("scenes")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from mmjax import files
-from mmjax.data.sources import layouts
 from mmjax.data.end_tasks.source import EndTaskSource, class_indices, counted_classes, relative
+from mmjax.data.sources import layouts
 from mmjax.errors import UserError
 
 _DIRECTORIES = {"train": "train", "test": "val"}
@@ -62,9 +62,7 @@ def thor_action(root: str, split: str, paper: bool) -> EndTaskSource:
         pairs.append((f"{start}_rgb_a.jpg", f"{start}_rgb_b.jpg"))
         labels.append(ACTIONS.index(action))
     _check_exist(pairs, path)
-    return EndTaskSource(
-        _ACTION, split, pairs, labels=labels, class_names=ACTIONS, exact=paper
-    )
+    return EndTaskSource(_ACTION, split, pairs, labels=labels, class_names=ACTIONS, exact=paper)
 
 
 @layouts.reads(train=(_NUSCENES["train"],), test=(_NUSCENES["train"], _NUSCENES["test"]))

@@ -111,7 +111,9 @@ class Framer:
 
     def _resize(self, example: Example, draws: np.ndarray):
         del draws
-        images = np.stack([_resized(i, self.size, Image.Resampling.BILINEAR) for i in example.images])
+        images = np.stack(
+            [_resized(i, self.size, Image.Resampling.BILINEAR) for i in example.images]
+        )
         return images, self._target(example, self.size)
 
     def _whole(self, example: Example, draws: np.ndarray):
@@ -133,9 +135,13 @@ class Framer:
     def _crop(self, example: Example, draws: np.ndarray):
         images = np.stack([np.asarray(image) for image in example.images])
         target = self._target(example, images.shape[1:3])
-        limits = [max(full - part, 0) for full, part in zip(images.shape[1:3], self.size, strict=True)]
+        limits = [
+            max(full - part, 0) for full, part in zip(images.shape[1:3], self.size, strict=True)
+        ]
         for attempt in range(self.framing.max_draws):
-            top, left = (int(u * (n + 1)) for u, n in zip(draws[2 * attempt :], limits, strict=False))
+            top, left = (
+                int(u * (n + 1)) for u, n in zip(draws[2 * attempt :], limits, strict=False)
+            )
             part = self._window(target, top, left) if target is not None else None
             if part is None or len(np.unique(part)) > 1:
                 break

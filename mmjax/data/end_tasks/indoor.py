@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mmjax.data.sources import layouts
 from mmjax.data.end_tasks.pairing import pair
 from mmjax.data.end_tasks.source import EndTaskSource
+from mmjax.data.sources import layouts
 
 
 def _reader(name: str, images: str, targets: str, *, depth: int = 1) -> Callable:

@@ -7,8 +7,8 @@ import os
 import re
 
 from mmjax import files
-from mmjax.data.sources import layouts
 from mmjax.data.end_tasks.source import EndTaskSource, class_indices
+from mmjax.data.sources import layouts
 from mmjax.data.storage import directories, image_files
 from mmjax.errors import UserError
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from mmjax.data.sources import layouts
 from mmjax.data.end_tasks.pairing import pair
 from mmjax.data.end_tasks.source import EndTaskSource
+from mmjax.data.sources import layouts
 from mmjax.errors import UserError
 
 _CITYSCAPES = {

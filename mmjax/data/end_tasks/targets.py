@@ -111,8 +111,10 @@ def _read_flow(data: bytes, where: str) -> list[Image.Image]:
         with image_decoding.opened(data, where):
             depth, color = data[24], data[25]
         if (depth, color) != (16, 2):
-            raise ValueError(f"it has {depth} bits per channel and color type {color}; expected a "
-                             "16-bit RGB PNG with (64 x + 2^15, 64 y + 2^15, valid)")
+            raise ValueError(
+                f"it has {depth} bits per channel and color type {color}; expected a "
+                "16-bit RGB PNG with (64 x + 2^15, 64 y + 2^15, valid)"
+            )
         coded = tf.io.decode_png(data, 3, tf.uint16).numpy()
     flow = (coded[..., :2].astype(np.float32) - 2**15) / 64
     flow[coded[..., 2] == 0] = np.nan
@@ -129,7 +131,8 @@ def _classes(count: int, *, ignored: int | None = None) -> Convert:
     def convert(values: np.ndarray, paper: bool) -> np.ndarray:
         del paper
         _check_range(values, 0, count - 1)
-        return np.where(values == ignored, -1, values).astype(np.int32)
+        values = values.astype(np.int32)
+        return values if ignored is None else np.where(values == ignored, -1, values)
 
     return convert
 

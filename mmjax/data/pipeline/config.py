@@ -86,10 +86,10 @@ class DataConfig:
                 f"The section data has no modality. Set at least one of "
                 f"{', '.join(f'data.{name}' for name in inputs)}."
             )
-        if self.end_task and (others := [name for name in self.sections if name != "end_task"]):
+        if self.end_task and (others := self.sections.keys() - {"end_task", "label"}):
             raise UserError(
-                f"data.end_task cannot be combined with data.{others[0]}: it makes the images and "
-                f"labels itself. Set data.{others[0]}=None, or data.end_task=None."
+                f"data.end_task cannot be combined with data.{min(others)}: it makes the images "
+                f"itself. Set data.{min(others)}=None, or data.end_task=None."
             )
         num_views = len(self.image.crops) if self.image else 0
         if self.pairs and num_views < 2:

@@ -32,6 +32,10 @@ class EndTaskOptions:
       train_size: (height, width) of training examples; () for the declared or the above size.
       test_size: (height, width) of validation and test examples; () as for `train_size`.
       paper: Whether images and targets are those of pyVTAB; see docs/end_tasks.md.
+      seeds: Number of heads per training configuration.
+      examples_per_update: Examples per update and head; 0 for the batch size. Only used with a
+        feature table; see `mmjax.data.pipeline.feature_table`.
+      drop_last: Whether a feature table is read without the last incomplete batch of each epoch.
     """
 
     name: str = ""
@@ -39,9 +43,12 @@ class EndTaskOptions:
     train_size: tuple[int, ...] = ()
     test_size: tuple[int, ...] = ()
     paper: bool = False
+    seeds: int = 1
+    examples_per_update: int = 0
+    drop_last: bool = False
 
     def __post_init__(self) -> None:
-        check_positive("end_task", self, "size")
+        check_positive("end_task", self, "size", "seeds")
         for key in ("train_size", "test_size"):
             if (value := getattr(self, key)) and (len(value) != 2 or min(value) < 1):
                 raise UserError(
@@ -125,6 +132,8 @@ def add_end_task(pipeline: Pipeline, options: EndTaskOptions, context: Context) 
         features = features | {"_images": features[f"_sequence/{images_key}"].flat_values}
         if task.pixelwise:
             return features | {"_target": features[f"_sequence/{target_key}"].flat_values}
+        if "label" in features:  # of the section `data.label`
+            return features
         labels = first_present(*(features[f"_context/{key}"] for key in schema.LABELS))
         tf.debugging.Assert(
             tf.reduce_all((labels >= 0) & (labels < context.num_classes)),

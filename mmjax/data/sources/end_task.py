@@ -16,6 +16,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable
+
 from mmjax import registry
 from mmjax.data.sources import layouts
 from mmjax.data.sources.base import Source

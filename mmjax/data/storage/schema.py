@@ -262,16 +262,18 @@ def decode_depth(png: bytes) -> np.ndarray:
     return tf.io.decode_png(png, 1, tf.uint16).numpy()[..., 0].astype(np.float32) / 1000
 
 
-def encode_flow(flow: np.ndarray) -> bytes:
+def encode_flow(flow: np.ndarray, *, valid: np.ndarray | None = None) -> bytes:
     """Returns optical flow as 16-bit PNG in the format of KITTI.
 
-    The channels are (64 · x + 2^15, 64 · y + 2^15, 1), so the range of the flow is ±512 pixels.
+    The channels are (64 · x + 2^15, 64 · y + 2^15, valid), so the range of the flow is ±512 pixels.
 
     Args:
       flow: float [H, W, 2], (x, y) in pixels.
+      valid: bool [H, W], whether the flow is known; None if it is known everywhere.
     """
     coded = np.round(flow * 64 + 2**15).clip(0, 2**16 - 1).astype(np.uint16)
-    return tf.io.encode_png(np.concatenate([coded, np.ones_like(coded[..., :1])], -1)).numpy()
+    known = np.ones_like(coded[..., :1]) if valid is None else valid[..., None].astype(np.uint16)
+    return tf.io.encode_png(np.concatenate([coded, known], -1)).numpy()
 
 
 def decode_flow(png: bytes) -> np.ndarray:

@@ -80,20 +80,21 @@ def render_frames(
     dx, dy = axis[None, None, :] - x, -axis[None, :, None] - y  # [T, H, W]
     cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
-    inside = _distance(attributes["shape"], u, v)
+    inside = distance(attributes["shape"], u, v)
     cover = np.clip(inside * (radius * size) + 0.5, 0, 1)  # antialiased over one pixel
 
     color = np.array(COLORS[attributes["color"]], np.float32) + rng.normal(0, 6, 3)
     # Shading that rotates with the object: otherwise the spinning of a plain circle is invisible.
     light = 0.85 + 0.15 * np.clip(u, -1, 1)
-    light *= np.where(_pattern(attributes["texture"], u, v) > 0, 1.0, 0.5)
-    backdrop = _backdrop(rng, axis)[None]  # [1, H, W, 3]
-    image = backdrop + cover[..., None] * (light[..., None] * color.astype(np.float32) - backdrop)
+    light *= np.where(pattern(attributes["texture"], u, v) > 0, 1.0, 0.5)
+    background = backdrop(rng, axis)[None]  # [1, H, W, 3]
+    object_color = light[..., None] * color.astype(np.float32)
+    image = background + cover[..., None] * (object_color - background)
     frames = np.clip(image + 0.5, 0, 255).astype(np.uint8)
     return frames, (times, dx, dy, cover, inside)
 
 
-def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Returns the approximate distance to the outline, positive inside the shape.
 
     Shapes fit into the unit circle; v is up.
@@ -125,7 +126,7 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     raise unknown("shape", shape, SHAPES)
 
 
-def _pattern(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def pattern(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Returns values of about -1 to 1; the sign distinguishes light and dark."""
     frequency = np.float32(2 * np.pi / 0.62)
     if texture == "striped":
@@ -137,16 +138,16 @@ def _pattern(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.ones_like(u)
 
 
-def _backdrop(rng: np.random.Generator, axis: np.ndarray) -> np.ndarray:
+def backdrop(rng: np.random.Generator, axis: np.ndarray) -> np.ndarray:
     """Returns a dark image, float32 [H, W, 3]."""
     tint = rng.uniform(8, 40) * rng.uniform(0.7, 1.3, 3)
-    direction, pattern = rng.uniform(0, 2 * np.pi), rng.integers(4)
+    direction, style = rng.uniform(0, 2 * np.pi), rng.integers(4)
     plane = np.cos(direction) * axis[None, :] + np.sin(direction) * axis[:, None]
-    if pattern == 0:
+    if style == 0:
         gray = np.ones_like(plane)
-    elif pattern == 1:
+    elif style == 1:
         gray = 1 + 1.2 * plane
-    elif pattern == 2:
+    elif style == 2:
         gray = 1 + 0.3 * np.sin(plane * rng.uniform(15, 40))
     else:
         gray = 1 + 0.25 * rng.standard_normal(plane.shape)
@@ -235,9 +236,9 @@ def render_touch(rng: np.random.Generator, size: int, attributes: dict[str, str]
     cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
     # The gel bends over the edge, so the relief starts outside the outline and rises smoothly.
-    edge = np.clip((_distance(attributes["shape"], u, v) * radius + 0.04) / 0.08, 0, 1)
+    edge = np.clip((distance(attributes["shape"], u, v) * radius + 0.04) / 0.08, 0, 1)
     relief = edge * edge * (3 - 2 * edge)
-    relief *= 1 + 0.25 * np.clip(2 * _pattern(attributes["texture"], u, v), -1, 1)
+    relief *= 1 + 0.25 * np.clip(2 * pattern(attributes["texture"], u, v), -1, 1)
     press = rng.uniform(0.8, 1.2) * 0.05
     slope_y, slope_x = np.gradient(press * relief * size)
     sides = np.deg2rad([90, 210, 330])  # of the red, green and blue lamps

@@ -113,8 +113,8 @@ def count_outputs(options: EndTaskOptions, infos: Sequence[DatasetInfo]) -> int:
 def add_end_task(pipeline: Pipeline, options: EndTaskOptions, context: Context) -> None:
     """Adds the batch fields `image`, uint8 [T, H, W, 3], and `label` or `target`.
 
-    `label` is int32 [], -1 for an unlabeled example. `target` is int32 [H, W, 1] with -1 for ignored
-    pixels for classes, and otherwise float32 [H, W, K] with NaN for ignored pixels.
+    `label` is int32 [], -1 for an unlabeled example. `target` is int32 [H, W, 1] with -1 for
+    ignored pixels for classes, and otherwise float32 [H, W, K] with NaN for ignored pixels.
 
     Functions: parse 'end_task', and preprocess 'end_task'.
     """

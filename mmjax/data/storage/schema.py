@@ -38,8 +38,8 @@ TOUCH_BACKGROUND = ("touch/background/encoded",)  # feature list: one JPEG or PN
 MASKS = ("image/mask/encoded",)  # feature list: PNG uint8 [H, W, 1], 0 = background
 DEPTH = ("image/depth/encoded",)  # feature list: PNG uint16 [H, W, 1], see `encode_depth`
 FLOW = ("image/flow/encoded",)  # feature list: PNG uint16 [H, W, 3], see `encode_flow`
-# Feature list: one file of any format that Pillow reads, for the maps that an end task predicts; see
-# `mmjax.data.end_tasks`.
+# Feature list: one file of any format that Pillow reads, for the maps that an end task predicts.
+# See `mmjax.data.end_tasks`.
 TARGET = ("target/encoded",)
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"

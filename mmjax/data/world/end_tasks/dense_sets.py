@@ -181,10 +181,10 @@ def _kitti(directory: str, settings: Settings) -> None:
         ]
         background = rng.uniform(20, 60, 3) + rng.normal(0, 5, (height, width, 3))
         for number, objects in ((10, things), (11, moved)):
-            image, of_frame = draw(rng, height, objects, width=width, background=background)
+            image, index_map = draw(rng, height, objects, width=width, background=background)
             save(os.path.join(path, "image_2", f"{index:06d}_{number}.png"), image)
-            of = of_frame if number == 10 else of
-        flow = np.append(height * motion, [[0, 0]], 0)[of]
+            if number == 10:
+                flow = np.append(height * motion, [[0, 0]], 0)[index_map]
         known = np.repeat(np.arange(height) % 4 > 0, width).reshape(height, width)
         name = f"{index:06d}_10.png"
         save(os.path.join(path, "viz_flow_occ", name), _colored(flow, known, 0.1 * height))

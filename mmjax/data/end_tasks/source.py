@@ -49,7 +49,7 @@ class EndTaskSource(Source):
         self._real_paths = RealPaths()
 
     def fetch(self, record: int) -> bytes:
-        images = [self._read_image(path, record) for path in self._images[record]]
+        images = [self._read_image(path) for path in self._images[record]]
         label = None if self._labels is None else int(self._labels[record])
         return serialized(
             images,
@@ -72,11 +72,13 @@ class EndTaskSource(Source):
             return super().labels()
         return np.asarray(self._labels, np.int64)
 
-    def _read_image(self, path: str, record: int) -> bytes:
+    def _read_image(self, path: str) -> bytes:
         data = _read(path)
         if self._exact and data.startswith((b"\xff\xd8", PNG_START)):
             return data
-        return image_files.encoded(data, self.where(record) if len(data) else f"The empty {path}")
+        if not data:
+            raise UserError(f"{path} is empty. Copy it again, or remove it.")
+        return image_files.encoded(data, path)
 
 
 def describe(

@@ -126,4 +126,5 @@ def _reason(error: tf.errors.OpError) -> str:
     reason = error.message.partition("\n\t [[{{node")[0].strip().split("\n")[-1]
     if (asserted := "assertion failed: ") in reason:  # The parts of a failed assertion have [].
         reason = re.sub(r"\[(.*?)\](?= \[|$)", r"\1", reason.partition(asserted)[2])
-    return reason.removesuffix(".")
+    # Functions in Python raise their own errors, whose type says nothing to users.
+    return reason.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ").removesuffix(".")

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mmjax import optim
 from mmjax.evals.probes.linear import Linear, matmul
+from mmjax.optim import optimizers, schedules
 
 _HIDDEN, _DROPOUT, _PENALTY, _RATE, _BATCH = 128, 0.9, 0.1, 5e-4, 64
 
@@ -86,7 +86,7 @@ def train(
     """
     count = len(x)
     steps = -(-count // _BATCH)
-    tx = optim.keras_adam(optim.constant(base=_RATE))
+    tx = optimizers.keras_adam(schedules.constant(base=_RATE))
 
     def epoch(carry, index):
         order_key, noise_key = jax.random.split(jax.random.fold_in(key, index))

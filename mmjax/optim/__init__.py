@@ -20,11 +20,12 @@ Groups of parameters can have an optimizer each; see `mmjax.optim.groups`.
 from mmjax.optim.build import make_optimizer
 from mmjax.optim.clipping import make_clipping, separates_lookups
 from mmjax.optim.optimizers import OPTIMIZERS
-from mmjax.optim.schedules import SCHEDULES, Schedule, make_schedule
+from mmjax.optim.schedules import SCHEDULES, CyclingSchedule, Schedule, make_schedule
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
+    "CyclingSchedule",
     "Schedule",
     "make_clipping",
     "make_optimizer",

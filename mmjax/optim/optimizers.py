@@ -195,7 +195,7 @@ def _scale_by_keras_adam(b1: float, b2: float, eps: float) -> optax.GradientTran
 
 
 def _scale_by_cycling_adam(b1: Schedule, b2: float, eps: float) -> optax.GradientTransformation:
-    """Returns Adam's rule with a b1 that changes. Its new value corrects the bias, as in PyTorch."""
+    """Returns Adam's rule with a b1 that changes; its new value corrects the bias (PyTorch)."""
 
     def update(grads, state, params=None):
         del params

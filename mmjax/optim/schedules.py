@@ -223,10 +223,13 @@ def one_cycle(
     peak = 0.3 * (last + 1) - 1  # below 0 for fewer than 4 values: the first part is empty
 
     def between(first, middle, final):
+        rise, fall = (middle - first) / max(peak, 1e-6), (middle - final) / (last - peak)
+
         def schedule(step):
             index = jnp.minimum(jnp.asarray(step) // steps_per_epoch, last)
-            up, down = index / max(peak, 1e-6), (index - peak) / (last - peak)
-            return jnp.where(index <= peak, _mix(first, middle, up), _mix(middle, final, down))
+            # From the ends inward, so that a small last value keeps its digits.
+            down = jnp.float32(final) + fall * (last - index)
+            return jnp.where(index <= peak, jnp.float32(first) + rise * index, down)
 
         return _at_start(schedule) if disabled else schedule
 
@@ -264,11 +267,6 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 def _at_start(schedule: Schedule) -> Schedule:
     return lambda step: schedule(0)
-
-
-def _mix(start: float, end: float, fraction: jax.Array) -> jax.Array:
-    """Returns the linear interpolation; exact at both ends, which may differ in magnitude."""
-    return jnp.float32(start) * (1 - fraction) + jnp.float32(end) * fraction
 
 
 def _with_warmup(schedule: Schedule, base: float, steps: int, start: float) -> Schedule:

@@ -1,4 +1,4 @@
-"""Optimizers and schedules against NumPy in float64, and errors of their configs."""
+"""Optimizers against NumPy in float64, and errors of their configs."""
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,12 @@ RULES = {
         lambda *a: momentum(*a, nesterov=True),
         1,
     ),
+    "sgd": (dict(name="sgd"), lambda w, g, lr, t: (w - lr * g,), 0),
+    "sgd, momentum": (
+        dict(name="sgd", momentum=0.8, weight_decay=0.1),
+        lambda *a: momentum(*a, mu=0.8, decay=0.1),
+        1,
+    ),
     "keras_adam": (dict(name="keras_adam"), keras_adam, 2),
     "keras_adam, large epsilon": (
         dict(name="keras_adam", eps=0.1, b1=0.7, b2=0.95),
@@ -148,6 +154,77 @@ def test_the_first_update_uses_the_learning_rate_of_step_0():
     start = {k: v.astype(np.float64) for k, v in tree.flatten(parameters()).items()}
     for name in ("adam", "keras_adam", "keras_momentum"):
         assert_same(run(dict(name=name, schedule=CHANGING), steps=1), start)
+
+
+def test_sgd_without_momentum_has_no_slots():
+    def slots(**cfg):
+        cfg = dict(name="sgd", schedule=CONSTANT) | cfg
+        tx, _ = optim.make_optimizer(cfg, parameters(), total_steps=STEPS, batch_size=BATCH)
+        return [path for path in tree.flatten(tx.init(parameters())) if "kernel" in path]
+
+    assert not slots()
+    assert len(slots(momentum=0.9)) == 2
+
+
+# The momentum of `one_cycle`. STEPS = 8 updates in epochs of two: four values.
+
+CYCLE = dict(name="one_cycle", base=0.1, steps_per_epoch=2)
+CYCLE_RATES, CYCLE_MOMENTA = [], []
+for _epoch in range(4):
+    _down = max(_epoch - 0.2, 0) / 2.8  # the peak is at 0.3 * 4 - 1 = 0.2, the end at 3
+    _share = (1 - _down) if _epoch else 0.0  # of the way from the start to the peak
+    _floor = 0.004 if not _epoch else 0.1 / 25e4
+    CYCLE_RATES += 2 * [_floor + _share * (0.1 - _floor)]
+    CYCLE_MOMENTA += 2 * [0.95 - 0.1 * _share]
+
+
+def cycling(rule, **options):
+    """Returns a rule for `reference` whose momentum is that of update t - 1."""
+    return lambda w, g, lr, t, *slots: rule(w, g, lr, t, *slots, CYCLE_MOMENTA[t - 1], **options)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "rule", "slots"),
+    [
+        (dict(name="sgd", weight_decay=0.1), cycling(momentum, decay=0.1), 1),
+        (dict(name="sgd", nesterov=True), cycling(momentum, nesterov=True), 1),
+        (dict(name="adam", eps=1e-3), cycling(adam, eps=1e-3), 2),
+    ],
+)
+def test_one_cycle_determines_the_momentum_of_every_update(cfg, rule, slots):
+    result = run(cfg | dict(schedule=CYCLE))
+    assert_same(result, reference(rule, slots, rates=CYCLE_RATES))
+    fixed = dict(b1=0.9) if cfg["name"] == "adam" else dict(momentum=0.9)
+    constant = run(cfg | fixed | dict(schedule=CYCLE | dict(cycle_momentum=False)))
+    assert max(np.abs(result[path] - constant[path]).max() for path in result) > 1e-3
+
+
+def test_a_disabled_one_cycle_has_a_momentum_of_95_percent():
+    schedule = CYCLE | dict(disabled=True)
+    for name, rule, slots in (("sgd", momentum, 1), ("adam", adam, 2)):
+        expected = reference(lambda *a, rule=rule: rule(*a, 0.95), slots, rates=[0.004] * STEPS)
+        assert_same(run(dict(name=name, schedule=schedule)), expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_one_cycle_trains_as_in_torch(name):
+    torch = pytest.importorskip("torch")
+    weights = {
+        p: torch.nn.Parameter(torch.tensor(v)) for p, v in tree.flatten(parameters()).items()
+    }
+    make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[name]
+    optimizer = make(weights.values(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.1, total_steps=STEPS // 2, anneal_strategy="linear"
+    )
+    for step in range(STEPS):
+        for path, grad in tree.flatten(gradients(step)).items():
+            weights[path].grad = torch.tensor(grad)
+        optimizer.step()
+        if step % 2 and step < STEPS - 1:
+            scheduler.step()
+    expected = {path: weight.detach().numpy() for path, weight in weights.items()}
+    assert_same(run(dict(name=name, schedule=CYCLE)), expected)
 
 
 # Options of every optimizer.
@@ -250,88 +327,6 @@ def test_missing_leaves_have_no_slots_and_do_not_count_in_the_norm(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
-# Schedules.
-
-
-def values(steps, total_steps=100, **cfg):
-    schedule = optim.make_schedule(cfg, total_steps=total_steps, batch_size=BATCH)
-    traced = jax.jit(jax.vmap(schedule))(jnp.asarray(steps))
-    assert traced.dtype == jnp.float32
-    np.testing.assert_allclose(traced, [schedule(step) for step in steps], rtol=1e-6)
-    return traced
-
-
-def test_constant():
-    result = values([0, 1, 4, 50], name="constant", base=2.0, warmup_steps=4, warmup_from=1.0)
-    np.testing.assert_allclose(result, [1.0, 1.25, 2.0, 2.0])
-
-
-def test_cosine():
-    cfg = dict(name="cosine", base=0.005, warmup_steps=20)
-    result = values([0, 10, 20, 40, 60, 100, 120], **cfg)
-    quarter = 0.0025 * (1 + np.sqrt(0.5))
-    np.testing.assert_allclose(result, [0, 0.0025, 0.005, quarter, 0.0025, 0, 0], atol=1e-9)
-    result = values([20, 60, 100], end=0.001, **cfg)
-    np.testing.assert_allclose(result, [0.005, 0.003, 0.001], rtol=1e-6)
-    # The schedule can be shorter than the run.
-    result = values([20, 35, 50], **(cfg | dict(total_steps=50)))
-    np.testing.assert_allclose(result, [0.005, 0.0025, 0], atol=1e-9)
-
-
-def test_cosine_of_lgssl_holds_its_maximum_for_one_step():
-    cfg = dict(name="cosine", base=1e-3, warmup_from=1e-5, warmup_steps=4999, hold_steps=1)
-    schedule = optim.make_schedule(cfg | dict(end=1e-6), total_steps=250_000, batch_size=BATCH)
-    values = {
-        0: 1e-5,
-        1: 1.0198e-5,
-        4999: 1e-3,
-        5000: 1e-3,
-        127_500: 5.005e-4,
-        250_000: 1e-6,
-    }
-    for step, value in values.items():
-        assert float(schedule(step)) == pytest.approx(value, rel=1e-5), step
-    with raises(UserError, "config.optimizer.schedule.hold_steps", "hold_steps=5000", 4999):
-        optim.make_schedule(cfg, total_steps=4999, batch_size=BATCH)
-
-
-def test_stepwise_cosine():
-    cfg = dict(name="stepwise_cosine", levels=(1e-3, 4e-4, 1e-4), boundaries=(10, 50, 90))
-    steps = [0, 5, 10, 30, 50, 70, 90, 95, 100, 101]
-    expected = [1e-5, 5.05e-4, 1e-3, 7e-4, 4e-4, 2.5e-4, 1e-4, 5e-5, 0, 0]
-    np.testing.assert_allclose(
-        values(steps, warmup_from=1e-5, **cfg), expected, rtol=1e-5, atol=1e-9
-    )
-
-
-def test_stepwise_cosine_of_vatt_is_finite_at_its_last_step():
-    cfg = dict(name="stepwise_cosine", levels=(1e-4, 5e-5), boundaries=(5_000, 500_000))
-    steps = [0, 5_000, 252_500, 499_999, 500_000, 500_001]
-    expected = [0, 1e-4, 7.5e-5, 5e-5, 5e-5, 5e-5]
-    result = values(steps, total_steps=500_000, **cfg)
-    np.testing.assert_allclose(result, expected, rtol=1e-5)
-
-
-def test_rsqrt():
-    result = values([0, 5, 10, 40, 130], name="rsqrt", base=0.6, warmup_steps=10, timescale=10)
-    expected = [0, 0.3, 0.6, 0.3, 0.6 * np.sqrt(1 / 13)]
-    np.testing.assert_allclose(result, expected, rtol=1e-6)
-
-
-def test_learning_rate_and_warmup_scale_with_the_batch_size():
-    """The recipe of TVL: 3e-4 per 256 examples, 10 of 200 epochs of warm-up, batch size 512."""
-    epoch = 100  # steps
-    cfg = dict(
-        name="cosine", base=3e-4, per_examples=256, warmup_examples=10 * epoch * BATCH, end=1e-6
-    )
-    result = values([0, 500, 1000, 10_500, 20_000], total_steps=200 * epoch, **cfg)
-    middle = (6e-4 + 1e-6) / 2
-    np.testing.assert_allclose(result, [0, 3e-4, 6e-4, middle, 1e-6], rtol=1e-5, atol=1e-10)
-    cfg = dict(name="stepwise_cosine", levels=(1.0, 0.5), boundaries=(2, 50), per_examples=1024)
-    result = values([1, 2, 50], **cfg)
-    np.testing.assert_allclose(result, [0.25, 0.5, 0.25], rtol=1e-6)
-
-
 # Invalid configs.
 
 GOOD = dict(name="adamw", schedule=CONSTANT)
@@ -360,11 +355,11 @@ GOOD = dict(name="adamw", schedule=CONSTANT)
         ),
         (
             dict(name="adam"),
-            ("optimizer.schedule", "dict(name='constant'", "constant, cosine, rsqrt"),
+            ("optimizer.schedule", "dict(name='constant'", "constant, cosine, one_cycle"),
         ),
         (
             GOOD | dict(schedule=dict(base=1.0)),
-            ("optimizer.schedule", "name", "constant, cosine, rsqrt"),
+            ("optimizer.schedule", "name", "constant, cosine, one_cycle"),
         ),
         (
             GOOD | dict(schedule=dict(name="cosin", base=1.0)),
@@ -435,6 +430,22 @@ GOOD = dict(name="adamw", schedule=CONSTANT)
             ("optimizer.clip_groups", "'^cls'", "head/bias"),
         ),
         (GOOD | dict(clip_norm=-1.0), ("optimizer", "-1.0")),
+        (
+            GOOD | dict(schedule=CYCLE),
+            ("config.optimizer.schedule", "'adamw'", "adam, sgd", "schedule.cycle_momentum=False"),
+        ),
+        (
+            dict(name="sgd", momentum=0.9, schedule=CYCLE),
+            ("config.optimizer.momentum=0.9", "schedule.cycle_momentum=False"),
+        ),
+        (
+            dict(name="adam", b1=0.8, schedule=CYCLE),
+            ("config.optimizer.b1=0.8", "schedule.cycle_momentum=False"),
+        ),
+        (
+            dict(name="sgd", nesterov=True, schedule=CONSTANT),
+            ("config.optimizer.nesterov", "momentum"),
+        ),
     ],
 )
 def test_invalid_configs_are_an_error(cfg, facts):

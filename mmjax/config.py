@@ -38,11 +38,15 @@ class Config:
     Attributes:
       task: The `--task` that the recipe is for.
       seed: Seed of initialization, data order, augmentation and dropout.
-      total_steps: Number of updates.
+      total_steps: Number of steps. A step is one update, or `updates_per_step` of them.
       total_examples: If positive, replaces `total_steps`: this many examples in batches of
         `batch_size`, the last batch complete.
-      batch_size: Global batch size, over all devices and hosts.
+      batch_size: Examples per step, over all devices and hosts.
       accumulate_steps: Microbatches per update; exact for contrastive losses.
+      updates_per_step: Updates that one call of the compiled step makes, each with an equal part of
+        the batch. Schedules of the optimizer count updates; all other keys in steps, such as
+        `total_steps`, `log_every` and those of evaluators, count calls. For models so small that
+        the call takes longer than the update.
       ema_decay: Decay of the moving average of the parameters; 0 keeps none.
       clip_shards: If positive, clips the gradient of each of this many parts of a batch (VATT
         fine-tuning).
@@ -68,6 +72,7 @@ class Config:
     total_examples: int = 0
     batch_size: int = 8
     accumulate_steps: int = 1
+    updates_per_step: int = 1
     ema_decay: float = 0.0
     clip_shards: int = 0
     nan_policy: Literal["stop", "skip"] = "stop"
@@ -97,7 +102,8 @@ class Config:
     wandb: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        minimum = dict.fromkeys(("total_steps", "batch_size", "accumulate_steps", "log_every"), 1)
+        minimum = dict.fromkeys(("total_steps", "batch_size", "log_every"), 1)
+        minimum |= dict.fromkeys(("accumulate_steps", "updates_per_step"), 1)
         minimum |= dict.fromkeys(("clip_shards", "nan_limit", "total_examples"), 0)
         for key, least in minimum.items():
             if (value := getattr(self, key)) < least:
@@ -106,12 +112,22 @@ class Config:
             raise UserError(
                 f"config.ema_decay must be at least 0 and less than 1; got {self.ema_decay}."
             )
-        for key in ("accumulate_steps", "clip_shards"):
+        for key in ("accumulate_steps", "updates_per_step", "clip_shards"):
             if (parts := getattr(self, key)) and self.batch_size % parts:
                 raise UserError(
                     f"config.batch_size={self.batch_size} must be divisible by "
                     f"config.{key}={parts}."
                 )
+
+    @property
+    def total_updates(self) -> int:
+        """Number of updates of the run, which the schedules of the optimizer count."""
+        return self.total_steps * self.updates_per_step
+
+    @property
+    def update_batch_size(self) -> int:
+        """Number of examples per update."""
+        return self.batch_size // self.updates_per_step
 
 
 _KEYS = tuple(field.name for field in dataclasses.fields(Config))

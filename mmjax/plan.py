@@ -86,14 +86,20 @@ def plan(
     num_devices, per_device = data * fsdp * tensor, cfg.batch_size // (data * fsdp)
     example = sum(math.prod(s.shape[1:]) * s.dtype.itemsize for s in spec.batch.values())
     flops = program.task.flops(spec.batch)
-    activations = activation_bytes(program.task, spec.batch, per_device // cfg.accumulate_steps)
+    at_once = per_device // (cfg.accumulate_steps * cfg.updates_per_step)
+    activations = activation_bytes(program.task, spec.batch, at_once)
+    updates = (
+        f" in {cfg.updates_per_step} updates of {cfg.update_batch_size}"
+        if cfg.updates_per_step > 1
+        else ""
+    )
     lines = [
         f"Mesh: {num_devices} devices (data {data} × fsdp {fsdp} × tensor {tensor}), "
         f"sharding {cfg.sharding!r}",
         "",
         program.plan(full=full),
         "",
-        f"Batch: {cfg.batch_size} examples, {per_device} per device "
+        f"Batch: {cfg.batch_size} examples{updates}, {per_device} per device "
         f"({report.format_bytes(per_device * example)} of input data per device)",
         f"Floating-point operations per step: {flops:.3g} (forward and backward, without "
         f"rematerialization), {flops / num_devices:.3g} per device",

@@ -25,7 +25,7 @@ class Program:
       mesh: The devices.
       frozen: {path of a parameter: whether it is frozen}.
       tx: The optimizer of the trainable parameters.
-      schedule: Step -> learning rate.
+      schedule: Update -> learning rate.
       state: The abstract train state, with shardings.
       init: Compiled function from a key to a train state.
       step: Compiled function from a state and a global batch to a state and metrics.
@@ -57,7 +57,7 @@ def build_program(cfg: Config, task: Any, mesh: jax.sharding.Mesh) -> Program:
     Raises:
       UserError: An invalid optimizer, sharding or batch size.
     """
-    sharding.check_batch(cfg.batch_size, mesh, cfg.accumulate_steps)
+    sharding.check_batch(cfg.batch_size, mesh, cfg.accumulate_steps * cfg.updates_per_step)
     options = dict(cfg.optimizer)
     params, frozen = _frozen(task, options.pop("frozen", ()), what="config.optimizer.frozen")
     trainable, _ = step.split_params(params, frozen)
@@ -67,8 +67,8 @@ def build_program(cfg: Config, task: Any, mesh: jax.sharding.Mesh) -> Program:
     tx, schedule = optim.make_optimizer(
         options,
         trainable,
-        total_steps=cfg.total_steps,
-        batch_size=cfg.batch_size,
+        total_steps=cfg.total_updates,
+        batch_size=cfg.update_batch_size,
         clip=not step_clips,
     )
     return assemble(
@@ -85,6 +85,7 @@ def build_program(cfg: Config, task: Any, mesh: jax.sharding.Mesh) -> Program:
         clip_shards=cfg.clip_shards,
         clip=optim.make_clipping(options, trainable) if step_clips else None,
         separate_lookups=separate_lookups,
+        updates_per_step=cfg.updates_per_step,
     )
 
 
@@ -113,7 +114,7 @@ def assemble(
     Args:
       task: What is learned.
       tx: Optimizer of the trainable parameters.
-      schedule: Step -> learning rate, for the metrics.
+      schedule: Update -> learning rate, for the metrics.
       mesh: The devices.
       frozen: {path of a parameter: whether it is frozen}, or patterns of frozen paths.
       preset: Sharding preset.

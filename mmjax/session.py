@@ -42,7 +42,7 @@ class Session:
     """A training run between two steps. Create it with `open_session`.
 
     Attributes:
-      step: Number of completed updates.
+      step: Number of completed steps.
       state: The train state after them.
       stop_reason: Why training stops before `total_steps`, or None.
       results: Newest value of every evaluation metric.

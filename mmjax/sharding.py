@@ -105,23 +105,27 @@ def _arrange(devices: list[Any], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_batch(
-    batch_size: int, mesh: Mesh, accumulate_steps: int = 1, *, key: str = "config.batch_size"
+    batch_size: int, mesh: Mesh, num_parts: int = 1, *, key: str = "config.batch_size"
 ) -> None:
-    """Raises UserError unless each microbatch can be split evenly over the mesh.
+    """Raises UserError unless each part of a batch can be split evenly over the mesh.
 
     Args:
       batch_size: Global batch size.
       mesh: Mesh whose data and fsdp axes share a batch.
-      accumulate_steps: Number of microbatches.
+      num_parts: Number of parts that are computed one after the other.
       key: Full config key or flag of the batch size, for the error message.
     """
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    parts = devices * accumulate_steps
-    if batch_size < 1 or batch_size % parts:
-        steps = f" × {accumulate_steps} accumulation steps" if accumulate_steps > 1 else ""
+    unit = devices * num_parts
+    if batch_size < 1 or batch_size % unit:
+        parts = (
+            f" × {num_parts} parts (config.accumulate_steps or config.updates_per_step)"
+            if num_parts > 1
+            else ""
+        )
         raise UserError(
-            f"{key}={batch_size} must be a positive multiple of {devices} devices{steps}. The "
-            f"nearest valid size is {max(1, round(batch_size / parts)) * parts}."
+            f"{key}={batch_size} must be a positive multiple of {devices} devices{parts}. The "
+            f"nearest valid size is {max(1, round(batch_size / unit)) * unit}."
         )
 
 

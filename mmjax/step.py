@@ -1,4 +1,7 @@
-"""One update: loss, gradients (accumulated), clipping, optimizer, moving average, metrics."""
+"""One training step: loss, gradients (accumulated), clipping, optimizer, moving average, metrics.
+
+A step is one update, or with `updates_per_step` several updates in one compiled program.
+"""
 
 from __future__ import annotations
 
@@ -299,6 +302,20 @@ def _check_clip_shards(
         )
 
 
+def _check_updates_per_step(updates_per_step: int, accumulate_steps: int, clip_shards: int) -> None:
+    """Raises UserError unless a step can make several updates."""
+    for key, value, off in (
+        ("accumulate_steps", accumulate_steps, 1),
+        ("clip_shards", clip_shards, 0),
+    ):
+        if value > off:
+            raise UserError(
+                f"config.updates_per_step={updates_per_step} cannot be combined with "
+                f"config.{key}={value}: both divide the batch. Set config.updates_per_step=1 or "
+                f"config.{key}={off}."
+            )
+
+
 def _moving_average(average: dict, params: dict, step: jax.Array, decay: float) -> dict:
     """Returns the updated moving average of the parameters.
 
@@ -320,6 +337,7 @@ def make_step(
     clip_shards: int = 0,
     clip: Callable[..., dict] | None = None,
     separate_lookups: bool = False,
+    updates_per_step: int = 1,
 ) -> Callable[[dict, Mapping[str, jax.Array]], tuple[dict, dict]]:
     """Returns the function `(state, batch) -> (state, metrics)` that the trainer compiles.
 
@@ -327,11 +345,16 @@ def make_step(
     `nonfinite` is 1; the trainer decides whether to continue. The other metrics are `loss`,
     `grad_norm`, `learning_rate` and those of the task, all scalars.
 
+    With `updates_per_step` = K > 1, a step makes K updates on parts of the batch, as K steps on
+    these parts do: schedules, random keys and the moving average count updates, and an update that
+    is not finite changes nothing. `state["step"]` counts steps. Metrics are means over the updates
+    (those of the task over all examples); `nonfinite` is 1 if any update was not finite.
+
     Args:
       task: The task.
       tx: Optimizer of the trainable parameters.
-      schedule: Step -> learning rate, for the metrics.
-      seed: Seed of the random keys of all steps.
+      schedule: Update -> learning rate, for the metrics.
+      seed: Seed of the random keys of all updates.
       frozen: {path of a parameter: whether it is frozen}.
       accumulate_steps: Number of microbatches.
       ema_decay: Decay of the moving average of the parameters; 0 keeps none.
@@ -341,12 +364,17 @@ def make_step(
         `tx` must not clip again.
       separate_lookups: Whether the gradients of looked-up rows count separately in the norms of
         `clip` (`lookup_loss_and_grads`).
+      updates_per_step: Number of updates K. Update k uses the examples k, k + K, k + 2K … of the
+        batch, so that each device has a share of each part.
 
     Raises:
       UserError: `clip_shards` with a loss that compares examples, with accumulation, or without
-        `clip`; `separate_lookups` with accumulation. When traced: `clip_shards` does not divide the
-        batch, or the model looks up no trainable parameter.
+        `clip`; `separate_lookups` with accumulation; several updates with accumulation or
+        `clip_shards`. When traced: `clip_shards` does not divide the batch, or the model looks up
+        no trainable parameter.
     """
+    if updates_per_step > 1:
+        _check_updates_per_step(updates_per_step, accumulate_steps, clip_shards)
     if clip_shards:
         _check_clip_shards(task, clip_shards, accumulate_steps, clip)
     if separate_lookups and accumulate_steps > 1:
@@ -373,9 +401,10 @@ def make_step(
         )
         return *results, {}
 
-    def step(state, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        trainable, rest = split_params(state["params"], frozen)
+    def update(state, rest, batch, index):
+        """Returns the state after update `index`, its metrics and those of the task."""
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        trainable = state["params"]
         loss, grads, extra, task_metrics, squares = gradients(
             trainable, rest, state["extra"], batch, key
         )
@@ -384,23 +413,40 @@ def make_step(
             grads = clip(grads, squares)
         updates, opt = tx.update(grads, state["opt"], trainable)
         new = {"opt": opt, "extra": extra, "params": optax.apply_updates(trainable, updates)}
-        old = {"opt": state["opt"], "extra": state["extra"], "params": trainable}
         if ema_decay:
-            old["ema"] = state["ema"]
-            new["ema"] = _moving_average(state["ema"], new["params"], state["step"], ema_decay)
+            new["ema"] = _moving_average(state["ema"], new["params"], index, ema_decay)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-        new["params"] = join_params(new["params"], rest)
-        new["step"] = state["step"] + 1
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
-            "learning_rate": schedule(state["step"]),
+            "learning_rate": schedule(index),
             "nonfinite": 1.0 - finite,
-            **{
-                name: total / jnp.maximum(count, 1) for name, (total, count) in task_metrics.items()
-            },
         }
-        return new, metrics
+        return new, (metrics, task_metrics)
+
+    def several_updates(state, rest, batch, first):
+        def one(state, xs):
+            part, number = xs
+            return update(state, rest, part, first + number)
+
+        parts = _microbatches(batch, updates_per_step)
+        state, (metrics, sums) = jax.lax.scan(one, state, (parts, jnp.arange(updates_per_step)))
+        means = {name: values.mean() for name, values in metrics.items()}
+        means["nonfinite"] = metrics["nonfinite"].max()
+        return state, (means, jax.tree.map(lambda values: values.sum(axis=0), sums))
+
+    def step(state, batch):
+        trainable, rest = split_params(state["params"], frozen)
+        old = {"opt": state["opt"], "extra": state["extra"], "params": trainable}
+        if ema_decay:
+            old["ema"] = state["ema"]
+        run = update if updates_per_step == 1 else several_updates
+        new, (metrics, sums) = run(old, rest, batch, state["step"] * updates_per_step)
+        new["params"] = join_params(new["params"], rest)
+        new["step"] = state["step"] + 1
+        return new, metrics | {
+            name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()
+        }
 
     return step

@@ -32,6 +32,8 @@ def test_each_call_of_base_returns_a_new_config():
         ("batch_size", 0, ("config.batch_size", "1", "0")),
         ("total_steps", -1, ("config.total_steps", "1", "-1")),
         ("accumulate_steps", 3, ("config.batch_size=8", "config.accumulate_steps=3")),
+        ("updates_per_step", 3, ("config.batch_size=8", "config.updates_per_step=3")),
+        ("updates_per_step", 0, ("config.updates_per_step", "1", "0")),
         ("clip_shards", 3, ("config.batch_size=8", "config.clip_shards=3")),
         ("clip_shards", -1, ("config.clip_shards", "0", "-1")),
         ("ema_decay", 1, ("config.ema_decay", "0", "1.0")),

@@ -147,15 +147,15 @@ def test_an_invalid_axis_size_is_an_error(axes, fact):
 def test_a_batch_size_that_is_not_divisible_is_an_error_with_the_nearest_valid_one():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     sharding.check_batch(16, mesh)
-    sharding.check_batch(16, mesh, accumulate_steps=4)
+    sharding.check_batch(16, mesh, num_parts=4)
     with raises(UserError, "config.batch_size=6", "4 devices", 8):
         sharding.check_batch(6, mesh)
     with raises(UserError, "config.batch_size=16", "4 devices", 3, 12):
-        sharding.check_batch(16, mesh, accumulate_steps=3)
+        sharding.check_batch(16, mesh, num_parts=3)
     with raises(UserError, "config.batch_size=1", "4 devices"):
         sharding.check_batch(1, mesh)
     with raises(UserError, "config.batch_size=1", "4 devices", 8):  # never 0
-        sharding.check_batch(1, mesh, accumulate_steps=2)
+        sharding.check_batch(1, mesh, num_parts=2)
 
 
 def test_a_batch_is_split_over_data_and_fsdp():

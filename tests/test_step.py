@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from mmjax import optim, sharding, tree
+from mmjax import config, optim, program, sharding, tree
 from mmjax import step as step_lib
 from mmjax.errors import UserError
 from tests.messages import raises
@@ -247,6 +247,84 @@ def test_eight_devices_match_one(name, accumulate_steps, shape, single_device):
     assert len(towers) == 8  # left and right; parameters, two moments, average
     for path, leaf in towers.items():
         assert {shard.data.shape for shard in leaf.addressable_shards} == {shape}, path
+
+
+# ---- several updates per step
+
+
+def parts_of(batch, count):
+    return [{name: x[k::count] for name, x in batch.items()} for k in range(count)]
+
+
+@pytest.mark.parametrize("axes", [{}, dict(data=2, fsdp=2, tensor=2)])
+def test_updates_of_one_step_equal_steps_on_the_parts(axes):
+    """With random noise, so random keys are the same, and with a frozen and an averaged part."""
+    options = dict(ema_decay=0.25, frozen=["^right/"], seed=3)
+    mesh = sharding.make_mesh(**axes) if axes else None
+    one_by_one = fakes.Trainer(fakes.Contrast(noise=0.5), **options)
+    together = fakes.Trainer(
+        fakes.Contrast(noise=0.5), mesh, preset="fsdp_tp", updates_per_step=4, **options
+    )
+    expected, state = one_by_one.init(), together.init()
+    for number in range(2):
+        batch, several = fakes.batch_of(number, 32), []
+        for part in parts_of(batch, 4):
+            expected, metrics = one_by_one.step(expected, part)
+            several.append(metrics)
+        state, metrics = together.step(state, batch)
+        assert metrics.keys() == several[0].keys()
+        for name, value in metrics.items():
+            assert value == pytest.approx(np.mean([m[name] for m in several]), rel=1e-5), name
+    assert int(state["step"]) == 2 and int(expected["step"]) == 8
+    for part in ("params", "opt", "extra", "ema"):
+        assert_close(leaves(state[part]), leaves(expected[part]), 1e-4)
+
+
+def test_an_update_that_is_not_finite_leaves_the_others_of_its_step():
+    trainer = fakes.Trainer(fakes.Contrast(), updates_per_step=4, ema_decay=0.25)
+    one_by_one = fakes.Trainer(fakes.Contrast(), ema_decay=0.25)
+    batch = fakes.batch_of(0)
+    batch["left"][6, 3] = np.nan  # in part 2
+    expected = one_by_one.init()
+    for part in parts_of(batch, 4):
+        expected, _ = one_by_one.step(expected, part)
+    state, metrics = trainer.step(trainer.init(), batch)
+    assert metrics["nonfinite"] == 1 and np.isnan(metrics["loss"])
+    assert int(state["step"]) == 1
+    assert int(state["extra"]["calls"]) == int(expected["extra"]["calls"]) == 3
+    for part in ("params", "ema"):
+        assert_close(leaves(state[part]), leaves(expected[part]), 1e-5)
+    _, metrics = trainer.step(state, fakes.batch_of(1))
+    assert metrics["nonfinite"] == 0
+
+
+def test_schedules_count_updates_and_their_examples():
+    schedule = dict(name="poly", base=1.0, exponent=1.0, per_examples=8)
+    cfg = config.Config(
+        total_steps=5,
+        batch_size=16,
+        updates_per_step=2,
+        optimizer=dict(name="sgd", schedule=schedule),
+    )
+    built = program.build_program(cfg, fakes.Classify(), fakes.one_device())
+    np.testing.assert_allclose([built.schedule(n) for n in (0, 5, 9, 10)], [1, 0.5, 0.1, 0])
+    with jax.set_mesh(built.mesh):
+        state = built.init(jax.random.key(0))
+        batch = sharding.make_global(fakes.batch_of(0), built.mesh)
+        for first in (0, 2):
+            state, metrics = built.step(state, batch)
+            rates = [1 - first / 10, 1 - (first + 1) / 10]
+            assert float(metrics["learning_rate"]) == pytest.approx(np.mean(rates))
+
+
+@pytest.mark.parametrize("key", ["accumulate_steps", "clip_shards"])
+def test_several_updates_exclude_other_divisions_of_the_batch(key):
+    options = dict(
+        optimizer=dict(name="sgd", clip_norm=1.0, schedule=dict(name="constant", base=1))
+    )
+    cfg = config.Config(batch_size=16, updates_per_step=4, **{key: 2}, **options)
+    with raises(UserError, "config.updates_per_step=4", f"config.{key}=2"):
+        program.build_program(cfg, fakes.Classify(), fakes.one_device())
 
 
 # ---- clipping the gradient of each part of the batch

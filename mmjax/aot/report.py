@@ -140,8 +140,8 @@ def _advice(program: CompiledProgram, cfg: Config) -> str:
     remat = cfg.model.get("remat", "none")
     if remat != "full":
         options.append(f"config.model.remat='full' instead of {remat!r}")
-    per_device = cfg.batch_size // (program.mesh["data"] * program.mesh["fsdp"])
-    if cfg.accumulate_steps < per_device:
+    per_device = cfg.update_batch_size // (program.mesh["data"] * program.mesh["fsdp"])
+    if cfg.updates_per_step == 1 and cfg.accumulate_steps < per_device:
         options.append(f"config.accumulate_steps={2 * cfg.accumulate_steps}")
     if cfg.sharding == "dp" and len(program.hosts) > 1:
         options.append("--fsdp N with config.sharding='fsdp'")

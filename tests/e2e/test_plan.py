@@ -78,6 +78,9 @@ def test_activation_memory_and_minimum_step_time(capsys):
     # Two microbatches need half the memory.
     half, *_ = estimates("--config.accumulate_steps=2")
     assert half == pytest.approx(dots / 2, rel=0.02)
+    # So do two updates per step, which are as much work as one of the whole batch.
+    half, _, work = estimates("--config.updates_per_step=2")
+    assert half == pytest.approx(dots / 2, rel=0.02) and work == flops
 
 
 @pytest.mark.parametrize(

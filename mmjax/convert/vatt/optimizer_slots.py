@@ -19,7 +19,8 @@ _PATH = re.compile(rf"(?:^|/)({'|'.join(_SLOTS)})/(.*)$")
 
 def abstract_state(cfg: ml_collections.ConfigDict, params: dict) -> dict:
     """Returns the abstract optimizer state of a config for these parameters."""
-    settings = dict(config.resolve(cfg).optimizer)
+    resolved = config.resolve(cfg)
+    settings = dict(resolved.optimizer)
     frozen = tree.first_match(
         settings.pop("frozen", ()), list(tree.flatten(params)), what="config.optimizer.frozen"
     )
@@ -27,7 +28,10 @@ def abstract_state(cfg: ml_collections.ConfigDict, params: dict) -> dict:
         params, {path: index is not None for path, index in frozen.items()}
     )
     tx, _ = optim.make_optimizer(
-        settings, trainable, total_steps=cfg.total_steps, batch_size=cfg.batch_size
+        settings,
+        trainable,
+        total_steps=resolved.total_updates,
+        batch_size=resolved.update_batch_size,
     )
     return jax.eval_shape(tx.init, trainable)
 

@@ -23,7 +23,7 @@ def softmax_cross_entropy(
       A float32 scalar: the weighted mean, or 0 if all weights are 0.
     """
     losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets.astype(jnp.float32))
-    return _mean(losses, mask)
+    return masked_mean(losses, mask)
 
 
 def sigmoid_cross_entropy(
@@ -68,7 +68,7 @@ def sigmoid_cross_entropy(
         occurrences = labels.sum(axis=1, keepdims=True)
         weights = _ratio(labels, occurrences).sum(axis=-1)
         losses *= _ratio(weights, labels.sum(axis=-1)).reshape(-1)
-    return _mean(losses, mask)
+    return masked_mean(losses, mask)
 
 
 def smooth_labels(targets: jax.Array, smoothing: float) -> jax.Array:
@@ -81,10 +81,11 @@ def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)
 
 
-def _mean(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns the mean weighted by `mask`.
+def masked_mean(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns the mean of losses weighted by `mask`, of the same shape; 0 if all weights are 0.
 
-    Losses of weight 0 may be NaN: they affect neither the value nor the gradient.
+    Losses of weight 0 may be NaN: they do not affect the value. They do not affect the gradient
+    either, if the derivative of their computation is finite.
     """
     if mask is None:
         return losses.mean()

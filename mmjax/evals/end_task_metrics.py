@@ -1,6 +1,6 @@
 """Metrics of end tasks, in NumPy, from the statistics of all examples.
 
-`mmjax.losses.end_task_statistics` computes one array per statistic, with the examples on the first
+`mmjax.losses.end_task.statistics` computes one array per statistic, with the examples on the first
 axis: [N, …], or [N, heads, …] for several heads. Every metric is computed for all heads at once and
 has the shape of the heads, () for one. A head with outputs that are not finite has NaN.
 
@@ -16,8 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from scipy import stats
 
 from mmjax import config
+from mmjax.end_tasks.declaration import EndTask
 from mmjax.errors import UserError, choose
 
 Statistics = Mapping[str, np.ndarray]
@@ -28,6 +30,7 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "top1": True,
     "top5": True,
     "mean_per_class": True,
+    "paper_top1": True,
     "loss": False,
     "miou": True,
     "pixel_accuracy": True,
@@ -61,7 +64,7 @@ def metrics(
 
     Args:
       statistics: {name: [N, …] or [N, heads, …]}.
-      target_type: As in `mmjax.losses.end_task_statistics.statistics`.
+      target_type: As in `mmjax.losses.end_task.statistics`.
       labels: int [N], for `mean_per_class`.
       batch_size: Of the paper's metrics that depend on it; 0 omits them.
       drop_last: Whether those ignore a last batch with fewer examples.
@@ -85,24 +88,72 @@ def metrics(
         raise UserError("No examples to compute metrics from. Check the split of the data.")
     options = dict(labels=labels, batch_size=batch_size, drop_last=drop_last, void=void)
     known = config.parameters(function)
-    return function(statistics, **{key: options[key] for key in options if key in known})
+    result = function(statistics, **{key: options[key] for key in options if key in known})
+    return result | {"loss": statistics["loss"].mean(axis=0)}
+
+
+def compute(
+    statistics: Statistics,
+    end_task: EndTask,
+    *,
+    labels: np.ndarray | None = None,
+    paper_batch: int = 0,
+) -> Metrics:
+    """Returns the metrics of an end task.
+
+    Args:
+      statistics: {name: [N, …] or [N, heads, …]}.
+      end_task: The end task.
+      labels: int [N], for `mean_per_class`.
+      paper_batch: Batch size of the paper's metrics, with which pyVTAB evaluated; 0 omits them. As
+        there, a last, smaller batch is ignored where features are computed before training.
+    """
+    return metrics(
+        statistics,
+        target_type=end_task.target,
+        labels=labels,
+        batch_size=paper_batch,
+        drop_last=end_task.encode_once,
+    )
+
+
+def confidence(values: np.ndarray) -> float:
+    """Returns half of the 95 % confidence interval of the mean of values of several seeds.
+
+    The interval is that of Student's t distribution; NaN for one value.
+    """
+    count = len(values)
+    if count < 2:
+        return float("nan")
+    quantile = stats.t.ppf(0.975, count - 1)
+    return float(quantile * np.std(values, ddof=1) / np.sqrt(count))
 
 
 # --------------------------------------------------------------------------------------------------
 # One class per example.
 
 
-def label_metrics(statistics: Statistics, *, labels: np.ndarray | None = None) -> Metrics:
-    """Returns `top1` and `top5` accuracy, `loss`, and `mean_per_class` with `labels`.
+def label_metrics(
+    statistics: Statistics,
+    *,
+    labels: np.ndarray | None = None,
+    batch_size: int = 0,
+    drop_last: bool = False,
+) -> Metrics:
+    """Returns `top1` and `top5` accuracy, and `mean_per_class` with `labels`.
 
-    `mean_per_class` is the top-1 accuracy of each class, averaged over the classes that occur.
+    `mean_per_class` is the top-1 accuracy of each class, averaged over the classes that occur. With
+    a batch size, `paper_top1` is the accuracy of the examples in batches: with `drop_last`, without
+    those of a last, smaller batch.
     """
     correct = statistics["correct"]
     result = {
         "top1": correct.mean(axis=0),
         "top5": statistics["correct5"].mean(axis=0),
-        "loss": statistics["loss"].mean(axis=0),
     }
+    if batch_size:
+        examples, sizes = _batches(correct, batch_size, drop_last)
+        result["paper_top1"] = _ratio(examples.sum(axis=0), sizes.sum())
     if labels is not None:
         _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
         sums = np.zeros((len(counts), *correct.shape[1:]))
@@ -154,7 +205,7 @@ def paper_iou(
     The value of a batch is the mean over the classes in its labels, without `void`, of the mean
     over *all* its images of (I + 1e-8) / (U + 1e-8). So an image with neither labels nor
     predictions of a class counts as 1. Batches are weighted by their number of examples. A batch
-    without any class makes the result NaN.
+    without any class makes the result NaN, and so does a data set without batches.
 
     Args:
       counts: [N, …, C, 3] in the order of the examples.
@@ -260,18 +311,16 @@ def _batches(values: np.ndarray, batch_size: int, drop_last: bool) -> tuple[np.n
     sizes = [min(batch_size, count - first) for first in range(0, count, batch_size)]
     if drop_last and sizes[-1] < batch_size:
         sizes.pop()
-    if not sizes:
-        raise UserError(
-            f"No batch of {batch_size} examples can be made of {count}. Decrease the batch size, "
-            "or keep the last, smaller batch."
-        )
     return np.asarray(values[: sum(sizes)], np.float64), np.array(sizes, np.float64)
 
 
 def _sum_batches(values: np.ndarray, batch_size: int) -> np.ndarray:
     """Returns [batches, …] from [N, …]."""
+    if not len(values):
+        return values
     return np.add.reduceat(values, np.arange(0, len(values), batch_size), axis=0)
 
 
 def _mean_over_batches(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    return np.tensordot(sizes, values, axes=1) / sizes.sum()
+    """Returns the mean over the first axis; NaN without batches."""
+    return _ratio(np.tensordot(sizes, values, axes=1), sizes.sum())

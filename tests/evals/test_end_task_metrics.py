@@ -4,10 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.end_tasks.declaration import EndTask
 from mmjax.errors import UserError
-from mmjax.evals.end_task_metrics import HIGHER_IS_BETTER, class_iou, metrics
-from mmjax.losses.end_task_statistics import statistics
+from mmjax.evals.end_task_metrics import HIGHER_IS_BETTER, class_iou, compute, confidence, metrics
+from mmjax.losses import end_task as losses
 from tests.messages import raises
+
+statistics = jax.jit(losses.statistics, static_argnames="target_type")
 
 
 def evaluate(outputs, target, target_type, **options):
@@ -93,13 +96,14 @@ def test_iou_equals_brute_force(batch_size, drop_last):
     labels[:, 0, 0] = 1
     predicted = random.integers(5, size=labels.shape)
     options = dict(batch_size=batch_size, drop_last=drop_last)
-    if drop_last and batch_size > len(labels):
-        with raises(UserError, 20, 14):
-            evaluate(one_hot(predicted, 5), labels[..., None], "classes", **options)
-        return
     result = evaluate(one_hot(predicted, 5), labels[..., None], "classes", **options)
-    paper, whole = brute_force_iou(predicted, labels, batch_size, drop_last)
-    assert result["paper_iou"] == pytest.approx(paper, rel=1e-6)
+    if drop_last and batch_size > len(labels):  # no batch
+        assert np.isnan(result["paper_iou"])
+        drop_last = False
+    else:
+        paper, _ = brute_force_iou(predicted, labels, batch_size, drop_last)
+        assert result["paper_iou"] == pytest.approx(paper, rel=1e-6)
+    _, whole = brute_force_iou(predicted, labels, batch_size, drop_last)
     assert result["miou"] == pytest.approx(whole, rel=1e-6)
 
 
@@ -164,7 +168,7 @@ def test_metrics_of_depth():
         **{f"delta{i}": (np.maximum(o / t, t / o) < 1.25**i).mean() for i in (1, 2, 3)},
         "within": (error[valid] <= 0.05).mean(),
     }
-    assert result.keys() == expected.keys()
+    assert result.keys() == expected.keys() | {"loss"}
     for name, value in expected.items():
         assert result[name] == pytest.approx(value, rel=1e-5), name
 
@@ -192,6 +196,26 @@ def test_metrics_of_labels():
     assert result["loss"] == pytest.approx(np.log(7 + np.e) - 4 / 6)
     assert 4 / 6 < result["top5"] < 1
     assert "mean_per_class" not in evaluate(logits, labels, "label")
+
+
+@pytest.mark.parametrize(("encode_once", "expected"), [(True, 3 / 4), (False, 4 / 6)])
+def test_metrics_of_an_end_task(encode_once, expected):
+    """Two batches of four, the last one incomplete."""
+    task = EndTask(name="n", title="t", reader="r", semantic=True, encode_once=encode_once)
+    labels = np.array([3, 3, 3, 5, 7, 7])
+    sums = statistics(one_hot([3, 3, 1, 5, 0, 7], 8), labels, target_type="label")
+    result = compute(sums, task, labels=labels, paper_batch=4)
+    assert result["paper_top1"] == pytest.approx(expected)
+    assert result["top1"] == pytest.approx(4 / 6)
+    assert set(result) == {"top1", "top5", "loss", "mean_per_class", "paper_top1"}
+    assert "paper_top1" not in compute(sums, task)
+    assert np.isnan(compute(sums, task, paper_batch=7)["paper_top1"]) == encode_once
+
+
+def test_the_confidence_interval_of_a_mean_over_seeds():
+    # Student's t for two degrees of freedom is 4.303 at 97.5 %.
+    assert confidence(np.array([1.0, 2.0, 3.0])) == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
+    assert np.isnan(confidence(np.array([1.0])))
 
 
 CASES = {

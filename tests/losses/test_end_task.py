@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from mmjax.errors import UserError
-from mmjax.losses.end_task import LOSSES, loss
-from mmjax.losses.end_task_statistics import statistics
+from mmjax.losses import end_task
+from mmjax.losses.end_task import LOSSES, statistic_names
 from tests.messages import raises
+
+OPTIONS = ("name", "class_weights", "ignore")
+loss = jax.jit(end_task.loss, static_argnames=OPTIONS)
+statistics = jax.jit(end_task.statistics, static_argnames=("target_type", "threshold", "depth"))
 
 LOGITS = np.array([[2, 0, 0, 0, 0], [0, 1, 0, 0, 3], [0, 0, 0, 1, 0]], np.float32)
 LABELS = np.array([0, 1, 3])
@@ -138,7 +142,7 @@ def test_a_loss_of_your_own():
 )
 def test_invalid_losses_are_an_error(shape, options, facts):
     with raises(UserError, *facts):
-        loss(LOGITS, np.zeros(shape, np.int32), **options)
+        end_task.loss(LOGITS, np.zeros(shape, np.int32), **options)
 
 
 # ---- statistics
@@ -211,9 +215,45 @@ def test_statistics_of_values():
             "abs_relative": sum(abs(o - t) / t for o, t in above),
             **{f"delta{i}": sum(max(o / t, t / o) < 1.25**i for o, t in above) for i in (1, 2, 3)},
         }
-        assert result.keys() == expected.keys()
+        assert result.keys() == expected.keys() | {"loss"}
         for name, value in expected.items():
             assert float(result[name][b]) == pytest.approx(value, rel=1e-5), name
+
+
+def test_relative_errors_of_a_depth_with_an_offset():
+    """Errors of distances: THOR's targets are (x − 0.5) / 0.25."""
+    distance, actual = np.array([0.6, 0.2, 0.9]), np.array([0.5, 0.4, 0.0])
+    outputs, target = (
+        ((x - 0.5) / 0.25).astype(np.float32).reshape(1, 1, 3, 1) for x in (distance, actual)
+    )
+    result = statistics(outputs, target, target_type="values", depth=(0.25, 0.5))
+    assert result["positive"][0] == 2 and result["delta1"][0] == 1
+    assert float(result["abs_relative"][0]) == pytest.approx(0.1 / 0.5 + 0.2 / 0.4, rel=1e-5)
+    assert float(result["abs_error"][0]) == pytest.approx((0.1 + 0.2 + 0.9) / 0.25, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_statistics_have_the_loss_of_each_example(name):
+    outputs, target, _ = sample(name)
+    kind = {"cross_entropy": "classes", "binary_cross_entropy": "binary"}.get(name, "values")
+    options = dict(name=name) | (dict(class_weights=(1, 2, 3)) if kind == "classes" else {})
+    result = end_task.statistics(outputs, target, target_type=kind, loss=options)["loss"]
+    expected = [loss(outputs[i : i + 1], target[i : i + 1], **options) for i in range(2)]
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target_type", "num_outputs", "expected"),
+    [
+        ("label", 7, {"correct", "correct5", "loss"}),
+        ("classes", 3, {"counts", "loss"}),
+        ("binary", 1, {"counts", "loss"}),
+    ],
+)
+def test_names_of_statistics(target_type, num_outputs, expected):
+    assert set(statistic_names(target_type, num_outputs)) == expected
+    depth, flow = (set(statistic_names("values", count)) for count in (1, 2))
+    assert flow - depth == {"flow_valid", "endpoint_error", "outliers"} and depth < flow
 
 
 def test_statistics_of_flow():

@@ -308,6 +308,8 @@ def open_session(
     window = profiler.parse_window(profile, total_steps=cfg.total_steps)
     run = RunDir(model_dir)
     with contextlib.ExitStack() as stack:
+        # JAX does not reuse a trace from another mesh, so set it before the model is traced.
+        stack.enter_context(jax.set_mesh(mesh))
         if distributed.is_primary():
             run.lock()
             stack.callback(run.unlock)
@@ -337,7 +339,6 @@ def open_session(
             cfg.batch_size,
             program.plan(),
         )
-        stack.enter_context(jax.set_mesh(mesh))
         stop = stack.enter_context(distributed.StopSignal())
         stack.callback(checkpoints.close)
         session = Session(

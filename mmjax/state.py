@@ -53,9 +53,10 @@ class ModelDef:
     """
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
-        self._build = build
-        self.module = nnx.eval_shape(lambda: build(_rngs(0)))
-        self._graph, self._params, self._extra = nnx.split(self.module, nnx.Param, ...)
+        # Jitted so that JAX keeps the trace: constructing the layers of a large model is slow.
+        self._split = jax.jit(lambda key: nnx.split(build(_rngs(key)), nnx.Param, ...), inline=True)
+        self._graph, self._params, self._extra = jax.eval_shape(self._split, jax.random.key(0))
+        self.module = nnx.merge(self._graph, self._params, self._extra)
         generators = [
             path for path, leaf in nnx.to_flat_state(self._extra) if isinstance(leaf, nnx.RngState)
         ]
@@ -66,7 +67,7 @@ class ModelDef:
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
         """Returns randomly initialized `(params, extra)`; can be jitted with output shardings."""
-        _, params, extra = nnx.split(self._build(_rngs(key)), nnx.Param, ...)
+        _, params, extra = self._split(key)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(extra)
 
     def bind(self, params: dict, extra: dict) -> nnx.Module:

@@ -39,6 +39,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "Pillow>=11",
+        "PyYAML>=6",
         "scikit-learn>=1.7",
         "scipy>=1.15",
         "sentencepiece>=0.2.1",

@@ -9,8 +9,8 @@ from typing import Any
 
 from mmjax.errors import UserError
 
-
-_SHORT = reprlib.Repr(maxstring=80, maxother=80)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 def shown(value: Any) -> str:

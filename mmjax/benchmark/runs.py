@@ -47,9 +47,9 @@ class Run:
         augmentation.
       head_weights: Pattern of the head files to evaluate, with %s for the name of the encoder, or
         None to train heads.
-      seeds: Seeds of the repetitions, or None for those of the command.
+      seeds: Number of repetitions of each configuration, or None for that of the command.
       validation: Fraction of the training examples to select configurations on.
-      head: `name` and options of the head.
+      head: `name` and options of the head; empty for the default of the end task.
       protocol: 'default' or 'paper', or None for that of the command.
       size: Height and width of the images in pixels, or None for that of the end task.
     """
@@ -63,7 +63,7 @@ class Run:
     pre_encode: bool = True
     num_dataset_repeats: int = 1
     head_weights: str | None = None
-    seeds: tuple[int, ...] | None = None
+    seeds: int | None = None
     validation: float = 0.1
     head: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     protocol: Literal["default", "paper"] | None = None
@@ -100,8 +100,8 @@ def _run(section: Section, name: Any, end_tasks: EndTasks | None) -> Run:
     if name in _KEYS and not isinstance(values, Section):
         runs = [key for key, value in section.items() if isinstance(value, Section)]
         raise UserError(
-            f"{where}: {name}={checks.shown(values)} is at the root of the file, where every key is the name "
-            f"of a run. Indent it below a run{f', for example {runs[0]}' if runs else ''}."
+            f"{where}: {name}={checks.shown(values)} is at the root of the file, where every key is "
+            f"the name of a run. Indent it below a run{f', for example {runs[0]}' if runs else ''}."
         )
     names.check_name(name, where)
     checks.mapping(values, f"{where}: run {name}")
@@ -156,6 +156,7 @@ def _numbers(values: Section, at: Mapping[str, str], declared: EndTask) -> dict[
         test_batch_size=count("test_batch_size", None),
         num_dataset_repeats=count("num_dataset_repeats", 1),
         size=count("size", None),
+        seeds=count("seeds", None),
         validation=declared.validation,
     )
     if "validation" in values:
@@ -165,14 +166,12 @@ def _numbers(values: Section, at: Mapping[str, str], declared: EndTask) -> dict[
 
 
 def _choices(values: Section, at: Mapping[str, str], declared: EndTask) -> dict[str, Any]:
-    result: dict[str, Any] = dict(pre_encode=declared.encode_once, head={"name": declared.head})
+    result: dict[str, Any] = dict(pre_encode=declared.encode_once)
     if "pre_encode" in values:
         result["pre_encode"] = checks.boolean(values["pre_encode"], at["pre_encode"])
     if values.get("task_head_weights_path") is not None:
         key = "task_head_weights_path"
         result["head_weights"] = _head_weights(checks.text(values[key], at[key]), at[key])
-    if "seeds" in values:
-        result["seeds"] = _seeds(values["seeds"], at["seeds"])
     if "protocol" in values:
         checks.text(values["protocol"], at["protocol"])
         check_choice(f"protocol ({at['protocol']}):", values["protocol"], PROTOCOLS)
@@ -189,17 +188,6 @@ def _head_weights(pattern: str, where: str) -> str:
             "out/%s/Imagenet-*/model_head.pt."
         )
     return pattern
-
-
-def _seeds(value: Any, where: str) -> tuple[int, ...]:
-    """Returns the seeds of a list, or 0 … N - 1 for a number N."""
-    if isinstance(value, list):
-        seeds = tuple(checks.integer(item, where, least=0) for item in value)
-    else:
-        seeds = tuple(range(checks.integer(value, where, least=1)))
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"{where} must be a number, or a list of different seeds; got {value!r}.")
-    return seeds
 
 
 def _head(value: Any, where: str) -> dict[str, Any]:

@@ -60,9 +60,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise UserError(
-                    f"{self.path}, line {line}: a key is a list or a mapping, not text."
-                )
+                raise UserError(f"{self.path}, line {line}: a list or a mapping is used as a key.")
             if key_node.tag == _MERGE:
                 continue
             key = self.construct_object(key_node)

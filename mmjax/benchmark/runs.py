@@ -100,8 +100,8 @@ def _run(section: Section, name: Any, end_tasks: EndTasks | None) -> Run:
     if name in _KEYS and not isinstance(values, Section):
         runs = [key for key, value in section.items() if isinstance(value, Section)]
         raise UserError(
-            f"{where}: {name}={checks.shown(values)} is at the root of the file, where every key is "
-            f"the name of a run. Indent it below a run{f', for example {runs[0]}' if runs else ''}."
+            f"{where}: {name}={checks.shown(values)} is at the root of the file, where keys are "
+            f"names of runs. Indent it below a run{f', for example {runs[0]}' if runs else ''}."
         )
     names.check_name(name, where)
     checks.mapping(values, f"{where}: run {name}")

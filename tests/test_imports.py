@@ -21,6 +21,7 @@ LAYERS = (
     "convert",
     "init_from evaluate eval_watch eval_job plan embed aot",
     "start session train",
+    "benchmark",
     "inference main",
     "tools",
 )

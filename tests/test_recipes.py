@@ -14,7 +14,8 @@ from tests.messages import raises
 RECIPES = sorted(
     (path.parent.name, path.stem)
     for path in config.RECIPES.glob("*/*.py")
-    if not path.stem.startswith("_") and path.parent.name != config.EVALS
+    if not path.stem.startswith("_")
+    and path.parent.name not in (config.EVALS, "probe")  # built from data and an encoder
 )
 ARGUMENTS = {  # in addition to the default
     ("pretrain", "demo"): ["ut_fac", "mmv_fac", "ut_fac,smoke"],
@@ -40,7 +41,7 @@ CASES = [
 
 
 def program_of(task, name, *overrides):
-    cfg = config.load(task, name, overrides)
+    cfg = config.resolve(config.load(task, name, overrides))
     mesh = AbstractMesh((1, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     data_spec = DataSpec.of_config(cfg, num_classes=10)
     return program.build_program(cfg, tasks.make_task(cfg, data_spec), mesh), data_spec

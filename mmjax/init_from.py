@@ -207,6 +207,7 @@ def from_source(
     *,
     allow: Sequence[str] = (),
     names: Sequence[tuple[str, str]] = (),
+    prefix: str = "",
 ) -> dict:
     """Returns a state with the parameters and statistics of a source.
 
@@ -218,6 +219,8 @@ def from_source(
         classifier) or unused (towers for other modalities). A classifier for other classes may
         also have another shape.
       names: (pattern, replacement) pairs that rename the source's paths.
+      prefix: If not '', only this part of the parameters is filled, and the rest of the source is
+        left out. Patterns apply to paths without the prefix.
 
     Raises:
       UserError: A path that only one side has is not allowed, a shape differs, or nothing matches.
@@ -226,8 +229,12 @@ def from_source(
     leaves, description = load_sources(sources)
     if all(map(word_vectors.is_word_vectors, sources)):
         allow = (f"^(?!{WORD_EMBEDDING}$)",)
-    target = target_of(state)
-    values, report = match(target, leaves, names=names)
+    parts = {name: state[name] for name in ("params", "extra")}
+    if prefix:
+        parts = {name: part.get(prefix, {}) for name, part in parts.items()}
+    values, report = match(target_of(parts), leaves, names=names)
+    if prefix:
+        report.unexpected = []
     _check(report, values, allow, description)
     logging.info("Parameters from %s:\n%s", description, report)
 
@@ -236,7 +243,15 @@ def from_source(
             return leaf
         return jax.device_put(np.asarray(values[path], leaf.dtype), leaf.sharding)
 
-    state = dict(state, **replaced(state, put))
+    parts = replaced(parts, put)
+    if prefix:
+        parts = {name: {**state[name], prefix: part} for name, part in parts.items() if part}
+    return with_parts(state, **parts)
+
+
+def with_parts(state: dict, **parts: dict) -> dict:
+    """Returns a state with other `params` or `extra`; averages start at the parameters."""
+    state = {**state, **parts}
     if "ema" in state:
         state["ema"] = jax.tree.map(
             lambda average, value: None if average is None else value.copy(),

@@ -58,8 +58,17 @@ def find_start(cfg: Config, program: Program, checkpoints: Checkpoints) -> Start
     initial = state = program.init(jax.random.key(cfg.seed))
     if cfg.init_from:
         state = init_from.from_source(
-            initial, cfg.init_from, allow=cfg.init_allow, names=cfg.init_map
+            initial,
+            cfg.init_from,
+            allow=cfg.init_allow,
+            names=cfg.init_map,
+            prefix=getattr(program.task, "init_prefix", ""),
         )
+    if finish := getattr(program.task, "finish_init", None):
+        before = {name: state[name] for name in ("params", "extra")}
+        after = dict(zip(before, finish(*before.values()), strict=True))
+        after = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), after, before)
+        state = init_from.with_parts(state, **after)
     _warn_frozen_at_random(program, initial["params"], state["params"])
     return Start(state)
 

@@ -156,8 +156,7 @@ def run_cell(
     for one in cell.options.training_configs:
         result = _result(cell, one, values, prepared, digest, seconds)
         directory = results.path_of(cell.out, *result.key).parent
-        head = cell.head.get("name", cell.options.task.head)
-        heads.write(directory, head, cell.directory, one.group)
+        heads.write(directory, prepared.model["head"]["name"], cell.directory, one.group)
         results.write(result, cell.out)  # last: it marks the cell as finished
         written.append(result)
     return written

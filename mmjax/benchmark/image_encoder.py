@@ -46,6 +46,11 @@ class ImageEncoder:
     params: dict
     extra: dict
 
+    @property
+    def is_random(self) -> bool:
+        """Whether its weights are random."""
+        return self.source.startswith(RANDOM)
+
     @functools.cached_property
     def trunk(self) -> Trunk:
         """The encoder without its parameters."""

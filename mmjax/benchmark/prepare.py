@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
 from mmjax import config
 from mmjax.benchmark import options as options_lib
 from mmjax.benchmark.encode import SPLITS, EncodeOptions, encode
@@ -18,6 +20,8 @@ from mmjax.benchmark.image_encoder import ImageEncoder, open_encoder
 from mmjax.benchmark.options import ProbeOptions
 from mmjax.config import Config
 from mmjax.errors import UserError
+from mmjax.models.decoders import registry as decoders
+from mmjax.models.decoders.base import EMBEDDING
 
 _MAX_UPDATES = 256  # per step
 _MAX_BYTES = 2**26  # of the features of a step
@@ -43,10 +47,11 @@ def prepare(
     """
     cfg = config.resolve(cfg)
     options = options_lib.parse(cfg.probe)
+    _check_trained(options)
     encoder = encoder or open_encoder(cfg.init_from, seed=cfg.seed)
+    model = {"head": _head(cfg, options, encoder), "trunk": None}
     data = data_section(cfg, options, encoder)
-    model = {"head": cfg.model.get("head"), "trunk": None}
-    changes: dict[str, Any] = {"init_from": "", "init_allow": ()}
+    init_from = ""
     if options.uses_table:
         encode_options = EncodeOptions(
             batch_size=options.eval_batch_size or 64,
@@ -57,7 +62,7 @@ def prepare(
         data["train"] = f"features:{encode(encoder, data, options=encode_options)}"
     else:
         model["trunk"] = dict(encoder.section)
-        changes = {"init_from": encoder.source, "init_allow": ("^heads/", "^extra/heads/")}
+        init_from = "" if encoder.is_random else encoder.source
     schedule = _Schedule.of(options, data)
     data["end_task"] |= dict(
         seeds=options.num_seeds,
@@ -74,8 +79,37 @@ def prepare(
         optimizer=_optimizer(options, schedule),
         evals=_evaluators(options, data, schedule) | cfg.evals,
         checkpoint={**cfg.checkpoint, "every": schedule.checkpoint_every, "keep": 1},
-        **changes,
+        init_from=init_from,
     )
+
+
+def _check_trained(options: ProbeOptions) -> None:
+    """Raises UserError for an end task that is only evaluated."""
+    if options.task.evaluation_only:
+        raise UserError(
+            f"{options.end_task} has no training split: it evaluates the heads of "
+            f"{options.task.evaluation_only}. Run `mmjax benchmark`."
+        )
+
+
+def _head(cfg: Config, options: ProbeOptions, encoder: ImageEncoder) -> dict[str, Any]:
+    """Returns the section `model.head` with its name.
+
+    Raises:
+      UserError: The head needs features that the encoder lacks.
+    """
+    section = dict(cfg.model.get("head") or {})
+    if not section.get("name"):
+        tower = encoder.trunk.tower(encoder.params)
+        section["name"] = decoders.default_head(options.task.head, tower)
+        if section["name"] != options.task.head:
+            logging.info(
+                "The head %s needs a ResNet-50, 101 or 152. Using %s.",
+                *(options.task.head, section["name"]),
+            )
+    available = encoder.trunk.features() if options.task.pixelwise else (EMBEDDING,)
+    decoders.check_features(section["name"], available, "model.head")
+    return section
 
 
 def train_splits(options: ProbeOptions) -> tuple[str, str]:
@@ -207,12 +241,3 @@ def _evaluators(
         "train": common | dict(split=train, at="final", heads=BEST, limit=limit),
         "test": common | dict(split=SPLITS[1], at="final", heads=BEST),
     }
-
-
-def check_probe(options: ProbeOptions) -> None:
-    """Raises UserError for an end task that is only evaluated."""
-    if options.task.evaluation_only:
-        raise UserError(
-            f"{options.end_task} has no training split: it evaluates the heads of "
-            f"{options.task.evaluation_only}. Run `mmjax benchmark`."
-        )

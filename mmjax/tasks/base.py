@@ -9,6 +9,8 @@ model from the config and provides pure functions, which `mmjax.step` and the ev
     predict: {name: function(params, extra, batch) -> {name: array}}   on evaluation batches
     flops(batch) -> floating-point operations of one training step, counted analytically
     check(params): optional; raises UserError for parameters that do not fit the data
+    init_prefix: optional; the part of the parameters that `config.init_from` fills
+    finish_init(params, extra) -> (params, extra): optional; after initial values have been loaded
 
 The loss is `objective(encode(batch))`. Splitting it keeps gradient accumulation exact for losses
 that compare examples with each other. Metrics are (sum, count) pairs.

@@ -21,6 +21,7 @@ from mmjax.data_spec import DataSpec
 from mmjax.end_tasks.registry import find
 from mmjax.errors import UserError
 from mmjax.losses import end_task as losses
+from mmjax.models.decoders.base import EMBEDDING
 from mmjax.models.decoders.registry import build_head
 from mmjax.preprocess.color import jitter_frames
 from mmjax.preprocess.example_random import example_keys
@@ -28,7 +29,6 @@ from mmjax.state import ModelDef
 from mmjax.tasks.trunk import Trunk
 
 TRUNK, HEADS = "trunk", "heads"  # parts of the parameters
-EMBEDDING = "embedding"
 DEFAULT_GROUP = "default"  # the only configuration of a config without optimizer.groups
 
 
@@ -55,6 +55,7 @@ class Probe:
     """
 
     dtype = "float32"
+    init_prefix = TRUNK
 
     def __init__(self, cfg: Config, data_spec: DataSpec):
         section, model = cfg.data.get("end_task") or {}, dict(cfg.model)
@@ -79,7 +80,7 @@ class Probe:
                 "labels. Set config.data.label."
             )
         self.num_outputs = num_outputs
-        name = head.pop("name", self.end_task.head)
+        name = head.pop("name", "") or self.end_task.head
         self.model = ModelDef(
             lambda rngs: build_head(
                 name,
@@ -107,20 +108,39 @@ class Probe:
             return {EMBEDDING: (count, data_spec.batch[EMBEDDING].shape[-1] // count)}
         images = data_spec.batch["image"]
         one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
-        names = [EMBEDDING, *(self._trunk.map_names() if self.end_task.pixelwise else ())]
-        shapes = jax.eval_shape(lambda x: self._encoded(*self._trunk.abstract(), x, names), one)
+        names = self._trunk.features() if self.end_task.pixelwise else (EMBEDDING,)
+        shapes = jax.eval_shape(
+            lambda params, extra, x: self._encoded(params, extra, x, names),
+            *self._trunk.abstract(),
+            one,
+        )
         return {key: leaf.shape[1:] for key, leaf in shapes.items()}
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
         """Returns randomly initialized `(params, extra)`. A seed is the same in all groups."""
-        trunk_key, head_key = jax.random.split(key)
-        params, extra = jax.vmap(self.model.init)(jax.random.split(head_key, self.num_seeds))
+        keys = jax.random.split(jax.random.fold_in(key, 1), self.num_seeds)
+        params, extra = jax.vmap(self.model.init)(keys)
         parts = [{HEADS: dict.fromkeys(self.groups, tree)} for tree in (params, extra)]
         parts = jax.tree.map(jnp.copy, parts)
         if self._trunk is not None:
-            for part, tree in zip(parts, self._trunk.task.init(trunk_key), strict=True):
+            for part, tree in zip(parts, self._trunk.task.init(key), strict=True):
                 part[TRUNK] = tree
         return tuple(parts)
+
+    def finish_init(self, params, extra):
+        """Returns `(params, extra)` with the parts of heads that start as copies of the encoder."""
+        finish = getattr(self.model.module, "init_from_encoder", None)
+        if finish is None or self._trunk is None:
+            return params, extra
+        tower = [self._trunk.tower(tree.get(TRUNK, {})) for tree in (params, extra)]
+        heads = {
+            group: finish(params[HEADS][group], extra[HEADS][group], *tower)
+            for group in self.groups
+        }
+        return tuple(
+            {**part, HEADS: {group: pair[index] for group, pair in heads.items()}}
+            for index, part in enumerate((params, extra))
+        )
 
     def encode(self, params, extra, batch, key):
         """Returns {configuration: predictions [S · B, …]}; see `TableTrainData` for the order."""
@@ -185,10 +205,10 @@ class Probe:
 
     def _encoded(self, params, extra, images, names) -> dict[str, jax.Array]:
         """Returns the features with these names of images uint8 [B, T, H, W, 3]."""
-        result = {"img": images} if "img" in names else {}
+        result = {}
         if EMBEDDING in names:
             result[EMBEDDING] = self._trunk.embedding(params, extra, images)
-        if set(names) - {"img", EMBEDDING}:
+        if set(names) - {EMBEDDING}:
             result |= self._trunk.maps(params, extra, images)
         return result
 
@@ -220,9 +240,13 @@ class Probe:
         target = batch["label" if "target" not in batch else "target"]
 
         def statistics(outputs):
-            each = jax.vmap(lambda o, t: losses.loss(o[None], t[None], **self._loss))
-            values = losses.statistics(outputs, target, target_type=self.end_task.target)
-            return {**values, "loss": each(outputs, target)}
+            return losses.statistics(
+                outputs,
+                target,
+                target_type=self.end_task.target,
+                loss=self._loss,
+                depth=self.end_task.depth or (1.0, 0.0),
+            )
 
         results = self._each_head(params, extra, batch, statistics)
         return {

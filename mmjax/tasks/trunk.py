@@ -13,6 +13,7 @@ from mmjax import config
 from mmjax.config import Config
 from mmjax.errors import UserError
 from mmjax.modalities import INPUTS
+from mmjax.models.decoders.base import EMBEDDING
 from mmjax.tasks.predict import make_predict_task
 
 # Modalities that encode images, in the order of preference.
@@ -101,6 +102,14 @@ class Trunk:
             return ()
         images = jax.ShapeDtypeStruct((1, 1, self.size, self.size, 3), jnp.uint8)
         return tuple(jax.eval_shape(self.maps, *self.abstract(), images))
+
+    def features(self) -> tuple[str, ...]:
+        """Returns the names of everything that heads can read: see `mmjax.models.decoders`."""
+        return EMBEDDING, *self.map_names()
+
+    def tower(self, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the part of parameters or statistics that belongs to the tower of images."""
+        return tree.get(self.modality) or tree.get("backbone") or {}
 
     def abstract(self) -> tuple[dict, dict]:
         """Returns the abstract `(params, extra)`."""

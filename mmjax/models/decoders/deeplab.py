@@ -189,6 +189,12 @@ class DeepLab(Head):
         x = self.decoder(jnp.concatenate([low, x], axis=-1), train=train).astype(jnp.float32)
         return x if size is None else resize_corners(x, size)
 
+    @staticmethod
+    def fits(encoder_params: Mapping[str, Any]) -> bool:
+        """Returns whether the last group of a tower is three bottlenecks."""
+        blocks = encoder_params.get("groups", {}).get("3", {})
+        return sorted(blocks) == ["0", "1", "2"] and all("third" in b for b in blocks.values())
+
     def init_from_encoder(
         self, params: dict, extra: dict, encoder_params: dict, encoder_extra: dict
     ) -> tuple[dict, dict]:

@@ -69,6 +69,16 @@ def uses_pyramid(name: str, available: Collection[str], where: str = "head") -> 
     return bool(missing) and missing <= set(MAPS) and GRID in available
 
 
+def default_head(name: str, encoder_params: Mapping[str, Any]) -> str:
+    """Returns the head of an end task, or the one that replaces it on encoders that it cannot read.
+
+    Args:
+      name: Name of the head that the end task declares.
+      encoder_params: Parameters of the tower, abstract or not.
+    """
+    return "deeplab_plain" if name == "deeplab" and not DeepLab.fits(encoder_params) else name
+
+
 def check_features(name: str, available: Collection[str], where: str = "head") -> None:
     """Raises UserError unless an encoder offers the features that a head needs.
 
@@ -161,4 +171,12 @@ def build_head(
         raise UserError(f"config.{where} ({name!r}): {error}") from None
 
 
-__all__ = ["HEADS", "Head", "build_head", "check_features", "find_head", "uses_pyramid"]
+__all__ = [
+    "HEADS",
+    "Head",
+    "build_head",
+    "check_features",
+    "default_head",
+    "find_head",
+    "uses_pyramid",
+]

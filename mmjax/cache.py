@@ -8,10 +8,26 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from absl import logging
+
 
 def cache_dir() -> pathlib.Path:
     """Returns $MMJAX_CACHE, or ~/.cache/mmjax by default. The directory may not exist yet."""
     return pathlib.Path(os.environ.get("MMJAX_CACHE") or "~/.cache/mmjax").expanduser()
+
+
+def keep_compiled_programs() -> None:
+    """Makes JAX keep compiled programs in the cache directory, if it can be written."""
+    import jax
+
+    directory = cache_dir() / "xla"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logging.warning("The compilation cache is disabled: %s", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @contextlib.contextmanager

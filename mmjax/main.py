@@ -62,19 +62,6 @@ _PROFILE = flags.DEFINE_string("profile", "", "START:STOP: steps to trace with j
 _PREPARE = {"probe": "mmjax.benchmark.prepare:prepare"}
 
 
-def _enable_compilation_cache() -> None:
-    import jax
-
-    directory = cache.cache_dir() / "xla"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        logging.warning("The compilation cache is disabled: %s", error)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def _model_dir(task: str, recipe: str) -> str:
     if _MODEL_DIR.value:
         return _MODEL_DIR.value
@@ -99,7 +86,7 @@ def _dispatch(overrides: list[str]) -> None:
     # The config is checked before the slow imports below.
     cfg = config.load(task, recipe, overrides)
     if cfg.compilation_cache:
-        _enable_compilation_cache()
+        cache.keep_compiled_programs()
     if _OVERRIDE_CHECKPOINT.value:
         cfg.init_from = _OVERRIDE_CHECKPOINT.value
     if task in _PREPARE:
@@ -116,7 +103,7 @@ def _evaluate(task: str, recipe: str, model_dir: str, overrides: list[str]) -> i
     """Runs the evaluation job and returns its exit status."""
     from mmjax import eval_job
 
-    _enable_compilation_cache()
+    cache.keep_compiled_programs()
     explicit = _CONFIG.value or _MODEL_ARCH.value
     return eval_job.run_job(
         config.load(task, recipe) if explicit else None,

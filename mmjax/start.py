@@ -74,9 +74,17 @@ def find_start(cfg: Config, program: Program, checkpoints: Checkpoints) -> Start
 
 
 def _warn_frozen_at_random(program: Program, initial: Any, params: Any) -> None:
-    """Logs a warning for frozen parameters that kept their random initial values."""
+    """Logs a warning for frozen parameters that kept their random initial values.
+
+    It omits the part that `init_from` fills: without `init_from`, it is random on purpose.
+    """
     before, now = tree.flatten(initial), tree.flatten(params)
-    random = [path for path in now if program.frozen[path] and now[path] is before[path]]
+    part = getattr(program.task, "init_prefix", None)
+    random = [
+        path
+        for path in now
+        if program.frozen[path] and now[path] is before[path] and path.split("/")[0] != part
+    ]
     if random:
         logging.warning(
             "These parameters are frozen at their random initial values: %s. Load pretrained "

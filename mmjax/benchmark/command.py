@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from mmjax import cache
 from mmjax.benchmark import experiments, runs
 from mmjax.benchmark.experiments import Experiment
 from mmjax.benchmark.progress import FAILED, SKIPPED, Reporter
@@ -68,6 +69,7 @@ def run(args: Arguments, *, argv: Sequence[str]) -> int:
     elif args.devices > 1 and not worker:
         return _start_processes(args.devices, argv)
     else:
+        cache.keep_compiled_programs()
         with Reporter(args.out, total=len(queue), device=worker) as reporter:
             outcomes = run_all(queue, settings, reporter)
     if worker and worker != "0":

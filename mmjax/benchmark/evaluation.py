@@ -17,6 +17,8 @@ from mmjax.benchmark import heads, results
 from mmjax.benchmark.encode import EncodeOptions, encode
 from mmjax.benchmark.find_results import split_directory_name
 from mmjax.benchmark.image_encoder import ImageEncoder
+from mmjax.benchmark.options import ProbeOptions
+from mmjax.benchmark.prepare import data_section
 from mmjax.benchmark.results import Result
 from mmjax.data_spec import DataSpec
 from mmjax.end_tasks.declaration import EndTask
@@ -84,15 +86,13 @@ def run(experiment: Experiment, run: Run, settings: Settings, encoder: ImageEnco
 
 
 def _data_section(run: Run, settings: Settings, encoder: ImageEncoder) -> dict[str, Any]:
-    paper = (run.protocol or settings.protocol) == "paper"
-    return {
-        "train": f"end_task:{run.end_task},root={settings.root}" + (",paper=true" if paper else ""),
-        "split": "test",
-        "end_task": dict(
-            name=run.end_task, size=run.size or settings.size or encoder.trunk.size, paper=paper
-        ),
-        "label": {},
-    }
+    options = ProbeOptions(
+        end_task=run.end_task,
+        root=settings.root,
+        protocol=run.protocol or settings.protocol,
+        size=run.size or settings.size,
+    )
+    return data_section(config.Config(task="probe"), options, encoder) | {"split": "test"}
 
 
 def _evaluate(task: EndTask, data: dict[str, Any], path: str) -> dict[str, float]:

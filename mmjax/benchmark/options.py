@@ -102,7 +102,10 @@ class ProbeOptions:
       repeats: Variants of each training example, with random colors, if features are computed once.
       pca: Number of principal components of the features to keep; 0 keeps them all.
       fine_tune: Whether to train the encoder, too; for one configuration and seed.
-      size: Height and width of the images; 0 for the size that the encoder was trained on.
+      size: Height and width of images for which the end task declares no size; 0 for the size that
+        the encoder was trained on.
+      train_size: (height, width) of training examples; () for the declared or the above size.
+      test_size: (height, width) of validation and test examples; () as for `train_size`.
       configs: The training configurations; () for those of the paper.
       train_limit: Number of training examples that training metrics are computed on; 0 for all.
     """
@@ -122,6 +125,8 @@ class ProbeOptions:
     pca: int = 0
     fine_tune: bool = False
     size: int = 0
+    train_size: tuple[int, ...] = ()
+    test_size: tuple[int, ...] = ()
     configs: tuple[TrainingConfig, ...] = ()
     train_limit: int = 0
 

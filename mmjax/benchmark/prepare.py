@@ -25,6 +25,7 @@ from mmjax.models.decoders.base import EMBEDDING
 
 _MAX_UPDATES = 256  # per step
 _MAX_BYTES = 2**26  # of the features of a step
+WORLD = "world"  # root of stand-ins
 BEST = "best"  # `heads` of an evaluator: those that were best on the validation examples
 
 
@@ -130,11 +131,22 @@ def data_section(cfg: Config, options: ProbeOptions, encoder: ImageEncoder) -> d
         **shared,
         "train": spec,
         "split": train_splits(options)[0],
-        "end_task": dict(
-            name=options.end_task, size=options.size or encoder.trunk.size, paper=paper
-        ),
+        "end_task": dict(name=options.end_task, paper=paper, **image_sizes(options, encoder)),
         "label": None if task.pixelwise else {},
     }
+
+
+def image_sizes(options: ProbeOptions, encoder: ImageEncoder) -> dict[str, Any]:
+    """Returns the options of sizes of the section `data.end_task`.
+
+    Stand-ins are smaller than the data that sizes are declared for.
+    """
+    size = options.size or encoder.trunk.size
+    sizes = dict(train_size=options.train_size, test_size=options.test_size)
+    if options.root == WORLD:
+        framings = dict(train_size=options.task.train_framing, test_size=options.task.test_framing)
+        sizes = {key: sizes[key] or framing.scaled(size) for key, framing in framings.items()}
+    return {"size": size, **sizes}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,10 @@ one. A failing cell does not stop the others.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import logging as std_logging
-import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from absl import logging
 
@@ -27,6 +24,7 @@ from mmjax.benchmark.progress import DONE_BEFORE, FAILED, FINISHED, SKIPPED, Rep
 from mmjax.benchmark.runs import Run
 from mmjax.checkpoints.run_dir import RunDir
 from mmjax.errors import UserError
+from mmjax.monitor import log
 
 BUSY = "busy"
 _LOG = "log.txt"  # in the run directory of a cell
@@ -226,13 +224,12 @@ def _attempt(
         digest = cells_lib.cell_hash(cell, encoder)
         if cells_lib.finished(cell, digest):
             return Outcome(**common, state=DONE_BEFORE)
-        with _log_file(cell.directory):
+        with log.to_file(cell.directory / _LOG):
             if RunDir(cell.directory).has_trainer():
                 return Outcome(**common, state=BUSY)
             reporter.started(title, cell.directory)
             written = cells_lib.run_cell(cell, encoder, digest)
     except UserError as error:
-        logging.error("%s: %s", title, error)
         return Outcome(**common, state=FAILED, reason=str(error), seconds=_since(started))
     except Exception as error:  # noqa: BLE001 - one cell must not stop the others
         logging.exception("%s failed.", title)
@@ -244,24 +241,3 @@ def _attempt(
 
 def _since(started: float) -> float:
     return time.monotonic() - started
-
-
-@contextlib.contextmanager
-def _log_file(directory: pathlib.Path) -> Iterator[None]:
-    """Sends informational messages to a file in the run directory instead of the terminal."""
-    directory.mkdir(parents=True, exist_ok=True)
-    handler = std_logging.FileHandler(directory / _LOG)
-    handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger, terminal = logging.get_absl_logger(), logging.get_absl_handler()
-    before = logger.level, terminal.level
-    logger.addHandler(handler)
-    logger.setLevel(std_logging.INFO)
-    terminal.setLevel(std_logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(handler.stream):  # tables of results
-            yield
-    finally:
-        logger.setLevel(before[0])
-        terminal.setLevel(before[1])
-        logger.removeHandler(handler)
-        handler.close()

@@ -42,6 +42,10 @@ class Framing:
     size: tuple[int, int] | None = None
     max_draws: int = 1
 
+    def scaled(self, height: int) -> tuple[int, ...]:
+        """Returns (height, width) of the same aspect ratio; () if no size is declared."""
+        return (height, round(height * self.size[1] / self.size[0])) if self.size else ()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EndTask:

@@ -157,7 +157,6 @@ PIXELWISE: tuple[EndTask, ...] = (
         "KITTI Opt. Flow",
         "kitti:colored_flow",
         target_format="flow_luminance",
-        loss=dict(name="masked_l1"),
         metric="within",
         paper_metric="paper_within",
         higher_is_better=True,

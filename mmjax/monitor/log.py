@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging as std_logging
 import os
 import sys
+from collections.abc import Iterator
 
 from absl import logging
 
@@ -19,10 +21,34 @@ def setup(verbosity: int = logging.INFO) -> None:
     """
     logging.use_absl_handler()
     logging.set_verbosity(verbosity)
-    handler = logging.get_absl_handler()
+    _set_format(logging.get_absl_handler())
+    sys.unraisablehook = _report_unraisable
+
+
+def _set_format(handler: std_logging.Handler) -> None:
     handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(_is_ours)
-    sys.unraisablehook = _report_unraisable
+
+
+@contextlib.contextmanager
+def to_file(path: str | os.PathLike) -> Iterator[None]:
+    """Appends the log and the standard output to a file; the terminal shows only warnings."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handler = std_logging.FileHandler(path, encoding="utf-8")
+    _set_format(handler)
+    logger, terminal = logging.get_absl_logger(), logging.get_absl_handler()
+    before = logger.level, terminal.level
+    logger.addHandler(handler)
+    logger.setLevel(std_logging.INFO)
+    terminal.setLevel(std_logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(handler.stream):
+            yield
+    finally:
+        logger.setLevel(before[0])
+        terminal.setLevel(before[1])
+        logger.removeHandler(handler)
+        handler.close()
 
 
 class _Formatter(std_logging.Formatter):

@@ -247,6 +247,7 @@ class PlainDeepLab(DeepLab):
 
     name = "deeplab_plain"
     pretrained_block = False
+    init_from_encoder = None
 
     def block_width(self, channels: Mapping[str, int]) -> int:
         return 4 * math.ceil(channels["block3"] / 2)

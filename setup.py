@@ -40,6 +40,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "Pillow>=11",
         "PyYAML>=6",
+        "rich>=14",
         "scikit-learn>=1.7",
         "scipy>=1.15",
         "sentencepiece>=0.2.1",

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax import config, train
-from mmjax.benchmark import heads, results
+from mmjax.benchmark import heads, names, results
 from mmjax.benchmark.encode import SPLITS
 from mmjax.benchmark.image_encoder import ImageEncoder
 from mmjax.benchmark.options import ProbeOptions, TrainingConfig
@@ -32,7 +32,6 @@ from mmjax.evals.features import cache as feature_cache
 from mmjax.monitor import metrics_file
 
 _FORMAT = 1  # of `cell_hash`; a change runs all cells again
-_RUNS = ".runs"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ class Cell:
     def directory(self) -> pathlib.Path:
         """Its run directory."""
         suffix = "" if self.options.uses_table else f"-{self.options.training_configs[0].name}"
-        return pathlib.Path(self.out, self.experiment, _RUNS, f"{self.run}{suffix}")
+        return names.run_directory(self.out, self.experiment, f"{self.run}{suffix}")
 
     @property
     def title(self) -> str:

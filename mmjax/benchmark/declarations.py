@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mmjax.end_tasks.declaration import EndTask
 from mmjax.errors import UserError, choose
 
 EndTasks = Mapping[str, EndTask]
-
-
-def registered() -> EndTasks:
-    """Returns the built-in end tasks by name, in the order of the paper."""
-    from mmjax.end_tasks import registry
-
-    return registry.END_TASKS
 
 
 def find(name: str, end_tasks: EndTasks | None, what: str = "end task") -> EndTask:
@@ -38,9 +31,16 @@ def find(name: str, end_tasks: EndTasks | None, what: str = "end task") -> EndTa
         raise UserError(f"{what}: {error}") from error
 
 
-def find_or_none(name: str, end_tasks: EndTasks | None) -> EndTask | None:
-    """Returns an end task, or None if it is unknown here, for example in another's results."""
-    try:
-        return find(name, end_tasks)
-    except UserError:
-        return None
+def known(names: Iterable[str] = ()) -> EndTasks:
+    """Returns the end tasks that results may name: the built-in ones and some others.
+
+    A file of results that others have written must not decide which modules are imported, so its
+    names are looked up here and never resolved.
+
+    Args:
+      names: Names from a file of the user, which can be `package.module:Name`.
+    """
+    from mmjax.end_tasks import registry
+
+    aliases = {alias: registry.END_TASKS[name] for alias, name in registry.ALIASES.items()}
+    return {**registry.END_TASKS, **aliases, **{name: registry.find(name) for name in names}}

@@ -19,8 +19,8 @@ Report = Callable[[pathlib.Path, UserError], None]
 def find_results(
     out: str | os.PathLike,
     *,
+    end_tasks: EndTasks,
     runs: Mapping[str, str] | None = None,
-    end_tasks: EndTasks | None = None,
     on_error: Report | None = None,
 ) -> list[Result]:
     """Returns the results `OUT/<experiment>/<run>-<config>/results.json`, sorted by path.
@@ -31,8 +31,8 @@ def find_results(
 
     Args:
       out: Directory of the benchmark.
+      end_tasks: End tasks by name; see `declarations.known`.
       runs: {name of a run: name of its end task} of runs that are not named after an end task.
-      end_tasks: End tasks by name; None for the registry.
       on_error: Called with a file that cannot be read and the error. None raises the error.
 
     Raises:
@@ -60,7 +60,7 @@ def find_results(
     return result_list
 
 
-def _read(path: pathlib.Path, runs: Mapping[str, str], end_tasks: EndTasks | None) -> Result:
+def _read(path: pathlib.Path, runs: Mapping[str, str], end_tasks: EndTasks) -> Result:
     """Returns the result in a file of either format."""
     values = files.read_object(path, "Delete the file to run this cell again.")
     # Fields of pyVTAB and no others; a file of ours that lost fields still has names.
@@ -92,13 +92,12 @@ def _original(
     path: pathlib.Path,
     values: Mapping[str, Any],
     runs: Mapping[str, str],
-    end_tasks: EndTasks | None,
+    end_tasks: EndTasks,
 ) -> Result:
     """Returns the result in a file of pyVTAB."""
     if missing := [key for key in ("test_loss", "test_accuracy") if key not in values]:
         raise UserError(f"{path}: missing {', '.join(missing)}.")
-    known = declarations.registered() if end_tasks is None else end_tasks
-    run, config_name = split_directory_name(path.parent.name, {**known, **runs}, str(path))
+    run, config_name = split_directory_name(path.parent.name, {**end_tasks, **runs}, str(path))
     declared = declarations.find(runs.get(run, run), end_tasks, f"end task of {path}:")
     with_path = {key: f"{path}: {key}" for key in values}
     return Result(

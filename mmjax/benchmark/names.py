@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 from collections.abc import Iterable
 
 from mmjax.errors import UserError
 from mmjax.plain_text import plain
 
 # Files and directories that reports write next to the directories of the experiments.
-RESERVED = ("figures", "report.html", "results.csv", "summary.json")
+FIGURES, REPORT, CSV, SUMMARY = "figures", "report.html", "results.csv", "summary.json"
+RESERVED = (FIGURES, REPORT, CSV, SUMMARY)
 _MAX_BYTES = 200  # file systems allow 255, and a directory joins two names
 
 
@@ -46,6 +49,17 @@ def check_name(name: object, where: str) -> str:
 def directory_name(run: str, config_name: str) -> str:
     """Returns the directory of a run with one training configuration, inside its experiment."""
     return f"{run}-{config_name}"
+
+
+def run_directory(out: str | os.PathLike, experiment: str, run: str) -> pathlib.Path:
+    """Returns the directory in which the heads of a run are trained.
+
+    Args:
+      out: Directory of the benchmark.
+      experiment: Name of the encoder.
+      run: Name of the run; with that of the configuration, if its heads are trained separately.
+    """
+    return pathlib.Path(out, experiment, ".runs", run)
 
 
 def check_distinct(names: Iterable[tuple[str, str]], where: str) -> None:

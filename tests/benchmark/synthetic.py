@@ -120,7 +120,7 @@ def results(num_encoders=30, num_tasks=20, *, seeds=3, names=ENCODERS):
                     higher_is_better=higher,
                     test_accuracy=float(samples.mean()),
                     validation_accuracy=float(value),
-                    seeds=range(seeds),
+                    seeds=tuple(range(seeds)),
                     test_values=tuple(map(float, samples)),
                     ci95=0.01 if seeds > 1 else None,
                     metrics={metric: float(value), "loss": 0.7},

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from mmjax.benchmark.encoders import DEFAULT_EPOCHS, Encoder
-from mmjax.benchmark.table import Table, mean_of_known
+from mmjax.benchmark.report.encoder_names import DEFAULT_EPOCHS, Encoder
+from mmjax.benchmark.report.table import Table, mean_of_known
 from mmjax.errors import check_choice
 
 MIN_ENCODERS = 3  # fewer have no correlation

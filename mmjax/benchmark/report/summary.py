@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from mmjax import plain_text
-from mmjax.benchmark.encoders import Encoder
-from mmjax.benchmark.table import Table
+from mmjax.benchmark.report import correlations
+from mmjax.benchmark.report.encoder_names import Encoder
+from mmjax.benchmark.report.table import Table
+from mmjax.benchmark.report.tables import Failure
 
 FORMAT_VERSION = 1
 # Columns that the name of the encoder tells.
@@ -55,11 +58,15 @@ def _number(value: float) -> str:
     return f"{value:.6g}" if math.isfinite(value) else ""
 
 
-def as_object(table: Table) -> dict[str, Any]:
+def as_object(table: Table, failures: Sequence[Failure]) -> dict[str, Any]:
     """Returns the content of summary.json: all of results.csv, with intervals and selection.
 
-    Values that do not exist are null. `normalized_against` is the encoder that normalized scores
-    are relative to, or 'mean'.
+    It also has the correlations between end tasks. Values that do not exist are null.
+    `normalized_against` is the encoder that normalized scores are relative to, or 'mean'.
+
+    Args:
+      table: The results.
+      failures: (experiment, run, reason) of cells without a result.
     """
     return {
         "format": FORMAT_VERSION,
@@ -78,6 +85,17 @@ def as_object(table: Table) -> dict[str, Any]:
             for column in table.columns
         ],
         "encoders": [_encoder(table, row) for row in range(len(table.encoders))],
+        "correlations": {m: _correlations(table, m) for m in correlations.METHODS},
+        "failures": [dict(zip(("encoder", "run", "reason"), one, strict=True)) for one in failures],
+    }
+
+
+def _correlations(table: Table, method: Literal["spearman", "pearson"]) -> dict[str, Any]:
+    found = correlations.correlate(table.scores, method)
+    return {
+        "coefficients": [list(map(_json, row)) for row in found.coefficients],
+        "p_values": [list(map(_json, row)) for row in found.p_values],
+        "encoders": found.counts.tolist(),
     }
 
 

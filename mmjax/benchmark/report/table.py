@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from mmjax.benchmark import declarations, encoders, selection
 from mmjax.benchmark.declarations import EndTasks
-from mmjax.benchmark.encoders import Encoder
+from mmjax.benchmark.report import encoder_names, selection
+from mmjax.benchmark.report.encoder_names import Encoder
+from mmjax.benchmark.report.selection import Selected
 from mmjax.benchmark.results import Result
-from mmjax.benchmark.selection import Selected
 from mmjax.errors import UserError
 
 
@@ -123,13 +124,15 @@ class Table:
         """float64 [E]: mean rank of each encoder over its results; NaN without results."""
         return mean_of_known(self.ranks)
 
-    def column(self, name: str) -> int | None:
-        """Returns the index of the first column of a run or end task, or None."""
-        for key in ("name", "run", "end_task"):
-            for number, column in enumerate(self.columns):
-                if getattr(column, key) == name:
-                    return number
-        return None
+    def column(self, end_task: str) -> int | None:
+        """Returns the index of the first column of an end task, or None."""
+        tasks = [column.end_task for column in self.columns]
+        return tasks.index(end_task) if end_task in tasks else None
+
+    def by_mean_rank(self) -> list[int]:
+        """Returns the indices of the encoders, the best mean rank first."""
+        order = np.argsort(np.nan_to_num(self.mean_ranks, nan=np.inf), kind="stable")
+        return [int(row) for row in order]
 
 
 def mean_of_known(values: np.ndarray) -> np.ndarray:
@@ -153,32 +156,31 @@ def _moments(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def build(
     results: Iterable[Result],
     *,
-    experiments: Sequence[str] = (),
+    end_tasks: EndTasks,
     runs: Sequence[str] = (),
-    reference: str = encoders.SUPERVISED,
-    end_tasks: EndTasks | None = None,
+    reference: str = encoder_names.SUPERVISED,
 ) -> Table:
     """Returns the table of the selected results.
 
     Args:
       results: Results of all configurations.
-      experiments: Names of encoders in the order of the rows; others follow by name.
-      runs: Names of runs in the order of the columns; others follow in the order of the registry.
+      end_tasks: End tasks by name. Results can name others, of which less is known.
+      runs: Names of runs in the order of the columns; others follow in the order of `end_tasks`.
       reference: Encoder that normalized scores are relative to. Without its results, they are
         relative to the mean.
-      end_tasks: End tasks by name; None for the registry.
 
     Raises:
-      UserError: Results of a run have different directions or protocols.
+      UserError: Results of a run have different end tasks, directions or, for one encoder,
+        protocols.
     """
     results = list(results)
     selected = selection.select(results)
-    names = sorted({r.experiment for r in results}, key=_order(experiments))
+    names = sorted({r.experiment for r in results})
     columns = _columns(results, runs, end_tasks)
     by_run = {(column.run, column.metric): column.name for column in columns}
     cells = {(e, by_run[run, metric]): cell for (e, run, metric), cell in selected.items()}
     return Table(
-        encoders=[encoders.parse(name) for name in names],
+        encoders=[encoder_names.parse(name) for name in names],
         columns=columns,
         cells=cells,
         results=results,
@@ -186,26 +188,25 @@ def build(
     )
 
 
-def _order(first: Sequence[str]):
+def _order(first: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     """Returns a sorting key that puts some names first, in their order."""
     positions = {name: n for n, name in enumerate(first)}
     return lambda name: (positions.get(name, len(positions)), name)
 
 
-def _columns(
-    results: Sequence[Result], runs: Sequence[str], end_tasks: EndTasks | None
-) -> list[Column]:
+def _columns(results: Sequence[Result], runs: Sequence[str], end_tasks: EndTasks) -> list[Column]:
     groups: dict[tuple[str, str], Result] = {}
     for result in results:
         first = groups.setdefault((result.run, result.metric), result)
-        if first.higher_is_better != result.higher_is_better:
-            raise UserError(
-                f"Results of {result.run} have different values of higher_is_better for "
-                f"{result.metric}: {first.experiment} {first.higher_is_better}, "
-                f"{result.experiment} {result.higher_is_better}. Correct one of the files."
-            )
-    known = list(declarations.registered() if end_tasks is None else end_tasks)
-    order = _order([*runs, *known])
+        for field in ("higher_is_better", "end_task"):
+            own, other = (_comparable(r, field, end_tasks) for r in (result, first))
+            if own != other:
+                raise UserError(
+                    f"Results of {result.run} have different values of {field} for "
+                    f"{result.metric}: {other!r} ({first.experiment}) and {own!r} "
+                    f"({result.experiment}). Rename one of the runs, or delete its results."
+                )
+    order = _order([*runs, *end_tasks])
     names = [run for run, _ in groups]
     return [
         _column(result, f"{run} [{metric}]" if names.count(run) > 1 else run, end_tasks)
@@ -215,14 +216,21 @@ def _columns(
     ]
 
 
-def _column(result: Result, name: str, end_tasks: EndTasks | None) -> Column:
-    declared = declarations.find_or_none(result.end_task, end_tasks)
+def _comparable(result: Result, field: str, end_tasks: EndTasks) -> Any:
+    """Returns a field that is the same for all results of a column; end tasks can have aliases."""
+    value = getattr(result, field)
+    declared = end_tasks.get(value) if field == "end_task" else None
+    return declared.name if declared else value
+
+
+def _column(result: Result, name: str, end_tasks: EndTasks) -> Column:
+    declared = end_tasks.get(result.end_task)
     titled = declared is not None and name == result.end_task
     return Column(
         name=name,
         title=declared.title if titled else name,
         run=result.run,
-        end_task=result.end_task,
+        end_task=declared.name if declared else result.end_task,
         metric=result.metric,
         higher_is_better=result.higher_is_better,
         pixelwise=None if declared is None else declared.pixelwise,

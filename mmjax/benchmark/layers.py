@@ -7,7 +7,6 @@ layers.write("out", "mine", "RUN_OR_FILE", end_task="Pets", root="datasets")
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import pathlib
 
@@ -60,12 +59,14 @@ def write(
     }
     opened = loader.make_eval_data(data, split="test", batch_size=_BATCH_SIZE)
     count, digest, parts = 0, hashlib.sha256(), []
-    for batch in itertools.islice(opened.iterate(), -(-examples // _BATCH_SIZE)):
+    for batch in opened.iterate():
         valid = np.asarray(batch["mask"]) > 0
         images = np.asarray(batch["image"])[valid][: examples - count, :1]
         digest.update(images.tobytes())
-        count += len(images)
         parts.append(_encode(encoder, images))
+        count += len(images)
+        if count >= examples:
+            break
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_open(path, "wb") as file:
@@ -77,6 +78,7 @@ def _encode(encoder: ImageEncoder, images: np.ndarray) -> dict[str, np.ndarray]:
     """Returns {layer: float32 [B, C]} of images uint8 [B, 1, H, W, 3]."""
     trunk, arguments = encoder.trunk, (encoder.params, encoder.extra, images)
     maps = jax.jit(trunk.maps)(*arguments) if trunk.map_names() else {}
-    result = {name: value.mean(axis=(1, 2, 3)) for name, value in maps.items() if name != "img"}
+    names_in_order = sorted(set(maps) - {"img"}, key=lambda name: (name != "conv", name))
+    result = {name: maps[name].mean(axis=(1, 2, 3)) for name in names_in_order}
     result["embedding"] = jax.jit(trunk.embedding)(*arguments)[:, 0]
     return {name: np.asarray(value, np.float32) for name, value in result.items()}

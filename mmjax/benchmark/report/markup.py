@@ -48,7 +48,7 @@ def joined(*content: Any) -> Markup:
 
 def breakable(text: str) -> Markup:
     """Returns a name that can be broken into lines at punctuation and between its words."""
-    parts = re.split(r"(?<=[_/-])|(?<=[a-z0-9])(?=[A-Z])", text)
+    parts = re.split(r"(?<=[_/-])|(?<=[a-z0-9]{3})(?=[A-Z])", text)
     return Markup(element("wbr").join(map(escaped, parts)))
 
 

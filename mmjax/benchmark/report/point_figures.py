@@ -59,7 +59,7 @@ def scatter(table: Table, x_column: int, *, above: float) -> Figure:
         title=f"End tasks against {table.columns[x_column].title}",
         caption=f"Horizontal axes: {x_title}. Up is better: the axes of errors (↓) are inverted. "
         f"Lines are linear regressions over the encoders above {above:g}; r is Pearson's "
-        "correlation of scores, of which larger is better. At least three encoders have a line.",
+        "correlation of scores, of which larger is better. A line needs three encoders.",
         panels=[
             _scatter_panel(table, number, x_column, colors, above)
             for number in range(len(table.columns))
@@ -85,18 +85,16 @@ def _scatter_panel(
     y_axis = _Axis(y[known], *((low, high) if column.higher_is_better else (high, low)))
     _draw_axes(panel, x_axis, y_axis)
     line = correlations.regress(x, y, above=above)
-    note = ""
     if line is not None:
         ends = [max(above, float(x[known].min())), float(x[known].max())]
         (x1, y1), (x2, y2) = ((x_axis(e), y_axis(line.slope * e + line.intercept)) for e in ends)
         panel.line(x1, y1, x2, y2)
-        note = (
-            f"r = {decimals(line.r * (1 if column.higher_is_better else -1), 2)}, n = {line.count}"
-        )
+        r = line.r if column.higher_is_better else -line.r
+        note = f"r = {decimals(r, 2)}, n = {line.count}"
+        panel.text(_WIDTH - _RIGHT, _HEIGHT - 4, note, size=SMALL, anchor="end")
     for row in known:
         tip = f"{table.encoders[row].name}: {x[row]:.4g}, {y[row]:.4g}"
         panel.dot(x_axis(x[row]), y_axis(y[row]), colors[row], tip)
-    panel.text(_WIDTH - _RIGHT, _HEIGHT - 4, note, size=SMALL, anchor="end")
     return panel
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mmjax import files
-from mmjax.benchmark import declarations, names, results
+from mmjax.benchmark import names, results
 from mmjax.benchmark.declarations import EndTasks
 from mmjax.benchmark.results import Result
-from mmjax.errors import UserError, unknown
+from mmjax.errors import UserError, choose, unknown
 
 Report = Callable[[pathlib.Path, UserError], None]
 
@@ -98,7 +98,7 @@ def _original(
     if missing := [key for key in ("test_loss", "test_accuracy") if key not in values]:
         raise UserError(f"{path}: missing {', '.join(missing)}.")
     run, config_name = split_directory_name(path.parent.name, {**end_tasks, **runs}, str(path))
-    declared = declarations.find(runs.get(run, run), end_tasks, f"end task of {path}:")
+    declared = choose(f"end task of {path}:", runs.get(run, run), end_tasks)
     with_path = {key: f"{path}: {key}" for key in values}
     return Result(
         experiment=path.parent.parent.name,

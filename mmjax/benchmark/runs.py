@@ -12,12 +12,12 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mmjax.benchmark import checks, declarations, named_files, names, training_configs, yaml_file
-from mmjax.benchmark.declarations import EndTasks
+from mmjax.benchmark import checks, named_files, names, training_configs, yaml_file
 from mmjax.benchmark.results import PROTOCOLS
 from mmjax.benchmark.yaml_file import Section
+from mmjax.end_tasks import registry
 from mmjax.end_tasks.declaration import EndTask
-from mmjax.errors import UserError, check_choice
+from mmjax.errors import UserError, about, check_choice
 
 _KEYS = (
     *("task", "training_configs", "num_epochs", "batch_size", "test_batch_size", "pre_encode"),
@@ -70,12 +70,11 @@ class Run:
     size: int | None = None
 
 
-def load(path: str | os.PathLike, *, end_tasks: EndTasks | None = None) -> list[Run]:
+def load(path: str | os.PathLike) -> list[Run]:
     """Returns the runs of a file, in its order.
 
     Args:
       path: A YAML file, or the name of one that comes with mmjax.
-      end_tasks: End tasks by name; None for the registry.
 
     Raises:
       UserError: The file is not valid; the message names the line and the key.
@@ -84,7 +83,7 @@ def load(path: str | os.PathLike, *, end_tasks: EndTasks | None = None) -> list[
     section = yaml_file.read(file)
     if not section:
         raise UserError(f"{file} has no runs. Write 'NAME:' and below it 'task: END_TASK'.")
-    runs = [_run(section, key, end_tasks) for key in section]
+    runs = [_run(section, key) for key in section]
     directories = (
         (names.directory_name(run.name, config), f"run {run.name}, configuration {config}")
         for run in runs
@@ -95,7 +94,7 @@ def load(path: str | os.PathLike, *, end_tasks: EndTasks | None = None) -> list[
     return runs
 
 
-def _run(section: Section, name: Any, end_tasks: EndTasks | None) -> Run:
+def _run(section: Section, name: Any) -> Run:
     where, values = section.where(name), section[name]
     if name in _KEYS and not isinstance(values, Section):
         runs = [key for key, value in section.items() if isinstance(value, Section)]
@@ -111,7 +110,8 @@ def _run(section: Section, name: Any, end_tasks: EndTasks | None) -> Run:
         raise UserError(f"{where}: run {name} has no task. Add 'task:' with an end task.")
     at = {key: f"{values.where(key)}: {name}.{key}" for key in values}
     task = checks.text(values["task"], at["task"])
-    declared = declarations.find(task, end_tasks, f"end task ({at['task']}):")
+    with about(at["task"]):
+        declared = registry.find(task)
     _check_evaluation(values, at, declared)
     return Run(
         name=name,

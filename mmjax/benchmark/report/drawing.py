@@ -32,7 +32,6 @@ STYLE = Markup(
     "svg .axis{stroke:var(--faint);stroke-width:1}"
     "svg .grid{stroke:var(--faint);stroke-opacity:.3}"
     "svg .median{stroke:var(--ink);stroke-width:2}"
-    "svg .empty{fill:var(--faint)}"
 )
 LIGHT = Markup("--ink:#1a1a1b;--faint:#6b6b73;--page:#ffffff")
 DARK = Markup("--ink:#e8e8ea;--faint:#9a9aa3;--page:#141417")

@@ -37,8 +37,10 @@ small{{display:block;color:var(--ink);opacity:.75;font-size:11px;font-weight:400
 .matrix th:first-child{{position:sticky;left:0;background:var(--page);text-align:left;
  min-width:150px;max-width:190px}}
 .matrix th:first-child div{{max-width:190px}}
+.matrix th small{{max-width:174px;overflow:hidden;text-overflow:ellipsis}}
 .matrix .missing{{color:var(--faint)}} .matrix .total td{{font-weight:600}}
 .list td,.list th{{text-align:left;vertical-align:top;min-width:70px}}
+.list th{{white-space:nowrap}}
 .list td{{max-width:420px}}
 .legend{{display:flex;flex-wrap:wrap;gap:2px 16px;margin:0 0 8px;padding:0;list-style:none;
  font-size:13px}}

@@ -55,14 +55,12 @@ class Table:
       encoders: The rows.
       columns: The columns.
       cells: {(name of the encoder, name of the column): the selected result}.
-      results: All results, of every configuration.
       reference: Name of the encoder that normalized scores are relative to; '' for the mean.
     """
 
     encoders: Sequence[Encoder]
     columns: Sequence[Column]
     cells: Mapping[tuple[str, str], Selected]
-    results: Sequence[Result]
     reference: str
 
     def _array(self, field: str) -> np.ndarray:
@@ -158,16 +156,16 @@ def build(
     *,
     end_tasks: EndTasks,
     runs: Sequence[str] = (),
-    reference: str = encoder_names.SUPERVISED,
 ) -> Table:
     """Returns the table of the selected results.
+
+    Normalized scores are relative to the encoder 'Supervised', as in the paper; without it, to the
+    mean.
 
     Args:
       results: Results of all configurations.
       end_tasks: End tasks by name. Results can name others, of which less is known.
       runs: Names of runs in the order of the columns; others follow in the order of `end_tasks`.
-      reference: Encoder that normalized scores are relative to. Without its results, they are
-        relative to the mean.
 
     Raises:
       UserError: Results of a run have different end tasks, directions or, for one encoder,
@@ -183,14 +181,13 @@ def build(
         encoders=[encoder_names.parse(name) for name in names],
         columns=columns,
         cells=cells,
-        results=results,
-        reference=reference if reference in names else "",
+        reference=encoder_names.SUPERVISED if encoder_names.SUPERVISED in names else "",
     )
 
 
 def _order(first: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     """Returns a sorting key that puts some names first, in their order."""
-    positions = {name: n for n, name in enumerate(first)}
+    positions = {name: n for n, name in enumerate(dict.fromkeys(first))}
     return lambda name: (positions.get(name, len(positions)), name)
 
 

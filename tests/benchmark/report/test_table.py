@@ -42,6 +42,13 @@ def test_rows_are_encoders_and_columns_runs(built):
     np.testing.assert_array_equal(built.values, [[0.7, np.nan], [0.9, 0.2], [0.8, 0.5]])
 
 
+def test_columns_have_the_order_of_the_runs_then_of_the_registry():
+    found = [make("a", run, 0.5) for run in ("dtd", "NYUDepth", "Imagenet")]
+    found += [make("a", "Pets", 0.5, run=run) for run in ("z", "y")]
+    built = table.build(found, end_tasks=synthetic.TASKS, runs=["y", "NYUDepth"])
+    assert [c.name for c in built.columns] == ["y", "NYUDepth", "Imagenet", "dtd", "z"]
+
+
 def test_depth_is_the_right_way_up(built):
     np.testing.assert_array_equal(built.ranks, [[3, np.nan], [1, 1], [2, 2]])
     np.testing.assert_array_equal(built.mean_ranks, [3, 1, 2])

@@ -30,7 +30,7 @@ class FakeEncoder:
 class FakeData:
     def iterate(self):
         rng = np.random.default_rng(0)
-        for size in (4, 2):  # the last batch is padded
+        for size in (3, 4):  # the first batch is padded
             images = rng.integers(0, 256, (4, 2, 8, 8, 3), np.uint8)
             yield {"image": images, "mask": (np.arange(4) < size).astype(np.float32)}
 
@@ -42,13 +42,13 @@ def test_layers_are_averaged_over_positions_and_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "make_eval_data", lambda *args, **kwargs: FakeData())
     path = layers.write(tmp_path, "mine", "RUN", end_task="Pets", examples=5)
     assert path == cached_features.layers_path(tmp_path, "mine")
-    first = next(FakeData().iterate())["image"][:, 0]
+    first = next(FakeData().iterate())["image"][:3, 0]
     with np.load(path) as stored:
         assert stored["embedding"].shape == (5, 3)
-        np.testing.assert_allclose(stored["block1"][:4], first.mean(axis=(1, 2)) / 255, rtol=1e-5)
+        np.testing.assert_allclose(stored["block1"][:3], first.mean(axis=(1, 2)) / 255, rtol=1e-5)
     built = table.build([synthetic.make()], end_tasks=synthetic.TASKS)
-    (found,) = cached_features.find(tmp_path, built)
+    found = cached_features.find(tmp_path, built)["cka_layers"]
     assert found.names == ("mine block1", "mine embedding") and found.examples == 5
     assert found.values[0, 1] == pytest.approx(1, abs=1e-4)
     path.write_bytes(b"PK damaged")
-    assert cached_features.find(tmp_path, built) == []
+    assert cached_features.find(tmp_path, built) == {}

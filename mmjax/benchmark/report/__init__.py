@@ -42,11 +42,13 @@ def write(
     failures += conflicts
     built = table.build(results, end_tasks=end_tasks, runs=list(runs))
     drawn = figures.draw_all(built, cached_features.find(out, built))
-    directory = out / names.FIGURES
-    files.remove(directory)  # figures of an earlier report
-    directory.mkdir(parents=True)
-    for name, figure in drawn.items():
-        files.write_text(directory / f"{name}.svg", figure.file())
+    (out / names.FIGURES).mkdir(parents=True, exist_ok=True)
+    for name in (*figures.NAMES, *drawn):
+        path = out / names.FIGURES / f"{name}.svg"
+        if name in drawn:
+            files.write_text(path, drawn[name].file())
+        else:
+            files.remove(path)  # of an earlier report
     files.write_text(out / names.CSV, summary.as_csv(built))
     files.write_json(out / names.SUMMARY, summary.as_object(built, failures))
     title = f"Benchmark of {out.resolve().name}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -21,34 +21,38 @@ _PREFIX = "features:"  # of `data.train` in the config of a run on features that
 _MAX_ROWS = 60  # of a heat map
 
 
-def find(out: str | os.PathLike, table: Table) -> list[Similarity]:
+def find(out: str | os.PathLike, table: Table) -> dict[str, Similarity]:
     """Returns CKA between the encoders of a table and between their layers, as far as possible.
 
     Encoders are compared on the test images of the end task for which most of them have features
-    in the cache. Layers are compared for encoders with a file of `mmjax.benchmark.layers`.
+    in the cache. Layers are compared for the encoders with a file of `mmjax.benchmark.layers`; if
+    these are of different images, for the largest group with the same ones.
 
     Args:
       out: Directory of the benchmark.
       table: The results.
+
+    Returns:
+      {'cka_encoders' or 'cka_layers': similarity}.
     """
     encoders = [encoder.name for encoder in table.encoders]
-    found = []
     best: dict[str, np.ndarray] = {}
     title = ""
     for column in table.columns:
         embeddings = _embeddings(out, encoders, column.run)
         if len(embeddings) > max(1, len(best)):
             best, title = embeddings, f"Similarity of encoders on {column.title}"
-    if best:
-        found += _similarity(dict(list(best.items())[:_MAX_ROWS]), title)
-    return found + _of_layers(out, encoders)
-
-
-def _similarity(features: Mapping[str, np.ndarray], title: str) -> list[Similarity]:
-    try:
-        return [cka.similarity(features, title=title)]
-    except UserError:  # files of others, or of fewer than four examples
-        return []
+    groups = {
+        "cka_encoders": (best, title),
+        "cka_layers": (_layers(out, encoders), "Similarity of layers"),
+    }
+    found = {}
+    for name, (features, title) in groups.items():
+        features = dict(list(features.items())[:_MAX_ROWS])
+        with contextlib.suppress(UserError):  # fewer than four examples, or damaged
+            if features:
+                found[name] = cka.similarity(features, title=title)
+    return found
 
 
 def _embeddings(out: str | os.PathLike, encoders: list[str], run: str) -> dict[str, np.ndarray]:
@@ -88,15 +92,14 @@ def _read_layers(path: pathlib.Path) -> tuple[bytes, dict[str, np.ndarray]]:
     return arrays.pop(IMAGES, np.zeros(0)).tobytes(), arrays
 
 
-def _of_layers(out: str | os.PathLike, encoders: list[str]) -> list[Similarity]:
-    """Returns CKA between the layers of all encoders, one for each set of images."""
+def _layers(out: str | os.PathLike, encoders: list[str]) -> dict[str, np.ndarray]:
+    """Returns {encoder and layer: features [N, C]}, all of the same images."""
     groups: dict[bytes, dict[str, np.ndarray]] = {}
     for encoder in encoders:
         try:
             images, arrays = _read_layers(layers_path(out, encoder))
-        except (UserError, OSError):
+        except (UserError, OSError):  # it has none, or it is damaged
             continue
         group = groups.setdefault(images, {})
-        if len(group) + len(arrays) <= _MAX_ROWS:
-            group |= {f"{encoder} {name}": array for name, array in arrays.items()}
-    return [one for g in groups.values() if g for one in _similarity(g, "Similarity of layers")]
+        group |= {f"{encoder} {name}": array for name, array in arrays.items()}
+    return max(groups.values(), key=len, default={})

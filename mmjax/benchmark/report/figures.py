@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -13,16 +13,20 @@ from mmjax.benchmark.report.cka import Similarity
 from mmjax.benchmark.report.drawing import Figure
 from mmjax.benchmark.report.table import Table
 
+NAMES = (
+    *correlations.METHODS,
+    *("scatter", "groups_method", "groups_data", "levels", "cka_encoders", "cka_layers"),
+)
 TOP1 = "Imagenet"  # the end task that others are plotted against
 _ABOVE = 0.4  # top-1 accuracy from which pyVTAB computes regression lines
 
 
-def draw_all(table: Table, similarities: Sequence[Similarity] = ()) -> dict[str, Figure]:
+def draw_all(table: Table, similarities: Mapping[str, Similarity]) -> dict[str, Figure]:
     """Returns the figures by name, in the order of a report.
 
     Args:
       table: The results.
-      similarities: CKA to show.
+      similarities: {name of the figure: CKA}.
     """
     result: dict[str, Figure] = {}
     several = len(table.encoders) > 1
@@ -39,9 +43,7 @@ def draw_all(table: Table, similarities: Sequence[Similarity] = ()) -> dict[str,
                 result[f"groups_{by}"] = point_figures.group_strips(table, groups, by)
     if several and np.isfinite(correlations.level_means(table)).any(axis=0).all():
         result["levels"] = point_figures.levels(table)
-    for number, one in enumerate(similarities):
-        result[f"cka_{number}" if number else "cka"] = cka(one)
-    return result
+    return result | {name: cka(one) for name, one in similarities.items()}
 
 
 def p_value(value: float) -> str:

@@ -40,7 +40,7 @@ small{{display:block;color:var(--ink);opacity:.75;font-size:11px;font-weight:400
 .matrix th small{{max-width:174px;overflow:hidden;text-overflow:ellipsis}}
 .matrix .missing{{color:var(--faint)}} .matrix .total td{{font-weight:600}}
 .list td,.list th{{text-align:left;vertical-align:top;min-width:70px}}
-.list th{{white-space:nowrap}}
+.list th{{white-space:nowrap}} .list td:nth-child(-n+2){{min-width:96px}}
 .list td{{max-width:420px}}
 .legend{{display:flex;flex-wrap:wrap;gap:2px 16px;margin:0 0 8px;padding:0;list-style:none;
  font-size:13px}}

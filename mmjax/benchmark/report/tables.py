@@ -147,7 +147,7 @@ def _optional(value: float | None) -> str:
 
 def _list(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
     head = element("tr", *(element("th", text, scope="col") for text in heads))
-    body = [element("tr", *(element("td", value) for value in row)) for row in rows]
+    body = [element("tr", *(element("td", breakable(str(value))) for value in row)) for row in rows]
     content = element("table", element("thead", head), element("tbody", joined(*body)))
     return element("div", content, class_="scroll list", tabindex=0)
 

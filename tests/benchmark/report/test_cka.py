@@ -87,6 +87,6 @@ def test_encoders_with_cached_features_of_the_same_images_are_compared(tmp_path)
     built = table.build(
         [synthetic.make(experiment=name) for name in "abcd"], end_tasks=synthetic.TASKS
     )
-    (found,) = cached_features.find(tmp_path / "out", built)
+    (found,) = cached_features.find(tmp_path / "out", built).values()
     assert found.names == ("a", "b") and found.examples == 12
     assert "Pets Cls." in found.title

@@ -44,7 +44,7 @@ def test_rows_are_encoders_and_columns_runs(built):
 
 def test_columns_have_the_order_of_the_runs_then_of_the_registry():
     found = [make("a", run, 0.5) for run in ("dtd", "NYUDepth", "Imagenet")]
-    found += [make("a", "Pets", 0.5, run=run) for run in ("z", "y")]
+    found += [synthetic.make(experiment="a", run=run) for run in ("z", "y")]
     built = table.build(found, end_tasks=synthetic.TASKS, runs=["y", "NYUDepth"])
     assert [c.name for c in built.columns] == ["y", "NYUDepth", "Imagenet", "dtd", "z"]
 

@@ -74,9 +74,15 @@ def _labels(path: str, stamp: tuple[int, int], label_of: Callable[[list], int]) 
     del stamp  # only distinguishes versions of the file
     scenes = files.read_object(path, _ADVICE).get("scenes")
     try:
-        return {scene["image_filename"]: label_of(scene["objects"]) for scene in scenes}
+        labeled = [(scene["image_filename"], label_of(scene["objects"])) for scene in scenes]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: expected a list 'scenes' with 'image_filename' and 'objects', each of which "
             f"has '3d_coords'; an entry has another form ({error!r}). {_ADVICE}"
         ) from error
+    labels = dict(labeled)
+    if repeated := [name for name, label in labeled if labels[name] != label]:
+        raise UserError(
+            f"{path} has two scenes with different objects for {repeated[0]}. {_ADVICE}"
+        )
+    return labels

@@ -99,7 +99,11 @@ def _read_steps(path: str) -> dict[str, int]:
     for line, (key, number) in _read_table(path).items():
         if not number.isdecimal():
             raise UserError(f"{path}, line {line}: expected 'KEY STEPS'; STEPS is {number!r}.")
-        steps[key] = int(number)
+        if steps.setdefault(key, int(number)) != int(number):
+            raise UserError(
+                f"{path}, line {line}: {key} has {number} steps, but {steps[key]} in an earlier "
+                "line. Remove one of both lines."
+            )
     return steps
 
 

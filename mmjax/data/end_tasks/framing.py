@@ -196,14 +196,14 @@ class Framer:
         """Returns the target in another size, or None without one."""
         if not example.channels:
             return None
-        smooth = self.paper and self.format.smooth
+        paper_filter = self.format.paper_filter if self.paper else None
         channels = []
         for channel in example.channels:
             method = Image.Resampling.NEAREST
             if self.format.from_image:
                 method = Image.Resampling.BILINEAR
-            elif smooth and channel.mode not in ("1", "P"):
-                method = Image.Resampling.BICUBIC
+            elif paper_filter is not None and channel.mode not in ("1", "P"):
+                method = paper_filter
             if (channel.height, channel.width) != tuple(size):
                 channel = channel.resize(size[::-1], method)
             channels.append(channel)

@@ -26,7 +26,7 @@ def kinetics(root: str, split: str, paper: bool) -> EndTaskSource:
     """Reads the clips that have at least six frames.
 
     The frames of a clip are the first six files in the order of the numbers in their names. In
-    pyVTAB they are the first six in the order in which the file system lists them.
+    pyVTAB they are the first six that the file system lists, in alphabetical order.
     """
     annotations = _read_annotations(os.path.join(root, _ANNOTATIONS[split]))
     train = (
@@ -53,7 +53,10 @@ def kinetics(root: str, split: str, paper: bool) -> EndTaskSource:
     return EndTaskSource(
         "kinetics400",
         split,
-        [tuple(sorted(frames[clip][:_NUM_FRAMES], key=_number_order)) for clip in clips],
+        [
+            tuple(sorted(frames[clip][:_NUM_FRAMES], key=None if paper else _number_order))
+            for clip in clips
+        ],
         labels=[index[annotations[clip]] for clip in clips],
         class_names=class_names,
         exact=paper,

@@ -60,9 +60,11 @@ class EndTaskSource(Source):
         )
 
     def where(self, record: int) -> str:
-        paths = self._images[record]
-        where = paths[0] if len(paths) != 2 else " and ".join(paths)
-        return f"{where} (target: {self._targets[record]})" if self._targets else where
+        first, *others = self._images[record]
+        if self._targets:
+            others.append(self._targets[record])
+        # The feature cache finds the first file in 'FILE, …'.
+        return f"{first}, with {' and '.join(others)}" if 0 < len(others) < 3 else first
 
     def identity(self, record: int) -> tuple[str, ...]:
         return tuple(map(self._real_paths.resolve, self._images[record]))

@@ -45,15 +45,15 @@ class TargetFormat:
       read: Function (content of the file, location for messages) -> one image per channel.
       convert: Function (stored values [H, W, K], paper) -> target, see the module docstring. It
         raises ValueError for values out of range.
-      smooth: Whether `paper` resizes with Pillow's default filter, which is bicubic for all but
-        palette and 1-bit images. All other resizing takes the nearest pixel.
+      paper_filter: Filter with which `paper` resizes the target. Palette and 1-bit images, and all
+        targets without `paper` or a filter, take the nearest pixel.
       is_flow: Whether the values are displacements in pixels, which are scaled with the image.
       from_image: Whether the target is the image itself, and the input an image with a hole.
     """
 
     convert: Convert
     read: Read | None = None
-    smooth: bool = False
+    paper_filter: Image.Resampling | None = None
     is_flow: bool = False
     from_image: bool = False
 
@@ -226,17 +226,23 @@ def _check_range(values: np.ndarray, low: int, high: int) -> None:
         raise ValueError(f"it contains the value {outside}; expected values from {low} to {high}")
 
 
+_DEFAULT = Image.Resampling.BICUBIC  # filter of Pillow's `Image.resize`
+
 FORMATS: dict[str, TargetFormat] = {
     "cityscapes": TargetFormat(read=read_map, convert=_cityscapes),
     "egohands": TargetFormat(read=read_map, convert=_classes(5)),
     "coco": TargetFormat(read=read_map, convert=_classes(_NUM_COCO_CLASSES, ignored=0)),
-    "trimap": TargetFormat(read=read_map, convert=_trimap, smooth=True),
-    "nonzero": TargetFormat(read=read_map, convert=_nonzero, smooth=True),
-    "depth": TargetFormat(read=read_map, convert=_depth, smooth=True),
-    "thor_depth": TargetFormat(read=_read_gray, convert=_thor_depth, smooth=True),
-    "taskonomy_depth": TargetFormat(read=read_map, convert=_taskonomy_depth, smooth=True),
-    "taskonomy_edges": TargetFormat(read=read_map, convert=_taskonomy_edges, smooth=True),
-    "flow_luminance": TargetFormat(read=_read_luminance, convert=_flow_luminance, smooth=True),
+    "trimap": TargetFormat(read=read_map, convert=_trimap, paper_filter=_DEFAULT),
+    "nonzero": TargetFormat(read=read_map, convert=_nonzero, paper_filter=_DEFAULT),
+    "depth": TargetFormat(read=read_map, convert=_depth, paper_filter=_DEFAULT),
+    "thor_depth": TargetFormat(
+        read=_read_gray, convert=_thor_depth, paper_filter=Image.Resampling.BILINEAR
+    ),
+    "taskonomy_depth": TargetFormat(read=read_map, convert=_taskonomy_depth, paper_filter=_DEFAULT),
+    "taskonomy_edges": TargetFormat(read=read_map, convert=_taskonomy_edges, paper_filter=_DEFAULT),
+    "flow_luminance": TargetFormat(
+        read=_read_luminance, convert=_flow_luminance, paper_filter=_DEFAULT
+    ),
     "flow": TargetFormat(read=_read_flow, convert=_unchanged, is_flow=True),
     "inpainting": TargetFormat(convert=_normalized, from_image=True),
 }

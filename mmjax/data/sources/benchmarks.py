@@ -13,6 +13,7 @@ import glob
 import os
 from collections.abc import Mapping
 
+from mmjax.data.sources import prepared_tfds
 from mmjax.errors import UserError, choose
 
 
@@ -110,13 +111,10 @@ def find_benchmark(name: str, root: str = "") -> str:
     """
     benchmark = choose("image benchmark", name, BENCHMARKS)
     root = os.path.expanduser(root)
-    tfds_root = os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     if root and (spec := _find_local(os.path.join(root, name))):
         return spec
-    if benchmark.tfds:
-        for data_dir in filter(None, (root, tfds_root)):
-            if _is_prepared(benchmark.tfds, data_dir):
-                return f"tfds:{benchmark.tfds},data_dir={data_dir}"
+    if benchmark.tfds and (spec := prepared_tfds.find_prepared(benchmark.tfds, root)):
+        return spec
     path = os.path.join(root or "ROOT", name)
     locations = [
         f"a dataset directory {path} (with dataset.json)",
@@ -125,7 +123,7 @@ def find_benchmark(name: str, root: str = "") -> str:
         f"arrays {path}.npz or {path}/SPLIT.npz",
     ]
     if benchmark.tfds:
-        where = f"{root} or {tfds_root}" if root else tfds_root
+        where = f"{root} or {prepared_tfds.default_directory()}" if root else prepared_tfds.default_directory()
         locations.append(f"{benchmark.tfds} prepared by TFDS in {where}")
     raise UserError(
         f"The dataset {name} was not found. Searched for: {'; '.join(locations)}. See "
@@ -216,10 +214,3 @@ def _local_splits(
     if not valid:
         return f"{train}[:80%]", f"{train}[80%:]", test
     return train, valid, test
-
-
-def _is_prepared(tfds_spec: str, data_dir: str) -> bool:
-    name = tfds_spec.partition(",")[0]
-    levels = ("*",) if "/" in name else ("*", "*/*")  # version, or configuration and version
-    base = glob.escape(os.path.join(data_dir, name))
-    return any(glob.glob(os.path.join(base, level, "dataset_info.json")) for level in levels)

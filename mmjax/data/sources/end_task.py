@@ -8,18 +8,22 @@
 | `train=200`, `test=100`     | of stand-ins: approximate number of examples per split             |
 | `paper=true`                | read as pyVTAB does, see docs/end_tasks.md                         |
 | `source=SPECIFICATION`      | read another source instead; must be the last setting              |
+
+If the files in the published layout are not complete, a dataset of `mmjax build` or TFDS is read
+instead; see `mmjax.data.sources.end_task_datasets`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Callable
 
-from mmjax import registry
 from mmjax.data.sources import layouts
 from mmjax.data.sources.base import Source
+from mmjax.data.sources.end_task_datasets import Frames
 from mmjax.data.sources.split_slicing import match_split
 from mmjax.data.world import end_tasks as stand_ins
 from mmjax.end_tasks.declaration import EndTask
@@ -30,6 +34,8 @@ WORLD = "world"
 _STAND_IN = ("size", "train", "test", "seed")
 _KEYS = ("root", "paper", "source", *_STAND_IN)
 _SETTING = re.compile(r",(\w+)=")
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,10 +81,10 @@ class EndTaskSpec:
                 f"{where}: {', '.join(stand_in)} can only be set for stand-ins. Set root=world, or "
                 f"remove them."
             )
-        if has_source and (root != "datasets" or task.pixelwise or task.num_images > 1):
+        if has_source and (root != "datasets" or task.pixelwise):
             raise UserError(
-                f"{where}: source={source} replaces the files of end tasks with one class and one "
-                "image per example, and cannot be combined with root. Remove one of both."
+                f"{where}: source={source} replaces the files of end tasks with one class per "
+                "example, and cannot be combined with root. Remove one of both."
             )
         for key, value in stand_in.items():
             if not value.isdecimal() or (int(value) < 1 and key != "seed"):
@@ -105,24 +111,33 @@ def open_end_task(text: str, *, split: str, open_source: Callable[..., Source]) 
     """
     spec = EndTaskSpec.parse(text)
     if spec.source:
-        return open_source(spec.source, split=split)
-    reader = _reader(spec.task)
-    names = layouts.split_names(reader)
-    if names and (known := match_split(split, names)) is None:
+        return _with_frames(spec.task, open_source(spec.source, split=split))
+    reader, root = layouts.reader_of(spec.task), os.path.expanduser(spec.root)
+    prepared = None if root == WORLD else layouts.prepared(spec.task, root)
+    names = list(prepared.splits) if prepared else layouts.split_names(reader)
+    if not names:
+        return reader(root, split, spec.paper)
+    if (known := match_split(split, names)) is None:
         raise unknown(f"split of end_task:{spec.task.name}", split, names)
-    root, name = os.path.expanduser(spec.root), known if names else split
-    if spec.root == WORLD:
+    if prepared:
+        log.info("End task %s: reading %s.", spec.task.name, prepared.spec)
+        source = open_source(prepared.spec, split=prepared.splits[known])
+        return _with_frames(spec.task, source)
+    if root == WORLD:
         root = stand_ins.ensure(layouts.datasets(reader), **spec.stand_in)
-    if names:
-        layouts.check(reader, root, name)
-    return reader(root, name, spec.paper)
+    layouts.check(reader, root, known)
+    return reader(root, known, spec.paper)
 
 
 def end_task_splits(text: str, *, split_names: Callable[[str], list[str]]) -> list[str]:
     """Returns the splits of an end task; [] if its reader accepts any name."""
     spec = EndTaskSpec.parse(text)
-    return split_names(spec.source) if spec.source else layouts.split_names(_reader(spec.task))
+    if spec.source:
+        return split_names(spec.source)
+    if spec.root != WORLD and (prepared := layouts.prepared(spec.task, spec.root)):
+        return list(prepared.splits)
+    return layouts.split_names(layouts.reader_of(spec.task))
 
 
-def _reader(task: EndTask) -> Callable[[str, str, bool], Source]:
-    return registry.resolve(f"reader of {task.name}", task.reader, {})
+def _with_frames(task: EndTask, source: Source) -> Source:
+    return source if task.num_images == 1 else Frames(source, task.num_images)

@@ -20,7 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmjax import registry
+from mmjax.data.sources.base import Source
+from mmjax.data.sources.end_task_datasets import Prepared, find_prepared
 from mmjax.data.storage import directories, image_files
+from mmjax.end_tasks.declaration import EndTask
 from mmjax.end_tasks.registry import find
 from mmjax.errors import UserError
 
@@ -52,15 +55,29 @@ def missing(name: str, root: str) -> list[str]:
     Raises:
       UserError: The end task does not exist.
     """
-    if root == "world":
+    if root == "world" or prepared(find(name), root):
         return []
-    reader = registry.resolve(f"reader of {name}", find(name).reader, {})
-    absent = [
-        pattern
-        for pattern in dict.fromkeys(p for patterns in _files(reader).values() for p in patterns)
-        if not _exists(os.path.expanduser(root), pattern)
-    ]
-    return [os.path.join(root, pattern) for pattern in absent]
+    return [os.path.join(root, pattern) for pattern in _absent(reader_of(find(name)), root)]
+
+
+def prepared(task: EndTask, root: str) -> Prepared | None:
+    """Returns a dataset of `mmjax build` or TFDS to read instead of the published layout.
+
+    Returns None if the published layout is complete, or there is no such dataset.
+
+    Args:
+      task: The end task.
+      root: Directory that contains the datasets.
+    """
+    reader = reader_of(task)
+    if not _absent(reader, root):
+        return None
+    return find_prepared(task, os.path.expanduser(root), datasets(reader))
+
+
+def reader_of(task: EndTask) -> Callable[[str, str, bool], Source]:
+    """Returns the reader that an end task declares."""
+    return registry.resolve(f"reader of {task.name}", task.reader, {})
 
 
 def datasets(reader: Any) -> list[str]:
@@ -85,7 +102,7 @@ def check(reader: Any, root: str, split: str) -> None:
         raise UserError(
             f"Missing files: {listed}. Copy the dataset there, or set root=DIRECTORY in "
             "config.data.train to the directory that contains it. docs/end_tasks.md lists the "
-            "files of all end tasks."
+            "files of all end tasks, and the datasets of `mmjax build` and TFDS that replace some."
         )
 
 
@@ -114,6 +131,12 @@ def find_file(root: str, pattern: str) -> str:
     if not paths:
         raise UserError(f"Missing file: {os.path.join(root, pattern)}. Copy the dataset there.")
     return paths[0]
+
+
+def _absent(reader: Any, root: str) -> list[str]:
+    """Returns the patterns of a reader for which there are no files."""
+    patterns = dict.fromkeys(p for patterns in _files(reader).values() for p in patterns)
+    return [p for p in patterns if not _exists(os.path.expanduser(root), p)]
 
 
 def _files(reader: Any) -> Mapping[str, Sequence[str]]:

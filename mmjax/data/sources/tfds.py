@@ -27,12 +27,18 @@ _OBJECT_COUNTS = (10, 3, 4, 5, 6, 7, 8, 9)  # class order of LGSSL's code
 
 def _object_count(item: dict[str, Any]) -> int:
     """Returns the class of a CLEVR image: the number of its objects."""
-    return _OBJECT_COUNTS.index(len(next(iter(item["objects"].values()))))
+    return _OBJECT_COUNTS.index(_num_objects(item))
+
+
+def _num_objects(item: dict[str, Any]) -> int:
+    return len(next(iter(item["objects"].values())))
 
 
 # {LABEL: (class names, function from a TFDS item to its class index)}.
 LABELS: dict[str, tuple[list[str], Callable[[dict[str, Any]], int]]] = {
     "objects": ([str(count) for count in _OBJECT_COUNTS], _object_count),
+    # pyVTAB's: the class index is the number itself.
+    "num_objects": ([str(count) for count in range(max(_OBJECT_COUNTS) + 1)], _num_objects),
 }
 
 

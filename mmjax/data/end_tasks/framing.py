@@ -180,12 +180,11 @@ class Framer:
             for canvas, image in zip(images, example.images, strict=True):
                 part = _resized(image, visible, Image.Resampling.BICUBIC, box=box)
                 canvas[: visible[0], : visible[1]] = part[:, order]
-            parts = [
-                channel.resize(visible[::-1], Image.Resampling.NEAREST, box=box)
-                for channel in example.channels
-            ]
-            if parts:
-                target = self._converted(targets.stacked(parts)[:, order])
+            if example.channels:
+                stored = targets.stacked(example.channels)
+                y = _nearest(height, scaled[0])[slice(*rows)]
+                x = _nearest(width, scaled[1])[slice(*x)]
+                target = self._converted(stored[y][:, x][:, order])
         elif example.channels:  # only the paper's windows can be outside of the image
             target = self._converted(targets.stacked(example.channels)[:0, :0])
         return images, None if target is None else self._window(target, 0, 0)
@@ -240,6 +239,15 @@ def _resized(
     if box is None and (image.height, image.width) == tuple(size):
         return np.asarray(image)
     return np.asarray(image.resize(size[::-1], method, box=box))
+
+
+def _nearest(full: int, size: int) -> np.ndarray:
+    """Returns the index of the pixel that each of `size` pixels takes when `full` are resized.
+
+    Pillow computes it, because it decides in its own way between two pixels of equal distance.
+    """
+    positions = Image.fromarray(np.arange(full, dtype=np.int32)[None])
+    return np.asarray(positions.resize((size, 1), Image.Resampling.NEAREST))[0]
 
 
 def _window(array: np.ndarray, top: int, left: int, size: Size, fill: float) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Readers of the published layouts: labels, pairing, splits, and incomplete data."""
 
 import io
+import json
+import os
 import pickle
 import shutil
 
@@ -248,6 +250,36 @@ def test_wrong_label_files(copy):
     trees.image(root / "imagenetv2/cat/x.jpeg")
     with raises(UserError, root / "imagenetv2/cat"):
         opened(root, "Imagenetv2")
+
+
+def test_contradictory_labels(copy):
+    root = copy("thor_num_steps", "CLEVR")
+    path = root / "thor_num_steps/train_labels.txt"
+    lines = path.read_text()
+    path.write_text(lines + "train/Floor 1/1 4\n")  # repeats a line
+    assert opened(root, "THORNumSteps").labels().tolist() == [1, 4]
+    path.write_text(lines + "train/Floor 1/1 5\n")
+    with raises(UserError, path, "line 4", "train/Floor 1/1", "5", "4"):
+        opened(root, "THORNumSteps")
+    path = root / "CLEVR/scenes/CLEVR_train_scenes.json"
+    scenes = json.loads(path.read_text())["scenes"]
+    scenes.append(scenes[0] | {"objects": []})
+    trees.text(path, {"scenes": scenes})
+    with raises(UserError, path, scenes[0]["image_filename"]):
+        opened(root, "CLEVERNumObjects")
+
+
+def test_paper_takes_frames_as_the_file_system_lists_them(copy, monkeypatch):
+    root = copy("kinetics400")
+    listed = [f"ab_c_{n}.jpg" for n in (12, 9, 10, 8, 4, 7, 5, 6)]
+    actual = os.listdir
+    monkeypatch.setattr(
+        "os.listdir", lambda path: listed if str(path).endswith("train/ab") else actual(path)
+    )
+    source = opened(root, "KineticsActionPrediction", "train", ",paper=true")
+    assert source.num_examples == 1
+    means = [round(frame.mean() / 10) for frame in images_of(source, 0)]
+    assert means == [10, 12, 4, 7, 8, 9]  # the first six, in alphabetical order
 
 
 def test_wrong_specifications(root):

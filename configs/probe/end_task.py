@@ -14,12 +14,12 @@ def get_config(arg: str = "CIFAR-10"):
     """Returns the config.
 
     Args:
-      arg: Name of the end task.
+      arg: Name of the end task, or `package.module:Name` of your own.
     """
-    task = registry.find(arg)
+    registry.find(arg)
     cfg = config.base()
     cfg.task = "probe"
     cfg.log_every = 100
-    cfg.probe = dict(end_task=task.name)
+    cfg.probe = dict(end_task=arg)
     cfg.model = dict(head=dict(name=""))  # the default of the end task
     return cfg

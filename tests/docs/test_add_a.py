@@ -1,7 +1,7 @@
 """Follows the pages `docs/add_a_*.md`: writes their files outside of mmjax and runs their commands.
 
-Together they add a tower, a task, a loss, a loss term, an evaluator, a source, an importer, a
-sentence encoder and a modality.
+Together they add a tower, a task, a loss, a loss term, an evaluator, a source, an importer, an end
+task, a sentence encoder and a modality.
 """
 
 import csv
@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import sys
 import numpy as np
 import pytest
 
+from mmjax.data.sources import registry as sources
 from tests.docs import pages
 from tests.e2e import program
 from tests.messages import assert_mentions
@@ -58,6 +60,9 @@ def follow(tmp_path, user_env):
                     pass
                 case "mmjax", *arguments:
                     module = "mmjax.tools.cli"
+                case "python", script:
+                    subprocess.run([sys.executable, script], cwd=tmp_path, check=True)
+                    continue
                 case _:
                     subprocess.run(["bash", "-ec", command.text], cwd=tmp_path, check=True)
                     continue
@@ -136,6 +141,21 @@ def test_add_a_dataset(follow):
         ("a3.wav", "robin", "test"),
     ]
     assert_mentions(page.outputs[1], "excluded classes", "a4", "mmjax build", "--sample-rate 16000")
+
+
+def test_add_a_end_task(follow):
+    page = follow("add_a_end_task")
+    metrics = page.metrics("leaves")
+    (iou,) = (value for key, value in metrics.items() if re.fullmatch("test/.*/binary_iou", key))
+    assert 0 < iou <= 1
+    shutil.copytree(page.path / "datasets/leaves/train/images", page.path / "mushrooms/train/a")
+    shutil.copytree(page.path / "datasets/leaves/test/images", page.path / "mushrooms/test/a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(page.path))
+        spec = f"end_task:my_pkg.my_classes:MUSHROOMS,root={page.path}"
+        assert sources.open_source(spec, split="test").labels().tolist() == [0] * 10
+    sys.modules.pop("my_pkg.my_classes")
+    sys.modules.pop("my_pkg")
 
 
 def test_add_a_sentence_encoder(follow):

@@ -123,7 +123,7 @@ def find_benchmark(name: str, root: str = "") -> str:
         f"arrays {path}.npz or {path}/SPLIT.npz",
     ]
     if benchmark.tfds:
-        where = f"{root} or {prepared_tfds.default_directory()}" if root else prepared_tfds.default_directory()
+        where = " or ".join(filter(None, (root, prepared_tfds.default_directory())))
         locations.append(f"{benchmark.tfds} prepared by TFDS in {where}")
     raise UserError(
         f"The dataset {name} was not found. Searched for: {'; '.join(locations)}. See "

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -146,16 +145,25 @@ def test_add_a_dataset(follow):
 def test_add_a_end_task(follow):
     page = follow("add_a_end_task")
     metrics = page.metrics("leaves")
-    (iou,) = (value for key, value in metrics.items() if re.fullmatch("test/.*/binary_iou", key))
-    assert 0 < iou <= 1
+    assert metrics["step"] == 3  # 36 training images in batches of 16
+    assert 0 <= metrics["test/adam-0_001/binary_iou"] < 1
+    assert 0 < metrics["test/adam-0_001/loss"] < math.log(2)
     shutil.copytree(page.path / "datasets/leaves/train/images", page.path / "mushrooms/train/a")
     shutil.copytree(page.path / "datasets/leaves/test/images", page.path / "mushrooms/test/a")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(page.path))
         spec = f"end_task:my_pkg.my_classes:MUSHROOMS,root={page.path}"
         assert sources.open_source(spec, split="test").labels().tolist() == [0] * 10
-    sys.modules.pop("my_pkg.my_classes")
-    sys.modules.pop("my_pkg")
+        (page.path / "birds.csv").write_text(
+            "path,label,split\n"
+            "mushrooms/train/a/0.jpg,robin,train\n"
+            "mushrooms/train/a/1.jpg,wren,train\n"
+            "mushrooms/test/a/0.jpg,wren,test\n"
+        )
+        spec = f"end_task:my_pkg.my_table:BIRDS,root={page.path}"
+        assert sources.open_source(spec, split="test").labels().tolist() == [1]
+    for name in ("my_pkg.my_classes", "my_pkg.my_table", "my_pkg"):
+        sys.modules.pop(name)
 
 
 def test_add_a_sentence_encoder(follow):

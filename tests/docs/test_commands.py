@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 import mmjax.main  # noqa: F401 - defines the flags
 from mmjax import config, evals, program, sharding, tasks
+from mmjax.benchmark import options as probe_options
 from mmjax.data import importers
 from mmjax.data.pipeline.config import parse_config
 from mmjax.data_spec import DataSpec
@@ -86,8 +87,11 @@ def parse_flags(arguments):
 def check_config(task, recipe, overrides):
     """Checks the sections of a recipe with overrides; raises UserError."""
     cfg = config.resolve(config.load(task, recipe, overrides))
-    data = parse_config(cfg.data)
     check_evals(cfg.evals)
+    if cfg.task == "probe":  # the rest is built from data and an encoder
+        probe_options.parse(cfg.probe)
+        return
+    data = parse_config(cfg.data)
     changed = {override.lstrip("-").split(".")[1].split("=")[0] for override in overrides}
     sections = [getattr(data, name) for name in ("image", "text", "touch")]
     precomputed = any(getattr(section, "features", "") for section in sections)
@@ -185,6 +189,10 @@ def test_commands_are_valid(page):
         ("python -m mmjax.main --config.evals.x.type=knm", ("config.evals.x.type", "'knn'")),
         ("python -m mmjax.main --config.evals.probe.train=3", ("evals.probe.train",)),
         ("python -m mmjax.main --mode=eval --config.evals.x.type=knm", ("'knm'", "'knn'")),
+        (
+            "python -m mmjax.main --task=probe --config.probe.epoch=3",
+            ("'probe.epoch'", "'probe.epochs'"),
+        ),
         ("mmjax biuld", ("biuld",)),
         ("mmjax validate datasets/x --quick", ("mmjax validate",)),
         ("mmjax import kinetic400", ("'kinetic400'", "'kinetics400'")),

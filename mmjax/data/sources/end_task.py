@@ -7,10 +7,9 @@
 | `size=64`, `seed=0`         | of stand-ins: height in pixels, and seed                           |
 | `train=200`, `test=100`     | of stand-ins: approximate number of examples per split             |
 | `paper=true`                | read as pyVTAB does, see docs/end_tasks.md                         |
-| `source=SPECIFICATION`      | read another source instead; must be the last setting              |
 
-If the files in the published layout are not complete, a dataset of `mmjax build` or TFDS is read
-instead; see `mmjax.data.sources.end_task_datasets`.
+If no file of the published layout exists, a dataset of `mmjax build` or TFDS is read instead; see
+`mmjax.data.sources.end_task_datasets`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from mmjax.errors import UserError, unknown
 
 WORLD = "world"
 _STAND_IN = ("size", "train", "test", "seed")
-_KEYS = ("root", "paper", "source", *_STAND_IN)
+_KEYS = ("root", "paper", *_STAND_IN)
 _SETTING = re.compile(r",(\w+)=")
 
 log = logging.getLogger(__name__)
@@ -46,14 +45,12 @@ class EndTaskSpec:
       task: The end task.
       root: Directory of all datasets, or 'world'.
       paper: Whether to read the files as pyVTAB does.
-      source: Specification of another source; '' for the files below `root`.
       stand_in: Settings of stand-ins.
     """
 
     task: EndTask
     root: str = "datasets"
     paper: bool = False
-    source: str = ""
     stand_in: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -63,7 +60,6 @@ class EndTaskSpec:
         Raises:
           UserError: The end task or a setting is unknown, or a value is invalid.
         """
-        text, has_source, source = text.partition(",source=")
         name, *parts = _SETTING.split(text)
         values = dict(zip(parts[::2], parts[1::2], strict=True))
         where, name = f"end_task:{text}", name.strip()
@@ -81,11 +77,6 @@ class EndTaskSpec:
                 f"{where}: {', '.join(stand_in)} can only be set for stand-ins. Set root=world, or "
                 f"remove them."
             )
-        if has_source and (root != "datasets" or task.pixelwise):
-            raise UserError(
-                f"{where}: source={source} replaces the files of end tasks with one class per "
-                "example, and cannot be combined with root. Remove one of both."
-            )
         for key, value in stand_in.items():
             if not value.isdecimal() or (int(value) < 1 and key != "seed"):
                 raise UserError(f"{where}: {key} must be a positive integer; got {value!r}.")
@@ -93,7 +84,6 @@ class EndTaskSpec:
             task=task,
             root=root,
             paper=paper.lower() == "true",
-            source=source,
             stand_in={key: int(value) for key, value in stand_in.items()},
         )
 
@@ -110,8 +100,6 @@ def open_end_task(text: str, *, split: str, open_source: Callable[..., Source]) 
       UserError: An invalid specification, an unknown split, or missing or damaged files.
     """
     spec = EndTaskSpec.parse(text)
-    if spec.source:
-        return _with_frames(spec.task, open_source(spec.source, split=split))
     reader, root = layouts.reader_of(spec.task), os.path.expanduser(spec.root)
     prepared = None if root == WORLD else layouts.prepared(spec.task, root)
     names = list(prepared.splits) if prepared else layouts.split_names(reader)
@@ -122,22 +110,16 @@ def open_end_task(text: str, *, split: str, open_source: Callable[..., Source]) 
     if prepared:
         log.info("End task %s: reading %s.", spec.task.name, prepared.spec)
         source = open_source(prepared.spec, split=prepared.splits[known])
-        return _with_frames(spec.task, source)
+        return source if spec.task.num_images == 1 else Frames(source, spec.task.num_images)
     if root == WORLD:
         root = stand_ins.ensure(layouts.datasets(reader), **spec.stand_in)
     layouts.check(reader, root, known)
     return reader(root, known, spec.paper)
 
 
-def end_task_splits(text: str, *, split_names: Callable[[str], list[str]]) -> list[str]:
+def end_task_splits(text: str) -> list[str]:
     """Returns the splits of an end task; [] if its reader accepts any name."""
     spec = EndTaskSpec.parse(text)
-    if spec.source:
-        return split_names(spec.source)
     if spec.root != WORLD and (prepared := layouts.prepared(spec.task, spec.root)):
         return list(prepared.splits)
     return layouts.split_names(layouts.reader_of(spec.task))
-
-
-def _with_frames(task: EndTask, source: Source) -> Source:
-    return source if task.num_images == 1 else Frames(source, task.num_images)

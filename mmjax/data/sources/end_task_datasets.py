@@ -1,6 +1,6 @@
 """End tasks on datasets that mmjax reads already: those of `mmjax build` and of TFDS.
 
-They are used if the files in the published layout of an end task are not complete. A dataset that
+They are used if no file of the published layout of an end task exists. A dataset that
 `mmjax build` wrote is expected in the directory of the published layout, for example
 `datasets/kinetics400/dataset.json`.
 """

@@ -63,14 +63,14 @@ def missing(name: str, root: str) -> list[str]:
 def prepared(task: EndTask, root: str) -> Prepared | None:
     """Returns a dataset of `mmjax build` or TFDS to read instead of the published layout.
 
-    Returns None if the published layout is complete, or there is no such dataset.
+    Returns None if a part of the published layout exists, or there is no such dataset.
 
     Args:
       task: The end task.
       root: Directory that contains the datasets.
     """
     reader = reader_of(task)
-    if not _absent(reader, root):
+    if any(_exists(os.path.expanduser(root), pattern) for pattern in _patterns(reader)):
         return None
     return find_prepared(task, os.path.expanduser(root), datasets(reader))
 
@@ -82,8 +82,7 @@ def reader_of(task: EndTask) -> Callable[[str, str, bool], Source]:
 
 def datasets(reader: Any) -> list[str]:
     """Returns the names of the directories below the root that a reader needs."""
-    patterns = [p for patterns in _files(reader).values() for p in patterns]
-    return list(dict.fromkeys(_expand(pattern)[0].split("/")[0] for pattern in patterns))
+    return list(dict.fromkeys(_expand(p)[0].split("/")[0] for p in _patterns(reader)))
 
 
 def split_names(reader: Any) -> list[str]:
@@ -135,8 +134,12 @@ def find_file(root: str, pattern: str) -> str:
 
 def _absent(reader: Any, root: str) -> list[str]:
     """Returns the patterns of a reader for which there are no files."""
-    patterns = dict.fromkeys(p for patterns in _files(reader).values() for p in patterns)
-    return [p for p in patterns if not _exists(os.path.expanduser(root), p)]
+    return [p for p in _patterns(reader) if not _exists(os.path.expanduser(root), p)]
+
+
+def _patterns(reader: Any) -> list[str]:
+    """Returns the patterns of all splits of a reader."""
+    return list(dict.fromkeys(p for patterns in _files(reader).values() for p in patterns))
 
 
 def _files(reader: Any) -> Mapping[str, Sequence[str]]:

@@ -177,10 +177,6 @@ def _open_end_task(text: str, *, split: str) -> Source:
     return end_task.open_end_task(text, split=split, open_source=open_source)
 
 
-def _end_task_splits(text: str) -> list[str]:
-    return end_task.end_task_splits(text, split_names=split_names)
-
-
 _DIRECTORY = ""  # a path without prefix
 _REFERENCE = "package.module:Name"  # a reference to a class or function
 _FORMATS: dict[str, _Format] = {
@@ -192,7 +188,7 @@ _FORMATS: dict[str, _Format] = {
     "csv": _without_shards(csv_table.open_csv, csv_table.csv_splits),
     "npz": _without_shards(npz.NpzSource, npz.npz_splits),
     "tfds": _Format(_open_tfds, tfds.tfds_splits),
-    "end_task": _without_shards(_open_end_task, _end_task_splits),
+    "end_task": _without_shards(_open_end_task, end_task.end_task_splits),
     "dmvr": _Format(_reject_stream, _reject_stream),
     _REFERENCE: _without_shards(_open_reference, lambda reference: []),
 }

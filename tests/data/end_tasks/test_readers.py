@@ -158,14 +158,6 @@ def test_slices_and_records_have_identities(root):
     assert source.identity(0)[0] == str((root / "pets/train/a/train_a_1.jpg").resolve())
 
 
-def test_other_sources_replace_images_with_classes(root):
-    spec = f",source=images:{root / 'pets'}"
-    source = registry.open_source(f"end_task:Pets{spec}", split="train")
-    assert source.labels().tolist() == [0, 1, 2]
-    with raises(UserError, "NYUDepth", "source"):
-        registry.open_source(f"end_task:NYUDepth{spec}", split="train")
-
-
 # Incomplete and wrong data ------------------------------------------------------------------------
 
 

@@ -84,17 +84,20 @@ def test_clips_with_too_few_frames_are_named(tmp_path):
         opened(tmp_path, KINETICS).fetch(0)
 
 
-def test_any_source_of_clips_can_be_named(tmp_path):
-    path = build(tmp_path / "mine", ("train", "test"))
-    source = registry.open_source(f"end_task:{KINETICS},source={path}", split="test")
-    assert len(times_of(source.fetch(0))) == 6
-
-
 def test_the_published_layout_is_preferred(tmp_path):
     trees.write_all(tmp_path)
     (tmp_path / "kinetics400/dataset.json").write_text("{}")  # not read
     assert opened(tmp_path, KINETICS).num_examples == 2
     assert layouts.prepared(find(KINETICS), str(tmp_path)) is None
+
+
+def test_a_part_of_the_published_layout_is_named_as_incomplete(tmp_path):
+    build(tmp_path / "kinetics400", ("train", "test"))
+    assert layouts.missing(KINETICS, str(tmp_path)) == []
+    trees.image(tmp_path / "kinetics400/train/ab/abc_1.jpg")
+    assert len(layouts.missing(KINETICS, str(tmp_path))) == 3
+    with raises(UserError, "kinetics400/annotations/train.json"):
+        opened(tmp_path, KINETICS)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,15 @@ import itertools
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
+from mmjax.data.end_tasks.framing import NUM_DRAWS
 from mmjax.data.pipeline import loader
 from mmjax.data.pipeline.config import parse_config
 from mmjax.data.pipeline.end_task import EndTaskOptions, count_outputs
+from mmjax.data.sources import registry
+from mmjax.data.storage import schema
 from mmjax.data.storage.dataset import DatasetInfo
 from mmjax.end_tasks.registry import END_TASKS
 from mmjax.errors import UserError
@@ -46,41 +50,71 @@ def batches(data, first=0, number=1):
     return list(itertools.islice(data.iterate(first), number))
 
 
+def check_target(task, target, size):
+    """Checks the shape, type and values of a target [H, W, K]."""
+    if task.target == "classes":
+        assert target.shape == (*size, 1) and target.dtype == np.int32
+        assert set(np.unique(target)) <= set(range(-1, task.num_outputs))
+        return
+    assert target.shape == (*size, task.num_outputs) and target.dtype == np.float32
+    known = target[np.isfinite(target)]
+    assert known.size > target.size / 4
+    assert task.target == "values" or set(np.unique(known)) <= {0.0, 1.0}
+
+
 @pytest.mark.usefixtures("world_cache")
 @pytest.mark.parametrize("name", END_TASKS)
-def test_stand_ins_of_all_end_tasks_become_batches_of_the_declared_shapes(name):
+def test_stand_ins_of_all_end_tasks_have_the_declared_shapes(name):
     task, cfg = END_TASKS[name], section(name, **SIZES)
-    data = train(cfg)
-    for split, batch, size in (
-        ("train", batches(data)[0], (16, 24)),
-        ("test", next(iter(evaluate(cfg).iterate())), (32, 48)),
-    ):
-        assert batch["image"].shape == (2, task.num_images, *size, 3), split
-        assert batch["image"].dtype == np.uint8 and batch["image"].std() > 5
-        if not task.pixelwise:
-            assert batch["label"].shape == (2,) and batch["label"].dtype == np.int32
-            assert (0 <= batch["label"]).all() and (batch["label"] < data.num_classes).all()
-            continue
-        assert data.num_classes == task.num_outputs
-        target = batch["target"]
-        if task.target == "classes":
-            assert target.shape == (2, *size, 1) and target.dtype == np.int32
-            assert set(np.unique(target)) <= set(range(-1, task.num_outputs))
+    options = EndTaskOptions(**cfg["end_task"])
+    for split, size in (("train", (16, 24)), ("test", (32, 48))):
+        source = registry.open_source(cfg["train"], split=split)
+        proto = tf.train.SequenceExample.FromString(source.fetch(0))
+        images, targets = (
+            [one.bytes_list.value[0] for one in proto.feature_lists.feature_list[key[0]].feature]
+            for key in (schema.FRAMES, schema.TARGET)
+        )
+        framer = options.framer(train=split == "train")
+        example = framer.decode(images, targets[0] if targets else None)
+        image, target = framer.frame(example, np.random.default_rng(0).random(NUM_DRAWS))
+        assert image.shape == (task.num_images, *size, 3) and image.dtype == np.uint8
+        assert image.std() > 5
+        if task.pixelwise:
+            check_target(task, target, size)
+            assert source.info.num_classes == 0
         else:
-            assert target.shape == (2, *size, task.num_outputs) and target.dtype == np.float32
-            known = target[np.isfinite(target)]
-            assert known.size > target.size / 4
-            assert task.target == "values" or set(np.unique(known)) <= {0.0, 1.0}
-        assert "label" not in batch
+            assert target is None and 0 <= source.labels()[0] < source.info.num_classes
 
 
 @pytest.mark.usefixtures("world_cache")
-@pytest.mark.parametrize("name", ["CityscapesSemanticSegmentation", "KITTI"])
-@pytest.mark.parametrize("paper", [False, True])
+@pytest.mark.parametrize("name", ["KineticsActionPrediction", "EgoHands", "KITTIFlow"])
+def test_batches_have_the_fields_of_the_target_type(name):
+    task, cfg = END_TASKS[name], section(name, **SIZES)
+    data = train(cfg)
+    for batch, size in (
+        (batches(data)[0], (16, 24)),
+        (next(iter(evaluate(cfg).iterate())), (32, 48)),
+    ):
+        assert batch["image"].shape == (2, task.num_images, *size, 3)
+        assert batch["image"].dtype == np.uint8
+        if task.pixelwise:
+            assert "label" not in batch and data.num_classes == task.num_outputs
+            for target in batch["target"]:
+                check_target(task, target, size)
+        else:
+            assert "target" not in batch
+            assert batch["label"].shape == (2,) and batch["label"].dtype == np.int32
+            assert (0 <= batch["label"]).all() and (batch["label"] < data.num_classes).all()
+
+
+@pytest.mark.usefixtures("world_cache")
+@pytest.mark.parametrize(
+    ("name", "paper"), [("CityscapesSemanticSegmentation", False), ("KITTI", True)]
+)
 def test_batches_depend_on_the_seed_and_the_step_only(name, paper):
     cfg = section(name, paper=paper, **SIZES)
     whole = batches(train(cfg), number=7)
-    for first in (0, 3, 6):
+    for first in (0, 4):
         for a, b in zip(whole[first:], batches(train(cfg), first, 7 - first), strict=True):
             assert a.keys() == b.keys() == {"image", "target", "example_id"}
             for key in a:
@@ -170,7 +204,7 @@ class WrongLabel:
         pass
 
     def fetch(self, record):
-        return toy.schema.encode(toy.example(0, labels=[3], frames=toy.example(0).frames[:1]))
+        return schema.encode(toy.example(0, labels=[3], frames=toy.example(0).frames[:1]))
 
     def where(self, record):
         return "third image"

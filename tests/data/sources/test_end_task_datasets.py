@@ -74,6 +74,21 @@ def test_frames_of_built_clips_are_evenly_spaced(tmp_path):
     assert sorted(batch["label"].tolist()) == [0, 1, 2]
 
 
+def test_images_of_a_built_dataset_are_sliced_by_class(tmp_path):
+    build(
+        tmp_path / "imagenet",
+        ("train", "validation"),
+        sizes=(20, 5),
+        payload=lambda n: schema.encode(toy.example(n, frames=toy.example(n).frames[:1])),
+    )
+    spec = f"end_task:Imagenet,root={tmp_path}"
+    source = registry.open_source(spec, split="train[50%::stratified]")
+    assert np.bincount(source.labels()).tolist() == [2] * 5
+    cfg = dict(train=spec, end_task=dict(name="Imagenet", size=8))
+    batch = next(iter(loader.make_eval_data(cfg, split="test", batch_size=5).iterate()))
+    assert batch["image"].shape == (5, 1, 8, 8, 3) and batch["label"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_clips_with_too_few_frames_are_named(tmp_path):
     build(
         tmp_path / "kinetics400",

@@ -99,9 +99,10 @@ def check(reader: Any, root: str, split: str) -> None:
     if absent:
         listed = ", ".join(os.path.join(root, pattern) for pattern in absent)
         raise UserError(
-            f"Missing files: {listed}. Copy the dataset there, or set root=DIRECTORY in "
-            "config.data.train to the directory that contains it. docs/end_tasks.md lists the "
-            "files of all end tasks, and the datasets of `mmjax build` and TFDS that replace some."
+            f"Missing files: {listed}. Copy the dataset there, or set the root to the directory "
+            "that contains it (config.probe.root, `mmjax benchmark --root`, or root= in "
+            "config.data.train). docs/end_tasks.md lists the files of all end tasks, and the "
+            "datasets of `mmjax build` and TFDS that replace some."
         )
 
 

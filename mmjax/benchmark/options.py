@@ -96,7 +96,8 @@ class ProbeOptions:
         test examples once. 'paper' does as pyVTAB: all training examples, the last epoch, selection
         on test, its metrics, and training without the last incomplete batch of each epoch.
       schedulers: 'meant', or 'disabled' as in pyVTAB's published code, which never steps them.
-      validation: Fraction of the training examples to select on.
+      validation: Fraction of the training examples to select on; 0 for the published split or the
+        fraction of the end task.
       evaluations: Number of evaluations on validation (or, with 'paper', test) examples.
       encode_once: Whether to compute features before training.
       repeats: Variants of each training example, with random colors, if features are computed once.

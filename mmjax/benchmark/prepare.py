@@ -118,6 +118,8 @@ def train_splits(options: ProbeOptions) -> tuple[str, str]:
     percent = round(100 * (options.validation or options.task.validation))
     if options.paper or not percent:
         return "train", ""
+    if options.task.validation_split and not options.validation:
+        return "train", options.task.validation_split
     how = "" if options.task.pixelwise else ":stratified"
     return f"train[:{100 - percent}%{how}]", f"train[{100 - percent}%:{how}]"
 

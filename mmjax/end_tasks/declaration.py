@@ -77,8 +77,9 @@ class EndTask:
       encode_once: Whether features are computed once, before training.
       configs: {name: options} of the training configurations of the paper. The options are those of
         pyVTAB's YAML files: `optimizer`, `lr`, `momentum`, `scheduler`.
-      validation: Fraction of the training examples that configurations are selected on, if the data
-        have no validation split.
+      validation: Fraction of the training examples that configurations are selected on, if there is
+        no `validation_split`.
+      validation_split: Name of the published split for that; '' for none.
       evaluation_only: Name of the end task whose heads are evaluated on these data; '' for an end
         task that is trained.
     """
@@ -107,6 +108,7 @@ class EndTask:
         default_factory=lambda: {"adam-0.0001": dict(optimizer="adam", lr=1e-4)}
     )
     validation: float = 0.1
+    validation_split: str = ""
     evaluation_only: str = ""
 
     @property

@@ -92,6 +92,7 @@ PIXELWISE: tuple[EndTask, ...] = (
         target_format="egohands",
         head="deeplab",
         loss=dict(name="cross_entropy", class_weights=(0.1, 1.0, 1.0, 1.0, 1.0)),
+        validation_split="validation",
         epochs=25,
         configs=_ADAM_3E4,
     ),

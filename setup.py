@@ -31,6 +31,7 @@ setup(
         "flax>=0.12.8",
         "ftfy>=6.3",
         "google-crc32c>=1.7",
+        "httpx>=0.28,<1",
         "jax>=0.10.2",
         "matplotlib>=3.10",
         "ml_collections>=1.1",

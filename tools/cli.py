@@ -63,6 +63,7 @@ COMMANDS = {
     "plan": Command("plan", "report the memory and time a recipe needs", overrides=True),
     "convert": Command("convert", "convert published checkpoints, or export a run to PyTorch"),
     "thresholds": Command("thresholds", "compute thresholds of semantic_retrieval from synonyms"),
+    "vlm": Command("vlm", "check a server with vision-language models, or pull a model"),
     "benchmark": Command("benchmark", "probe frozen encoders on many end tasks"),
     "bench": Command("bench", "measure speed: data, step, loop, eval, …", overrides=True),
 }

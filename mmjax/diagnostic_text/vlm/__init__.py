@@ -1,0 +1,1 @@
+"""Clients of servers with vision-language models: Ollama, and OpenAI-compatible ones."""

@@ -15,7 +15,7 @@ import sys
 from types import ModuleType
 
 # Each is a module of this package with `run(cfg, args)`, and `add_arguments(parser)` if it has any.
-BENCHMARKS = ("data", "step", "packed", "loop", "eval", "neighbors", "probe")
+BENCHMARKS = ("data", "step", "packed", "loop", "eval", "neighbors", "probe", "text")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mmjax.diagnostic_text.prompt import Parts
@@ -72,9 +72,12 @@ class VlmClient:
         self._http = http.make_client(url, connection)
         self._free = asyncio.Semaphore(connection.concurrency)
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer | http.RequestError]:
-        """Returns the answer to each question, or why there is none."""
-        return self._run(self._ask_all(questions))
+    def submit(self, question: Question) -> concurrent.futures.Future[Answer]:
+        """Sends a question as soon as the bound allows, and returns its pending answer.
+
+        The result of the future is an `Answer`, or raises `RequestError`.
+        """
+        return asyncio.run_coroutine_threadsafe(self._ask(question), self._loop)
 
     def load(self) -> None:
         """Makes the server load the model, if its API can.
@@ -110,26 +113,13 @@ class VlmClient:
         await self._http.aclose()
 
     def _run(self, coroutine: Any) -> Any:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError as error:
-            raise http.RequestError("connection", "the client was closed") from error
-        except BaseException:
-            future.cancel()  # Ctrl-C must not leave requests behind
-            raise
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    async def _ask_all(self, questions: Sequence[Question]) -> list[Answer | http.RequestError]:
-        return await asyncio.gather(*map(self._ask_one, questions))
-
-    async def _ask_one(self, question: Question) -> Answer | http.RequestError:
-        options = dict(stream=self._stream, schema=question.schema)
-        body = self._api.request(self._model, question.parts, question.sampling, **options)
-        try:
-            async with self._free:
-                return await self._retried(lambda: self._attempt(body))
-        except http.RequestError as error:
-            return error
+    async def _ask(self, question: Question) -> Answer:
+        async with self._free:
+            options = dict(stream=self._stream, schema=question.schema)
+            body = self._api.request(self._model, question.parts, question.sampling, **options)
+            return await self._retried(lambda: self._attempt(body))
 
     def _retried(self, attempt: Any) -> Any:
         return http.with_retries(attempt, self._connection, self._count_retry)

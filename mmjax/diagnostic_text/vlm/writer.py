@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from typing import Literal
 
 from absl import logging
@@ -13,9 +14,10 @@ from absl import logging
 from mmjax.diagnostic_text.answers import AnswerStore, question_key
 from mmjax.diagnostic_text.examples import DRAWN, load_examples
 from mmjax.diagnostic_text.pairs import Pair
-from mmjax.diagnostic_text.prompt import BUILT_IN, Prompt
+from mmjax.diagnostic_text.prompt import BUILT_IN, Parts, Prompt
 from mmjax.diagnostic_text.prompt_images import comparison_images, encode_png
 from mmjax.diagnostic_text.validation import Check, clean, problem
+from mmjax.diagnostic_text.vlm.apis import APIS
 from mmjax.diagnostic_text.vlm.client import Answer, Question, VlmClient
 from mmjax.diagnostic_text.vlm.http import RequestError
 from mmjax.diagnostic_text.vlm.servers import inspect
@@ -82,17 +84,23 @@ class VlmWriter(Writer):
         self._store = AnswerStore(store) if store else None
         self._failure_limit, self._failures_in_a_row = failure_limit, 0
         self._client: VlmClient | None = None
-        self._lock = threading.Lock()
+        self._lock, self._preparing = threading.Lock(), threading.Lock()
         self._counts: Counter[str] = Counter()
 
     def prepare(self) -> None:
-        """Checks the server and its model, and loads the model.
+        """Checks the server and its model, and loads the model; does nothing the second time.
 
         Raises:
           UserError: The server is unreachable, lacks the model or cannot load it.
         """
+        with self._preparing:
+            if self._client is None:
+                self._client = self._connect()
+
+    def _connect(self) -> VlmClient:
         server = inspect(self._url, self._api, self._connection)
         name = server.find(self._model).name
+        APIS[server.api].request(name, (), self._sampling)  # checks the options of sampling
         client = VlmClient(server.url, server.api, name, self._connection, stream=self._stream)
         try:
             client.load()
@@ -102,60 +110,67 @@ class VlmWriter(Writer):
                 f"{server.url} cannot load the model {name!r}: {error}. See the log of the server."
             ) from error
         logging.info("Diagnostic text: %s at %s (%s).", name, server.url, server.api)
-        self._client = client
+        return client
 
     def write(self, pairs: Sequence[Pair]) -> list[Text | Failure]:
         """Returns the result of each pair; see `Writer.write`."""
+        self.prepare()
         results: dict[int, Text | Failure] = {}
-        prompts = [self._parts(pair) for pair in pairs]
-        waiting = list(range(len(pairs)))
-        repeats = _REPEATS if self._invalid == "ask_again" else 0
-        for repeat in range(repeats + 1):
+        waiting = dict(enumerate(pairs))
+        for repeat in range(1 + (_REPEATS if self._invalid == "ask_again" else 0)):
             sampling = self._sampling
             if repeat:
                 sampling = dataclasses.replace(sampling, seed=(sampling.seed or 0) + repeat)
-            questions = [Question(parts=prompts[i], sampling=sampling) for i in waiting]
-            answers = self._answers(questions, [pairs[i] for i in waiting])
-            for index, answer in zip(waiting, answers, strict=True):
-                results[index] = self._result(pairs[index], answer)
+            answers = self._answers(list(waiting.values()), sampling)
+            for (index, pair), answer in zip(waiting.items(), answers, strict=True):
+                results[index] = self._result(pair, answer)
             invalid = [i for i in waiting if getattr(results[i], "reason", "") in _MESSAGES]
-            if not invalid:
-                break
-            waiting = invalid
+            waiting = {index: pairs[index] for index in invalid}
         ordered = [results[index] for index in range(len(pairs))]
         self._count(ordered)
         return ordered
 
-    def _parts(self, pair: Pair) -> tuple[str | bytes, ...]:
+    def _parts(self, pair: Pair) -> Parts:
         images = map(encode_png, comparison_images(pair, self._alpha))
         return self._prompt.build(pair.class_name, *images)
 
-    def _answers(
-        self, questions: Sequence[Question], pairs: Sequence[Pair]
-    ) -> list[str | RequestError]:
+    def _answers(self, pairs: Sequence[Pair], sampling: Sampling) -> list[str | RequestError]:
         """Returns answers from the store or the model; new ones are stored."""
-        if self._client is None:
-            self.prepare()
-        keys = [question_key(self._model, q.sampling.values(), q.parts) for q in questions]
-        known = {key: self._store.get(key) for key in keys} if self._store else {}
-        # Pairs with the same question, for example of a repeated image, are asked once.
-        new = {key: q for key, q in zip(keys, questions, strict=True) if known.get(key) is None}
-        asked = dict(zip(new, self._client.ask(list(new.values())), strict=True))
-        names = dict(zip(keys, pairs, strict=True))
+        keys: list[str] = []
+        known: dict[str, str | RequestError] = {}
+        pending: dict[str, tuple[Pair, Future[Answer]]] = {}
+        for pair in pairs:  # the first questions are on their way while others are prepared
+            parts = self._parts(pair)
+            key = question_key(self._model, sampling.values(), parts)
+            keys.append(key)
+            if self._store and (stored := self._store.get(key)) is not None:
+                known[key] = stored
+            elif key not in pending:  # the same image can occur twice
+                question = Question(parts=parts, sampling=sampling)
+                pending[key] = (pair, self._client.submit(question))
+        hits = sum(key in known for key in keys)
+        for key, (pair, future) in pending.items():
+            known[key] = self._wait(key, pair, future)
         with self._lock:
+            self._counts["store_hits"] += hits
             self._counts["retries"] += self._client.take_retries()
-            self._counts["store_hits"] += len(keys) - sum(key in new for key in keys)
-            for answer in asked.values():
-                if isinstance(answer, Answer):
-                    self._counts["answers"] += 1
-                    self._counts["seconds"] += answer.seconds
-                    self._counts["tokens"] += answer.output_tokens or 0
-        for key, answer in asked.items():
-            # An empty answer may be a passing problem of the server.
-            if self._store and isinstance(answer, Answer) and clean(answer.text):
-                self._store.put(key, answer.text, pair=names[key].key, model=self._model)
-        texts = {k: a.text if isinstance(a, Answer) else a for k, a in asked.items()}
-        return [texts[key] if key in texts else known[key] for key in keys]
+        return [known[key] for key in keys]
+
+    def _wait(self, key: str, pair: Pair, future: Future[Answer]) -> str | RequestError:
+        try:
+            answer = future.result()
+        except RequestError as error:
+            return error
+        except CancelledError:
+            return RequestError("connection", "the client was closed")
+        with self._lock:
+            self._counts["answers"] += 1
+            self._counts["seconds"] += answer.seconds
+            self._counts["tokens"] += answer.output_tokens or 0
+        # An empty answer may be a passing problem of the server.
+        if self._store and clean(answer.text):
+            self._store.put(key, answer.text, pair=pair.key, model=self._model)
+        return answer.text
 
     def _result(self, pair: Pair, answer: str | RequestError) -> Text | Failure:
         if isinstance(answer, RequestError):

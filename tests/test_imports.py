@@ -14,7 +14,7 @@ ROOT = pathlib.Path(mmjax.__file__).resolve().parent.parent
 LAYERS = (
     "errors limits plain_text files registry tree cache config distributed modalities cpus assets "
     "configs end_tasks",
-    "losses formats monitor data neighbors",
+    "losses formats monitor data neighbors diagnostic_text",
     "state lookups models checkpoints optim sharding sentence_encoders",
     "data_spec step program preprocess",
     "tasks evals published configs.*",

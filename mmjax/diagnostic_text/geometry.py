@@ -151,6 +151,7 @@ def _unmatched(
     type_: Type, mask: np.ndarray, other: np.ndarray, total: int
 ) -> tuple[list[Deviation], np.ndarray]:
     """Returns the deviation of regions of `mask` that `other` lacks, and `mask` without them."""
+    other = ndimage.binary_dilation(other, _EIGHT, _band(mask))  # fragments along the boundary
     regions = [
         region
         for region in _regions(mask)

@@ -143,7 +143,7 @@ class VlmWriter(Writer):
             parts = self._parts(pair)
             key = question_key(self._model, sampling.values(), parts)
             keys.append(key)
-            if self._store and (stored := self._store.get(key)) is not None:
+            if self._store is not None and (stored := self._store.get(key)) is not None:
                 known[key] = stored
             elif key not in pending:  # the same image can occur twice
                 question = Question(parts=parts, sampling=sampling)
@@ -168,7 +168,7 @@ class VlmWriter(Writer):
             self._counts["seconds"] += answer.seconds
             self._counts["tokens"] += answer.output_tokens or 0
         # An empty answer may be a passing problem of the server.
-        if self._store and clean(answer.text):
+        if self._store is not None and clean(answer.text):
             self._store.put(key, answer.text, pair=pair.key, model=self._model)
         return answer.text
 

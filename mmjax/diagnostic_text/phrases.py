@@ -41,7 +41,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     "over_extended": (
         "The {name} region is {adverb} over-extended {sides}.",
         "The {name} segmentation is {adverb} over-extended {sides}, in the {where} of the image.",
-        "The predicted {name} is {adverb} larger than the object {sides}.",
+        "The predicted {name} extends {adverb} beyond the object {sides}.",
     ),
     "under_extended": (
         "The {name} region is {adverb} under-extended {sides}.",
@@ -90,7 +90,7 @@ _QUALITY: tuple[tuple[float, tuple[str, ...]], ...] = (
     ),
 )
 _ADVERBS: tuple[tuple[float, tuple[str, ...]], ...] = (
-    (0.4, ("severely", "heavily")),
+    (0.4, ("severely", "greatly")),
     (0.15, ("considerably", "significantly")),
     (0.0, ("slightly", "a little")),
 )

@@ -75,7 +75,7 @@ class Prompt:
         chosen = dict.fromkeys(MODULES, "default")
         for module, variation in (variations or {}).items():
             if module not in MODULES:
-                raise unknown("module in config …variations:", module, MODULES)
+                raise unknown("module in variations:", module, MODULES)
             chosen[module] = variation
         needed = MODULES if examples else (*INTRODUCTION, QUERY)
         texts = {name: _read(table, name, chosen[name], path) for name in needed}

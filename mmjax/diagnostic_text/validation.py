@@ -12,11 +12,14 @@ from mmjax.diagnostic_text.negatives import CLASSES, load_pools
 Check = Literal["class", "english"]
 
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
-_FUNCTION_WORDS = (
-    "a although an and are as at but by from has have is it its no not of on only part parts "
-    "region regions some than that the there to was well which while with without"
+# Words such as "a", "no" and "on" are left out: they exist in other languages too.
+_COMMON_WORDS = (
+    "above across along although an and are around at below but by correctly edge edges entire "
+    "extends fails from has have into is it its lower mainly misses missing most mostly not of "
+    "only overall shape side slight some than that the there to too upper was well which while "
+    "with without"
 )
-_MIN_ENGLISH = 0.2  # share of known English words
+_MIN_ENGLISH = 0.15  # share of known English words
 
 
 def clean(answer: str) -> str:
@@ -43,7 +46,7 @@ def names_class(answer: str, class_name: str) -> bool:
 def _english() -> frozenset[str]:
     pools = load_pools()
     words = [word for name, words in pools.items() if name != CLASSES for word in words]
-    return frozenset((*words, *_FUNCTION_WORDS.split()))
+    return frozenset((*words, *_COMMON_WORDS.split()))
 
 
 def is_english(answer: str, class_name: str) -> bool:
@@ -53,7 +56,6 @@ def is_english(answer: str, class_name: str) -> bool:
     words = [word for word in words if word not in own]
     if not words:
         return True
-    # Most languages have some word that is English too, such as 'region' in German.
     return sum(word in _english() for word in words) >= _MIN_ENGLISH * len(words)
 
 

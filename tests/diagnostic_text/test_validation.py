@@ -34,6 +34,8 @@ def test_names_class(answer, name, expected):
         ("Die CAT-Region ist links unten zu groß und der Rand ungenau.", "language"),
         ("La región CAT está demasiado extendida en la parte inferior izquierda.", "language"),
         ("La région CAT est trop étendue en bas à gauche de l'image.", "language"),
+        ("La regione CAT è estesa a sinistra e in alto, non a destra.", "language"),
+        ("AEROPLANE and CAT: fuselage captured, wingtips fragmented along the edge.", None),
         ("猫 CAT 区域在左下方过度扩展。", "language"),
         ("Область CAT слишком велика слева внизу.", "language"),
     ],

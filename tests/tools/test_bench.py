@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from mmjax.tools.bench import probe as bench_probe
+from mmjax.tools.bench import text as bench_text
 from tests.e2e import program
 from tests.messages import assert_mentions
 
@@ -147,6 +148,19 @@ def test_probe_reaches_the_objective_of_scikit_learn(tmp_path, user_env):
         assert 0 < measured[name]["seconds"] < elapsed
     ratio = measured["scikit_learn"]["seconds"] / measured["mmjax"]["seconds"]
     assert measured["scikit_learn_over_mmjax_seconds"] == pytest.approx(ratio)
+
+
+def test_text_does_not_exceed_the_ideal_rate():
+    with bench_text.fixed_latency_server(0.05) as url:
+        one, four = (
+            bench_text.throughput(url, requests=requests, latency=0.05, seconds=0.1)
+            for requests in (1, 4)
+        )
+    assert (one["ideal"], four["ideal"]) == (20, 80)
+    for row in (one, four):
+        assert 0 < row["pairs_per_second"] <= row["ideal"]
+        assert row["ratio"] == pytest.approx(row["pairs_per_second"] / row["ideal"])
+        assert row["cpu_seconds_per_pair"] > 0
 
 
 def test_unknown_override_is_named(tmp_path, user_env):

@@ -20,13 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="YAML file of encoders, 'NAME: WEIGHTS' per line, or the name of a list of mmjax",
     )
-    which.add_argument("--name", help="name of a single encoder")
+    which.add_argument("--name", metavar="NAME", help="name of a single encoder")
     which.add_argument(
         "--encoder_weights",
         metavar="SOURCE",
         help="its weights: a run directory, a published file, or random:SOURCE",
     )
-    which.add_argument("--suffix", default="", help="appended to the names of all encoders")
+    which.add_argument(
+        "--suffix", default="", metavar="TEXT", help="appended to the names of all encoders"
+    )
     tasks = parser.add_argument_group("end tasks")
     tasks.add_argument(
         "--vtab_configs",
@@ -52,7 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="select on validation examples, or train and select as the paper (default: "
         "%(default)s)",
     )
-    how.add_argument("--schedulers", choices=("meant", "disabled"), default="meant")
+    how.add_argument(
+        "--schedulers",
+        choices=("meant", "disabled"),
+        default="meant",
+        help="whether the learning rate falls as the paper says, or stays as in its code (default: "
+        "%(default)s)",
+    )
     how.add_argument("--seeds", type=int, default=0, metavar="N", help="heads per configuration")
     how.add_argument("--epochs", type=int, default=0, metavar="N", help="replaces all epochs")
     how.add_argument("--size", type=int, default=0, metavar="PIXELS", help="size of the images")

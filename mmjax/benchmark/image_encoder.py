@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from mmjax.convert.load import load_sources
 from mmjax.convert.source_config import config_of
 from mmjax.errors import UserError, about
 from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
+from mmjax.tasks.probe import TRUNK
 from mmjax.tasks.trunk import Trunk, trunk_section
 
 RANDOM = "random:"  # prefix of an encoder with random weights
@@ -66,8 +68,9 @@ def open_encoder(source: str | Sequence[str], *, seed: int = 0) -> ImageEncoder:
     """Returns an image encoder.
 
     Args:
-      source: A run directory of any task that encodes images or video, `<run>/checkpoints/<step>`,
-        or a published file; see `mmjax.load`. `random:SOURCE` is the encoder of a source with
+      source: A run directory of any task that encodes images or video (also one of `--task=probe`
+        with its fine-tuned encoder), `<run>/checkpoints/<step>`, or a published file; see
+        `mmjax.load`. `random:SOURCE` is the encoder of a source with
         random weights; `random:resnet50` is torchvision's ResNet-50, and `random:resnet_demo` a
         small one for images of 64 pixels.
       seed: Seed of random weights.
@@ -85,9 +88,7 @@ def open_encoder(source: str | Sequence[str], *, seed: int = 0) -> ImageEncoder:
     with about(name):
         if name.startswith(RANDOM):
             return _random(name, seed)
-        cfg = config_of(sources)
-        leaves, where = load_sources(sources)
-        section = trunk_section(cfg, _num_classes(leaves))
+        section, leaves, where = _read(sources)
         params, extra = init_from.fill(Trunk(section).task, leaves, where)
     return ImageEncoder(source=name, section=section, params=params, extra=extra)
 
@@ -98,10 +99,29 @@ def _random(name: str, seed: int) -> ImageEncoder:
         section = architecture_section(inner)
     else:
         with about(inner):
-            leaves, _ = load_sources((inner,))
-            section = trunk_section(config_of((inner,)), _num_classes(leaves))
+            section, _, _ = _read((inner,))
     params, extra = jax.jit(Trunk(section).task.init)(jax.random.key(seed))
     return ImageEncoder(source=name, section=section, params=params, extra=extra)
+
+
+def _read(sources: Sequence[str]) -> tuple[dict[str, Any], dict[str, np.ndarray], str]:
+    """Returns the config of an encoder, {path: array}, and a description of the sources.
+
+    Raises:
+      UserError: The sources cannot be read, or encode no images.
+    """
+    cfg = config_of(sources)
+    leaves, where = load_sources(sources)
+    if cfg.task != "probe":
+        return trunk_section(cfg, _num_classes(leaves)), leaves, where
+    if not cfg.model.get(TRUNK):
+        raise UserError(
+            "This run of --task=probe has no encoder: its heads are trained on features that were "
+            "computed once. Pass the encoder that it was trained on."
+        )
+    pattern = re.compile(f"^(extra/)?{TRUNK}/")
+    own = {pattern.sub(r"\1", path): x for path, x in leaves.items() if pattern.match(path)}
+    return dict(cfg.model[TRUNK]), own, where
 
 
 def _num_classes(leaves: Mapping[str, np.ndarray]) -> int | None:

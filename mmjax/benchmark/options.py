@@ -86,7 +86,8 @@ class ProbeOptions:
 
     Attributes:
       end_task: Name of the end task, or `package.module:Name`.
-      root: Directory of the data sets, or `world` for procedural stand-ins.
+      root: Directory of the data sets, or `world` for procedural stand-ins; `world,train=2000`
+        draws more examples.
       epochs: Passes over the training examples.
       batch_size: Examples per update.
       eval_batch_size: Examples per batch of an evaluation.

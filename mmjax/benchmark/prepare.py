@@ -145,7 +145,7 @@ def image_sizes(options: ProbeOptions, encoder: ImageEncoder) -> dict[str, Any]:
     """
     size = options.size or encoder.trunk.size
     sizes = dict(train_size=options.train_size, test_size=options.test_size)
-    if options.root == WORLD:
+    if options.root.partition(",")[0] == WORLD:
         framings = dict(train_size=options.task.train_framing, test_size=options.task.test_framing)
         sizes = {key: sizes[key] or framing.scaled(size) for key, framing in framings.items()}
     return {"size": size, **sizes}

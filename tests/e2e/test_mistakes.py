@@ -25,7 +25,7 @@ SMOKE = "--config=demo:smoke"
         (["--taks=pretrain"], ("'taks'", "task")),
         (
             ["--task=pretran"],
-            ("--task", "'pretran'", "'pretrain'", "finetune, guided, pretrain, touch"),
+            ("--task", "'pretran'", "'pretrain'", "finetune, guided, pretrain, probe, touch"),
         ),
         (["--config=dmeo"], ("--task=pretrain", "'dmeo'", "'demo'")),
         (["--config=demo.py"], ("demo.py",)),

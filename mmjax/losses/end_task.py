@@ -64,7 +64,7 @@ def cross_entropy(
     Raises:
       UserError: Another number of weights than classes, or shapes that do not fit.
     """
-    losses, labels, valid = _cross_entropies(outputs, target)
+    losses, labels, valid = cross_entropies(outputs, target)
     weights = (valid if ignore is None else valid & (labels != ignore)).astype(jnp.float32)
     if class_weights is not None:
         num_classes = outputs.shape[-1]
@@ -75,6 +75,29 @@ def cross_entropy(
             )
         weights *= jnp.asarray(class_weights, jnp.float32)[labels]
     return masked_mean(losses, weights)
+
+
+def cross_entropies(
+    outputs: jax.Array, target: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the cross entropy of each label or labeled pixel.
+
+    Args:
+      outputs: Logits [B, C] or [B, H, W, C].
+      target: int [B] or [B, H, W, 1]; -1 is ignored.
+
+    Returns:
+      `(losses, labels, valid)`, each [B] or [B, H, W]: float32; int, 0 where ignored; bool.
+
+    Raises:
+      UserError: Shapes that do not fit.
+    """
+    labels = _labels(outputs, target)
+    valid = labels >= 0
+    labels = jnp.where(valid, labels, 0)
+    logits = jnp.where(valid[..., None], outputs.astype(jnp.float32), 0.0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses, labels, valid
 
 
 def binary_cross_entropy(outputs: jax.Array, target: jax.Array) -> jax.Array:
@@ -105,18 +128,6 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
 
 # --------------------------------------------------------------------------------------------------
 # Valid elements.
-
-
-def _cross_entropies(
-    outputs: jax.Array, target: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns `(losses, labels, valid)`, each [B] or [B, H, W]; ignored labels become 0."""
-    labels = _labels(outputs, target)
-    valid = labels >= 0
-    labels = jnp.where(valid, labels, 0)
-    logits = jnp.where(valid[..., None], outputs.astype(jnp.float32), 0.0)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses, labels, valid
 
 
 def _valid_values(outputs: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -259,7 +270,7 @@ def _all(condition: jax.Array) -> jax.Array:
 
 def _hits(outputs: jax.Array, target: jax.Array) -> Statistics:
     """Ties are not resolved in favor of the model, as in `mmjax.evals.metrics`."""
-    _, labels, valid = _cross_entropies(outputs, target)
+    _, labels, valid = cross_entropies(outputs, target)
     own = jnp.take_along_axis(outputs, labels[:, None], axis=1)
     greater, ties = (outputs > own).sum(axis=1), (outputs == own).sum(axis=1) - 1
 

@@ -6,7 +6,6 @@ Sources: batch normalization, Ioffe & Szegedy 2015; settings as in VATT's publis
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -18,6 +17,7 @@ from jax.extend.core import Jaxpr, subjaxprs
 
 from mmjax.errors import UserError
 from mmjax.models.blocks import transformer
+from mmjax.models.blocks.depthwise import Depthwise
 from mmjax.models.blocks.inputs import InputError
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -81,47 +81,6 @@ class ConvolutionConfig:
         return y
 
 
-class Depthwise(nnx.Conv):
-    """A depthwise convolution over the axes between the first and the last.
-
-    On CPUs it is computed as a sum of shifted products, which is much faster than XLA's
-    convolution.
-    """
-
-    def __call__(self, x: jax.Array) -> jax.Array:  # [N, *sizes, channels]
-        x = x.astype(self.dtype)
-        kernel = self.kernel[...].astype(self.dtype)  # [*window, 1, channels]
-        window = kernel.shape[:-2]
-        strides = self.strides if isinstance(self.strides, Sequence) else (1,) * len(window)
-        pads = self.padding
-        if isinstance(pads, str):
-            pads = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, pads)
-
-        def convolve(x, kernel):
-            axes = "XYZ"[: len(window)]
-            return jax.lax.conv_general_dilated(
-                *(x, kernel, strides, pads),
-                dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
-                feature_group_count=x.shape[-1],
-            )
-
-        def shift(x, kernel):
-            padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-            total = jnp.float32(0)
-            for offsets in itertools.product(*map(range, window)):
-                shifted = tuple(
-                    slice(offset, size - span + 1 + offset, stride)
-                    for offset, size, span, stride in zip(
-                        offsets, padded.shape[1:-1], window, strides, strict=True
-                    )
-                )
-                values = padded[(slice(None), *shifted)].astype(jnp.float32)
-                total += values * kernel[(*offsets, 0)]
-            return total.astype(x.dtype)
-
-        return jax.lax.platform_dependent(x, kernel, cpu=shift, default=convolve)
-
-
 class Unit(nnx.Module):
     """A convolution, BatchNorm, and optionally ReLU.
 
@@ -171,7 +130,6 @@ class Unit(nnx.Module):
         self.dtype = cfg.dtype
         self.relu = relu
         depthwise = feature_groups == in_features == out_features > 1
-        depthwise = depthwise and dilation == 1 and not use_bias
         self.conv = (Depthwise if depthwise else nnx.Conv)(
             in_features,
             out_features,
@@ -202,6 +160,28 @@ class Unit(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [..., *sizes, channels]
         y = self.norm(self.conv(x), use_running_average=not train)
         return (jax.nn.relu(y) if self.relu else y).astype(self.dtype)
+
+
+def square_unit(
+    *,
+    cfg: ConvolutionConfig,
+    size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    rngs: nnx.Rngs,
+    **options: Any,
+) -> Unit:
+    """Returns a unit over the last two axes with symmetric padding for any stride."""
+    pad = dilation * (size // 2)
+    return Unit(
+        cfg=cfg,
+        kernel_size=(size, size),
+        strides=(stride, stride),
+        padding=((pad, pad),) * 2,
+        dilation=dilation,
+        rngs=rngs,
+        **options,
+    )
 
 
 def draw_kernels(

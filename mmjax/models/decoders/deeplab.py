@@ -16,12 +16,11 @@ from flax import nnx
 
 from mmjax import tree
 from mmjax.errors import UserError
-from mmjax.models.blocks.convolution import ConvolutionConfig, Unit, draw_kernels
+from mmjax.models.blocks.convolution import ConvolutionConfig, Unit, draw_kernels, square_unit
 from mmjax.models.blocks.initializers import fan_in_uniform
 from mmjax.models.decoders.base import Head, convolution, dense, only_image, single_image
 from mmjax.models.decoders.resize import resize_corners
 from mmjax.models.towers.image_resnet import Block
-from mmjax.models.towers.resnet import square_unit
 
 _ASPP_WIDTH, _REDUCED = 256, 48  # channels
 _ASPP_DILATIONS = (6, 12, 18)

@@ -14,9 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.errors import UserError
-from mmjax.models.blocks.convolution import ConvolutionConfig, ConvolutionTower, draw_kernels
+from mmjax.models.blocks.convolution import (
+    ConvolutionConfig,
+    ConvolutionTower,
+    draw_kernels,
+    square_unit,
+)
 from mmjax.models.blocks.transformer import Remat
-from mmjax.models.towers.resnet import square_unit
 
 # (expansion, channels, blocks, stride) of each group: table 2 of the paper.
 GROUPS = (

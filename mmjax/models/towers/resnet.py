@@ -14,33 +14,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.errors import UserError
-from mmjax.models.blocks.convolution import ConvolutionConfig, ConvolutionTower, Unit, draw_kernels
+from mmjax.models.blocks.convolution import (
+    ConvolutionConfig,
+    ConvolutionTower,
+    draw_kernels,
+    square_unit,
+)
 from mmjax.models.blocks.transformer import Remat
 
 # The temporal shift moves 1/8 of the channels in each direction (Lin et al. 2019).
 _SHIFT_DIVISOR = 8
-
-
-def square_unit(
-    *,
-    cfg: ConvolutionConfig,
-    size: int,
-    stride: int = 1,
-    dilation: int = 1,
-    rngs: nnx.Rngs,
-    **options: Any,
-) -> Unit:
-    """Returns a unit over the last two axes with symmetric padding for any stride."""
-    pad = dilation * (size // 2)
-    return Unit(
-        cfg=cfg,
-        kernel_size=(size, size),
-        strides=(stride, stride),
-        padding=((pad, pad),) * 2,
-        dilation=dilation,
-        rngs=rngs,
-        **options,
-    )
 
 
 def temporal_shift(x: jax.Array) -> jax.Array:

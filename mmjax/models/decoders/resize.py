@@ -68,6 +68,21 @@ def resize_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return _resize(x, size, align_corners=True)
 
 
+def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Returns maps [..., h, w, C] resized as PyTorch does with `mode='nearest'`.
+
+    New pixel i is old pixel ⌊i · h / height⌋. `jax.image.resize` takes the nearest center instead.
+
+    Args:
+      x: [..., h, w, C], of any dtype.
+      size: New height and width.
+    """
+    for axis, new_size in zip((-3, -2), size, strict=True):
+        if x.shape[axis] != new_size:
+            x = jnp.take(x, np.arange(new_size) * x.shape[axis] // new_size, axis=axis)
+    return x
+
+
 def pixel_shuffle(x: jax.Array) -> jax.Array:
     """Moves channels to space: out[2y+i, 2x+j, c] = x[y, x, 4c + 2i + j].
 

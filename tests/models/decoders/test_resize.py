@@ -36,6 +36,15 @@ def test_enlarging_with_half_pixel_centers_equals_jax_image_resize():
     np.testing.assert_allclose(resize.resize_half_pixel(x, (11, 13)), expected, atol=1e-5)
 
 
+def test_nearest_pixels_are_those_of_pytorch():
+    x = np.arange(520 * 2).reshape(1, 520, 2, 1)
+    small = np.asarray(resize.resize_nearest(x, (224, 2)))[0, :, 0, 0] // 2
+    np.testing.assert_array_equal(small[:8], [0, 2, 4, 6, 9, 11, 13, 16])
+    np.testing.assert_array_equal(small[-3:], [513, 515, 517])
+    wide = np.asarray(resize.resize_nearest(x[:, :1], (1, 5)))[0, 0, :, 0]
+    np.testing.assert_array_equal(wide, [0, 0, 0, 1, 1])
+
+
 def test_pixel_shuffle_keeps_the_channel_order_of_pytorch():
     channel, y = np.meshgrid(np.arange(8), np.arange(2))
     x = (2 * channel + y).astype(np.float32)[:, None]  # [2, 1, 8]

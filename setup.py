@@ -40,6 +40,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "Pillow>=11",
+        "pycocotools>=2.0.10",  # rasterizes polygons of masks
         "PyYAML>=6",
         "rich>=14",
         "scikit-learn>=1.7",

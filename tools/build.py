@@ -22,9 +22,15 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         "--csv",
         metavar="FILE",
         help="table (.csv, .tsv, .jsonl, .parquet) with the columns path, video, image, audio, "
-        "start, end, caption, label, split, touch, background, crop",
+        "start, end, caption, label, split, touch, background, crop, mask",
     )
     source.add_argument("--images", metavar="DIR", help="images in DIR/class or DIR/split/class")
+    group.add_argument(
+        "--masks",
+        metavar="PATH",
+        help="segmentation masks of the images: a directory with files of the same names, or a "
+        "JSON file in COCO's format",
+    )
     group.add_argument("--out", required=True, metavar="DIR", help="dataset to write")
     group.add_argument(
         "--media-root",
@@ -32,6 +38,21 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         help="directory that paths are relative to (default: the directory of the table)",
     )
     group.add_argument("--classes", metavar="FILE", help="class names, one per line, in order")
+    group.add_argument(
+        "--mask-classes",
+        metavar="FILE",
+        help="class names of masks, one per line, in the order of their values",
+    )
+    group.add_argument(
+        "--mask-values",
+        metavar="0,1,2",
+        help="value of each class in mask files (default: 0, 1, 2, …)",
+    )
+    group.add_argument(
+        "--mask-ignore",
+        metavar="255",
+        help="values of pixels without a class in mask files (default: 255, unless it is a class)",
+    )
     group.add_argument(
         "--separator",
         default="|",
@@ -156,7 +177,7 @@ def _add_execution_arguments(group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds the dataset; returns 1 if too many clips could not be built."""
     from mmjax.data.build import build
-    from mmjax.data.build.options import BuildOptions
+    from mmjax.data.build.options import BuildOptions, parse_mask_values
     from mmjax.data.build.splits import parse_fractions
 
     if args.finalize:
@@ -167,6 +188,7 @@ def run(args: argparse.Namespace) -> int:
             build.Source(
                 csv=args.csv,
                 images=args.images,
+                masks=args.masks,
                 media_root=args.media_root,
                 separator=args.separator,
                 split=args.split,
@@ -186,8 +208,11 @@ def run(args: argparse.Namespace) -> int:
                 by_file=parse_fractions(args.split_by_file, option="--split-by-file"),
                 clips_per_shard=args.clips_per_shard or (1024 if args.images else 64),
                 vocab_size=args.vocab_size,
+                mask_values=parse_mask_values(args.mask_values, option="--mask-values") or (),
+                mask_ignore=parse_mask_values(args.mask_ignore, option="--mask-ignore"),
             ),
             classes=args.classes,
+            mask_classes=args.mask_classes,
             workers=args.workers,
             on_error=args.on_error,
             retry_bad=args.retry_bad,

@@ -14,13 +14,14 @@ from typing import Literal
 from mmjax import files
 from mmjax.cpus import available_cpus
 from mmjax.data.build import finalize as finalizing
-from mmjax.data.build import image_directory, manifest, runners
+from mmjax.data.build import image_directory, manifest, masks, runners
 from mmjax.data.build import plan as plans
 from mmjax.data.build.options import BuildOptions
 from mmjax.data.build.plan import BuildPlan
 from mmjax.data.build.report import report
 from mmjax.data.build.shards import ShardBuilder, unfinished
 from mmjax.data.build.splits import parse_part
+from mmjax.data.storage import coco_masks
 from mmjax.errors import UserError
 
 
@@ -31,6 +32,8 @@ class Source:
     Attributes:
       csv: A table (.csv, .tsv, .jsonl, .parquet), or None.
       images: A directory with images in class directories, or None.
+      masks: Segmentation masks of these images: a directory or a JSON file, see `masks.add_masks`.
+        Subdirectories of the images are not classes then. None for no masks.
       media_root: Directory that paths are relative to (default: that of the table or images).
       separator: Separator of several captions or labels in one cell of the table.
       split: Split of rows that do not specify one.
@@ -39,6 +42,7 @@ class Source:
 
     csv: str | None = None
     images: str | None = None
+    masks: str | None = None
     media_root: str | None = None
     separator: str = "|"
     split: str = "train"
@@ -50,6 +54,10 @@ class Source:
         Raises:
           UserError: Neither a table nor a directory is set, or it cannot be read.
         """
+        if self.masks and not self.images:
+            raise UserError(
+                f"--masks {self.masks} needs --images. In a table, use the column 'mask'."
+            )
         if self.csv:
             clips = manifest.read_table(
                 self.csv,
@@ -59,7 +67,11 @@ class Source:
             )
             return clips, self.media_root or os.path.dirname(os.path.abspath(self.csv))
         if self.images:
-            clips = image_directory.read_image_directory(self.images, split=self.split)
+            clips = image_directory.read_image_directory(
+                self.images, split=self.split, has_classes=not self.masks
+            )
+            if self.masks:
+                clips = masks.add_masks(clips, self.masks)
             return clips, self.media_root or self.images
         raise UserError("Nothing to build. Pass --csv FILE, --images DIR or --finalize.")
 
@@ -83,6 +95,7 @@ def build_dataset(
     options: BuildOptions,
     *,
     classes: str | None = None,
+    mask_classes: str | None = None,
     workers: int | None = None,
     on_error: Literal["skip", "fail"] = "skip",
     retry_bad: bool = False,
@@ -99,6 +112,7 @@ def build_dataset(
       source: The clips.
       options: How clips are cut and stored.
       classes: A file with class names, one per line, in order.
+      mask_classes: A file with the class names of masks, one per line, in order.
       workers: Number of processes (default: one per core).
       on_error: Whether to skip clips that cannot be built, or to fail.
       retry_bad: Whether to build shards again that have clips that could not be built.
@@ -112,6 +126,10 @@ def build_dataset(
       UserError: The source, the options or, with on_error='fail', a media file is wrong.
     """
     clips, media_root = source.read()
+    if mask_classes:
+        names = _read_classes(mask_classes, "--mask-classes")
+        options = dataclasses.replace(options, mask_classes=tuple(names))
+    options = _with_mask_classes(options, source)
     index, count = parse_part(part, option="--shard")
     workers = workers or available_cpus()
     plan = plans.prepare(
@@ -119,7 +137,7 @@ def build_dataset(
         clips,
         options,
         media_root=media_root,
-        class_names=_read_classes(classes) if classes else None,
+        class_names=_read_classes(classes, "--classes") if classes else None,
         table=source.csv or "",
         overwrite=overwrite,
         workers=4 * workers,
@@ -166,7 +184,28 @@ def _finalize(out: str, plan: BuildPlan) -> Result:
     return Result(message=report(out, plan, bad), bad_fraction=len(bad) / len(plan.clips))
 
 
-def _read_classes(path: str) -> list[str]:
+def _with_mask_classes(options: BuildOptions, source: Source) -> BuildOptions:
+    """Returns the options with the mask classes of a JSON file, after checking those of masks.
+
+    Raises:
+      UserError: The options of the masks contradict each other or the JSON file.
+    """
+    if masks.is_json(source.masks):
+        if options.mask_values or options.mask_ignore is not None:
+            raise UserError(
+                f"--masks {source.masks} names the class of each instance, so --mask-values and "
+                "--mask-ignore have no meaning. Remove them."
+            )
+        file = coco_masks.load(source.masks)
+        if options.mask_classes:
+            file.check_classes(options.mask_classes, source="--mask-classes")
+        else:
+            options = dataclasses.replace(options, mask_classes=file.class_names)
+    masks.mask_format(options)
+    return options
+
+
+def _read_classes(path: str, option: str) -> list[str]:
     if not os.path.isfile(path):
-        raise UserError(f"--classes {path}: no such file.")
+        raise UserError(f"{option} {path}: no such file.")
     return files.read_lines(path)

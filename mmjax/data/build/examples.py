@@ -8,9 +8,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mmjax.data.build import masks
 from mmjax.data.build.manifest import Clip
 from mmjax.data.build.options import BuildOptions
-from mmjax.data.storage import directories, image_files, media, schema, streams
+from mmjax.data.storage import directories, image_files, media, record_images, schema, streams
 from mmjax.errors import UserError
 
 _NOTHING = media.Segment(frames=[], waveform=None, start=0.0, end=0.0)
@@ -61,6 +62,11 @@ class Reader:
             actual = "a directory" if is_directory else "not an image file"
             raise UserError(
                 f"{path} is {actual}, but only image files can have a crop. Remove the crop."
+            )
+        if clip.mask and not is_image:
+            actual = "a directory" if is_directory else "not an image file"
+            raise UserError(
+                f"{path} is {actual}, but only image files can have a mask. Remove the mask."
             )
         if not self.options.video and (is_directory or is_image):
             return _NOTHING
@@ -117,6 +123,12 @@ class Reader:
             image = image_files.read_image(path, size=options.size)
         frame = image_files.encode_jpeg(image, quality=options.quality)
         return media.Segment(frames=[frame], waveform=None, start=0.0, end=0.0, roi=roi)
+
+    def read_mask(self, clip: Clip, frame: bytes) -> bytes:
+        """Returns the mask of a clip in the size of its frame, as PNG; see `masks.read_mask`."""
+        width, height = record_images.size(frame)
+        paths = self.locate(clip.mask), self.locate(clip.path)
+        return schema.encode_mask(masks.read_mask(*paths, (height, width), self.options))
 
     def locate(self, path: str) -> str:
         """Returns the full path of a file of the table; see `locate`."""
@@ -184,6 +196,7 @@ def make_example(clip: Clip, reader: Reader, classes: Mapping[str, int]) -> sche
         sample_rate=options.sample_rate if segment.waveform is not None else 0.0,
         roi=segment.roi,
         touch=[image_files.read_encoded(reader.locate(path)) for path in clip.touch],
+        masks=[reader.read_mask(clip, segment.frames[0])] if clip.mask and segment.frames else [],
         touch_background=[image_files.read_encoded(reader.locate(path)) for path in background],
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from mmjax import files, plain_text
 from mmjax.data.build.plan import BAD_ROWS, VOCABULARY, BuildPlan
 from mmjax.data.build.shards import read_report, unfinished
-from mmjax.data.storage import dataset, schema
+from mmjax.data.storage import dataset, mask_files, schema
 from mmjax.errors import UserError
 
 _BAD_COLUMNS = ("line", "path", "start", "end", "error")
@@ -49,6 +49,7 @@ def finalize(out: str, plan: BuildPlan) -> list[dict[str, Any]]:
     has_vocabulary = _write_vocabulary(os.path.join(out, VOCABULARY), plan, bad)
     # A shape is recorded if all examples have the same one.
     common = {key: values.pop() for key, values in shapes.items() if len(values) == 1}
+    mask_classes = _mask_classes(statistics, plan, out)
     labels = [int(label) for clip in plan.clips for label in clip.labels if not plan.classes]
     dataset.DatasetInfo(
         name=os.path.basename(os.path.abspath(out)),
@@ -57,13 +58,14 @@ def finalize(out: str, plan: BuildPlan) -> list[dict[str, Any]]:
         num_classes=len(plan.classes) or max(labels, default=-1) + 1,
         class_names=list(plan.classes),
         multi_label=any(len(clip.labels) > 1 for clip in plan.clips),
+        mask_classes=mask_classes,
         num_frames=common.get("num_frames", 0),
         frame_size=common.get("frame_size"),
         fps=plan.options.fps if statistics["with_video"] else 0.0,
         num_samples=common.get("num_samples", 0),
         sample_rate=plan.options.sample_rate if statistics["with_audio"] else 0.0,
         vocabulary=VOCABULARY if has_vocabulary else "",
-        statistics=_summarize(statistics),
+        statistics=_summarize(statistics, len(mask_classes)),
         source={
             "tool": "mmjax build",
             "key": plan.key,
@@ -91,7 +93,27 @@ def _combine(
     return splits, statistics, shapes
 
 
-def _summarize(statistics: Mapping[str, float]) -> dict[str, Any]:
+def _mask_classes(statistics: Mapping[str, float], plan: BuildPlan, out: str) -> list[str]:
+    """Returns the class names of masks: those of the options, or numbers up to the largest value.
+
+    Raises:
+      UserError: All pixels of all masks are of class 0 or without a class.
+    """
+    if not statistics["with_mask"]:
+        return []
+    values = [value for value in range(mask_files.IGNORE) if statistics[f"mask/{value}"]]
+    if max(values, default=0) == 0 and statistics[f"mask/{mask_files.IGNORE}"]:
+        raise UserError(
+            f"{out}: no pixel of the {statistics['with_mask']} masks has a class other than 0. If "
+            "255 is a class of the mask files, it needs --mask-values; without, it means pixels "
+            "without a class. For masks with 0 and 255, pass --mask-values 0,255 and --overwrite."
+        )
+    return list(plan.options.mask_classes) or [
+        str(value) for value in range(len(plan.options.mask_values) or max(values) + 1)
+    ]
+
+
+def _summarize(statistics: Mapping[str, float], num_mask_classes: int) -> dict[str, Any]:
     """Returns the statistics of `dataset.json` from sums over all examples."""
     summary = {
         "examples": statistics["examples"],
@@ -104,6 +126,9 @@ def _summarize(statistics: Mapping[str, float]) -> dict[str, Any]:
         },
         "shortened": statistics["shortened"],
     }
+    if statistics["with_mask"]:
+        summary["mask_pixels"] = [statistics[f"mask/{value}"] for value in range(num_mask_classes)]
+        summary["ignored_mask_pixels"] = statistics[f"mask/{mask_files.IGNORE}"]
     if statistics["with_video"]:
         summary["mean_frames"] = round(statistics["frames"] / statistics["with_video"], 3)
     if statistics["touch_backgrounds"]:

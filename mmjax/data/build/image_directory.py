@@ -11,7 +11,9 @@ from mmjax.data.storage import class_labels, directories, image_files
 from mmjax.errors import UserError
 
 
-def read_image_directory(directory: str, *, split: str = "train") -> list[Clip]:
+def read_image_directory(
+    directory: str, *, split: str = "train", has_classes: bool = True
+) -> list[Clip]:
     """Returns the images of `DIR/class/**`, `DIR/split/class/**`, or a directory without classes.
 
     If all subdirectories are named train, val, valid, validation or test, they are splits. A text
@@ -21,6 +23,7 @@ def read_image_directory(directory: str, *, split: str = "train") -> list[Clip]:
     Args:
       directory: The directory.
       split: Split of the images if there are no split directories.
+      has_classes: Whether other subdirectories are classes.
 
     Raises:
       UserError: The directory does not exist, or contains no images, or a text file is not UTF-8.
@@ -49,7 +52,7 @@ def read_image_directory(directory: str, *, split: str = "train") -> list[Clip]:
             Clip(
                 path=path,
                 captions=_read_captions(os.path.join(directory, path)),
-                labels=tuple(map(class_labels.clean, classes[:1])),
+                labels=tuple(map(class_labels.clean, classes[:1])) if has_classes else (),
                 split=parts[0] if by_split else split,
                 line=number,
             )

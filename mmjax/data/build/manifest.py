@@ -19,7 +19,7 @@ from mmjax.errors import UserError
 MEDIA = ("path", "video", "image", "audio")  # columns of media files
 COLUMNS = (
     *MEDIA,
-    *("start", "end", "caption", "label", "split", "touch", "background", "crop"),
+    *("start", "end", "caption", "label", "split", "touch", "background", "crop", "mask"),
 )
 _COLUMN = re.compile(rf"({'|'.join(COLUMNS)}|captions|labels)[ _]?\d*")
 _MULTIPLE = ("caption", "label", "touch")  # columns whose cells may contain several values
@@ -42,6 +42,7 @@ class Clip:
       background: Background of the touch images, that is, an image without contact; '' for none.
       crop: (top, left, height, width) in pixels of the image; None for the whole image.
       audio: File with the audio, if it is not the audio of `path`; '' otherwise.
+      mask: Segmentation mask of the image in `path`; see `mmjax.data.build.masks`. '' for none.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Clip:
     background: str = ""
     crop: tuple[int, int, int, int] | None = None
     audio: str = ""
+    mask: str = ""
 
     @property
     def file(self) -> str:
@@ -64,7 +66,7 @@ class Clip:
     @property
     def files(self) -> tuple[str, ...]:
         """All files of the clip."""
-        paths = (self.path, self.audio, *self.touch, self.background)
+        paths = (self.path, self.audio, *self.touch, self.background, self.mask)
         return tuple(path for path in paths if path)
 
     def location(self, table: str) -> str:
@@ -253,8 +255,11 @@ def _parse_clip(row: list[tuple[str, object]], line: int, separator: str, split:
         raise ValueError(" and ".join(n for n in (*MEDIA, "touch") if n in fields) + " are empty")
     if "background" in one and not touch:
         raise ValueError(f"the background {one['background']} has no touch image")
-    if "crop" in one and not path:
-        raise ValueError("the crop needs a path of an image")
+    for name in ("crop", "mask"):
+        if name in one and not path:
+            raise ValueError(f"the {name} needs a path of an image")
+    if "crop" in one and "mask" in one:
+        raise ValueError("a row with a crop cannot have a mask")
     start, end = (_parse_seconds(one[name]) if name in one else None for name in ("start", "end"))
     if end is not None and end <= (start or 0):
         raise ValueError(f"the end {end:g} s is not after the start {start or 0:g} s")
@@ -270,6 +275,7 @@ def _parse_clip(row: list[tuple[str, object]], line: int, separator: str, split:
         background=one.get("background", ""),
         crop=_parse_crop(fields["crop"]) if "crop" in one else None,
         audio=audio,
+        mask=one.get("mask", ""),
     )
 
 

@@ -28,6 +28,9 @@ class BuildOptions:
       by_file: Splits by file and their fractions; see `cutting.split_by_file`.
       clips_per_shard: Number of examples per shard; the last shard of a split may have fewer.
       vocab_size: Maximum number of words in `vocab.txt`.
+      mask_classes: Class names of masks by index; () if they are unknown.
+      mask_values: Value of each class in mask files; () if it is the class index.
+      mask_ignore: Values of pixels without a class; None for 255, unless it is a class.
 
     Raises:
       UserError: A value is out of range, or two options contradict each other.
@@ -46,6 +49,9 @@ class BuildOptions:
     by_file: tuple[tuple[str, float], ...] = ()
     clips_per_shard: int = 64
     vocab_size: int = 65_536
+    mask_classes: tuple[str, ...] = ()
+    mask_values: tuple[int, ...] = ()
+    mask_ignore: tuple[int, ...] | None = None
 
     def __post_init__(self):
         for name in _POSITIVE:
@@ -60,3 +66,21 @@ class BuildOptions:
             raise UserError("--split-by-time and --split-by-file exclude each other. Remove one.")
         if not (self.video or self.audio):
             raise UserError("--no-video and --no-audio leave nothing to store. Remove one.")
+
+
+def parse_mask_values(text: str | None, *, option: str) -> tuple[int, ...] | None:
+    """Returns the values of an option such as '0,128,255'; None without the option.
+
+    Args:
+      text: Whole numbers separated by commas; '' for none.
+      option: The option, for messages.
+
+    Raises:
+      UserError: The text is malformed.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"{option} {text!r} must be whole numbers separated by commas, as 0,255.")
+    return tuple(map(int, parts))

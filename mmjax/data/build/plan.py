@@ -31,6 +31,7 @@ from mmjax.errors import UserError
 WORK_DIR = ".build"  # directory of a dataset with its plan and the reports of its shards
 BAD_ROWS = "bad_rows.csv"
 VOCABULARY = "vocab.txt"
+_MASK_OPTIONS = ("mask_classes", "mask_values", "mask_ignore")
 _NUM_CHECKED = 50  # at least one of this many first clips of the table must have a file
 
 
@@ -156,7 +157,7 @@ def plan_key(
 ) -> str:
     """Returns a hash of the table and of all options that determine the bytes of a dataset."""
     rows = [_values(clip) for clip in clips]
-    contents = [dataclasses.asdict(options), list(class_names or ()), rows]
+    contents = [_option_values(options), list(class_names or ()), rows]
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
 
 
@@ -254,6 +255,9 @@ def load_plan(out: str) -> BuildPlan:
             clips.append(Clip(**clip))
         options = contents["options"]
         options |= {name: tuple(map(tuple, options[name])) for name in ("by_time", "by_file")}
+        options |= {
+            name: tuple(options[name]) for name in _MASK_OPTIONS if options.get(name) is not None
+        }
         return BuildPlan(
             options=BuildOptions(**options),
             clips=clips,
@@ -269,9 +273,20 @@ def load_plan(out: str) -> BuildPlan:
 
 
 def _values(clip: Clip) -> tuple[Any, ...]:
-    """Returns the fields of a clip, as before clips had audio files if it has none."""
+    """Returns the fields of a clip, as before clips had audio files and masks if it has none."""
     values = dataclasses.astuple(clip)
-    return values if clip.audio else values[:-1]
+    return values[: len(values) if clip.mask else -1 if clip.audio else -2]
+
+
+def _option_values(options: BuildOptions) -> dict[str, Any]:
+    """Returns the options, as before there were those of masks if they have their defaults."""
+    values = dataclasses.asdict(options)
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in _MASK_OPTIONS or value != defaults[name]
+    }
 
 
 def _plan_path(out: str) -> str:

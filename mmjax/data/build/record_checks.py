@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from mmjax.data.storage import dataset, record_images, schema
+from mmjax.data.storage import dataset, mask_files, record_images, schema
 from mmjax.errors import UserError
 
 ERRORS = {
@@ -18,6 +18,7 @@ ERRORS = {
     "int32": "the waveform is integer PCM whose bytes are read as floats",
     "waveform": "the waveform is empty, not finite or outside [-1, 1]",
     "length": "video and audio differ in length",
+    "mask": "a segmentation mask differs from its image in size, or has an unknown value",
     "roi": "the region of interest extends beyond the image",
     "background": "a touch image and its background differ in size",
     "classes": "a class name has different numbers in two splits, or in dataset.json",
@@ -32,6 +33,7 @@ WARNINGS = {
     "duplicate": "the same content occurs in two records",
     "caption": "the record has no caption, but others have",
     "unlabeled": "the record has no label, but others have",
+    "unmasked": "the record has no segmentation mask, or no pixel with a class, but others have",
     "missing": "the record has no image, audio, touch or background, but others have",
 }
 
@@ -67,6 +69,8 @@ def check_record(
                 ("label", f"class index {label}; {info.num_classes or 'unknown number of'} classes")
             )
     problems += _check_images(example) + _check_touch(example) + _check_maps(example)
+    if not any(name == "jpeg" for name, _ in problems):
+        problems += _check_masks(example, info)
     if example.waveform is not None:
         audio = _check_audio(example.waveform, info)
         problems += audio
@@ -156,6 +160,27 @@ def _check_maps(example: schema.Example) -> list[Problem]:
             except UserError as error:
                 return [("jpeg", str(error))]
     return []
+
+
+def _check_masks(example: schema.Example, info: dataset.DatasetInfo) -> list[Problem]:
+    """Returns problems of segmentation masks, which can be decoded."""
+    if not example.masks:
+        return [("unmasked", "no mask")] if "mask" in info.modalities else []
+    if example.frames and len(example.masks) != len(example.frames):
+        return [("mask", f"{len(example.masks)} masks for {len(example.frames)} images")]
+    count, any_class = len(info.mask_classes) or mask_files.MAX_CLASSES, False
+    for index, data in enumerate(example.masks):
+        if example.frames:
+            sizes = [record_images.size(image) for image in (data, example.frames[index])]
+            if sizes[0] != sizes[1]:
+                names = [f"{width}×{height}" for width, height in sizes]
+                return [("mask", f"the mask is {names[0]}, the image {names[1]}")]
+        pixels = np.bincount(schema.decode_mask(data).ravel(), minlength=256)
+        if unknown := [v for v in range(count, mask_files.IGNORE) if pixels[v]]:
+            shown = ", ".join(f"{value} ({pixels[value]} pixels)" for value in unknown[:4])
+            return [("mask", f"value {shown}; {count} classes")]
+        any_class |= bool(pixels[:count].any())
+    return [] if any_class else [("unmasked", "all pixels are ignored")]
 
 
 def _check_audio(waveform: np.ndarray, info: dataset.DatasetInfo) -> list[Problem]:

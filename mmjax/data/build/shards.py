@@ -144,6 +144,9 @@ def _measure(
         shapes["num_frames"].add(len(example.frames))
         width, height = record_images.size(example.frames[0])
         shapes["frame_size"].add((height, width))
+    for mask in example.masks:
+        pixels = np.bincount(schema.decode_mask(mask).ravel(), minlength=256)
+        statistics.update({f"mask/{value}": int(pixels[value]) for value in np.flatnonzero(pixels)})
     if example.waveform is not None:
         power = np.mean(np.square(example.waveform, dtype=np.float64))
         statistics["audio_rms"] += float(np.sqrt(power))

@@ -20,6 +20,7 @@ from PIL import Image
 
 from mmjax import registry
 from mmjax.data.storage import image_decoding
+from mmjax.data.storage.mask_files import read_map
 from mmjax.errors import UserError
 
 Read = Callable[[bytes, str], list[Image.Image]]
@@ -75,20 +76,6 @@ def find_format(name: str) -> TargetFormat:
 
 # --------------------------------------------------------------------------------------------------
 # Reading.
-
-
-def read_map(data: bytes, where: str) -> list[Image.Image]:
-    """Returns a file with one channel as an image of 8-bit, 32-bit or floating-point pixels."""
-    with image_decoding.reading(where), image_decoding.opened(data, where) as image:
-        image.load()
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray(np.asarray(image).astype(np.int32))
-        if image.mode not in ("1", "L", "P", "I", "F"):
-            raise ValueError(
-                f"it has pixels of type {image.mode}; a target needs one channel, such as an 8-bit "
-                "or 16-bit grayscale PNG, or a palette of class indices"
-            )
-        return [image]
 
 
 def _read_gray(data: bytes, where: str) -> list[Image.Image]:

@@ -56,6 +56,7 @@ class DatasetInfo:
       num_classes: Labels are in [0, num_classes).
       class_names: Names by class index.
       multi_label: Whether examples may have several labels.
+      mask_classes: Class names of segmentation masks by value; the value 255 means no class.
       num_frames: Frames per example, if all examples have the same number.
       frame_size: (height, width) of the stored frames, if all have the same size.
       fps: Frames per second of the stored frames.
@@ -74,6 +75,7 @@ class DatasetInfo:
     num_classes: int = 0
     class_names: list[str] = dataclasses.field(default_factory=list)
     multi_label: bool = False
+    mask_classes: list[str] = dataclasses.field(default_factory=list)
     num_frames: int = 0
     frame_size: tuple[int, int] | None = None
     fps: float = 0.0

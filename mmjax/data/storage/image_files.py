@@ -219,6 +219,17 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         return (height, width) if sideways else (width, height)
 
 
+def is_rotated(path: str | os.PathLike) -> bool:
+    """Returns whether the EXIF data of an image file exchange its width and height.
+
+    Raises:
+      UserError: As `read_image`.
+    """
+    where = os.fspath(path)
+    with reading(where), opened(path, where) as image:
+        return orientation(image) >= 5
+
+
 def encode_jpeg(image: np.ndarray, *, quality: int = 95) -> bytes:
     """Returns uint8 [H, W, 3] as JPEG.
 

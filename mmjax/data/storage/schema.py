@@ -35,7 +35,7 @@ SAMPLE_RATE = ("WAVEFORM/feature/sample_rate",)  # context: float, Hz
 ROI = ("image/roi",)  # context: int64 [4] = (top, left, height, width), pixels of the frames
 TOUCH = ("touch/encoded",)  # feature list: one JPEG or PNG per touch image
 TOUCH_BACKGROUND = ("touch/background/encoded",)  # feature list: one JPEG or PNG
-MASKS = ("image/mask/encoded",)  # feature list: PNG uint8 [H, W, 1], 0 = background
+MASKS = ("image/mask/encoded",)  # feature list: PNG uint8 [H, W, 1], classes; 255 = no class
 DEPTH = ("image/depth/encoded",)  # feature list: PNG uint16 [H, W, 1], see `encode_depth`
 FLOW = ("image/flow/encoded",)  # feature list: PNG uint16 [H, W, 3], see `encode_flow`
 # Feature list: one file of any format that Pillow reads, for the maps that an end task predicts.
@@ -63,7 +63,8 @@ class Example:
       roi: Region of interest (top, left, height, width) in pixels of the frames.
       touch: One JPEG or PNG per touch image.
       touch_background: One JPEG or PNG of the same touch sensor without contact.
-      masks: One PNG per frame, uint8 [H, W, 1], object ids with 0 for the background.
+      masks: One PNG per frame, uint8 [H, W, 1], class of each pixel, 255 for pixels without a
+        class; see `mmjax.data.storage.mask_files`.
       depth: One PNG per frame, uint16; see `encode_depth`.
       flow: One PNG per frame, uint16, motion to the next frame; see `encode_flow`.
     """
@@ -248,8 +249,13 @@ def repair_int32_waveform(waveform: np.ndarray) -> np.ndarray:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """Returns object ids, uint8 [H, W], as PNG."""
+    """Returns classes, uint8 [H, W], as PNG."""
     return tf.io.encode_png(np.asarray(mask, np.uint8)[..., None]).numpy()
+
+
+def decode_mask(png: bytes) -> np.ndarray:
+    """Returns uint8 [H, W]; the inverse of `encode_mask`."""
+    return tf.io.decode_png(png, 1).numpy()[..., 0]
 
 
 def encode_depth(depth: np.ndarray) -> bytes:

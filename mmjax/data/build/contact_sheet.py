@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -79,6 +80,19 @@ class Sheet:
                 tallest = max(tallest, height * scale)
         self.top += tallest + 0.06 if tallest else 0
 
+    def legend(self, entries: Mapping[str, Sequence[int]]) -> None:
+        """Adds rows of {name: RGB in [0, 255]}, and advances by their height."""
+        left = 0.0
+        for name, color in entries.items():
+            name = textwrap.shorten(plain(name), 40, placeholder="…")
+            width = 0.3 + 0.075 * len(name)
+            if left and left + width > WIDTH:
+                left, self.top = 0.0, self.top + LINE * 1.1
+            self.axes(0.13, 0.13, _draw_swatch(color), left=left)
+            self.text(name, left=left + 0.2, color=TEXT, fontsize=8)
+            left += width + 0.1
+        self.top += LINE * 1.1
+
     def save(self, title: str, path: str, *, format: str = "png") -> None:
         """Writes the page.
 
@@ -126,6 +140,17 @@ def draw_strip(images: Sequence[np.ndarray]) -> Draw:
             axes.axvline(k, color="white", linewidth=1.5)
         axes.set(xlim=(0, len(images)), ylim=(0, 1))
         axes.axis("off")
+
+    return draw
+
+
+def _draw_swatch(color: Sequence[int]) -> Draw:
+    """Returns a function that fills axes with a color, RGB in [0, 255]."""
+
+    def draw(axes: Axes) -> None:
+        axes.set(facecolor=[value / 255 for value in color], xticks=(), yticks=())
+        for spine in axes.spines.values():
+            spine.set(color=FAINT, linewidth=0.5)
 
     return draw
 

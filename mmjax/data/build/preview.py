@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
+import tensorflow as tf
 
 from mmjax import files
 from mmjax.data.build.contact_sheet import (
@@ -18,9 +19,11 @@ from mmjax.data.build.contact_sheet import (
     draw_strip,
     draw_waveform,
 )
-from mmjax.data.storage import dataset, record_images, schema
+from mmjax.data.storage import dataset, mask_files, record_images, schema
 from mmjax.errors import UserError
+from mmjax.monitor.class_colors import blend, class_colors
 
+_MASK_ALPHA = 0.7  # opacity of masks
 _ROI_COLOR = (255, 0, 160)
 
 Indexed = tuple[int, schema.Example]  # index of the record, its example
@@ -31,6 +34,7 @@ def preview(path: str, *, split: str, out: str, clips: int = 8, frames: int = 8)
 
     Clips are drawn below each other, with frames and waveform on the same time axis. Single images
     and touch images without audio are drawn in a grid, with the images of one example in a column.
+    Segmentation masks are drawn in color on top of their gray images; a legend names the classes.
 
     Args:
       path: The dataset.
@@ -61,7 +65,13 @@ def preview(path: str, *, split: str, out: str, clips: int = 8, frames: int = 8)
     count = min(clips * frames if in_grid else clips, len(records))
     indices = [int(n) for n in np.unique(np.linspace(0, len(records) - 1, count).astype(int))]
     examples = [(index, read(index)) for index in indices]
-    sheet = _draw_grid(examples, frames) if in_grid else _draw_clips(examples, directory, frames)
+    masks = _Masks(directory.info.mask_classes)
+    if in_grid:
+        sheet = _draw_grid(examples, frames, masks)
+    else:
+        sheet = _draw_clips(examples, directory, frames, masks)
+    if masks.shown:
+        sheet.legend(masks.legend())
     title = f"{directory.info.name} · {split} · {len(records)} examples"
     try:
         with files.atomic_path(out) as partial:
@@ -72,10 +82,45 @@ def preview(path: str, *, split: str, out: str, clips: int = 8, frames: int = 8)
     return examples
 
 
+class _Masks:
+    """Draws segmentation masks.
+
+    Args:
+      names: Class names by value; values without one are named by their number.
+
+    Attributes:
+      shown: Values that were drawn.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self._names, self._colors = names, class_colors(names)
+        self.shown: set[int] = set()
+
+    def draw(self, example: schema.Example, index: int) -> np.ndarray | None:
+        """Returns the image of a frame with its mask, or None without a mask."""
+        if index >= len(example.masks):
+            return None
+        try:
+            record_images.size(example.masks[index])
+            classes = schema.decode_mask(example.masks[index])
+        except (UserError, tf.errors.InvalidArgumentError):
+            return _decode(example.masks[index])
+        self.shown.update(np.unique(classes).tolist())
+        image = _decode(example.frames[index]) if index < len(example.frames) else None
+        if image is None or image.shape[:2] != classes.shape:
+            return self._colors[classes]
+        return blend(image, classes, self._colors, _MASK_ALPHA)
+
+    def legend(self) -> dict[str, np.ndarray]:
+        """Returns {name: color} of the values that were drawn."""
+        names = dict(enumerate(self._names)) | {mask_files.IGNORE: "ignored (255)"}
+        return {names.get(v, f"unknown ({v})"): self._colors[v] for v in sorted(self.shown)}
+
+
 def _draw_clips(
-    examples: Sequence[Indexed], directory: dataset.DatasetDir, max_frames: int
+    examples: Sequence[Indexed], directory: dataset.DatasetDir, max_frames: int, masks: _Masks
 ) -> Sheet:
-    """Returns a sheet with one block per clip: captions, frames, waveform and touch."""
+    """Returns a sheet with one block per clip: captions, frames, masks, waveform and touch."""
     sheet, info = Sheet(), directory.info
     for index, example in examples:
         sheet.text(_describe(index, example, info), color=FAINT, fontsize=9)
@@ -84,7 +129,7 @@ def _draw_clips(
             sheet.text(line, color=TEXT, fontsize=11)
             sheet.top += LINE * 1.2
         sheet.top += 0.05
-        width = _draw_frames(sheet, example, max_frames) if example.frames else WIDTH
+        width = _draw_frames(sheet, example, max_frames, masks) if example.frames else WIDTH
         if example.waveform is not None:
             rate = example.sample_rate or info.sample_rate
             sheet.axes(width, 0.55, draw_waveform(example.waveform, rate))
@@ -98,8 +143,8 @@ def _draw_clips(
     return sheet
 
 
-def _draw_frames(sheet: Sheet, example: schema.Example, max_frames: int) -> float:
-    """Adds a strip of frames; returns the width in inches of a strip of `max_frames`."""
+def _draw_frames(sheet: Sheet, example: schema.Example, max_frames: int, masks: _Masks) -> float:
+    """Adds strips of frames and masks; returns the width in inches of a strip of `max_frames`."""
     step = max(len(example.frames) / max_frames, 1)
     indices = [int(k * step) for k in range(min(max_frames, len(example.frames)))]
     images = [_frame(example, k) for k in indices]
@@ -108,6 +153,9 @@ def _draw_frames(sheet: Sheet, example: schema.Example, max_frames: int) -> floa
     height = cell * image_height / image_width
     sheet.axes(cell * len(images), height, draw_strip(images))
     sheet.top += height + 0.04
+    if masked := [image for k in indices if (image := masks.draw(example, k)) is not None]:
+        sheet.axes(cell * len(masked), height, draw_strip(masked))
+        sheet.top += height + 0.04
     return cell * max_frames
 
 
@@ -123,13 +171,14 @@ def _draw_touch(sheet: Sheet, example: schema.Example, max_images: int) -> None:
     sheet.top += 1.05
 
 
-def _draw_grid(examples: Sequence[Indexed], num_columns: int) -> Sheet:
-    """Returns a sheet with a grid of images, touch images, backgrounds, labels and captions."""
+def _draw_grid(examples: Sequence[Indexed], num_columns: int, masks: _Masks) -> Sheet:
+    """Returns a sheet with a grid of images, masks, touch images, backgrounds and texts."""
     sheet, cell = Sheet(), WIDTH / num_columns
     num_letters = int(cell * 11)
     for first in range(0, len(examples), num_columns):
         row = examples[first : first + num_columns]
         sheet.images([_frame(e, 0) if e.frames else None for _, e in row], cell)
+        sheet.images([masks.draw(e, 0) for _, e in row], cell)
         for images in ([e.touch for _, e in row], [e.touch_background for _, e in row]):
             sheet.images([_decode(encoded[0]) if encoded else None for encoded in images], cell)
         texts = []

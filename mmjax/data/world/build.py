@@ -21,7 +21,7 @@ is repeated before all have occurred, so the first 240 test clips all differ, in
 captions.
 
 `mmjax.data.world.objects` has single images of the same shapes and colors, some of them only for
-evaluation.
+evaluation. `mmjax.data.world.scenes` has images of several objects with segmentation masks.
 
 This module writes worlds as dataset directories, in the cache directory when a recipe reads one.
 The scenes are defined by `mmjax.data.world.scene`.
@@ -42,10 +42,12 @@ import numpy as np
 from mmjax import cache, files
 from mmjax.data.storage import dataset, image_files, schema, tfrecord
 from mmjax.data.text import word_vocab
+from mmjax.data.world import scenes
 from mmjax.data.world.captions import vocabulary
 from mmjax.data.world.config import WorldConfig
 from mmjax.data.world.objects import ObjectsConfig
 from mmjax.data.world.scene import Scene, make_scene
+from mmjax.data.world.scenes import ScenesConfig
 from mmjax.errors import UserError, choose
 from mmjax.modalities import STORED
 
@@ -59,12 +61,15 @@ WORLDS = {
     "tiny": (WorldConfig(num_frames=4), {"train": 64, "test": 32}),
     "objects": (ObjectsConfig(), {"train": 3000, "novel_train": 800, "novel_test": 400}),
     "objects_tiny": (ObjectsConfig(), {"train": 64, "novel_train": 96, "novel_test": 48}),
+    "scenes": (ScenesConfig(), {"train": 2000, "test": 200}),
+    "scenes_tiny": (ScenesConfig(frame_size=48), {"train": 64, "test": 24}),
 }
 
 
 def make_example(cfg: WorldConfig, split: str, index: int) -> tuple[schema.Example, Scene]:
     """Returns a scene as an example to store, and the scene itself; see `make_scene`."""
-    scene = make_scene(cfg, split, index)
+    make = scenes.make_scene if isinstance(cfg, ScenesConfig) else make_scene
+    scene = make(cfg, split, index)
     names = cfg.class_names
     jpegs = [image_files.encode_jpeg(frame, quality=_JPEG_QUALITY) for frame in scene.frames]
     touch = [] if scene.touch is None else [scene.touch]
@@ -82,6 +87,7 @@ def make_example(cfg: WorldConfig, split: str, index: int) -> tuple[schema.Examp
     )
     if scene.mask is not None:
         example.masks = [schema.encode_mask(mask) for mask in scene.mask]
+    if scene.depth is not None:
         example.depth = [schema.encode_depth(depth) for depth in scene.depth]
         example.flow = [schema.encode_flow(flow) for flow in scene.flow]
     return example, scene
@@ -142,6 +148,8 @@ def _describe(
     """Returns the description of a world; `sums` are those of `_write_shard`."""
     clips, *color, power = sums.tolist()
     absent = set() if cfg.dense else {"mask", "depth", "flow"}
+    absent |= {"depth", "flow"} if cfg.ONLY_MASKS else set()
+    absent |= set() if cfg.class_names else {"label"}
     absent |= {"audio"} if cfg.SILENT else set()
     absent |= set() if cfg.touch_size else {"touch"}
     absent |= set() if cfg.num_captions else {"text"}
@@ -153,8 +161,9 @@ def _describe(
         num_classes=len(cfg.class_names),
         class_names=cfg.class_names,
         multi_label=cfg.label == "all",
+        mask_classes=cfg.mask_classes,
         num_frames=cfg.num_frames,
-        frame_size=(cfg.frame_size, cfg.frame_size),
+        frame_size=None if cfg.ONLY_MASKS else (cfg.frame_size, cfg.frame_size),
         fps=cfg.fps,
         num_samples=0 if cfg.SILENT else cfg.waveform_length,
         sample_rate=0.0 if cfg.SILENT else cfg.sample_rate,
@@ -228,7 +237,9 @@ def ensure_world(spec: str = "world", *, cache_dir: str | None = None, workers: 
       UserError: The spec is invalid, or the cache directory is not writable.
     """
     name, cfg, splits = parse_spec(spec)
-    identity = json.dumps([_VERSION, dataclasses.asdict(cfg), splits], sort_keys=True)
+    identity = [_VERSION, dataclasses.asdict(cfg), splits]
+    # Earlier descriptions of worlds with masks lack the classes of the masks.
+    identity = json.dumps(identity + [cfg.mask_classes] * cfg.dense, sort_keys=True)
     directory = cache_dir or cache.cache_dir()
     path = os.path.join(
         directory, f"world-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"

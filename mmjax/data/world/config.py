@@ -56,6 +56,7 @@ class WorldConfig:
     DESCRIPTION = "Procedural scenes of one moving object, seen, heard, described and touched."
     SILENT = False  # whether no audio is stored
     STILL = False  # whether captions omit the motion
+    ONLY_MASKS = False  # whether `dense` stores masks without depth and flow
 
     def __post_init__(self):
         check_choice("label of the world:", self.label, self.labels)
@@ -83,6 +84,11 @@ class WorldConfig:
     def class_names(self) -> list[str]:
         """Class names in the order of their indices."""
         return self.labels[self.label]
+
+    @property
+    def mask_classes(self) -> list[str]:
+        """Class names of masks by value; [] without masks."""
+        return ["background", *SHAPES] if self.dense else []
 
     def attributes(self, split: str, index: int) -> dict[str, str]:
         """Returns the attributes of a scene, {'shape': 'star', …}."""

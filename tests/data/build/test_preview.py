@@ -109,3 +109,34 @@ def test_unknown_split_and_unwritable_file_are_named(tmp_path, capsys):
 def test_missing_directory_is_named(command, tmp_path, capsys):
     assert cli.main([command, str(tmp_path / "nowhere")]) == 2
     assert_mentions(capsys.readouterr().err, f"mmjax {command}", tmp_path / "nowhere")
+
+
+def test_masks_are_drawn_in_the_colors_of_their_classes(tmp_path):
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:, :20], mask[:, 40:] = 2, 255
+    frame = image_files.encode_jpeg(np.full((48, 64, 3), 100, np.uint8))
+    fields = dict(waveform=None, masks=[schema.encode_mask(mask)])
+    path, out = write(tmp_path, 3, frames=[frame], **fields), tmp_path / "p.png"
+    dataset.DatasetInfo(
+        name="m",
+        splits={
+            "train": dataset.SplitInfo(num_examples=3, shards=["train-00000-of-00001.tfrecord"])
+        },
+        mask_classes=["wall", "door", "lamp"],
+    ).save(path)
+    assert cli.main(["preview", path, "--out", str(out)]) == 0
+    image = np.asarray(Image.open(out).convert("RGB"))
+    for color in ((0, 128, 0), (224, 224, 192), (0, 0, 0)):
+        blended = 0.3 * 100 + 0.7 * np.array(color)
+        assert count_pixels(image, blended) > 3000, color
+    # The legend has swatches of the classes that occur, so not of door, (128, 0, 0).
+    assert count_pixels(image, (0, 128, 0)) > 50 and count_pixels(image, (128, 0, 0)) == 0
+
+
+def test_damaged_masks_and_masks_of_another_size_do_not_stop_the_sheet(tmp_path):
+    frame = image_files.encode_jpeg(np.full((48, 64, 3), 100, np.uint8))
+    whole = schema.encode_mask(np.full((30, 30), 7, np.uint8))
+    for name, mask in {"damaged": whole[:60], "size": whole}.items():
+        (tmp_path / name).mkdir()
+        path = write(tmp_path / name, 2, frames=[frame] * 2, masks=[mask] * 2)
+        assert cli.main(["preview", path, "--out", str(tmp_path / f"{name}.png")]) == 0

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmjax.data.storage import schema
 from mmjax.data.world.attributes import SHAPES
-from mmjax.data.world.end_tasks.drawing import draw, random_thing, scattered
+from mmjax.data.world.drawing import draw, random_thing, scattered
 from mmjax.data.world.end_tasks.settings import Settings, save
 
 _NUM_VIDEOS, _TEST_VIDEOS = 48, 8  # of EgoHands

@@ -13,7 +13,7 @@ from PIL import Image
 from mmjax import files
 from mmjax.data.world.attributes import MOTIONS, SHAPES, SIZES, TEXTURES
 from mmjax.data.world.config import WorldConfig, attributes_of
-from mmjax.data.world.end_tasks.drawing import FULL, draw, random_thing, scattered
+from mmjax.data.world.drawing import FULL, draw, random_thing, scattered
 from mmjax.data.world.end_tasks.settings import Settings, save
 from mmjax.data.world.render import Trajectory, render_frames
 

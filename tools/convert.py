@@ -1,7 +1,7 @@
 """Convert published checkpoints to run directories, or export a run for PyTorch.
 
-SOURCE is a TensorFlow checkpoint of VATT, or PyTorch files of TVL, OpenCLIP, LGSSL, a ResNet or a
-MobileNetV2. The result is a run directory that any task can start from, with a report of every
+SOURCE is a TensorFlow checkpoint of VATT, or PyTorch files of TVL, OpenCLIP, FLAIR, LGSSL, a ResNet
+or a MobileNetV2. The result is a run directory that any task can start from, with a report of every
 parameter name. A table of word vectors is converted to an .npz file. Code in pickles is never run.
 
 With --to, SOURCE is a run and the result is a .safetensors or .pth file.
@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="SOURCE",
         help="TensorFlow checkpoint: its prefix (…/ckpt-500000), .index file or directory; "
-        "PyTorch: a .pth, .pt, .bin, .ckpt or .safetensors file of TVL, of OpenCLIP (or both), or "
-        "of an image backbone; a .pkl file of word embeddings; with --to: a run directory",
+        "PyTorch: a .pth, .pt, .bin, .ckpt or .safetensors file of TVL, of OpenCLIP (or both), of "
+        "FLAIR or of an image backbone; a .pkl file of word embeddings; with --to: a run directory",
     )
     parser.add_argument(
         "--out", metavar="PATH", help="run directory, .npz, .safetensors or .pth file to write"
@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="with --inspect: print JSON")
     parser.add_argument(
         "--to",
-        choices=("timm", "tvl", "open_clip", "torchvision"),
+        choices=("timm", "tvl", "open_clip", "torchvision", "flair"),
         help="export a run with the parameter names of timm (touch encoder), TVL (touch encoder), "
-        "OpenCLIP (other towers) or torchvision (image backbone)",
+        "OpenCLIP (other towers), torchvision (image backbone) or FLAIR (a run of --task=flair)",
     )
     parser.add_argument(
         "--head-dim",

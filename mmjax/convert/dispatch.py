@@ -13,6 +13,8 @@ from mmjax import files
 from mmjax.convert import report, run_writer
 from mmjax.convert.clip import plan as clip_plan
 from mmjax.convert.export import export
+from mmjax.convert.flair import load as flair_load
+from mmjax.convert.flair import plan as flair_plan
 from mmjax.convert.plan import ConversionPlan
 from mmjax.convert.vatt import plan as vatt_plan
 from mmjax.convert.vision import load as vision_load
@@ -50,8 +52,8 @@ def convert(
 
     Args:
       sources: A TensorFlow checkpoint of VATT; a PyTorch file of TVL, of OpenCLIP, or both; a
-        PyTorch file with an image backbone or an LGSSL model; or a file of word vectors. With
-        `to`, one run directory or any of these.
+        PyTorch file with FLAIR, an image backbone or an LGSSL model; or a file of word vectors.
+        With `to`, one run directory or any of these.
       out: The path to write; can be omitted with `inspect`.
       to: Export for a PyTorch library: key of `mmjax.convert.export.TARGETS`.
       inspect: Whether to only describe the sources.
@@ -109,7 +111,8 @@ def _plan(
 ) -> ConversionPlan:
     """Returns the plan of the converter that reads the sources."""
     if all(map(torch_reader.is_file, sources)):
-        if len(sources) > 1 or not vision_load.fits(sources[0]):
+        is_flair = len(sources) == 1 and flair_load.fits(sources[0])
+        if not is_flair and (len(sources) > 1 or not vision_load.fits(sources[0])):
             return clip_plan.plan_conversion(
                 sources, head_dim=head_dim, quick_gelu=quick_gelu, vocab=vocab
             )
@@ -117,7 +120,8 @@ def _plan(
             raise UserError(
                 f"--quick-gelu applies to OpenCLIP's towers, not to {sources[0]}. Remove the flag."
             )
-        return vision_plan.plan_conversion(sources[0], head_dim=head_dim, vocab=vocab)
+        plan = flair_plan.plan_conversion if is_flair else vision_plan.plan_conversion
+        return plan(sources[0], head_dim=head_dim, vocab=vocab)
     prefix = _tensorflow_prefix(sources)
     if quick_gelu:
         raise UserError(f"--quick-gelu applies to CLIP's towers, not to {prefix}. Remove the flag.")
@@ -138,8 +142,8 @@ def _tensorflow_prefix(sources: Sequence[str]) -> str:
         raise UserError(
             f"{sources[0]} is not a source that mmjax can convert. Expected a TensorFlow "
             "checkpoint (its prefix …/ckpt-500000, its .index file, or a directory with one "
-            f"checkpoint or the file `checkpoint`), a PyTorch file ({suffixes}) of TVL, OpenCLIP "
-            f"or an image backbone, or word vectors ({', '.join(word_vectors.SUFFIXES)})."
+            f"checkpoint or the file `checkpoint`), a PyTorch file ({suffixes}) of TVL, OpenCLIP, "
+            f"FLAIR or an image backbone, or word vectors ({', '.join(word_vectors.SUFFIXES)})."
             f"{published_checkpoints.hint(sources[0])}"
         )
     return prefix

@@ -10,6 +10,7 @@ import numpy as np
 
 from mmjax.convert.clip import load as clip_load
 from mmjax.convert.clip.load import Component
+from mmjax.convert.flair import names as flair_names
 from mmjax.convert.load import load_params
 from mmjax.convert.matching import is_statistic
 from mmjax.convert.shapes import block_counts
@@ -18,6 +19,7 @@ from mmjax.convert.vision import names as vision_names
 from mmjax.errors import UserError, check_choice
 from mmjax.formats import safetensors, torch_writer
 from mmjax.formats.name_rules import Rules, dense, to_torch, with_prefix
+from mmjax.models.flair import ADAPTERS
 
 # {format: prefixes of the paths that it contains}.
 TARGETS = {
@@ -25,6 +27,10 @@ TARGETS = {
     "tvl": ("touch/", "heads/", *clip_load.SCALAR_PATHS),
     "open_clip": ("image/", "text/", *clip_load.SCALAR_PATHS),
     "torchvision": ("image/",),
+    "flair": (
+        *("image/", "text/", "image_projection/", "text_projection/", "pooling/"),
+        *(*ADAPTERS, *clip_load.SCALAR_PATHS),
+    ),
 }
 # {(blocks, whether they are bottlenecks): name of the ResNet}.
 _RESNETS = {
@@ -45,7 +51,7 @@ def export(source: str, *, to: str, out: str) -> list[str]:
       to: Key of `TARGETS`. 'timm' is the touch encoder for `timm.create_model`; 'tvl' the same in
         the format of the entry `model` in TVL's checkpoints; 'open_clip' the image and text
         towers; 'torchvision' the image backbone, a ResNet (timm uses the same names) or
-        MobileNetV2, with its final dense layer, if any, as `fc`.
+        MobileNetV2, with its final dense layer, if any, as `fc`; 'flair' a model of --task=flair.
       out: The .safetensors or .pth file; it must not exist.
 
     Raises:
@@ -76,7 +82,7 @@ def export(source: str, *, to: str, out: str) -> list[str]:
     _WRITERS[suffix](out, renamed)
     size = sum(x.size for path, x in arrays.items() if not is_statistic(path))
     lines = [f"{out}: {size:,} parameters of {description} in {len(renamed)} arrays."]
-    if to != "tvl":
+    if to not in ("tvl", "flair"):
         load = "load_file" if suffix == safetensors.SUFFIX else "torch.load"
         has_classifier = "features.0.0.weight" in renamed  # torchvision's MobileNetV2
         options = ", strict=False" if has_classifier else ""
@@ -105,6 +111,10 @@ def rules_of(arrays: Mapping[str, np.ndarray], to: str) -> Rules:
             Component("scalars", "", ""),
         ]
         return [rule for component in components for rule in component.rules]
+    if to == "flair":
+        if "pooling/query/kernel" not in arrays:
+            raise UserError("--to flair: the source is not a model of --task=flair.")
+        return flair_names.RULES
     if to == "torchvision":
         if "image/stem/conv/kernel" not in arrays:
             raise UserError(f"--to {to}: the source has no ResNet or MobileNetV2 as image tower.")

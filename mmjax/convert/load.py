@@ -10,6 +10,7 @@ from mmjax import tree
 from mmjax.checkpoints.find import find
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.convert.clip import load as clip_load
+from mmjax.convert.flair import load as flair_load
 from mmjax.convert.vatt import load as vatt_load
 from mmjax.convert.vatt.names import WORD_EMBEDDING
 from mmjax.convert.vision import load as vision_load
@@ -35,8 +36,8 @@ def _load(source: str) -> tuple[dict[str, np.ndarray], str]:
         - a run directory (its newest checkpoint) or `<run>/checkpoints/<step>`. If the run keeps a
           moving average of the parameters, it is read instead of the parameters;
         - the prefix of a TensorFlow checkpoint of VATT (`…/ckpt-500000`);
-        - a PyTorch file (.pth, .safetensors, …) with TVL's touch encoder, OpenCLIP's towers, an
-          image backbone (ResNet, MobileNetV2, ViT) or an LGSSL model;
+        - a PyTorch file (.pth, .safetensors, …) with TVL's touch encoder, OpenCLIP's towers,
+          FLAIR, an image backbone (ResNet, MobileNetV2, ViT) or an LGSSL model;
         - a file of word vectors (.npz, .npy, .pkl).
 
     Returns:
@@ -50,6 +51,8 @@ def _load(source: str) -> tuple[dict[str, np.ndarray], str]:
         return {WORD_EMBEDDING: word_vectors.load(source)}, f"the word vectors {source}"
     if prefix := tf_checkpoint.find(source):
         return vatt_load.load(prefix)
+    if torch_reader.is_file(source) and flair_load.fits(source):
+        return flair_load.load(source)
     if torch_reader.is_file(source):
         return vision_load.load(source) if vision_load.fits(source) else clip_load.load(source)
     run_dir, step = find(source)

@@ -54,6 +54,7 @@ class TorchSource:
       mismatches: {key: description}.
       step: Training step; 0 if the files do not contain it.
       rules: Names of the arrays, with the prefixes of the keys.
+      added: {key: why} of keys that the files lack and that have a default value.
     """
 
     entries: dict[str, Any]
@@ -63,6 +64,7 @@ class TorchSource:
     mismatches: dict[str, str]
     step: int
     rules: list[Rule] = dataclasses.field(default_factory=list)
+    added: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def keys_of(self, path: str, shape: Sequence[int]) -> list[str]:
         """Returns the keys of an array; the path itself if no rule has it."""

@@ -24,7 +24,7 @@ def noise(count):
 def published_array(name, shape):
     """Returns the array of a name in FLAIR's state dict."""
     if name in ("logit_scale", "logit_bias"):
-        return np.float32(dict(logit_scale=2.6592600, logit_bias=-10.0)[name])
+        return np.array(dict(logit_scale=2.6592600, logit_bias=-10.0)[name], np.float32)
     size = math.prod(shape)
     r = noise(size).reshape(shape)
     if "embedding" in name:

@@ -46,7 +46,7 @@ def model_section(
     if tower := source.components.get("touch"):
         model["touch"] = _touch_options(tower, shapes, head_dim)
     if "image" in source.components:
-        model["image"] = _clip_image_options(shapes, head_dim) | activation
+        model["image"] = clip_image_options(shapes, head_dim) | activation
     if "text" in source.components:
         model["text"] = clip_text_options(shapes, head_dim) | activation
     for path in shapes:
@@ -64,7 +64,8 @@ def _touch_options(tower: str, shapes: Shapes, head_dim: int) -> dict[str, Any]:
     return dict(name=nearest_name(vit.TOUCH_CONFIGS, options), **options)
 
 
-def _clip_image_options(shapes: Shapes, head_dim: int) -> dict[str, Any]:
+def clip_image_options(shapes: Shapes, head_dim: int) -> dict[str, Any]:
+    """Returns the name and options of the CLIP image tower at `image`."""
     options = dict(
         **encoder_options(shapes, "image/encoder", head_dim),
         **patch_options(shapes, "image"),

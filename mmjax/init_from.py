@@ -219,8 +219,9 @@ def from_source(
         classifier) or unused (towers for other modalities). A classifier for other classes may
         also have another shape.
       names: (pattern, replacement) pairs that rename the source's paths.
-      prefix: If not '', only this part of the parameters is filled, and the rest of the source is
-        left out. Patterns apply to paths without the prefix.
+      prefix: If not '', only this part of the parameters is filled: from the same part of the
+        source, or from the whole source if it has none, of which the rest is left out. Patterns
+        apply to paths without the prefix.
 
     Raises:
       UserError: A path that only one side has is not allowed, a shape differs, or nothing matches.
@@ -231,6 +232,7 @@ def from_source(
         allow = (f"^(?!{WORD_EMBEDDING}$)",)
     parts = {name: state[name] for name in ("params", "extra")}
     if prefix:
+        leaves = part_of(leaves, prefix) or leaves
         parts = {name: part.get(prefix, {}) for name, part in parts.items()}
     values, report = match(target_of(parts), leaves, names=names)
     if prefix:
@@ -247,6 +249,12 @@ def from_source(
     if prefix:
         parts = {name: {**state[name], prefix: part} for name, part in parts.items() if part}
     return with_parts(state, **parts)
+
+
+def part_of(leaves: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Returns the parameters and statistics of a part of a model, without its prefix."""
+    pattern = re.compile(f"^(extra/)?{re.escape(prefix)}/")
+    return {pattern.sub(r"\1", path): x for path, x in leaves.items() if pattern.match(path)}
 
 
 def with_parts(state: dict, **parts: dict) -> dict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ RANDOM = "random:"  # prefix of an encoder with random weights
 _ARCHITECTURES: dict[str, tuple[int, dict[str, Any]]] = {
     "resnet50": (224, dict(name="resnet50", zero_init_last=False)),
     "resnet_demo": (
-        64,
+        32,
         dict(name="resnet50", blocks=(1, 1, 1, 1), bottleneck=False, width_multiplier=0.25),
     ),
 }
@@ -72,7 +71,7 @@ def open_encoder(source: str | Sequence[str], *, seed: int = 0) -> ImageEncoder:
         with its fine-tuned encoder), `<run>/checkpoints/<step>`, or a published file; see
         `mmjax.load`. `random:SOURCE` is the encoder of a source with
         random weights; `random:resnet50` is torchvision's ResNet-50, and `random:resnet_demo` a
-        small one for images of 64 pixels.
+        small one for images of 32 pixels.
       seed: Seed of random weights.
 
     Raises:
@@ -119,9 +118,7 @@ def _read(sources: Sequence[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]
             "This run of --task=probe has no encoder: its heads are trained on features that were "
             "computed once. Pass the encoder that it was trained on."
         )
-    pattern = re.compile(f"^(extra/)?{TRUNK}/")
-    own = {pattern.sub(r"\1", path): x for path, x in leaves.items() if pattern.match(path)}
-    return dict(cfg.model[TRUNK]), own, where
+    return config.plain(cfg.model[TRUNK]), init_from.part_of(leaves, TRUNK), where
 
 
 def _num_classes(leaves: Mapping[str, np.ndarray]) -> int | None:

@@ -228,15 +228,26 @@ def _attempt(
             if RunDir(cell.directory).has_trainer():
                 return Outcome(**common, state=BUSY)
             reporter.started(title, cell.directory)
-            written = cells_lib.run_cell(cell, encoder, digest)
-    except UserError as error:
-        return Outcome(**common, state=FAILED, reason=str(error), seconds=_since(started))
+            try:
+                written = cells_lib.run_cell(cell, encoder, digest)
+            except Exception as error:
+                known = isinstance(error, UserError)
+                logging.info("Failed: %s", error, exc_info=not known)  # in the file only
+                raise
     except Exception as error:  # noqa: BLE001 - one cell must not stop the others
-        logging.exception("%s failed.", title)
-        reason = f"{type(error).__name__}: {error}"
+        reason = _summary(error, cell)
         return Outcome(**common, state=FAILED, reason=reason, seconds=_since(started))
     best = "; ".join(f"{one.config_name}: {one.metric} {one.test_accuracy:.4g}" for one in written)
     return Outcome(**common, state=FINISHED, reason=best, seconds=_since(started))
+
+
+def _summary(error: Exception, cell: Cell | None) -> str:
+    """Returns the first line of an error, and the file that has the others."""
+    first, _, rest = str(error).partition("\n")
+    if not isinstance(error, UserError):
+        first = f"{type(error).__name__}: {first}"
+    more = cell is not None and (rest or not isinstance(error, UserError))
+    return f"{first} (more in {cell.directory / _LOG})" if more else first
 
 
 def _since(started: float) -> float:

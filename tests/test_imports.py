@@ -13,7 +13,7 @@ ROOT = pathlib.Path(mmjax.__file__).resolve().parent.parent
 # and from lower ones. The order within `data` is that of DATA_LAYERS.
 LAYERS = (
     "errors limits plain_text files registry tree cache config distributed modalities cpus assets "
-    "configs end_tasks",
+    "configs end_tasks pixel_statistics",
     "losses formats monitor data neighbors diagnostic_text",
     "state lookups models checkpoints optim sharding sentence_encoders",
     "data_spec step program preprocess",

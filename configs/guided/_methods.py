@@ -7,7 +7,7 @@ Source: El Banani et al. 2023, Learning Visual Representations via Language-Guid
 from __future__ import annotations
 
 from mmjax.errors import UserError
-from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
+from mmjax.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 
 METHODS = (
     *("lgsimclr", "lgsimsiam", "lgslip"),  # positives are selected by captions

@@ -15,7 +15,7 @@ reproduced these results, because we had no access to its data or weights.
 """
 
 from mmjax import config
-from mmjax.preprocess.image import SUBTRACTED_MEAN, SUBTRACTED_STD
+from mmjax.pixel_statistics import SUBTRACTED_MEAN, SUBTRACTED_STD
 from mmjax.published.tvl import tvl_config
 
 _TOUCH = dict(

@@ -16,7 +16,7 @@ from mmjax.checkpoints.checksums import fingerprint
 from mmjax.convert.load import load_sources
 from mmjax.convert.source_config import config_of
 from mmjax.errors import UserError, about
-from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
+from mmjax.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from mmjax.tasks.probe import TRUNK
 from mmjax.tasks.trunk import Trunk, trunk_section
 

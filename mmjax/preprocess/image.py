@@ -6,15 +6,15 @@ published recipes do.
 
 The order of operations is that of the published code of TVL (Fu et al. 2024, A Touch, Vision, and
 Language Dataset for Multimodal Alignment, arXiv 2402.13232) and LGSSL (El Banani et al. 2023,
-Learning Visual Representations via Language-Guided Sampling, arXiv 2302.12248). The tactile mean
-and std are TVL's. Some options follow kornia, with which LGSSL was trained.
+Learning Visual Representations via Language-Guided Sampling, arXiv 2302.12248). Some options follow
+kornia, with which LGSSL was trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,25 +24,6 @@ from mmjax import config
 from mmjax.errors import UserError
 from mmjax.preprocess import example_random
 from mmjax.preprocess.color import ColorJitter, grayscale, normalize, to_float
-
-
-class Channels(NamedTuple):
-    """One value per color channel."""
-
-    red: float
-    green: float
-    blue: float
-
-
-CLIP_MEAN = Channels(0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = Channels(0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN = Channels(0.485, 0.456, 0.406)
-IMAGENET_STD = Channels(0.229, 0.224, 0.225)
-# Statistics of TVL's touch images, without and with subtraction of the background.
-TACTILE_MEAN = Channels(0.29174602047139075, 0.2971325588927249, 0.2910404549605639)
-TACTILE_STD = Channels(0.18764469044810236, 0.19467651810273057, 0.21871583397361818)
-SUBTRACTED_MEAN = Channels(-0.00809318389762342, -0.01887447008747725, -0.018430588238856332)
-SUBTRACTED_STD = Channels(0.04535400223885517, 0.044029170444552575, 0.05332520729596308)
 
 _MIN_SIGMA = 1e-3  # of a blur, in pixels
 

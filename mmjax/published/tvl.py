@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from mmjax import config
-from mmjax.preprocess.image import CLIP_MEAN, CLIP_STD, TACTILE_MEAN, TACTILE_STD
+from mmjax.pixel_statistics import CLIP_MEAN, CLIP_STD, TACTILE_MEAN, TACTILE_STD
 
 # Training images per epoch of the published recipe: 90 % of the 43,339 pairs outside the test set,
 # and images without contact, a tenth as many as there are human-collected pairs.

@@ -7,6 +7,7 @@ import pytest
 import scipy.ndimage
 
 from mmjax.errors import UserError
+from mmjax.pixel_statistics import CLIP_MEAN, CLIP_STD, SUBTRACTED_MEAN, SUBTRACTED_STD
 from mmjax.preprocess import color, image
 from tests.messages import raises
 
@@ -80,8 +81,8 @@ def test_each_image_is_changed_independently(change, probability):
 
 
 TVL_IMAGE = dict(
-    mean=image.CLIP_MEAN,
-    std=image.CLIP_STD,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
     horizontal_flip=0.5,
     color_jitter=dict(brightness=(0.8, 1.1), contrast=(0.7, 1.3), saturation=(0.8, 1.2)),
     grayscale=0.2,
@@ -91,7 +92,7 @@ TVL_IMAGE = dict(
 
 def test_evaluation_only_normalizes_any_leading_dimensions():
     augment = jax.jit(image.Augmentation.from_config(TVL_IMAGE, "augment.image"))
-    expected = (BYTES / 255 - np.array(image.CLIP_MEAN)) / np.array(image.CLIP_STD)
+    expected = (BYTES / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
     np.testing.assert_allclose(augment(BYTES, key=None), expected, atol=1e-5)
     np.testing.assert_allclose(augment(BYTES[:, None], key=None)[:, 0], expected, atol=1e-5)
     plain = image.Augmentation()
@@ -171,10 +172,14 @@ def test_in_eval_augments_an_image_and_its_background_identically():
 
 def test_backgrounds_are_color_jittered_with_their_image_and_subtracted():
     touch, background = BYTES[:, :, :12], np.roll(BYTES, 1, axis=0)[:, :, :12]
-    section = dict(mean=image.SUBTRACTED_MEAN, std=image.SUBTRACTED_STD, subtract_background=True)
+    section = dict(
+        mean=SUBTRACTED_MEAN,
+        std=SUBTRACTED_STD,
+        subtract_background=True,
+    )
     augment = jax.jit(image.Augmentation.from_config(section, "augment.touch"))
     difference = touch / 255 - background / 255
-    scaled = (difference - image.SUBTRACTED_MEAN) / np.array(image.SUBTRACTED_STD)
+    scaled = (difference - SUBTRACTED_MEAN) / np.array(SUBTRACTED_STD)
     for key in (None, KEY):
         np.testing.assert_allclose(augment(touch, background, key=key), scaled, atol=2e-4)
 

@@ -7,7 +7,7 @@ import pytest
 from mmjax import config
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
-from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
+from mmjax.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from mmjax.tasks import make_task
 from tests.messages import raises
 from tests.random_arrays import random_arrays

@@ -13,7 +13,7 @@ from mmjax.convert.shapes import HEAD_DIM, Shapes
 from mmjax.convert.torch_source import TorchSource
 from mmjax.convert.vision import load as vision_load
 from mmjax.convert.vision import names as vision_names
-from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
+from mmjax.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 
 _SIZE = 224  # image size in pixels of the published training and evaluation
 

@@ -89,7 +89,13 @@ def dense(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 def convolution(
-    in_features: int, out_features: int, size: int, *, dtype: Any = "float32", rngs: nnx.Rngs
+    in_features: int,
+    out_features: int,
+    size: int,
+    *,
+    dtype: Any = "float32",
+    param_dtype: Any = "float32",
+    rngs: nnx.Rngs,
 ) -> nnx.Conv:
     """Returns a convolution with bias that keeps the size, initialized as in PyTorch."""
     uniform = fan_in_uniform(size * size * in_features)
@@ -101,6 +107,7 @@ def convolution(
         kernel_init=uniform,
         bias_init=uniform,
         dtype=dtype,
+        param_dtype=param_dtype,
         rngs=rngs,
     )
 

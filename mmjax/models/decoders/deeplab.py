@@ -16,6 +16,7 @@ from flax import nnx
 
 from mmjax import tree
 from mmjax.errors import UserError
+from mmjax.models.blocks.aspp import ASPP
 from mmjax.models.blocks.convolution import ConvolutionConfig, Unit, draw_kernels, square_unit
 from mmjax.models.blocks.initializers import fan_in_uniform
 from mmjax.models.decoders.base import Head, convolution, dense, only_image, single_image
@@ -43,35 +44,19 @@ def _unit(in_features: int, out_features: int, size: int = 1, **options: Any) ->
     )
 
 
-class ASPP(nnx.Module):
-    """Atrous spatial pyramid pooling: [N, h, w, C] → [N, h, w, 256].
-
-    Branches: a 1×1 convolution, three dilated 3×3 convolutions, and the mean over the map. Units
-    have no biases.
-
-    Args:
-      cfg: Dtypes.
-      in_features: Channels of the input.
-      paper_batch_norm: Whether BatchNorm has pyVTAB's epsilon and momentum; see `DeepLab`.
-      rngs: Random number generators for initialization.
-    """
-
-    def __init__(
-        self, *, cfg: ConvolutionConfig, in_features: int, paper_batch_norm: bool, rngs: nnx.Rngs
-    ):
-        options = dict(cfg=cfg, rngs=rngs) | (_PAPER_ASPP if paper_batch_norm else {})
-        self.branch1 = _unit(in_features, _ASPP_WIDTH, **options)
-        for number, dilation in enumerate(_ASPP_DILATIONS, 2):
-            branch = _unit(in_features, _ASPP_WIDTH, 3, dilation=dilation, **options)
-            setattr(self, f"branch{number}", branch)
-        self.branch5 = _unit(in_features, _ASPP_WIDTH, **options)
-        self.fuse = _unit(5 * _ASPP_WIDTH, _ASPP_WIDTH, **options)
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        branches = [getattr(self, f"branch{number}")(x, train=train) for number in range(1, 5)]
-        mean = self.branch5(x.mean((1, 2), keepdims=True), train=train)
-        branches.append(jnp.broadcast_to(mean, branches[0].shape))
-        return self.fuse(jnp.concatenate(branches, axis=-1), train=train)
+def _aspp(
+    *, cfg: ConvolutionConfig, in_features: int, paper_batch_norm: bool, rngs: nnx.Rngs
+) -> ASPP:
+    """Returns the pyramid; `paper_batch_norm` is described in `DeepLab`."""
+    options = _PAPER_ASPP if paper_batch_norm else dict(momentum=_MOMENTUM)
+    return ASPP(
+        cfg=cfg,
+        in_features=in_features,
+        width=_ASPP_WIDTH,
+        dilations=_ASPP_DILATIONS,
+        rngs=rngs,
+        **options,
+    )
 
 
 class Decoder(nnx.Module):
@@ -150,7 +135,7 @@ class DeepLab(Head):
             )
             features = width
         draw_kernels(self.block4, rngs.params(), init="kaiming")
-        self.aspp = ASPP(cfg=cfg, in_features=width, paper_batch_norm=paper_batch_norm, rngs=rngs)
+        self.aspp = _aspp(cfg=cfg, in_features=width, paper_batch_norm=paper_batch_norm, rngs=rngs)
         self.reducer = _unit(channels["block1"], _REDUCED, cfg=cfg, use_bias=True, rngs=rngs)
         self.decoder = Decoder(cfg=cfg, num_outputs=num_outputs, rngs=rngs)
 
@@ -285,7 +270,7 @@ class DeepLabClassifier(Head):
         if min(map_size) < 1:
             raise UserError(f"map_size must be two sizes of at least 1; got {map_size}.")
         self.map_size = tuple(map_size)
-        self.aspp = ASPP(
+        self.aspp = _aspp(
             cfg=_CFG,
             in_features=channels["block4"],
             paper_batch_norm=paper_batch_norm,

@@ -20,6 +20,7 @@ from mmjax.models.blocks.convolution import (
     draw_kernels,
     square_unit,
 )
+from mmjax.models.blocks.inverted_residual import InvertedResidual, round_channels
 from mmjax.models.blocks.transformer import Remat
 
 # (expansion, channels, blocks, stride) of each group: table 2 of the paper.
@@ -33,68 +34,11 @@ GROUPS = (
     (6, 320, 1, 1),
 )
 STEM, HEAD = 32, 1280  # channels
-_DIVISOR = 8
-
-
-def round_channels(channels: float) -> int:
-    """Returns the nearest multiple of 8 that is not below 90% of `channels`."""
-    rounded = max(_DIVISOR, int(channels + _DIVISOR / 2) // _DIVISOR * _DIVISOR)
-    return rounded if rounded >= 0.9 * channels else rounded + _DIVISOR
 
 
 def _relu6(x: jax.Array) -> jax.Array:
-    """Returns ReLU6 of the output of a ReLU."""
-    return jnp.minimum(x, 6)
-
-
-class InvertedResidual(nnx.Module):
-    """1×1 `expand` → 3×3 `depthwise` (strided) → 1×1 `project`, plus the input if shapes are equal.
-
-    The first two end with ReLU6; the last has no activation.
-
-    Args:
-      cfg: Options of the tower.
-      in_features: Channels of the input.
-      out_features: Channels of the output.
-      expansion: Inner channels over input channels; 1 omits `expand`.
-      stride: Stride of the 3×3 convolution.
-      rngs: Random number generators for initialization.
-    """
-
-    def __init__(
-        self,
-        *,
-        cfg: ConvolutionConfig,
-        in_features: int,
-        out_features: int,
-        expansion: int,
-        stride: int,
-        rngs: nnx.Rngs,
-    ):
-        inner = expansion * in_features
-        self.has_residual = stride == 1 and in_features == out_features
-        if expansion != 1:
-            self.expand = square_unit(
-                cfg=cfg, in_features=in_features, out_features=inner, size=1, rngs=rngs
-            )
-        self.depthwise = square_unit(
-            cfg=cfg,
-            in_features=inner,
-            out_features=inner,
-            size=3,
-            stride=stride,
-            feature_groups=inner,
-            rngs=rngs,
-        )
-        self.project = square_unit(
-            cfg=cfg, in_features=inner, out_features=out_features, size=1, relu=False, rngs=rngs
-        )
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # [N, H, W, C]
-        y = _relu6(self.expand(x, train=train)) if hasattr(self, "expand") else x
-        y = _relu6(self.depthwise(y, train=train))
-        y = self.project(y, train=train)
-        return x + y if self.has_residual else y
+    """Returns ReLU6, with ReLU's gradient at 0."""
+    return jnp.minimum(jax.nn.relu(x), 6)
 
 
 class MobileNetV2(ConvolutionTower):
@@ -156,9 +100,10 @@ class MobileNetV2(ConvolutionTower):
                 self.groups[str(g)][str(j)] = InvertedResidual(
                     cfg=cfg,
                     in_features=features,
+                    inner=expansion * features,
                     out_features=width,
-                    expansion=expansion,
                     stride=stride if j == 0 else 1,
+                    activation=_relu6,
                     rngs=rngs,
                 )
                 features = width

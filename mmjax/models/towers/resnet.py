@@ -142,6 +142,8 @@ class ResNet(ConvolutionTower):
       channels: Channels of the input; 0 if it has no such axis.
       shift: Whether blocks apply temporal shifts, for inputs [N, T, H, W, channels].
       blocks: Number of blocks in each group; channels double from group to group.
+      dilations: Dilation of the 3×3 convolutions of each group, by default 1. The stride of a
+        dilated group is 1.
       width_multiplier: Factor of all channel counts (each rounded, at least 1); at least 1/8 with
         `shift`.
       dtype: Dtype of computation; BatchNorm runs in float32.
@@ -154,7 +156,7 @@ class ResNet(ConvolutionTower):
     """
 
     # Options that a subclass sets itself, unless its own constructor has them.
-    FIXED_OPTIONS = ("channels", "shift")
+    FIXED_OPTIONS = ("channels", "shift", "dilations")
 
     expansion = 4
     pool_padding: str | Sequence[tuple[int, int]] = "SAME"
@@ -166,6 +168,7 @@ class ResNet(ConvolutionTower):
         channels: int,
         shift: bool,
         blocks: Sequence[int] = (3, 4, 6, 3),
+        dilations: Sequence[int] = (),
         width_multiplier: float = 1.0,
         dtype: Any = "float32",
         param_dtype: Any = "float32",
@@ -194,14 +197,16 @@ class ResNet(ConvolutionTower):
         for g, count in enumerate(self.blocks):
             self.groups[str(g)] = nnx.Dict()
             width = cfg.width(64 * 2**g)
+            dilation = dilations[g] if g < len(dilations) else 1
             for j in range(count):
-                stride = 2 if g > 0 and j == 0 else 1
+                stride = 2 if g > 0 and j == 0 and dilation == 1 else 1
                 self.groups[str(g)][str(j)] = self.make_block(
                     cfg=cfg,
                     in_features=features,
                     features=width,
                     stride=stride,
                     project=stride > 1 or features != self.expansion * width,
+                    dilation=dilation,
                     rngs=rngs,
                 )
                 features = self.expansion * width

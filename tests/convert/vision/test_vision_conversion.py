@@ -21,7 +21,7 @@ from mmjax.errors import UserError
 from mmjax.formats import safetensors, torch_reader
 from mmjax.models.guided import make_model
 from mmjax.models.towers.registry import build_tower
-from mmjax.preprocess.image import IMAGENET_MEAN, IMAGENET_STD
+from mmjax.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from mmjax.state import ModelDef
 from mmjax.tools import cli
 from tests.convert.runs import module_of, read_report

@@ -7,7 +7,8 @@ import pytest
 
 from mmjax import tree
 from mmjax.errors import UserError
-from mmjax.models.towers.mobilenet import GROUPS, round_channels
+from mmjax.models.blocks.inverted_residual import round_channels
+from mmjax.models.towers.mobilenet import GROUPS
 from mmjax.models.towers.registry import TOWERS, build_tower
 from mmjax.state import ModelDef
 from tests.messages import raises

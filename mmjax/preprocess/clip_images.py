@@ -9,8 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mmjax.pixel_statistics import CLIP_MEAN, CLIP_STD
 from mmjax.preprocess.color import normalize, to_float
-from mmjax.preprocess.image import CLIP_MEAN, CLIP_STD
 
 
 def clip_images(images: jax.Array, size: int = 224) -> jax.Array:

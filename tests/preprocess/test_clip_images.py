@@ -5,8 +5,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from mmjax.pixel_statistics import CLIP_MEAN, CLIP_STD
 from mmjax.preprocess.clip_images import clip_images
-from mmjax.preprocess.image import CLIP_MEAN, CLIP_STD
 
 prepare = jax.jit(clip_images, static_argnums=1)
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 37, 52, 3), np.uint8)

@@ -21,7 +21,7 @@ from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.formats import safetensors, torch_reader
 from mmjax.models.tvl import make_model
-from mmjax.preprocess.image import TACTILE_MEAN, TACTILE_STD
+from mmjax.pixel_statistics import TACTILE_MEAN, TACTILE_STD
 from mmjax.state import ModelDef
 from mmjax.tasks import make_task
 from mmjax.tools import cli

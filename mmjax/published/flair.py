@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_collections
 
 from mmjax import config
-from mmjax.preprocess.image import CLIP_MEAN, CLIP_STD
+from mmjax.pixel_statistics import CLIP_MEAN, CLIP_STD
 
 IMAGE_SIZE, MAX_TOKENS = 224, 77
 # Examples per epoch. TTDL does not state how many it has; set it to the size of your dataset with

@@ -20,7 +20,9 @@ class DataSpec:
     Attributes:
       batch: {field: abstract array} of a global training batch.
       vocab_size: Size of the tokenizer's vocabulary; None without text.
-      num_classes: Number of classes; None without labels.
+      num_classes: Number of classes: of an end task, of segmentation masks, or of labels. None
+        without any of them.
+      mask_classes: Class names of segmentation masks by value; () without masks.
       sample_rate: Sample rate of the audio in Hz, after striding; None without audio.
       train: Whether the task will be trained. Otherwise only its `predict` functions are used, and
         its loss need not fit the model and the data.
@@ -29,6 +31,7 @@ class DataSpec:
     batch: Mapping[str, jax.ShapeDtypeStruct]
     vocab_size: int | None = None
     num_classes: int | None = None
+    mask_classes: tuple[str, ...] = ()
     sample_rate: float | None = None
     train: bool = True
 
@@ -43,6 +46,7 @@ class DataSpec:
             },
             vocab_size=getattr(tokenizer, "vocab_size", None),
             num_classes=data.num_classes,
+            mask_classes=getattr(data, "mask_classes", ()),  # not of streams and feature tables
             sample_rate=data.sample_rate,
         )
 
@@ -92,11 +96,19 @@ class DataSpec:
         if data.label:
             classes = data.label.num_classes or num_classes or 2
             shapes["label"] = ((classes,), "float32") if data.label.multi_label else ((), "int32")
+        mask_classes: tuple[str, ...] = ()
+        if data.segmentation:
+            side = data.segmentation.size
+            shapes |= {"image": ((side, side, 3), "uint8"), "image_mask": ((), "float32")}
+            shapes["segmentation"] = ((side, side), "uint8")
+            classes = data.segmentation.num_classes or num_classes or 2
+            mask_classes = tuple(map(str, range(classes)))
         return cls(
             batch={
                 name: jax.ShapeDtypeStruct((batch_size, *shape), np.dtype(dtype))
                 for name, (shape, dtype) in shapes.items()
             },
             num_classes=classes,
+            mask_classes=mask_classes,
             sample_rate=data.audio.rate(data.audio.sample_rate or 48_000) if data.audio else None,
         )

@@ -54,6 +54,18 @@ def test_shapes_from_the_config_equal_loaded_batches(tmp_path):
         assert facts == {name: shapes(DataSpec.of(train_data))[name] for name in facts}
 
 
+def test_shapes_of_segmentation_from_the_config_equal_loaded_batches():
+    section = dict(train="world:scenes_tiny,train=4,test=4", segmentation=dict(size=16))
+    cfg = config.Config(task="x", batch_size=4, data=section)
+    data = loader.make_train_data(section, batch_size=4, seed=0)
+    planned, actual = DataSpec.of_config(cfg, num_classes=9), DataSpec.of(data)
+    facts = shapes(planned)
+    assert set(facts) == {"image", "image_mask", "segmentation"}
+    assert facts == {name: shapes(actual)[name] for name in facts}
+    assert planned.num_classes == actual.num_classes == 9
+    assert actual.mask_classes[:2] == ("background", "circle")
+
+
 def test_evaluation_shapes_need_neither_pairs_nor_features(features):
     section = dict(
         image=dict(size=16, crops=CROPS[:2]),

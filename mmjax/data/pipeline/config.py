@@ -16,6 +16,7 @@ from mmjax.data.pipeline.dmvr.options import Dmvr
 from mmjax.data.pipeline.end_task import EndTaskOptions, add_end_task
 from mmjax.data.pipeline.image_modality import Image, Touch, add_image
 from mmjax.data.pipeline.label import Label, add_label
+from mmjax.data.pipeline.segmentation import Segmentation, add_segmentation
 from mmjax.data.pipeline.text import Text, add_text
 from mmjax.data.pipeline.video import Video, add_video
 from mmjax.errors import UserError
@@ -30,6 +31,7 @@ MODALITIES: dict[str, tuple[type, AddFunction]] = {
     "image": (Image, add_image),
     "touch": (Touch, add_image),
     "end_task": (EndTaskOptions, add_end_task),
+    "segmentation": (Segmentation, add_segmentation),
 }
 
 
@@ -52,6 +54,7 @@ class DataConfig:
       prefetch: Number of batches prepared in advance.
       video, audio, image, text, label, touch: Options of each modality; None leaves it out.
       end_task: Options of an end task, which needs no other modality; None for none.
+      segmentation: Options of images with segmentation masks; None for none.
       pairs: Train on pairs of records: the second of `data.image.crops` shows the image of the
         paired record, and all other fields belong to the record itself. None for no pairs.
       dmvr: Options of a DMVR factory, if `train` is one; see `mmjax.data.pipeline.dmvr`.
@@ -74,6 +77,7 @@ class DataConfig:
     label: Label | None = None
     touch: Touch | None = None
     end_task: EndTaskOptions | None = None
+    segmentation: Segmentation | None = None
     pairs: PairsConfig | None = None
     dmvr: Dmvr | None = None
 
@@ -90,6 +94,11 @@ class DataConfig:
             raise UserError(
                 f"data.end_task cannot be combined with data.{min(others)}: it makes the images "
                 f"itself. Set data.{min(others)}=None, or data.end_task=None."
+            )
+        if self.segmentation and self.image:
+            raise UserError(
+                "data.segmentation makes the images itself, so it cannot be combined with "
+                "data.image. Set data.image=None, or data.segmentation=None."
             )
         num_views = len(self.image.crops) if self.image else 0
         if self.pairs and num_views < 2:

@@ -31,6 +31,7 @@ from mmjax.data.pipeline.feature_table import TableEvalData, TableTrainData, is_
 from mmjax.data.pipeline.label import Label, count_classes
 from mmjax.data.pipeline.order import EvalOrder, HostBatch, Order, TrainOrder, as_numpy
 from mmjax.data.pipeline.phases import Pipeline
+from mmjax.data.pipeline.segmentation import class_names
 from mmjax.data.pipeline.stream import Batch, BatchStream, padded
 from mmjax.data.pipeline.tokenizer import open_tokenizer
 from mmjax.data.sources import registry as sources
@@ -54,7 +55,9 @@ class _Loader:
       order: Which example is at which position.
       examples: Makes an example from its ids.
       tokenizer: Tokenizer of the text; None without text.
-      num_classes: Number of classes; None without labels.
+      num_classes: Number of classes: of an end task, of segmentation masks, or of labels. None
+        without any of them.
+      mask_classes: Class names of segmentation masks by value; () without masks.
       num_examples: Number of examples of all sources.
       sample_rate: Sample rate of the audio windows in Hz; None without audio.
       batch_size: Number of examples of a global batch.
@@ -80,12 +83,17 @@ class _Loader:
         self.num_classes = count_classes(cfg.label, self.infos) if cfg.label else None
         if cfg.end_task:
             self.num_classes = count_outputs(cfg.end_task, self.infos)
+        label_classes = self.num_classes
+        self.mask_classes: tuple[str, ...] = ()
+        if cfg.segmentation:
+            self.mask_classes = tuple(class_names(cfg.segmentation, self.infos))
+            self.num_classes = len(self.mask_classes)
         paired = train and cfg.pairs is not None
         context = Context(
             train=train,
             infos=self.infos,
             tokenizer=self.tokenizer,
-            num_classes=self.num_classes,
+            num_classes=label_classes,
             features=_open_features(cfg, opened) if train else {},
             # The pipeline of the paired record makes view 1.
             views=[v for v in range(len(cfg.image.crops)) if v != 1] if paired else None,
@@ -335,9 +343,11 @@ def _check_modalities(cfg: DataConfig, opened: Sequence[Source]) -> None:
     for name in cfg.sections:
         if name == "end_task":  # its records have keys of their own
             continue
-        stored = stored_name(name)
-        if any(count.get(stored) for count in counts):
+        needed = ("video", "mask") if name == "segmentation" else (stored_name(name),)
+        absent = [stored for stored in needed if not any(count.get(stored) for count in counts)]
+        if not absent:
             continue
+        stored = absent[0]
         listed = "; ".join(
             f"{source.info.name} ({source.directory or source.name}) has "
             f"{', '.join(source.info.modalities)}"

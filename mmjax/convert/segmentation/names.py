@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmjax.convert.vision.names import RESNET, conv_norm
-from mmjax.formats.name_rules import Rule, Rules, with_prefix
+from mmjax.formats.name_rules import Rule, Rules, dense, norm, with_prefix
 from mmjax.models.segmentation.mobilenet_v3 import LARGE
 
 
@@ -74,5 +74,59 @@ DEEPLAB_RESNET: Rules = [
     *_ENCODER,
     *_aspp("decoder.aspp", "head/aspp"),
     *conv_norm("decoder.conv", "decoder.bn", "head/hidden"),
+    *_SMP_HEAD,
+]
+# Of each level of the pyramid, from the coarsest: its 1×1 convolution, and the number of its units.
+_LATERAL = {5: ("p5", 3), 4: ("p4.skip_conv", 2), 3: ("p3.skip_conv", 1), 2: ("p2.skip_conv", 1)}
+
+
+def _fpn_head() -> Rules:
+    rules: list[Rule] = []
+    for index, (level, (lateral, count)) in enumerate(_LATERAL.items()):
+        rules += biased(f"decoder.{lateral}", f"head/lateral/{level}")
+        for unit in range(count):
+            key = f"decoder.seg_blocks.{index}.block.{unit}.block"
+            path = f"head/levels/{level}/{unit}"
+            rules.append(Rule(f"{key}.0.weight", (f"{path}/conv/kernel",), "convolution"))
+            rules += norm(f"{key}.1", f"{path}/norm")
+    return rules
+
+
+FPN: Rules = [*_ENCODER, *_fpn_head(), *_SMP_HEAD]
+
+
+def _mix_transformer(stages: int = 4) -> Rules:
+    rules: list[Rule] = []
+    for stage in range(stages):
+        number, path = stage + 1, f"backbone/stages/{stage}"
+        key, block = f"encoder.block{number}.{{j}}", f"{path}/blocks/{{j}}"
+        rules += [
+            *biased(f"encoder.patch_embed{number}.proj", f"{path}/patch"),
+            *norm(f"encoder.patch_embed{number}.norm", f"{path}/patch_norm"),
+            *norm(f"encoder.norm{number}", f"{path}/norm"),
+            *norm(f"{key}.norm1", f"{block}/attention_norm"),
+            *dense(f"{key}.attn.q", f"{block}/attention/query"),
+            *dense(f"{key}.attn.kv", f"{block}/attention/key", f"{block}/attention/value"),
+            *dense(f"{key}.attn.proj", f"{block}/attention/out"),
+            *biased(f"{key}.attn.sr", f"{block}/attention/reduce"),
+            *norm(f"{key}.attn.norm", f"{block}/attention/reduce_norm"),
+            *norm(f"{key}.norm2", f"{block}/mlp_norm"),
+            *dense(f"{key}.mlp.fc1", f"{block}/mlp/up"),
+            *biased(f"{key}.mlp.dwconv.dwconv", f"{block}/mlp/depthwise"),
+            *dense(f"{key}.mlp.fc2", f"{block}/mlp/down"),
+        ]
+    return rules
+
+
+# The projection of the coarsest map comes first in segmentation_models_pytorch.
+_PROJECTIONS: Rules = [
+    rule
+    for index in range(4)
+    for rule in dense(f"decoder.mlp_stage.{3 - index}.linear", f"head/projections/{index}")
+]
+SEGFORMER: Rules = [
+    *_mix_transformer(),
+    *_PROJECTIONS,
+    *conv_norm("decoder.fuse_stage.0", "decoder.fuse_stage.1", "head/fuse"),
     *_SMP_HEAD,
 ]

@@ -17,7 +17,7 @@ from flax import nnx
 
 from mmjax import config, registry
 from mmjax.errors import UserError
-from mmjax.models.segmentation import deeplab, lraspp
+from mmjax.models.segmentation import deeplab, fpn, lraspp, segformer
 from mmjax.models.segmentation.base import SegmentationModel, SegmentationOutput
 
 
@@ -36,6 +36,11 @@ class ModelEntry(NamedTuple):
 MODELS: dict[str, ModelEntry] = {
     **{name: ModelEntry(lraspp.LRASPP, options) for name, options in lraspp.CONFIGS.items()},
     **{name: ModelEntry(cls, options) for name, (cls, options) in deeplab.CONFIGS.items()},
+    **{name: ModelEntry(fpn.FPN, options) for name, options in fpn.CONFIGS.items()},
+    **{
+        name: ModelEntry(segformer.SegFormer, options)
+        for name, options in segformer.CONFIGS.items()
+    },
 }
 
 

@@ -78,6 +78,8 @@ def test_deeplab_resnet18():
         ("deeplabv3_resnet18", 15_904_085, 164, names.DEEPLAB_RESNET),
         ("deeplabv3_resnet34", 26_012_245, 260, names.DEEPLAB_RESNET),
         ("deeplabv3_resnet50", 39_638_869, 362, names.DEEPLAB_RESNET),
+        ("fpn_resnet18", 13_049_813, 151, names.FPN),
+        ("segformer_mit_b0", 3_719_541, 192, names.SEGFORMER),
     ],
 )
 def test_numbers_of_parameters_and_entries(name, parameters, entries, rules):

@@ -98,6 +98,15 @@ def any_process(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
+def sum_of_processes(array: np.ndarray) -> np.ndarray:
+    """Returns the sum of an array over all processes. All must call this together."""
+    if jax.process_count() == 1:
+        return array
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array)).sum(axis=0)
+
+
 class StopSignal:
     """Turns SIGTERM and the first Ctrl-C into a flag, so that a run saves before it stops.
 

@@ -44,6 +44,7 @@ EVALUATORS: dict[str, type[Evaluator] | str] = {
     "affinity": Affinity,
     "suite": Suite,
     "end_task": "mmjax.evals.end_task:EndTaskMetrics",
+    "segmentation": "mmjax.evals.segmentation:Segmentation",
 }
 _TASK_SECTIONS = ("task", "model", "loss", "augment")  # they determine the outputs of the task
 

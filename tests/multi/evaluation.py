@@ -1,4 +1,4 @@
-"""Evaluators on a world whose clips are sharded over processes, for the workers and the test.
+"""Evaluators on worlds whose examples are sharded over processes, for the workers and the test.
 
 21 clips in batches of 8 leave one process with a batch of padding only.
 """
@@ -39,6 +39,17 @@ class Averages:
         }
 
 
+class Brightness:
+    """A task that predicts a class for each pixel from its brightness."""
+
+    def __init__(self):
+        self.predict = {"logits": self.logits}
+
+    def logits(self, params, extra, batch):
+        gray = batch["image"].astype("float32").mean(-1, keepdims=True) / 255
+        return {"logits": -params["scale"] * (gray - jax.numpy.arange(9) / 9) ** 2}
+
+
 class Broken:
     """Data that fail after the first batch."""
 
@@ -71,6 +82,13 @@ def results(mesh, *, broken=False):
         cfg = {"broken": dict(type="knn", split="broken", **common), **cfg}
     evaluators = make_evaluators(
         cfg, task=Averages(), data_cfg=DATA, mesh=mesh, make_eval_data=open_data
+    )
+    scenes = "world:scenes_tiny,test=21"
+    evaluators += make_evaluators(
+        {"pixels": dict(type="segmentation", batch_size=8)},
+        task=Brightness(),
+        data_cfg=dict(train=scenes, segmentation=dict(size=16)),
+        mesh=mesh,
     )
     state = {"params": {"scale": jax.numpy.float32(3.0)}, "extra": {}}
     return evaluate.run_all(evaluators, state, 1)

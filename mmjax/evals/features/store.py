@@ -209,6 +209,11 @@ class FeatureStore:
             )
         return np.asarray(output)
 
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices that share a batch."""
+        return self._mesh
+
     def tokenizer(self, request: Request) -> Any:
         """Returns the tokenizer of a request's data; None without text."""
         return self._open(request).tokenizer

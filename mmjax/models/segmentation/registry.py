@@ -18,6 +18,7 @@ from flax import nnx
 from mmjax import config, registry
 from mmjax.errors import UserError
 from mmjax.models.segmentation import deeplab, fpn, lraspp, segformer
+from mmjax.models.segmentation.adapters import build_adapter
 from mmjax.models.segmentation.base import SegmentationModel, SegmentationOutput
 
 
@@ -66,12 +67,19 @@ def find_model(name: str, where: str = "model") -> ModelEntry:
 
 
 def build_segmentation(
-    name: str, *, rngs: nnx.Rngs, where: str = "model", **options: Any
+    name: str,
+    *,
+    adaptation: str | Mapping[str, Any] | None = None,
+    rngs: nnx.Rngs,
+    where: str = "model",
+    **options: Any,
 ) -> SegmentationModel:
     """Returns a segmentation model.
 
     Args:
       name: A name in `MODELS`, or `package.module:Name`.
+      adaptation: Bottleneck adapter, which becomes the submodule `adapter`; None for none. See
+        `mmjax.models.segmentation.adapters`.
       rngs: Random number generators for initialization.
       where: Config section of the model, for error messages.
       **options: Options of the model, for example `num_classes`; they override those of the name.
@@ -80,11 +88,23 @@ def build_segmentation(
       UserError: An unknown model, or an unknown or invalid option.
     """
     entry = find_model(name, where)
-    options = config.keywords(entry.cls, options, where, provided=("rngs",), owner=name)
+    options = config.keywords(
+        entry.cls, options, where, provided=("rngs",), also=("adaptation",), owner=name
+    )
     try:
-        return entry.cls(rngs=rngs, **{**entry.options, **options})
+        model = entry.cls(rngs=rngs, **{**entry.options, **options})
     except UserError as error:
         raise UserError(f"config.{where} ({name!r}): {error}") from None
+    if adaptation is not None:
+        model.adapter = build_adapter(
+            adaptation,
+            bottleneck_width=model.bottleneck_width,
+            dtype=model.cfg.dtype,
+            param_dtype=model.cfg.param_dtype,
+            rngs=rngs,
+            where=f"{where}.adaptation",
+        )
+    return model
 
 
 __all__ = [

@@ -6,8 +6,6 @@ import numpy as np
 from mmjax import tree
 from mmjax.formats.name_rules import match_keys, to_torch
 
-SIZE = 72  # height and width of the image
-
 
 def _hashed(size):
     """Returns `size` numbers in [-1, 1), a function of `size`."""
@@ -49,8 +47,8 @@ def weights(model, rules):
     return tree.map_named(read, model.params), tree.map_named(read, model.extra)
 
 
-def image():
-    """Returns a normalized image, [1, 72, 72, 3]."""
-    y, x = np.mgrid[:SIZE, :SIZE]
-    channels = [np.sin(0.05 * (y * SIZE + x) + channel) for channel in range(3)]
+def image(size):
+    """Returns a normalized image, [1, size, size, 3]."""
+    y, x = np.mgrid[:size, :size]
+    channels = [np.sin(0.05 * (y * size + x) + channel) for channel in range(3)]
     return np.stack(channels, axis=-1)[None].astype(np.float32)

@@ -12,15 +12,15 @@ from mmjax.state import ModelDef
 from tests.models.segmentation.published import image, weights
 
 
-def _run(name, rules, maps_of):
-    """Returns the maps and the output of a model with deterministic weights."""
+def _run(name, rules, maps_of=lambda backbone, x: None, size=72):
+    """Returns maps and the output of a model with deterministic weights, for one image."""
     model = ModelDef(lambda rngs: build_segmentation(name, rngs=rngs))
 
     def run(params, extra, x):
         module = model.bind(params, extra)
         return maps_of(module.backbone, x), module(x)
 
-    return jax.device_get(jax.jit(run)(*weights(model, rules), image()))
+    return jax.device_get(jax.jit(run)(*weights(model, rules), image(size)))
 
 
 def _check(x, shape, mean, std):
@@ -28,11 +28,12 @@ def _check(x, shape, mean, std):
     np.testing.assert_allclose((x.mean(), x.std()), (mean, std), rtol=1e-4)
 
 
-def _check_logits(logits, mean, std, samples, last=None):
-    _check(logits, (72, 72, 21), mean, std)
+def _check_logits(logits, mean, std, samples, last=None, size=72):
+    """Checks the first classes at row 10, column 20, and the last class of the last pixel."""
+    _check(logits, (size, size, 21), mean, std)
     np.testing.assert_allclose(logits[0, 10, 20, : len(samples)], samples, rtol=1e-4)
     if last is not None:
-        np.testing.assert_allclose(logits[0, 71, 71, 20], last, rtol=1e-4)
+        np.testing.assert_allclose(logits[0, -1, -1, 20], last, rtol=1e-4)
 
 
 def test_lraspp_mobilenet():
@@ -51,9 +52,7 @@ def test_lraspp_mobilenet():
 
 
 def test_deeplab_mobilenet_with_auxiliary_head():
-    _, output = _run(
-        "deeplabv3_mobilenet_v3_large", names.DEEPLAB_MOBILENET, lambda backbone, x: None
-    )
+    _, output = _run("deeplabv3_mobilenet_v3_large", names.DEEPLAB_MOBILENET)
     samples = (-0.0011780, 0.0321168, -0.0779859, 0.0172395)
     _check_logits(output.logits, 0.0152063, 0.0438451, samples, last=-0.0243882)
     _check_logits(output.aux, 0.0163219, 0.0491459, (-0.0356369, 0.0305585))
@@ -68,6 +67,20 @@ def test_deeplab_resnet18():
     _check(output.bottleneck, (9, 9, 512), 0.1637694, 0.2262568)
     samples = (-0.0032632, 0.0288341, -0.1036299, 0.0190010)
     _check_logits(output.logits, 0.0166082, 0.0664012, samples, last=-0.0492340)
+
+
+def test_fpn_resnet18():
+    _, output = _run("fpn_resnet18", names.FPN, size=96)
+    _check(output.bottleneck, (3, 3, 512), 0.2026196, 0.2780367)
+    samples = (-1.0901786, 1.4143149, -3.2418478, 0.3351481)
+    _check_logits(output.logits, -0.0855215, 2.0060515, samples, last=0.9302985, size=96)
+
+
+def test_segformer_mit_b0():
+    _, output = _run("segformer_mit_b0", names.SEGFORMER, size=96)
+    _check(output.bottleneck, (3, 3, 256), 0.0048386, 1.0075762)
+    samples = (0.1237590, -0.2091507, -0.6550247, -0.6645989)
+    _check_logits(output.logits, -0.0906637, 0.5197953, samples, last=0.5122491, size=96)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ from mmjax import registry
 from mmjax.data.importers.base import Importer
 from mmjax.data.importers.captioned import MSRVTT, YOUCOOK2
 from mmjax.data.importers.captions import CAPTIONS
+from mmjax.data.importers.coco import COCO
 from mmjax.data.importers.folds import ESC50, HMDB51, UCF101
 from mmjax.data.importers.howto100m import HOWTO100M
 from mmjax.data.importers.imagenet import IMAGENET
 from mmjax.data.importers.moments_in_time import MOMENTS_IN_TIME
 from mmjax.data.importers.tvl import TVL
+from mmjax.data.importers.voc import SBD, VOC
 from mmjax.data.importers.youtube import AUDIOSET, KINETICS
 from mmjax.errors import UserError
 
@@ -35,6 +37,9 @@ IMPORTERS = {
         IMAGENET,
         TVL,
         CAPTIONS,
+        VOC,
+        SBD,
+        COCO,
     )
 }
 

@@ -52,6 +52,7 @@ class AnnotatedExample:
       touch: Paths of touch images.
       background: Path of the background of the touch images; '' for none.
       crop: (top, left, height, width) in pixels; None for the whole image.
+      mask: Path of the segmentation mask of the image; '' for none.
       missing_file: Path of a file that does not exist; the example is skipped then. Else ''.
       extra: Additional columns. Only .jsonl tables can hold them; `mmjax build` must ignore them.
     """
@@ -66,6 +67,7 @@ class AnnotatedExample:
     touch: Sequence[str] = ()
     background: str = ""
     crop: tuple[int, int, int, int] | None = None
+    mask: str = ""
     missing_file: str = ""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -132,8 +134,10 @@ class Job:
       annotations: The official annotation files.
       media: The media directory.
       options: Values of the importer's options, as attributes.
+      mask_dir: Directory for masks that the reader writes, below that of the table.
       classes: Class names in official order. The reader sets them before its first example; None
         means the labels that occur, in alphabetical order.
+      mask_classes: Class names of segmentation masks by value; None without masks.
       skipped: Skipped annotations by group; see `skip`.
       notes: Sentences for the report, in lower case: the report prefixes the dataset's name.
     """
@@ -141,7 +145,9 @@ class Job:
     annotations: Annotations
     media: MediaDir
     options: types.SimpleNamespace
+    mask_dir: str = "masks"
     classes: list[str] | None = None
+    mask_classes: list[str] | None = None
     skipped: dict[str, Skipped] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
 

@@ -22,6 +22,7 @@ class Summary:
       num_examples: Number of examples in the table.
       splits: Number of examples in each split; an example in several splits counts in each.
       classes: Class names in order.
+      mask_classes: Class names of segmentation masks by value.
       num_missing: Number of examples without their media files.
       missing: Names of the missing media files, each once.
       duplicates: Skipped annotations of a clip that is in the table already.
@@ -35,6 +36,7 @@ class Summary:
     num_examples: int = 0
     splits: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     classes: list[str] = dataclasses.field(default_factory=list)
+    mask_classes: list[str] = dataclasses.field(default_factory=list)
     num_missing: int = 0
     missing: dict[str, None] = dataclasses.field(default_factory=dict)
     duplicates: list[str] = dataclasses.field(default_factory=list)
@@ -60,6 +62,8 @@ def lines(importer: Importer, summary: Summary, *, out: str, media: str) -> list
     """
     splits = ", ".join(f"{name} {count}" for name, count in sorted(summary.splits.items()))
     classes = f"; {len(summary.classes)} classes (classes.txt)" if summary.classes else ""
+    if summary.mask_classes:
+        classes += f"; {len(summary.mask_classes)} classes of masks (mask_classes.txt)"
     notes = [*summary.notes, *skipped(summary), *_problems(summary)]
     if importer.num_classes and len(summary.classes) != importer.num_classes:
         notes.append(
@@ -105,6 +109,9 @@ def _build_command(importer: Importer, summary: Summary, *, out: str, media: str
         command += ["--ignore-columns", ",".join(summary.extra_columns)]
     if importer.num_classes:
         command += ["--classes", os.path.join(os.path.dirname(out), "classes.txt")]
+    if summary.mask_classes:
+        file = os.path.join(os.path.dirname(out), "mask_classes.txt")
+        command += ["--mask-classes", file]
     table = os.path.splitext(os.path.basename(out))[0]
     name = table if importer.named_after_table else importer.name
     return [*command, "--out", f"datasets/{name}", *importer.build_options.split()]

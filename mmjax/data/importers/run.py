@@ -26,7 +26,10 @@ def import_dataset(
     options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Summary:
-    """Writes the table of a dataset, and `classes.txt` and `missing.txt` next to it.
+    """Writes the table of a dataset, and lists of classes and of missing files next to it.
+
+    These are `classes.txt`, `mask_classes.txt` and `missing.txt`, if they have a line. Importers
+    whose masks are not image files write them to the directory `masks`.
 
     Args:
       importer: The importer of the dataset.
@@ -42,11 +45,13 @@ def import_dataset(
     Raises:
       UserError: An annotation file is missing or malformed, or no example has a media file.
     """
+    directory = os.path.dirname(os.path.abspath(out))
     media_dir = MediaDir(media, fuzzy=importer.fuzzy_names)
     job = Job(
         annotations=Annotations(annotations),
         media=media_dir,
         options=importer.resolve_options(options or {}),
+        mask_dir=os.path.join(directory, "masks"),
     )
     summary, labels = Summary(ambiguous=media_dir.ambiguous, skipped=job.skipped), set()
     with files.atomic_open(out) as file:
@@ -64,7 +69,9 @@ def import_dataset(
         if not summary.num_examples:
             raise _nothing_imported(importer, summary, media)
     summary.classes = job.classes if job.classes is not None else sorted(labels)
-    directory = os.path.dirname(os.path.abspath(out))
+    summary.mask_classes = job.mask_classes or []
+    if "mask" in importer.columns:
+        _write_lines(os.path.join(directory, "mask_classes.txt"), summary.mask_classes)
     if importer.num_classes:
         _write_lines(os.path.join(directory, "classes.txt"), summary.classes)
     _write_lines(os.path.join(directory, "missing.txt"), summary.missing)

@@ -79,6 +79,7 @@ def _row(
         "touch": example.touch,
         "background": example.background,
         "crop": example.crop,
+        "mask": example.mask,
         "split": example.split,
     }
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+import scipy.io
 from PIL import Image
 
 from mmjax.data.importers import IMPORTERS
+from mmjax.data.importers.coco import VOC_NAMES
+from mmjax.data.importers.voc import CLASSES
 from mmjax.data.storage import dataset
 from mmjax.tools import cli
 from tests.data import films
@@ -162,7 +165,38 @@ def captions():
     return {"datasets/redcaps": {"train": 4}, "datasets/cc3m": {"train": 1}}
 
 
-MAKE = (howto100m, audioset, kinetics, moments_in_time, imagenet, tvl, captions)
+def segmentation():
+    mask = np.zeros((48, 64), np.uint8)
+    mask[10:30, 20:40] = 15
+    root = "VOCdevkit/VOC2012"
+    for index, (split, name) in enumerate((("train", "a"), ("val", "b"))):
+        write(f"{root}/ImageSets/Segmentation/{split}.txt", name)
+        write_media(f"{root}/JPEGImages/{name}.JPEG", index)
+        Path(f"{root}/JPEGImages/{name}.JPEG").rename(f"{root}/JPEGImages/{name}.jpg")
+        Path(f"{root}/SegmentationClass").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(f"{root}/SegmentationClass/{name}.png")
+    sbd = "benchmark_RELEASE/dataset"
+    for index, (split, names) in enumerate((("train", "ab"), ("val", "c"))):
+        write(f"{sbd}/{split}.txt", "".join(f"{name}\n" for name in names))
+        for name in names:
+            write_media(f"{sbd}/img/{name}.JPEG", index)
+            Path(f"{sbd}/img/{name}.JPEG").rename(f"{sbd}/img/{name}.jpg")
+            Path(f"{sbd}/cls").mkdir(exist_ok=True)
+            scipy.io.savemat(f"{sbd}/cls/{name}.mat", {"GTcls": {"Segmentation": mask}})
+    names = [coco for coco in VOC_NAMES] + [n for n in CLASSES[1:] if n not in VOC_NAMES.values()]
+    for index, name in enumerate(("train2017", "val2017")):
+        write_media(f"coco/{name}/{index}.JPEG", index)
+        polygon = [[5, 5, 30, 5, 30, 30]]
+        annotation = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": polygon}
+        image = {"id": 1, "file_name": f"{index}.JPEG", "width": 64, "height": 48}
+        categories = [{"id": k, "name": n} for k, n in enumerate(names)]
+        content = {"images": [image], "annotations": [annotation], "categories": categories}
+        write(f"annotations/instances_{name}.json", json.dumps(content))
+    sizes = {"train": 1, "test": 1, "validation": 1}
+    return {"datasets/voc": sizes, "datasets/sbd": {"train": 1}, "datasets/coco_voc": sizes}
+
+
+MAKE = (howto100m, audioset, kinetics, moments_in_time, imagenet, tvl, captions, segmentation)
 MAKE = {make.__name__: make for make in (*MAKE, ucf101, hmdb51, esc50, youcook2, msrvtt)}
 
 

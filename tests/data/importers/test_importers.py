@@ -32,7 +32,7 @@ def kinetics(workspace, *, val="", media=("a_000001_000011.mp4",)):
 def test_list_and_help_name_every_dataset_and_its_files(capsys):
     assert cli.main(["import", "--list"]) == 0
     listed = capsys.readouterr().out
-    assert len(listed.splitlines()) == len(IMPORTERS) == 14
+    assert len(listed.splitlines()) == len(IMPORTERS) == 17
     for name, importer in IMPORTERS.items():
         assert f"{name} " in listed
         with pytest.raises(SystemExit) as exit_:

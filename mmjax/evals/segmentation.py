@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from mmjax import errors, sharding
 from mmjax.errors import UserError
@@ -17,6 +19,10 @@ from mmjax.evals.base import Evaluator
 from mmjax.evals.end_task_metrics import class_iou
 from mmjax.evals.segmentation_data import EvaluationImages
 from mmjax.evals.segmentation_predict import Predictor
+from mmjax.monitor import segmentation_figure
+
+if TYPE_CHECKING:  # imports TensorFlow
+    from mmjax.data.pipeline.image_batches import Batch
 
 
 class Segmentation(Evaluator):
@@ -47,6 +53,10 @@ class Segmentation(Evaluator):
       overlap: Least overlap of neighboring windows as a fraction of their side.
       multiple: Whole images are padded to multiples of this number of pixels. With a larger number,
         there are fewer sizes to compile.
+      num_examples: Number of examples in a figure, `figures/<evaluator>-<step>.png`; 0 for no
+        figure. It shows images, true and predicted masks, errors and captions of evenly spaced
+        examples, the same ones at every step.
+      path: Directory of the figure; '' for `figures` in the run directory.
       boundary: Largest distance of pixels near a boundary, as a fraction of the diagonal of the
         image; 0 for no boundary IoU.
       data: Dataset; '' for the training dataset.
@@ -64,6 +74,8 @@ class Segmentation(Evaluator):
         overlap: float = 1 / 3,
         multiple: int = 32,
         boundary: float = 0.02,
+        num_examples: int = 0,
+        path: str = "",
         data: str = "",
         split: str = "test",
         batch_size: int = 8,
@@ -72,7 +84,7 @@ class Segmentation(Evaluator):
     ):
         super().__init__(**common)
         self.check_minimum(-1, shorter_side=shorter_side)
-        self.check_minimum(0, size=size)
+        self.check_minimum(0, size=size, num_examples=num_examples)
         self.check_minimum(1, multiple=multiple)
         for name, value in (("overlap", overlap), ("boundary", boundary)):
             if not 0 <= value < 1:
@@ -83,6 +95,8 @@ class Segmentation(Evaluator):
                 "config.data.segmentation."
             )
         self._mode, self._overlap, self._boundary = mode, overlap, boundary
+        self._num_examples = num_examples
+        self._path = pathlib.Path(path) if path else self.directory / "figures"
         self._request = self.add_request(
             ["logits"],
             predict="logits",
@@ -125,11 +139,11 @@ class Segmentation(Evaluator):
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:
         """Returns the metrics over all images of the split."""
-        names = self._images.names
+        names, shown = self._images.names, {}
         confusion = np.zeros((len(names), len(names)), np.int64)
         edges = np.zeros((len(names), 3), np.int64)
         with errors.about(f"config.{self.section}"):
-            for sums in self._sums(state):
+            for sums in self._sums(state, shown):
                 confusion += sums["confusion"]
                 edges += sums["boundary"]
             if not confusion.any():
@@ -137,27 +151,87 @@ class Segmentation(Evaluator):
                     f"No pixel of {self._request} has a class. Evaluate a split with segmentation "
                     "masks."
                 )
+        if shown and jax.process_index() == 0:
+            self._draw(shown)
         return metrics(confusion, edges if self._boundary else None, names)
 
-    def _sums(self, state: Mapping[str, Any]) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the counts of each batch; the device is one batch ahead."""
+    def _sums(
+        self, state: Mapping[str, Any], shown: dict[int, np.ndarray] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the counts of each batch; the device is one batch ahead.
+
+        Args:
+          state: A train state.
+          shown: Filled with {record: predicted classes, uint8 [h, w]} of the examples of the
+            figure; None for no figure.
+        """
         previous = None
+        chosen = set() if shown is None else self._images.evenly_spaced(self._num_examples)
         with jax.set_mesh(self.store.mesh):
-            for _, arrays in self._images.iterate():
+            for batch_of, arrays in self._images.iterate():
                 batch = sharding.make_global(arrays, self.store.mesh)
                 inputs = {name: batch[name] for name in ("image", "image_mask")}
                 logits = self._predictor(state, inputs, batch["visible"])
-                sums, _ = self._count(
+                sums, classes = self._count(
                     logits,
                     batch,
                     num_classes=len(self._images.names),
                     with_boundary=self._boundary > 0,
                 )
+                if not chosen.isdisjoint(batch_of.records):
+                    shown |= self._predictions(batch_of, classes, chosen)
                 if previous is not None:
                     yield self._checked(jax.device_get(previous))
                 previous = sums
             if previous is not None:
                 yield self._checked(jax.device_get(previous))
+
+    def _predictions(
+        self, batch: Batch, classes: jax.Array, chosen: set[int]
+    ) -> dict[int, np.ndarray]:
+        """Returns {record: predicted classes} of the chosen images of a batch."""
+        # Every process has only a part of the batch.
+        gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(self.store.mesh))
+        classes = jax.device_get(gather(classes))
+        result = {}
+        for record, placement, mask in zip(batch.records, batch.placements, classes, strict=False):
+            height, width = placement.truth_visible
+            if record in chosen:
+                result[record] = mask[:height, :width]
+        return result
+
+    def _draw(self, shown: Mapping[int, np.ndarray]) -> None:
+        """Draws the figure of {record: predicted classes}."""
+        path = self._path / f"{self.name}-{self.step:08d}.png"
+        names, examples = self._images.names, []
+        for record in sorted(shown):
+            image, truth, file, text = self._images.displayed(record)
+            confusion = np.asarray(
+                counts.confusion(shown[record][None], truth[None], len(names)), np.int64
+            )
+            score = f"mIoU {metrics(confusion, None, names)['miou']:.3f}" * bool(confusion.any())
+            examples.append(
+                segmentation_figure.Example(
+                    image=image,
+                    truth=truth,
+                    prediction=shown[record],
+                    title="  ·  ".join(filter(None, (f"{record}", file, score))),
+                    text=text,
+                )
+            )
+        try:
+            segmentation_figure.draw(
+                path,
+                examples,
+                names=names,
+                title=f"{self.name} · step {self.step}",
+                subtitle=f"{len(examples)} images of the split {self._request.split!r} of "
+                f"{self._request.data or 'config.data.train'}",
+            )
+        except OSError as error:
+            logging.warning("%s: cannot write the figure %s: %s", self.name, path, error)
+        else:
+            logging.info("%s: wrote %s", self.name, path)
 
     def _checked(self, sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if sums["not_finite"]:

@@ -128,6 +128,23 @@ class EvaluationImages:
                 pending = following
         self._raise_together(failure)
 
+    def evenly_spaced(self, count: int) -> set[int]:
+        """Returns the indices of evenly spaced records that have an image, at most `count`."""
+        records = sorted(record for batch in self.batches for record in batch.records)
+        if not count or not records:
+            return set()
+        return {records[k] for k in np.linspace(0, len(records) - 1, count).astype(int)}
+
+    def displayed(self, record: int) -> tuple[np.ndarray, np.ndarray, str, str]:
+        """Returns an image and its class map in the size that is scored, its file and caption."""
+        example = self.images.example(record)
+        if self.geometry.mode == "crop":
+            size = self.images.stored_size(record)
+            image, truth = self.images.placed(record, self.geometry.place(size))
+        else:
+            image, truth = self.images.read(record)
+        return image, truth, example.filename, next(iter(example.captions), "")
+
     def _start(self, threads: concurrent.futures.Executor, batch: Batch) -> dict[int, Any]:
         """Starts reading the images of this process; returns {index in its arrays: future}."""
         first, size = jax.process_index() * self._host_size, self._host_size

@@ -13,6 +13,7 @@ from mmjax.data.storage import schema
 from mmjax.data.storage.image_files import encode_jpeg, read_image
 from mmjax.errors import UserError
 from mmjax.evals.segmentation import metrics
+from mmjax.monitor import segmentation_figure
 from tests.data import quarters
 from tests.messages import raises
 
@@ -313,3 +314,28 @@ def test_each_process_reads_its_share_of_the_batches(directory, monkeypatch):
         assert first[0] == batch
         for name, value in expected.items():
             assert np.array_equal(np.concatenate([first[1][name], second[1][name]]), value), name
+
+
+@pytest.mark.parametrize("mode", ["whole", "crop"])
+def test_a_figure_shows_evenly_spaced_examples(directory, tmp_path, monkeypatch, mode):
+    drawn = []
+    draw = segmentation_figure.draw
+
+    def spy(path, examples, **options):
+        drawn.append((path, examples, options))
+        draw(path, examples, **options)
+
+    monkeypatch.setattr(segmentation_figure, "draw", spy)
+    evaluator = make(directory, mode=mode, num_examples=3, path=str(tmp_path), batch_size=2)
+    evaluator.run(STATE, 7)
+    ((path, examples, options),) = drawn
+    assert path == tmp_path / "seg-00000007.png" and path.exists()
+    assert options["names"] == quarters.CLASSES
+    records = [int(example.title.split()[0]) for example in examples]
+    assert records == [0, 5, 10]
+    for record, example in zip(records, examples, strict=True):
+        shape = (24, 24) if mode == "crop" else quarters.classes_of(record).shape
+        assert example.truth.shape == example.prediction.shape == shape
+        assert example.image.shape == (*shape, 3) and f"image {record}" in example.title
+        assert np.array_equal(example.prediction, nearest(example.image.astype(float)))
+        assert "mIoU 0." in example.title

@@ -10,7 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from mmjax import files
-from mmjax.data.build.contact_sheet import (
+from mmjax.data.storage import dataset, mask_files, record_images, schema
+from mmjax.errors import UserError
+from mmjax.monitor.class_colors import blend, class_colors
+from mmjax.monitor.contact_sheet import (
     FAINT,
     LINE,
     TEXT,
@@ -19,9 +22,6 @@ from mmjax.data.build.contact_sheet import (
     draw_strip,
     draw_waveform,
 )
-from mmjax.data.storage import dataset, mask_files, record_images, schema
-from mmjax.errors import UserError
-from mmjax.monitor.class_colors import blend, class_colors
 
 _MASK_ALPHA = 0.7  # opacity of masks
 _ROI_COLOR = (255, 0, 160)

@@ -44,7 +44,7 @@ Audio = Any
 FEATURES = "features"  # the `target` that selects the pooled output of the tower
 # Modalities in the order in which they are listed and in which zero-shot classification prefers
 # them.
-_ORDER = sorted(INPUTS, key=("touch", "image", "video", "audio", "text").index)
+_ORDER = sorted(INPUTS, key=("touch", "image", "reference", "video", "audio", "text").index)
 _MAX_WORDS = 10  # that a warning lists
 _BATCH_SIZE = {"video": 8, "audio": 8, "image": 64, "touch": 64, "text": 64}
 

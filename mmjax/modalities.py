@@ -16,7 +16,8 @@ class Modality:
     Attributes:
       field: Attribute of `mmjax.data.storage.schema.Example` that holds it.
       stored_as: Name of the stored modality that it is read from, if that is another one: an
-        'image' is a single frame of a 'video'.
+        'image' is a single frame of a 'video', and a 'reference' another one of the same record,
+        with which the image is compared.
       is_input: Whether models encode it. Inputs have a batch field, a section of `config.data` and
         towers under their name.
       is_image: Whether the input is a single image. Such inputs share augmentations and towers.
@@ -38,6 +39,7 @@ MODALITIES: dict[str, Modality] = {
     "mask": Modality(field="masks"),
     "depth": Modality(field="depth"),
     "flow": Modality(field="flow"),
+    "reference": Modality(field="frames", stored_as="video", is_input=True, is_image=True),
 }
 
 # The modalities that `dataset.json` lists and that records contain.

@@ -25,6 +25,8 @@ ARGUMENTS = {  # in addition to the default
     ("touch", "demo"): ["clip", "frozen"],
     ("touch", "pairs"): ["text", "image"],
     ("touch", "tvl"): ["base,background", "resnet18"],
+    ("flair", "demo"): ["reference"],
+    ("flair", "dm_vs_dt"): ["text_adapter"],
     ("guided", "demo"): ["simclr", "slip,smoke"],
     ("guided", "lgssl"): ["lgslip", "nnclr,exempt", "swav,fixed_blur", "declip", "slip"],
     ("guided", "pairs"): ["simclr", "lgsimsiam,resnet50"],
@@ -32,6 +34,13 @@ ARGUMENTS = {  # in addition to the default
     ("finetune", "audio"): ["wat_large", "spt_base", "resnet2d_50"],
     ("finetune", "imagenet"): ["ut_medium"],
     ("finetune", "audioset"): ["ut_medium"],
+}
+# The parts that recipes of --task=flair train, if not all.
+FLAIR_TRAINED = {
+    "demo:reference": "concat_adapter",
+    "gt_pr_vs_dt": "concat_adapter",
+    "dm_vs_dt": "text_projection",
+    "dm_vs_dt:text_adapter": "text_adapter",
 }
 CASES = [
     (task, f"{name}:{argument}" if argument else name)
@@ -69,6 +78,8 @@ def test_a_recipe_builds_its_model_and_optimizer(task, name):
     published = task == "pretrain" and name.partition(":")[0] in ("tx_fac", "ut_fac", "mmv_fac")
     if task == "touch" and ("tvl" in name or "frozen" in name):
         assert {path.split("/")[0] for path in frozen} == {"image", "text"}
+    elif task == "flair" and name in FLAIR_TRAINED:
+        assert params.keys() - frozen == {f"{FLAIR_TRAINED[name]}/kernel"}
     else:
         assert frozen == (["text/word_embedding"] if published else [])
 

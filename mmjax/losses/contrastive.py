@@ -255,13 +255,17 @@ def sigmoid_loss(
     return map_chunks(compare, arrays, chunk_size).sum() / jnp.maximum(valid.sum(), 1)
 
 
-def clamped_scale(log_scale: jax.Array, maximum: float) -> jax.Array:
-    """Returns exp(log_scale), limited to `maximum`; 0 means no limit.
+def clamped_scale(log_scale: jax.Array, maximum: float, minimum: float = 0.0) -> jax.Array:
+    """Returns exp(log_scale), limited to `maximum` and `minimum`; 0 means no limit.
 
-    At the limit, a gradient that would increase the scale is replaced by 0 and one that decreases
-    it passes, so that a learned scale does not get stuck there.
+    At the limit, a gradient that would exceed it further is replaced by 0 and one that leads back
+    passes, so that a learned scale does not get stuck there.
     """
-    return jnp.exp(_clamp(log_scale, math.log(maximum)) if maximum else log_scale)
+    if maximum:
+        log_scale = _clamp(log_scale, math.log(maximum))
+    if minimum:
+        log_scale = -_clamp(-log_scale, -math.log(minimum))
+    return jnp.exp(log_scale)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mmjax.losses.similarity import map_chunks, normalize, products
+from mmjax.losses.similarity import EXCLUDED, map_chunks, normalize, products
 
 
 def text_conditioned_sigmoid(
@@ -30,8 +30,8 @@ def text_conditioned_sigmoid(
     Each image is compared with its K captions and with one random caption of each other image. With
     one caption per image, that is every text of the batch. The tokens of the image are pooled by
     attention with the text as query, and the cosine of the result with the text is scaled. The
-    loss is the sum over all pairs of softplus(∓logit), divided by the number of texts with which an
-    image is compared, B + K − 1.
+    loss is the sum over all pairs of softplus(∓logit), divided by the (mean) number of texts with
+    which an image is compared: B + K − 1 if no caption is missing.
 
     Args:
       tokens: [B, N, D] of the images.
@@ -39,8 +39,9 @@ def text_conditioned_sigmoid(
       pool: Function `(queries [b, Q, D], tokens [b, N, D]) -> [b, Q, D]`.
       logit_scale: Factor of the cosines.
       logit_bias: Added to the scaled cosines.
-      key: Random key that selects captions of other images; None selects the first ones.
-      mask: [B], 1 where both image and captions exist. Others are neither positives nor negatives.
+      key: Random key that selects captions of other images; None selects their first ones.
+      mask: [B], or [B, K] for each caption: 1 where both image and caption exist. Others are
+        neither positives nor negatives.
       chunk_size: Number of images per chunk; must divide B. None compares all at once.
 
     Returns:
@@ -49,24 +50,23 @@ def text_conditioned_sigmoid(
     Raises:
       UserError: `chunk_size` does not divide B.
     """
-    count, num_captions = texts.shape[:2]
-    valid = jnp.ones(count, bool) if mask is None else mask > 0
-    owner, caption = _compared_texts(count, num_captions, key)
+    exists = _existing(texts, mask)
+    owner, caption = _compared_texts(exists, key)
+    compared = exists.any(axis=1)[:, None] & exists[owner, caption]
 
     def compare(block):
-        image_tokens, index, index_valid, owners, captions = block
+        image_tokens, index, owners, captions, is_compared = block
         queries = texts[owners, captions]  # [b, B + K − 1, D]
         pooled = normalize(pool(queries, image_tokens))
         cosine = jnp.einsum(
             "bqd,bqd->bq", pooled, normalize(queries), precision=jax.lax.Precision.HIGHEST
         )
         positive = owners == index[:, None]
-        compared = index_valid[:, None] & valid[owners]
-        return _losses(logit_scale * cosine + logit_bias, positive, compared).sum(axis=1)
+        return _losses(logit_scale * cosine + logit_bias, positive, is_compared).sum(axis=1)
 
-    arrays = (tokens, jnp.arange(count), valid, owner, caption)
+    arrays = (tokens, jnp.arange(len(exists)), owner, caption, compared)
     total = map_chunks(compare, arrays, chunk_size).sum()
-    return jnp.where(valid.any(), total / (jnp.maximum(valid.sum(), 1) + num_captions - 1), 0.0)
+    return total * exists.any(axis=1).sum() / jnp.maximum(compared.sum(), 1)
 
 
 def multi_positive_sigmoid(
@@ -85,7 +85,8 @@ def multi_positive_sigmoid(
       texts: [B, K, D], the captions of each image.
       logit_scale: Factor of the cosines.
       logit_bias: Added to the scaled cosines.
-      mask: [B], 1 where both image and captions exist. Others are neither positives nor negatives.
+      mask: [B], or [B, K] for each caption: 1 where both image and caption exist. Others are
+        neither positives nor negatives.
       chunk_size: Number of images per chunk; must divide B. None compares all at once.
 
     Returns:
@@ -95,7 +96,7 @@ def multi_positive_sigmoid(
       UserError: `chunk_size` does not divide B.
     """
     count, num_captions, width = texts.shape
-    valid = jnp.ones(count, bool) if mask is None else mask > 0
+    exists = _existing(texts, mask)
     owners = jnp.repeat(jnp.arange(count), num_captions)
     captions = normalize(texts).reshape(-1, width)
 
@@ -103,11 +104,10 @@ def multi_positive_sigmoid(
         image, index, index_valid = block
         logits = logit_scale * products(image, captions) + logit_bias
         positive = owners == index[:, None]
-        return _losses(logits, positive, index_valid[:, None] & valid[owners]).sum(axis=1)
+        return _losses(logits, positive, index_valid[:, None] & exists.reshape(-1)).sum(axis=1)
 
-    arrays = (normalize(images), jnp.arange(count), valid)
-    total = map_chunks(compare, arrays, chunk_size).sum()
-    return total / (jnp.maximum(valid.sum(), 1) * num_captions)
+    arrays = (normalize(images), jnp.arange(count), exists.any(axis=1))
+    return map_chunks(compare, arrays, chunk_size).sum() / jnp.maximum(exists.sum(), 1)
 
 
 def flair_loss(
@@ -133,7 +133,7 @@ def flair_loss(
       logit_scale: Factor of the cosines.
       logit_bias: Added to the scaled cosines.
       key: See `text_conditioned_sigmoid`.
-      mask: [B], 1 where both image and captions exist.
+      mask: [B] or [B, K], 1 where both image and caption exist.
       multi_positive: Whether to include `multi_positive_sigmoid`.
       chunk_size: Number of images per chunk; must divide B. None compares all at once.
 
@@ -147,20 +147,31 @@ def flair_loss(
     return 0.5 * (conditioned + multi_positive_sigmoid(images, texts, **options))
 
 
-def _compared_texts(
-    count: int, num_captions: int, key: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+def _existing(texts: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns bool [B, K]: whether a caption of an image exists."""
+    if mask is None:
+        return jnp.ones(texts.shape[:2], bool)
+    return jnp.broadcast_to((mask if mask.ndim == 2 else mask[:, None]) > 0, texts.shape[:2])
+
+
+def _compared_texts(exists: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Returns the texts with which each image is compared, ordered by image.
+
+    Args:
+      exists: bool [B, K], the captions.
+      key: See `text_conditioned_sigmoid`.
 
     Returns:
       int `(image, caption)`, each [B, B + K − 1].
     """
+    count, num_captions = exists.shape
     own = jnp.arange(count)[:, None]
     column = jnp.arange(count + num_captions - 1)
     owner = jnp.where(column < own, column, jnp.maximum(column - num_captions + 1, own))
-    other = jnp.zeros(owner.shape, int)
-    if key is not None and num_captions > 1:
-        other = jax.random.randint(key, owner.shape, 0, num_captions)
+    if key is None or num_captions == 1:
+        other = exists.argmax(axis=1)[owner]
+    else:
+        other = jax.random.categorical(key, jnp.where(exists, 0.0, EXCLUDED)[owner])
     return owner, jnp.where(owner == own, column - own, other)
 
 

@@ -127,28 +127,27 @@ class Flair(MultiTower):
 
     def _encode(self, modality: str, x: jax.Array, key: jax.Array | None) -> Encoded:
         pooled, tokens = self.run({modality: x}, key)
-        return self.project(modality, pooled[modality], tokens[modality])
+        return Encoded(*(self.project(modality, y[modality]) for y in (pooled, tokens)))
 
-    def project(self, modality: str, pooled: jax.Array, tokens: jax.Array) -> Encoded:
-        """Returns the embeddings of the outputs of a tower.
+    def project(self, modality: str, x: jax.Array) -> jax.Array:
+        """Returns outputs of a tower, pooled or tokens, in the common space.
 
         Args:
           modality: 'image' or 'text'.
-          pooled: float32 [N, F].
-          tokens: [N, T, F].
+          x: [..., F].
         """
-        layers = [getattr(self, f"{modality}_projection")]
+        x = _apply(getattr(self, f"{modality}_projection"), x)
         adapter = "vision_adapter" if modality == "image" else "text_adapter"
-        if adapter in self.adapters:
-            layers.append(getattr(self, adapter))
-        for layer in layers:
-            pooled, tokens = _apply(layer, pooled), _apply(layer, tokens)
-        return Encoded(pooled, tokens)
+        return _apply(getattr(self, adapter), x) if adapter in self.adapters else x
 
-    def fuse(self, first: Encoded, second: Encoded) -> Encoded:
+    def fuse(self, first: Any, second: Any) -> Any:
         """Returns the `concat_adapter` of two images, pooled and token by token.
 
         TTDL fuses overlays of the true and of the predicted mask, in this order.
+
+        Args:
+          first: `Encoded`, or one array [..., D].
+          second: The same of the other images.
 
         Raises:
           UserError: The model has no `concat_adapter`.
@@ -158,8 +157,9 @@ class Flair(MultiTower):
                 "Two images are compared with a text through concat_adapter, which this model does "
                 "not have. Add it to config.model.adapters."
             )
-        pairs = (jnp.concatenate(both, axis=-1) for both in zip(first, second, strict=True))
-        return Encoded(*(_apply(self.concat_adapter, x) for x in pairs))
+        return jax.tree.map(
+            lambda *both: _apply(self.concat_adapter, jnp.concatenate(both, axis=-1)), first, second
+        )
 
     def pool(self, tokens: jax.Array, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Pools image tokens once for each query.
@@ -199,6 +199,7 @@ class Flair(MultiTower):
         train: bool = False,
         frozen: Collection[str] = (),
         num_queries: int = 0,
+        fused: bool = False,
     ) -> float:
         """Returns the floating-point operations for one example.
 
@@ -207,7 +208,8 @@ class Flair(MultiTower):
             captions [L, W], multiply.
           train: Whether to count forward and backward (3 times forward) of what is not frozen.
           frozen: Modalities whose towers have no backward pass.
-          num_queries: Number of texts for which the image is pooled.
+          num_queries: Number of texts for which the image tokens are pooled.
+          fused: Whether two images are fused.
         """
         total = 0.0
         for modality, shape in shapes.items():
@@ -220,7 +222,9 @@ class Flair(MultiTower):
             if modality == "image" and num_queries:
                 projections = 2.0 * (2 * num_tokens + 2 * num_queries) * self.width**2
                 attention = 4.0 * num_queries * num_tokens * self.width
-                total += factor * count * (projections + attention)
+                total += factor * (projections + attention)
+            if modality == "image" and fused:
+                total += factor * 4.0 * (1 + num_tokens) * self.width**2
         return total
 
     def _num_tokens(self, modality: str, shape: Sequence[int]) -> int:
@@ -233,6 +237,8 @@ class Flair(MultiTower):
 
 def _without_projection(spec: Spec, modality: str) -> dict[str, Any]:
     """Returns the spec of a tower whose pooled features and tokens have the same width."""
+    if spec is None:
+        raise UserError(f"config.model.{modality} is None, but FLAIR needs towers of both inputs.")
     spec = as_dict(spec)
     tower = find_tower(spec.get("name"), Flair.tower_key(modality), modality)
     return {**spec, "projection": 0} if "projection" in tower_options(tower.cls) else spec

@@ -44,7 +44,8 @@ class Inputs:
       sample_rate: Sample rate of the waveforms in Hz.
       image, touch: Options of `mmjax.preprocess.image.Augmentation` for these images; None only
         scales them, see `zero_centered`. Precomputed features stay unchanged. `image` may be
-        several sections, one per view of `data.image.crops`; evaluation uses the first.
+        several sections, one per view of `data.image.crops`; evaluation uses the first. It applies
+        to the `reference` of an image too, with the same random numbers.
 
     Raises:
       UserError: An unknown key, or a value of the wrong type or out of range.
@@ -136,6 +137,7 @@ class Inputs:
         keys = jax.random.split(key, 4) if train else [None] * 4
         for index, name in enumerate(IMAGES):
             if name in inputs and not jnp.issubdtype(inputs[name].dtype, jnp.floating):
+                index = IMAGES.index("image") if name == "reference" else index
                 image_key = jax.random.fold_in(key, 4 + index) if train else None
                 inputs[name] = self._image(name, batch, image_key)
         if "video" in inputs:
@@ -153,6 +155,7 @@ class Inputs:
           key: Key of the augmentation; None in evaluation.
         """
         x, background = batch[name], batch.get(f"{name}_background")
+        name = "image" if name == "reference" else name
         if name not in self._images:
             return to_float(x, zero_centered=self._zero_centered)
         sections = self._images[name]

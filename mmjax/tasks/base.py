@@ -34,6 +34,7 @@ TASKS = {
     "touch": "mmjax.tasks.touch:Touch",
     "guided": "mmjax.tasks.guided:Guided",
     "probe": "mmjax.tasks.probe:Probe",
+    "flair": "mmjax.tasks.flair:Flair",
 }
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]

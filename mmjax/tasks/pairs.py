@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mmjax import tree
 from mmjax.errors import UserError
+
+_THUMBNAIL = 96  # pixels
 
 
 def parse_weights(weights: Mapping[str, float]) -> dict[tuple[str, str], float]:
@@ -62,3 +66,44 @@ def present(batch: Mapping[str, jax.Array], modality: str) -> jax.Array:
     if mask is None:
         return jnp.ones(len(batch[modality]), jnp.float32)
     return mask.reshape(len(mask), -1).max(axis=1)
+
+
+def frozen_towers(
+    modalities: Sequence[str], params: dict, patterns: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns the modalities whose tower has only frozen parameters.
+
+    Args:
+      modalities: Modalities with a tower.
+      params: The parameters of the model.
+      patterns: `config.optimizer.frozen`.
+    """
+    paths = list(tree.flatten(params))
+    matched = tree.first_match(patterns, paths, what="config.optimizer.frozen")
+    trained = {path.split("/")[0] for path in paths if matched[path] is None}
+    return tuple(modality for modality in modalities if modality not in trained)
+
+
+def thumbnails(modalities: Sequence[str]) -> Callable[..., dict[str, jax.Array]]:
+    """Returns the predict function of the inputs for figures, float32.
+
+    Images are [B, V, h, w, 3] in [0, 255], at most 96 pixels high; text is token ids [B, L, W].
+
+    Args:
+      modalities: Images and text that the model encodes.
+    """
+
+    def inputs(params: Any, extra: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        del params, extra
+        out = {}
+        for modality in modalities:
+            if modality not in batch:
+                continue
+            x = batch[modality].astype(jnp.float32)
+            if modality != "text":
+                size = min(_THUMBNAIL, x.shape[-2])
+                x = jax.image.resize(x, (*x.shape[:2], size, size, 3), "linear")
+            out[modality] = x
+        return out
+
+    return inputs

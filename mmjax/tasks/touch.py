@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax import config, registry, tree
+from mmjax import config, registry
 from mmjax.checkpoints.checksums import fingerprint
 from mmjax.config import Config
 from mmjax.data_spec import DataSpec
@@ -27,7 +27,7 @@ from mmjax.models import tvl
 from mmjax.preprocess.inputs import Inputs
 from mmjax.state import ModelDef
 from mmjax.tasks.feature_maps import predict_maps
-from mmjax.tasks.pairs import fit_vocabulary, parse_weights, present
+from mmjax.tasks.pairs import fit_vocabulary, frozen_towers, parse_weights, present, thumbnails
 
 _LOSSES = {
     "info_nce": contrastive.info_nce,
@@ -36,7 +36,6 @@ _LOSSES = {
 }
 # Arguments of the losses that the task provides.
 _PROVIDED = ("anchor", "positive", "mask", "logit_scale", "logit_bias")
-_THUMBNAIL = 96  # pixels
 MAX_LOGIT_SCALE = 100.0  # default, as in CLIP
 
 
@@ -111,7 +110,7 @@ class Touch:
             )
         self._inputs = Inputs.from_config(cfg.augment, data_spec, towers=modalities)
         frozen = cfg.optimizer.get("frozen", ())
-        self.frozen = _frozen_towers(modalities, self.model.params, frozen)
+        self.frozen = frozen_towers(modalities, self.model.params, frozen)
         sections = {m: dict(cfg.data.get(m) or {}) for m in modalities}
         self._feature_dirs = {
             m: s.pop("features") for m, s in sections.items() if s.get("features")
@@ -128,7 +127,7 @@ class Touch:
             self._configure_loss(cfg.loss)
         self.predict = {
             "features": self._features,
-            "inputs": self._thumbnails,
+            "inputs": thumbnails(modalities),
             **predict_maps(self.model, self._inputs),
         }
 
@@ -251,23 +250,6 @@ class Touch:
                 out[f"{modality}/{other}"] = embedded[modality].reshape(shape)
         return out
 
-    def _thumbnails(self, params, extra, batch) -> dict[str, jax.Array]:
-        """Returns the inputs for figures, float32.
-
-        Images are [B, V, h, w, 3] in [0, 255], at most 96 pixels high; text is token ids [B, L, W].
-        """
-        del params, extra
-        out = {}
-        for modality in self.model.module.modalities:
-            if modality not in batch:
-                continue
-            x = batch[modality].astype(jnp.float32)
-            if modality != "text":
-                size = min(_THUMBNAIL, x.shape[-2])
-                x = jax.image.resize(x, (*x.shape[:2], size, size, 3), "linear")
-            out[modality] = x
-        return out
-
 
 def _pair_weights(
     weights: Mapping[str, float] | None, pairs: Sequence[tuple[str, str]]
@@ -309,14 +291,6 @@ def _in_groups(loss, rows, groups: int, options: Mapping[str, Any]) -> jax.Array
         )
     parts = [x.reshape(groups, -1, *x.shape[1:]) for x in rows]
     return jax.vmap(lambda a, b, mask: loss(a, b, mask=mask, **options))(*parts).mean()
-
-
-def _frozen_towers(modalities, params: dict, patterns) -> tuple[str, ...]:
-    """Returns the modalities whose tower has only frozen parameters."""
-    paths = list(tree.flatten(params))
-    matched = tree.first_match(patterns, paths, what="config.optimizer.frozen")
-    trained = {path.split("/")[0] for path in paths if matched[path] is None}
-    return tuple(modality for modality in modalities if modality not in trained)
 
 
 def _is_features(modality: str, x: Any) -> bool:

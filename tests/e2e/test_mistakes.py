@@ -25,7 +25,12 @@ SMOKE = "--config=demo:smoke"
         (["--taks=pretrain"], ("'taks'", "task")),
         (
             ["--task=pretran"],
-            ("--task", "'pretran'", "'pretrain'", "finetune, guided, pretrain, probe, touch"),
+            (
+                "--task",
+                "'pretran'",
+                "'pretrain'",
+                "finetune, flair, guided, pretrain, probe, touch",
+            ),
         ),
         (["--config=dmeo"], ("--task=pretrain", "'dmeo'", "'demo'")),
         (["--config=demo.py"], ("demo.py",)),

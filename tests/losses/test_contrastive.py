@@ -398,3 +398,14 @@ def test_clamped_scale_stops_increases_at_the_limit_and_allows_decreases():
     np.testing.assert_allclose(
         contrastive.clamped_scale(jnp.float32(2.0), 100.0), np.exp(2), rtol=1e-6
     )
+
+
+def test_clamped_scale_has_a_minimum():
+    def scale(x):
+        return contrastive.clamped_scale(x, 100.0, 2.0)
+
+    low, inside = jnp.float32(np.log(1.5)), jnp.float32(np.log(30))
+    value, up = jax.value_and_grad(lambda x: -scale(x))(low)
+    np.testing.assert_allclose([-value, -up], 2.0, rtol=1e-6)
+    assert jax.grad(scale)(low) == 0
+    np.testing.assert_allclose(jax.value_and_grad(scale)(inside), 30.0, rtol=1e-5)

@@ -16,6 +16,7 @@ from tests.models.blocks.test_attention_pooling import TOKENS, published_arrays
 COUNT, NUM_TOKENS, WIDTH = 6, 3, 4
 RANDOM = np.random.default_rng(0)
 MASK = np.array([1, 1, 0, 1, 1, 1], np.float32)
+CAPTION_MASK = np.array([[0, 1, 1], [1, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1], [0, 0, 1]])
 SCALE, BIAS = 5.0, -2.0
 flair_loss = jax.jit(flair.flair_loss, static_argnames=("pool", "multi_positive", "chunk_size"))
 
@@ -45,27 +46,35 @@ def pair_loss(cosine, positive):
 
 def by_definition(images, tokens, texts, mask, choice):
     """Returns `(TCS, MPS)`; `choice(i, j)` is the caption of image j that is compared with i."""
-    count, num_captions = texts.shape[:2]
-    valid = [i for i in range(count) if mask[i]]
-    conditioned = multi = 0.0
+    exists = np.broadcast_to(mask if mask.ndim == 2 else mask[:, None], texts.shape[:2])
+    captions = [np.flatnonzero(row) for row in exists]
+    valid = [i for i in range(len(texts)) if len(captions[i])]
+    conditioned, multi, num_compared = 0.0, 0.0, 0
     for i in valid:
-        compared = [(i, k) for k in range(num_captions)]
+        compared = [(i, k) for k in captions[i]]
         compared += [(j, choice(i, j)) for j in valid if j != i]
+        num_compared += len(compared)
         for j, k in compared:
             text = np.float64(texts[j, k])
             pooled = pool(text[None, None], np.float64(tokens[i])[None])[0, 0]
             conditioned += pair_loss(cosine(pooled, text), i == j)
         for j in valid:
-            for k in range(num_captions):
+            for k in captions[j]:
                 multi += pair_loss(cosine(images[i], texts[j, k]), i == j)
-    return conditioned / (len(valid) + num_captions - 1), multi / (len(valid) * num_captions)
+    mean_compared = num_compared / len(valid)
+    if mask.ndim == 1:
+        assert mean_compared == len(valid) + texts.shape[1] - 1
+    return conditioned / mean_compared, multi / exists.sum()
 
 
-@pytest.mark.parametrize("num_captions", [1, 3])
-@pytest.mark.parametrize("mask", [np.ones(COUNT, np.float32), MASK])
+@pytest.mark.parametrize(
+    ("num_captions", "mask"),
+    [(1, np.ones(COUNT, np.float32)), (3, np.ones(COUNT)), (1, MASK), (3, MASK), (3, CAPTION_MASK)],
+)
 def test_the_loss_equals_loops(num_captions, mask):
     arrays = embeddings(num_captions)
-    conditioned, multi = by_definition(*arrays, mask, choice=lambda i, j: 0)
+    first = mask.argmax(axis=1) if mask.ndim == 2 else np.zeros(COUNT, int)
+    conditioned, multi = by_definition(*arrays, mask, choice=lambda i, j: first[j])
     options = dict(logit_scale=SCALE, logit_bias=BIAS, mask=mask)
     value = flair_loss(*arrays, pool, multi_positive=False, **options)
     np.testing.assert_allclose(value, conditioned, rtol=1e-5)
@@ -74,30 +83,33 @@ def test_the_loss_equals_loops(num_captions, mask):
         np.testing.assert_allclose(value, (conditioned + multi) / 2, rtol=1e-5)
 
 
-def test_captions_of_other_images_are_sampled_and_ordered_by_image():
-    num_captions = 4
-    owner, caption = flair._compared_texts(COUNT, num_captions, jax.random.key(0))
-    owner, caption = np.asarray(owner), np.asarray(caption)
+@pytest.mark.parametrize("mask", [MASK, CAPTION_MASK])
+def test_captions_of_other_images_are_sampled_and_ordered_by_image(mask):
+    num_captions, key = 3, jax.random.key(0)
+    exists = np.broadcast_to(mask if mask.ndim == 2 else mask[:, None], (COUNT, num_captions)) > 0
+    owner, caption = map(np.asarray, flair._compared_texts(jnp.asarray(exists), key))
     for i in range(COUNT):
         expected = [*range(i), *[i] * num_captions, *range(i + 1, COUNT)]
         np.testing.assert_array_equal(owner[i], expected)
         np.testing.assert_array_equal(caption[i, i : i + num_captions], range(num_captions))
-    assert set(np.unique(caption)) == set(range(num_captions))
+    for j in range(COUNT):
+        others = caption[(owner == j) & (np.arange(COUNT) != j)[:, None]]
+        if exists[j].any():
+            assert set(others) <= set(np.flatnonzero(exists[j]))
     others = caption[owner != np.arange(COUNT)[:, None]]
     assert set(others) == set(range(num_captions))
 
-    chosen = {
-        (i, j): k for i in range(COUNT) for j, k in zip(owner[i], caption[i], strict=True) if i != j
-    }
+    pairs = zip(owner, caption, strict=True)
+    chosen = {(i, j): k for i, row in enumerate(pairs) for j, k in zip(*row, strict=True) if i != j}
     arrays = embeddings(num_captions)
-    conditioned, _ = by_definition(*arrays, MASK, choice=lambda i, j: chosen[i, j])
+    conditioned, _ = by_definition(*arrays, mask, choice=lambda i, j: chosen[i, j])
     value = flair_loss(
         *arrays,
         pool,
         logit_scale=SCALE,
         logit_bias=BIAS,
-        mask=MASK,
-        key=jax.random.key(0),
+        mask=mask,
+        key=key,
         multi_positive=False,
     )
     np.testing.assert_allclose(value, conditioned, rtol=1e-5)

@@ -136,6 +136,18 @@ def test_images_and_touch_are_flipped_independently_in_training():
     assert not np.array_equal(flipped["image"], flipped["touch"])
 
 
+def test_a_reference_is_changed_like_its_image():
+    images = RNG.integers(0, 256, (16, 8, 8, 3), np.uint8)
+    inputs = Inputs(image=dict(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), horizontal_flip=0.5))
+    batch = {"image": images, "reference": images}
+    for key in (None, jax.random.key(3)):
+        out = inputs(batch, key, train=key is not None)
+        np.testing.assert_array_equal(out["reference"], out["image"])
+    assert np.any(out["image"] != inputs(batch, None, train=False)["image"])
+    plain = Inputs(zero_centered=False)({"reference": images}, None, train=False)["reference"]
+    np.testing.assert_allclose(plain, images / 255, atol=1e-6)
+
+
 def test_precomputed_features_are_not_augmented():
     features = RNG.normal(size=(4, 5)).astype(np.float32)
     inputs = Inputs(image=dict(grayscale=1.0), touch=dict(subtract_background=True))

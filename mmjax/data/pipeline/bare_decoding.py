@@ -35,7 +35,7 @@ class Frames:
 
 def sample_frames(data_cfg: Mapping[str, Any], *, batch_size: int, seed: int) -> Frames:
     """Returns the frames that the training pipeline of a `data` section samples first."""
-    others = {n: None for n in ("audio", "text", "label", "touch") if n in data_cfg}
+    others = {n: None for n in ("audio", "text", "label", "touch", "reference") if n in data_cfg}
     data = loader.make_train_data({**data_cfg, **others}, batch_size=batch_size, seed=seed)
 
     def keep_encoded(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

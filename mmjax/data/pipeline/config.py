@@ -14,7 +14,7 @@ from mmjax.data.pipeline.audio import Audio, add_audio
 from mmjax.data.pipeline.common import AddFunction
 from mmjax.data.pipeline.dmvr.options import Dmvr
 from mmjax.data.pipeline.end_task import EndTaskOptions, add_end_task
-from mmjax.data.pipeline.image_modality import Image, Touch, add_image
+from mmjax.data.pipeline.image_modality import Image, Reference, Touch, add_image
 from mmjax.data.pipeline.label import Label, add_label
 from mmjax.data.pipeline.segmentation import Segmentation, add_segmentation
 from mmjax.data.pipeline.text import Text, add_text
@@ -30,6 +30,7 @@ MODALITIES: dict[str, tuple[type, AddFunction]] = {
     "label": (Label, add_label),
     "image": (Image, add_image),
     "touch": (Touch, add_image),
+    "reference": (Reference, add_image),
     "end_task": (EndTaskOptions, add_end_task),
     "segmentation": (Segmentation, add_segmentation),
 }
@@ -52,7 +53,8 @@ class DataConfig:
         `mmjax.data.pipeline.readers`.
       threads: Number of threads of the input pipeline; 0 for one per CPU core.
       prefetch: Number of batches prepared in advance.
-      video, audio, image, text, label, touch: Options of each modality; None leaves it out.
+      video, audio, image, text, label, touch, reference: Options of each modality; None leaves it
+        out.
       end_task: Options of an end task, which needs no other modality; None for none.
       segmentation: Options of images with segmentation masks; None for none.
       pairs: Train on pairs of records: the second of `data.image.crops` shows the image of the
@@ -76,6 +78,7 @@ class DataConfig:
     text: Text | None = None
     label: Label | None = None
     touch: Touch | None = None
+    reference: Reference | None = None
     end_task: EndTaskOptions | None = None
     segmentation: Segmentation | None = None
     pairs: PairsConfig | None = None

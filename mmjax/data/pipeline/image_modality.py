@@ -1,4 +1,4 @@
-"""Single images: the sections `data.image` and `data.touch`, and their pipeline functions.
+"""Single images: the sections `data.image`, `data.touch` and `data.reference`, and their functions.
 
 An image is decoded, cropped to the region of interest, made square, resized and rotated. It stays
 uint8 until it is on the device. `prepare` does the same to one image of a user as evaluation does.
@@ -29,7 +29,7 @@ RECORDING = "recording"  # `data.touch.background`: each record has its own back
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ImageOptions:
-    """Options of `data.image` and `data.touch`; see `Image`."""
+    """Options of all single images; see `Image`."""
 
     size: int = 224
     square: Literal["crop", "crop_resized", "pad"] = "crop"
@@ -63,6 +63,8 @@ class Image(_ImageOptions):
       resize: Interpolation.
       features: Directories of `mmjax.data.pipeline.precomputed_features`, one per source. In
         training, these features of the frozen tower replace the images.
+      frame: Index of the frame in the record; negative indices count from the end. None samples one
+        in training and takes the middle one in evaluation.
       crops: For training, the views of an image: for each the range (low, high) of its fraction of
         the region. A view is a crop of random position, area and shape, resized, as torchvision's
         RandomResizedCrop. `square` then applies only to evaluation.
@@ -70,6 +72,7 @@ class Image(_ImageOptions):
 
     roi: bool = True
     jitter: float = 0.0
+    frame: int | None = None
     crops: tuple[tuple[float, ...], ...] = ()
 
     SECTION: ClassVar[str] = "image"
@@ -116,31 +119,55 @@ class Touch(_ImageOptions):
     SECTION: ClassVar[str] = "touch"
 
 
-def add_image(pipeline: Pipeline, options: Image | Touch, context: Context) -> None:
-    """Adds the batch fields of `image` or `touch`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference(_ImageOptions):
+    """The section `data.reference`: another frame of the record that `image` shows.
+
+    For example, two frames may show the true and the predicted mask of an image.
+
+    Attributes:
+      size, square, quarter_turns, antialias, resize, features, roi: See `Image`.
+      frame: Index of the frame; negative indices count from the end.
+    """
+
+    roi: bool = True
+    frame: int = 0
+
+    SECTION: ClassVar[str] = "reference"
+
+
+_KEYS = {"image": schema.FRAMES, "reference": schema.FRAMES, "touch": schema.TOUCH}
+
+
+def add_image(pipeline: Pipeline, options: _ImageOptions, context: Context) -> None:
+    """Adds the batch fields of `image`, `reference` or `touch`.
 
     Fields: the image, uint8 [H, W, 3] ([1, H, W, 3] in evaluation, [V, H, W, 3] in training with
     `crops`), or float32 [D] with precomputed features; its mask [], and `touch_background`.
 
-    Functions: 'image' or 'touch' in the phases parse, sample, decode and preprocess, and
-    'touch_background' in all of these but sample. Training samples one of the record's images;
-    evaluation takes the middle one.
+    Functions: the name of the section in the phases parse, sample, decode and preprocess, and
+    'touch_background' in all of these but sample. Unless the options name a frame, training
+    samples one of the record's images, and evaluation takes the middle one.
     """
     name = options.SECTION
-    key, encoded = (schema.FRAMES if name == "image" else schema.TOUCH)[0], f"_{name}"
+    key, encoded = _KEYS[name][0], f"_{name}"
     pipeline.add("parse", name, encoded_parser(pipeline, key, encoded, f"{name}_mask"))
     if name in context.features:
         add_precomputed(pipeline, name, context.features[name])
         return
-    if name == "image":
+    is_frame, frame = _KEYS[name] == schema.FRAMES, getattr(options, "frame", None)
+    if is_frame:
         pipeline.context(schema.ROI[0], tf.int64)
 
     def sample(features: Features) -> Features:
         images = features[encoded]
         count = tf.size(images)
-        index = random_below(count, seed_of(features, name)) if context.train else count // 2
+        if frame is not None:
+            index = _frame_index(frame, count, features[f"{name}_mask"], name)
+        else:
+            index = random_below(count, seed_of(features, name)) if context.train else count // 2
         image = images[index][None]
-        if name == "image":
+        if is_frame:
             image = pipeline.resolve(features["_source"], image)
         return features | {encoded: image}
 
@@ -155,7 +182,23 @@ def add_image(pipeline: Pipeline, options: Image | Touch, context: Context) -> N
         _add_background(pipeline, options, train=context.train)
 
 
-def _single_view(options: Image | Touch, *, train: bool) -> tuple[Function, Function]:
+def _frame_index(frame: int, count: tf.Tensor, present: tf.Tensor, name: str) -> tf.Tensor:
+    """Returns the index of a frame, which may be negative, among `count` frames.
+
+    A record without frames has one black frame and the mask 0.
+    """
+    index = tf.where(present > 0, frame if frame >= 0 else frame + count, 0)
+    tf.debugging.Assert(
+        (index >= 0) & (index < count),
+        [
+            f"data.{name}.frame={frame} does not exist in a record with this number of frames:",
+            count,
+        ],
+    )
+    return index
+
+
+def _single_view(options: _ImageOptions, *, train: bool) -> tuple[Function, Function]:
     """Returns the functions of the phases decode and preprocess for one square image."""
     name = options.SECTION
 
@@ -207,14 +250,14 @@ def _random_crops(options: Image, views: Sequence[int] | None) -> tuple[Function
     return decode, preprocess
 
 
-def _roi(features: Features, options: Image | Touch) -> tf.Tensor | None:
+def _roi(features: Features, options: _ImageOptions) -> tf.Tensor | None:
     """Returns the region of interest, int32 [4], or [0] if the record has none.
 
     Returns None if the options do not ask for it.
     """
     if not getattr(options, "roi", False):
         return None
-    present = tf.cast(features["image_mask"], tf.int32)
+    present = tf.cast(features[f"{options.SECTION}_mask"], tf.int32)
     return tf.cast(features[f"_context/{schema.ROI[0]}"][: 4 * present], tf.int32)
 
 
@@ -259,7 +302,7 @@ def _add_background(pipeline: Pipeline, options: Touch, *, train: bool) -> None:
 
 def window(
     shape: tf.Tensor,
-    options: Image | Touch,
+    options: _ImageOptions,
     *,
     roi: tf.Tensor | None = None,
     seed: tf.Tensor | None = None,
@@ -299,7 +342,7 @@ def _region(shape: tf.Tensor, roi: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tens
     return tf.ensure_shape(start, [2]), tf.ensure_shape(extent, [2])
 
 
-def shaped(image: tf.Tensor, options: Image | Touch) -> tf.Tensor:
+def shaped(image: tf.Tensor, options: _ImageOptions) -> tf.Tensor:
     """Makes an image square, resizes and rotates it.
 
     Args:
@@ -317,12 +360,12 @@ def shaped(image: tf.Tensor, options: Image | Touch) -> tf.Tensor:
     return _resized(tf.image.pad_to_bounding_box(image, top, left, side, side), options)
 
 
-def _resized(image: tf.Tensor, options: Image | Touch) -> tf.Tensor:
+def _resized(image: tf.Tensor, options: _ImageOptions) -> tf.Tensor:
     """Resizes and rotates an image: uint8 [1, H, W, 3] -> uint8 [1, size, size, 3]."""
     return _rotated(_scaled(image, (options.size, options.size), options), options)
 
 
-def _center(image: tf.Tensor, options: Image | Touch) -> tf.Tensor:
+def _center(image: tf.Tensor, options: _ImageOptions) -> tf.Tensor:
     """Resizes the shorter side to `size` and crops the center, rounding as torchvision."""
     shape = crops.shortest_side(tf.shape(image)[1:3], options.size)
     # Half a pixel is rounded to even.
@@ -332,27 +375,27 @@ def _center(image: tf.Tensor, options: Image | Touch) -> tf.Tensor:
 
 
 def _scaled(
-    image: tf.Tensor, size: tf.Tensor | tuple[int, int], options: Image | Touch
+    image: tf.Tensor, size: tf.Tensor | tuple[int, int], options: _ImageOptions
 ) -> tf.Tensor:
     return crops.resize(
         image, size, rounded=True, antialias=options.antialias, method=options.resize
     )
 
 
-def _rotated(image: tf.Tensor, options: Image | Touch) -> tf.Tensor:
+def _rotated(image: tf.Tensor, options: _ImageOptions) -> tf.Tensor:
     # Last, when the image is small: a rotation commutes with the operations before it.
     image = tf.image.rot90(image, options.quarter_turns % 4)
     return tf.ensure_shape(image, [1, options.size, options.size, 3])
 
 
 def prepare(
-    image: np.ndarray, options: Image | Touch, *, roi: tuple[int, int, int, int] | None = None
+    image: np.ndarray, options: _ImageOptions, *, roi: tuple[int, int, int, int] | None = None
 ) -> np.ndarray:
     """Returns an image as it is in evaluation batches, uint8 [size, size, 3].
 
     Args:
       image: RGB, uint8 [H, W, 3]; `mmjax.data.storage.image_files.read_image` reads a file.
-      options: The section `data.image` or `data.touch`.
+      options: The section of the image, for example `data.image`.
       roi: Region of interest (top, left, height, width), as a record may have it.
 
     Raises:

@@ -157,6 +157,33 @@ def test_frame_is_random_in_training_and_the_middle_one_in_evaluation(directory)
     assert round((middle[..., 0].mean() - 3) / 10) == toy.FRAMES // 2
 
 
+def test_a_reference_is_another_frame_with_the_same_region(directory):
+    frames = [noise(64, 80, seed) for seed in range(3)]
+    record = toy.example(1, frames=[sharp(frame) for frame in frames], roi=(10, 20, 32, 32))
+    section = dict(image=dict(size=32, frame=-1), reference=dict(size=32))
+    for data in (train(directory, **section), evaluate(directory, **section)):
+        out = run(data, record)
+        assert out["image_mask"] == out["reference_mask"] == 1
+        for name, frame in (("image", frames[2]), ("reference", frames[0])):
+            pixels = out[name].reshape(32, 32, 3).astype(int)
+            assert np.abs(pixels - frame[10:42, 20:52]).max() <= 4
+    second = run(train(directory, reference=dict(size=32, frame=1)), record)["reference"]
+    assert np.abs(second.astype(int) - frames[1][10:42, 20:52]).max() <= 4
+    out = run(train(directory, **section), toy.example(1, frames=[]))
+    assert out["image_mask"] == out["reference_mask"] == 0 and not out["reference"].any()
+
+
+@pytest.mark.parametrize("frame", [-2, 1])
+def test_a_frame_that_does_not_exist_is_an_error(tmp_path, frame):
+    one = toy.build(
+        tmp_path / "one",
+        3,
+        payload=lambda n: schema.encode(toy.example(n, frames=[jpeg(noise(16, 16))])),
+    )
+    with raises(UserError, one, f"data.reference.frame={frame}", 1):
+        next(train(one, reference=dict(size=8, frame=frame)).iterate())
+
+
 def test_image_and_video_of_the_same_record_in_one_batch(directory, monkeypatch):
     section = dict(image=dict(size=8), video=dict(num_frames=2, size=8))
     whole = next(train(directory, **section).iterate())

@@ -112,7 +112,7 @@ def _general(cfg: DataConfig, *, train: bool) -> list[Requirement]:
     neutral: dict[str, Any] = {"corrupt": "fail", "check_crc": True, "read": "pread"}
     neutral |= {"threads": 0, "prefetch": 2}
     if train:
-        neutral |= {"limit": 0, "weights": (), "pairs": None}
+        neutral |= {"limit": 0, "weights": (), "pairs": None, "reference": None}
     return _unsupported("data", cfg, neutral)
 
 

@@ -77,6 +77,7 @@ class EndTaskMetrics(Evaluator):
             split=split,
             batch_size=batch_size,
             limit=limit,
+            nonfinite=True,  # of heads that have diverged, which must not affect the others
         )
 
     def evaluate(self, state: Mapping[str, Any]) -> dict[str, float]:

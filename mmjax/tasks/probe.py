@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from mmjax.config import Config
 from mmjax.data_spec import DataSpec
@@ -163,7 +164,7 @@ class Probe:
         """Returns the sum of the losses of all heads that are finite.
 
         Metrics: `loss/CONFIGURATION`, the mean over its seeds, and `diverged`, the number of heads
-        with a loss that is not finite. These keep their parameters.
+        with a loss that is not finite. Their gradient is 0.
         """
         del params, key
         target = batch["label" if "target" not in batch else "target"]
@@ -258,19 +259,20 @@ class Probe:
 
 @jax.custom_vjp
 def _quarantined(params: Any) -> Any:
-    """Returns parameters whose gradients are 0 where they are not finite.
+    """Returns the parameters of a head, with a gradient of 0 if that has no finite norm.
 
-    A head that diverges then does not stop the others.
+    A head that diverges then does not stop the others, although all share one loss and one norm.
     """
     return params
 
 
-_quarantined.defvjp(
-    lambda params: (params, None),
-    lambda _, grads: (
-        jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0) if g is not None else g, grads),
-    ),
-)
+def _finite_or_zero(_: None, grads: Any) -> tuple[Any]:
+    limit = jnp.finfo(jnp.float32).max / 2**20  # of squares, so that their sum over heads is finite
+    keep = optax.global_norm(grads) ** 2 < limit
+    return (jax.tree.map(lambda g: jnp.where(keep, g, 0.0), grads),)
+
+
+_quarantined.defvjp(lambda params: (params, None), _finite_or_zero)
 
 
 def num_parameters(task: Probe) -> int:

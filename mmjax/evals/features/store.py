@@ -79,6 +79,7 @@ class FeatureStore:
         self._make_eval_data = make_eval_data
         self._task_cfg = task_cfg
         self._on_disk: set[Request] = set()
+        self._with_nonfinite: set[Request] = set()
         self._weights: str | None = None  # fingerprint of the state
         self._names: dict[Request, set[str]] = collections.defaultdict(set)
         self._data: dict[Request, Any] = {}
@@ -100,6 +101,7 @@ class FeatureStore:
         views: Mapping[str, Any] | None = None,
         limit: int = 0,
         cache: bool = False,
+        nonfinite: bool = False,
         section: str = "",
     ) -> Request:
         """Returns a request for `get`. Equal requests are computed together.
@@ -115,6 +117,7 @@ class FeatureStore:
           limit: Number of leading examples to use; 0 for all.
           cache: Whether to keep the features on disk and look for them there; see
             `mmjax.evals.features.cache`.
+          nonfinite: Whether outputs may contain NaN and infinity, instead of raising an error.
           section: Config key of the evaluator's section, for error messages.
 
         Raises:
@@ -142,6 +145,8 @@ class FeatureStore:
         self._names[request].update(names)
         if cache:
             self._on_disk.add(request)
+        if nonfinite:
+            self._with_nonfinite.add(request)
         return request
 
     def check_batch_size(self, batch_size: int, *, key: str) -> None:
@@ -386,7 +391,8 @@ class FeatureStore:
         total = data.num_examples if only is None else len(only)
         total = self._check_count(request, fields["example_id"], count, total)
         outputs, fields = ({k: v[:total] for k, v in part.items()} for part in (outputs, fields))
-        _check_finite(request, outputs, fields["example_id"])
+        if request not in self._with_nonfinite:
+            _check_finite(request, outputs, fields["example_id"])
         order = np.argsort(fields["example_id"], kind="stable")
         outputs, fields = ({k: v[order] for k, v in part.items()} for part in (outputs, fields))
         if request in self._on_disk and only is None:

@@ -89,7 +89,7 @@ def encode(
             return str(directory)
         started = time.monotonic()
         with files.atomic_path(directory) as partial:
-            counts = _write(partial, encoder, opened, options)
+            counts = write_arrays(partial, encoder_function(encoder), opened, options)
             info = next(iter(opened.values())).info
             precomputed_features.write_description(
                 partial,
@@ -132,19 +132,31 @@ def _directory(
 _IDENTITY = ("repeats", "pca")
 
 
-def _write(
-    directory: pathlib.Path,
-    encoder: ImageEncoder,
+def write_arrays(
+    directory: str | os.PathLike,
+    function: Callable[..., jax.Array],
     opened: Mapping[str, Any],
     options: EncodeOptions,
 ) -> dict[str, int]:
-    """Writes the arrays of all splits; returns the number of examples of each."""
+    """Writes the features and labels of splits.
+
+    Args:
+      directory: Directory of the feature table.
+      function: See `encoder_function`.
+      opened: {split: evaluation data}. With `options.pca`, the first one is the training split.
+      options: See `EncodeOptions`.
+
+    Returns:
+      {split: number of examples}.
+
+    Raises:
+      UserError: An example cannot be read, has no label, or its features are not finite.
+    """
     from mmjax.data.pipeline import feature_table, precomputed_features
 
-    function = _encoder_function(encoder)
     counts, project = {}, None
     for split, data in opened.items():
-        os.makedirs(directory / split)
+        os.makedirs(os.path.join(directory, split))
         path = precomputed_features.features_path(directory, split, feature_table.FEATURES)
         repeats = options.repeats if split == "train" else 1
         features, labels = _encode_split(path, data, function, split, repeats, options.progress)
@@ -156,8 +168,11 @@ def _write(
     return counts
 
 
-def _encoder_function(encoder: ImageEncoder) -> Callable[..., jax.Array]:
-    """Returns the compiled function (batch, key) -> float16 [B, T · D]."""
+def encoder_function(encoder: ImageEncoder) -> Callable[..., jax.Array]:
+    """Returns the compiled function (batch, key or None) -> float16 [B, T · D].
+
+    The key draws random colors.
+    """
     mesh = sharding.make_mesh(devices=jax.local_devices())
     state = jax.device_put((encoder.params, encoder.extra), sharding.replicated(mesh))
 

@@ -18,6 +18,8 @@ from mmjax.tasks.predict import make_predict_task
 
 # Modalities that encode images, in the order of preference.
 MODALITIES = ("image", "video", "touch")
+# Options of `config.model` of --task=guided that features do not depend on.
+_GUIDED_HEADS = ("heads", "prototypes", "text_features")
 # Options of `config.augment` for audio.
 _AUDIO_OPTIONS = ("audio_noise", "audio_mixup", "spectrogram", "spec_augment")
 
@@ -45,9 +47,11 @@ def trunk_section(cfg: Config | Mapping[str, Any], num_classes: int | None = Non
     if num_classes is not None:
         data["label"] = {**(cfg.data.get("label") or {}), "num_classes": num_classes}
     others = [name for name in INPUTS if name != modality and name in cfg.model]
+    unused = _GUIDED_HEADS if cfg.task == "guided" else ()
+    model = {name: value for name, value in cfg.model.items() if name not in unused}
     return {
         "task": cfg.task,
-        "model": {**cfg.model, **dict.fromkeys(others)},
+        "model": {**model, **dict.fromkeys(others)},
         "augment": {name: v for name, v in cfg.augment.items() if name not in _AUDIO_OPTIONS},
         "data": data,
     }

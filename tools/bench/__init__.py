@@ -15,7 +15,9 @@ import sys
 from types import ModuleType
 
 # Each is a module of this package with `run(cfg, args)`, and `add_arguments(parser)` if it has any.
-BENCHMARKS = ("data", "step", "packed", "loop", "eval", "neighbors", "probe", "text")
+BENCHMARKS = (
+    *("data", "step", "packed", "loop", "eval", "neighbors", "probe", "encode", "heads", "text"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=384,
         metavar="N",
-        help="neighbors, probe: number of features (default: %(default)s)",
+        help="neighbors, probe, heads: number of features (default: %(default)s)",
     )
     for name in BENCHMARKS:
         module = _module(name)

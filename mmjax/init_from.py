@@ -31,7 +31,7 @@ _AXIS_POSITIONS = re.compile(r"positions/(temporal|vertical|horizontal|spectral)
 # Position embeddings of a class token and a square grid of patches.
 _GRID_POSITIONS = re.compile(r"^(touch|image)/positions$")
 # Arrays whose shape depends on the number of classes.
-_CLASSIFIER = re.compile(r"^classifier/")
+_CLASSIFIER = re.compile(r"^classifier/|^(aux_)?head/(classifier|low|high)/")
 
 
 @dataclasses.dataclass

@@ -1,8 +1,9 @@
 """Convert published checkpoints to run directories, or export a run for PyTorch.
 
-SOURCE is a TensorFlow checkpoint of VATT, or PyTorch files of TVL, OpenCLIP, FLAIR, LGSSL, a ResNet
-or a MobileNetV2. The result is a run directory that any task can start from, with a report of every
-parameter name. A table of word vectors is converted to an .npz file. Code in pickles is never run.
+SOURCE is a TensorFlow checkpoint of VATT, or PyTorch files of TVL, OpenCLIP, FLAIR, LGSSL, a
+ResNet, a MobileNetV2 or a segmentation model. The result is a run directory that any task can start
+from, with a report of every parameter name. A table of word vectors is converted to an .npz file.
+Code in pickles is never run.
 
 With --to, SOURCE is a run and the result is a .safetensors or .pth file.
 """
@@ -20,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="TensorFlow checkpoint: its prefix (…/ckpt-500000), .index file or directory; "
         "PyTorch: a .pth, .pt, .bin, .ckpt or .safetensors file of TVL, of OpenCLIP (or both), of "
-        "FLAIR or of an image backbone; a .pkl file of word embeddings; with --to: a run directory",
+        "FLAIR, of a segmentation model or of an image backbone; a .pkl file of word embeddings; "
+        "with --to: a run directory",
     )
     parser.add_argument(
         "--out", metavar="PATH", help="run directory, .npz, .safetensors or .pth file to write"
@@ -31,9 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="with --inspect: print JSON")
     parser.add_argument(
         "--to",
-        choices=("timm", "tvl", "open_clip", "torchvision", "flair"),
+        choices=("timm", "tvl", "open_clip", "torchvision", "flair", "segmentation"),
         help="export a run with the parameter names of timm (touch encoder), TVL (touch encoder), "
-        "OpenCLIP (other towers), torchvision (image backbone) or FLAIR (a run of --task=flair)",
+        "OpenCLIP (other towers), torchvision (image backbone) or FLAIR (a run of --task=flair), "
+        "or of the library of a segmentation model, torchvision or segmentation_models_pytorch",
     )
     parser.add_argument(
         "--head-dim",

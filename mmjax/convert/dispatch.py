@@ -16,6 +16,8 @@ from mmjax.convert.export import export
 from mmjax.convert.flair import load as flair_load
 from mmjax.convert.flair import plan as flair_plan
 from mmjax.convert.plan import ConversionPlan
+from mmjax.convert.segmentation import load as segmentation_load
+from mmjax.convert.segmentation import plan as segmentation_plan
 from mmjax.convert.vatt import plan as vatt_plan
 from mmjax.convert.vision import load as vision_load
 from mmjax.convert.vision import plan as vision_plan
@@ -52,8 +54,8 @@ def convert(
 
     Args:
       sources: A TensorFlow checkpoint of VATT; a PyTorch file of TVL, of OpenCLIP, or both; a
-        PyTorch file with FLAIR, an image backbone or an LGSSL model; or a file of word vectors.
-        With `to`, one run directory or any of these.
+        PyTorch file with FLAIR, a segmentation model, an image backbone or an LGSSL model; or a
+        file of word vectors. With `to`, one run directory or any of these.
       out: The path to write; can be omitted with `inspect`.
       to: Export for a PyTorch library: key of `mmjax.convert.export.TARGETS`.
       inspect: Whether to only describe the sources.
@@ -111,8 +113,13 @@ def _plan(
 ) -> ConversionPlan:
     """Returns the plan of the converter that reads the sources."""
     if all(map(torch_reader.is_file, sources)):
-        is_flair = len(sources) == 1 and flair_load.fits(sources[0])
-        if not is_flair and (len(sources) > 1 or not vision_load.fits(sources[0])):
+        readers = (
+            (flair_load, flair_plan),
+            (segmentation_load, segmentation_plan),
+            (vision_load, vision_plan),
+        )
+        plans = (plan for reader, plan in readers if len(sources) == 1 and reader.fits(sources[0]))
+        if (plan := next(plans, None)) is None:
             return clip_plan.plan_conversion(
                 sources, head_dim=head_dim, quick_gelu=quick_gelu, vocab=vocab
             )
@@ -120,8 +127,7 @@ def _plan(
             raise UserError(
                 f"--quick-gelu applies to OpenCLIP's towers, not to {sources[0]}. Remove the flag."
             )
-        plan = flair_plan.plan_conversion if is_flair else vision_plan.plan_conversion
-        return plan(sources[0], head_dim=head_dim, vocab=vocab)
+        return plan.plan_conversion(sources[0], head_dim=head_dim, vocab=vocab)
     prefix = _tensorflow_prefix(sources)
     if quick_gelu:
         raise UserError(f"--quick-gelu applies to CLIP's towers, not to {prefix}. Remove the flag.")

@@ -13,6 +13,7 @@ from mmjax.convert.clip.load import Component
 from mmjax.convert.flair import names as flair_names
 from mmjax.convert.load import load_params
 from mmjax.convert.matching import is_statistic
+from mmjax.convert.segmentation import export as segmentation_export
 from mmjax.convert.shapes import block_counts
 from mmjax.convert.vision import load as vision_load
 from mmjax.convert.vision import names as vision_names
@@ -31,6 +32,7 @@ TARGETS = {
         *("image/", "text/", "image_projection/", "text_projection/", "pooling/"),
         *(*ADAPTERS, *clip_load.SCALAR_PATHS),
     ),
+    "segmentation": segmentation_export.PREFIXES,
 }
 # {(blocks, whether they are bottlenecks): name of the ResNet}.
 _RESNETS = {
@@ -51,7 +53,8 @@ def export(source: str, *, to: str, out: str) -> list[str]:
       to: Key of `TARGETS`. 'timm' is the touch encoder for `timm.create_model`; 'tvl' the same in
         the format of the entry `model` in TVL's checkpoints; 'open_clip' the image and text
         towers; 'torchvision' the image backbone, a ResNet (timm uses the same names) or
-        MobileNetV2, with its final dense layer, if any, as `fc`; 'flair' a model of --task=flair.
+        MobileNetV2, with its final dense layer, if any, as `fc`; 'flair' a model of --task=flair;
+        'segmentation' one of --task=segment, for torchvision or segmentation_models_pytorch.
       out: The .safetensors or .pth file; it must not exist.
 
     Raises:
@@ -82,11 +85,12 @@ def export(source: str, *, to: str, out: str) -> list[str]:
     _WRITERS[suffix](out, renamed)
     size = sum(x.size for path, x in arrays.items() if not is_statistic(path))
     lines = [f"{out}: {size:,} parameters of {description} in {len(renamed)} arrays."]
-    if to not in ("tvl", "flair"):
+    model = _create_model_call(arrays, to)
+    if model is not None:
         load = "load_file" if suffix == safetensors.SUFFIX else "torch.load"
         has_classifier = "features.0.0.weight" in renamed  # torchvision's MobileNetV2
-        options = ", strict=False" if has_classifier else ""
-        model = _create_model_call(arrays, to)
+        has_adapter = any(path.startswith("adapter/") for path in arrays)
+        options = ", strict=False" if has_classifier or has_adapter else ""
         lines.append(f"In PyTorch: {model}.load_state_dict({load}({out!r}){options})")
     return lines
 
@@ -115,6 +119,8 @@ def rules_of(arrays: Mapping[str, np.ndarray], to: str) -> Rules:
         if "pooling/query/kernel" not in arrays:
             raise UserError("--to flair: the source is not a model of --task=flair.")
         return flair_names.RULES
+    if to == "segmentation":
+        return segmentation_export.rules_of(arrays)
     if to == "torchvision":
         if "image/stem/conv/kernel" not in arrays:
             raise UserError(f"--to {to}: the source has no ResNet or MobileNetV2 as image tower.")
@@ -130,8 +136,15 @@ def rules_of(arrays: Mapping[str, np.ndarray], to: str) -> Rules:
     return [*rules, *clip_load.SCALARS, *clip_load.HEADS] if to == "tvl" else rules
 
 
-def _create_model_call(arrays: Mapping[str, np.ndarray], to: str) -> str:
-    """Returns the Python call that creates the model; `NAME` replaces an unpublished size."""
+def _create_model_call(arrays: Mapping[str, np.ndarray], to: str) -> str | None:
+    """Returns the Python call that creates the model; None without one.
+
+    `NAME` replaces an unpublished size.
+    """
+    if to in ("tvl", "flair"):
+        return None
+    if to == "segmentation":
+        return segmentation_export.create_model_call(arrays)
     if to == "open_clip":
         return "open_clip.create_model(NAME)"
     if to == "torchvision":

@@ -11,6 +11,7 @@ from mmjax.checkpoints.find import find
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.convert.clip import load as clip_load
 from mmjax.convert.flair import load as flair_load
+from mmjax.convert.segmentation import load as segmentation_load
 from mmjax.convert.vatt import load as vatt_load
 from mmjax.convert.vatt.names import WORD_EMBEDDING
 from mmjax.convert.vision import load as vision_load
@@ -37,7 +38,8 @@ def _load(source: str) -> tuple[dict[str, np.ndarray], str]:
           moving average of the parameters, it is read instead of the parameters;
         - the prefix of a TensorFlow checkpoint of VATT (`…/ckpt-500000`);
         - a PyTorch file (.pth, .safetensors, …) with TVL's touch encoder, OpenCLIP's towers,
-          FLAIR, an image backbone (ResNet, MobileNetV2, ViT) or an LGSSL model;
+          FLAIR, a segmentation model, an image backbone (ResNet, MobileNet, ViT) or an LGSSL
+          model;
         - a file of word vectors (.npz, .npy, .pkl).
 
     Returns:
@@ -51,10 +53,11 @@ def _load(source: str) -> tuple[dict[str, np.ndarray], str]:
         return {WORD_EMBEDDING: word_vectors.load(source)}, f"the word vectors {source}"
     if prefix := tf_checkpoint.find(source):
         return vatt_load.load(prefix)
-    if torch_reader.is_file(source) and flair_load.fits(source):
-        return flair_load.load(source)
     if torch_reader.is_file(source):
-        return vision_load.load(source) if vision_load.fits(source) else clip_load.load(source)
+        for reader in (flair_load, segmentation_load, vision_load):
+            if reader.fits(source):
+                return reader.load(source)
+        return clip_load.load(source)
     run_dir, step = find(source)
     checkpoints = Checkpoints(run_dir, read_only=True)
     parts = {path.split("/")[0] for path in checkpoints.shapes(step)}

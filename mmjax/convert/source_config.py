@@ -11,6 +11,8 @@ from mmjax.checkpoints.run_dir import RunDir
 from mmjax.convert.clip import infer_config as clip_config
 from mmjax.convert.flair import infer_config as flair_config
 from mmjax.convert.flair import load as flair_load
+from mmjax.convert.segmentation import infer_config as segmentation_infer
+from mmjax.convert.segmentation import load as segmentation_load
 from mmjax.convert.vision import infer_config as vision_config
 from mmjax.convert.vision import load as vision_load
 from mmjax.formats import torch_reader
@@ -28,8 +30,12 @@ def config_of(sources: Sequence[str]) -> ml_collections.ConfigDict:
     if len(sources) == 1 and not torch_reader.is_file(sources[0]):
         run, _ = find(sources[0])
         return RunDir(run, create=False).read_config()
-    if len(sources) == 1 and flair_load.fits(sources[0]):
-        return flair_config.config_of(sources[0])
-    if len(sources) == 1 and vision_load.fits(sources[0]):
-        return vision_config.config_of(sources[0])
+    readers = (
+        (flair_load, flair_config),
+        (segmentation_load, segmentation_infer),
+        (vision_load, vision_config),
+    )
+    for reader, infer in readers:
+        if len(sources) == 1 and reader.fits(sources[0]):
+            return infer.config_of(sources[0])
     return clip_config.config_of(sources)

@@ -19,8 +19,8 @@ from mmjax.formats.name_rules import Leaf, Rule, Rules, keys_of, match_keys, wit
 UNKNOWN = "unknown, in the model"
 DUPLICATE = "duplicate of an earlier file"
 OPTIMIZER = "optimizer state"
-_OPTIMIZER = re.compile(r"(^|\.)optimizer(_states)?\.")
-_STEP = re.compile(r"optimizer(_states\.\d+)?\.state\.\d+\.step|global_step")
+_OPTIMIZER = re.compile(r"(^|\.)optimizer(_states|_state_dict)?\.")
+_STEP = re.compile(r"optimizer(_states\.\d+|_state_dict)?\.state\.\d+\.step|global_step")
 
 
 @dataclasses.dataclass(frozen=True)

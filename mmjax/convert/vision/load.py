@@ -196,7 +196,8 @@ def place_backbone(
 ) -> dict[str, np.ndarray]:
     """Returns the leaves with a backbone at the tower of the model that fits.
 
-    Its final dense layer is dropped if the tower has none.
+    It stays in place if the model has a backbone itself, as segmentation models do. Its final dense
+    layer is dropped if the tower has none.
 
     Args:
       leaves: {path: array} of the sources.
@@ -208,6 +209,9 @@ def place_backbone(
     marked = {path for path in leaves if path.removeprefix("extra/").startswith(BACKBONE)}
     if not marked:
         return dict(leaves)
+    if any(path.startswith(BACKBONE) for path in target):
+        dense = f"{BACKBONE}projection/"
+        return {k: x for k, x in leaves.items() if k in target or not k.startswith(dense)}
     towers = _fitting_towers(leaves, target)
     if len(towers) > 1:
         raise UserError(

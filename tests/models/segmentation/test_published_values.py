@@ -39,7 +39,7 @@ def _check_logits(logits, mean, std, samples, last=None, size=72):
 def test_lraspp_mobilenet():
     maps, output = _run(
         "lraspp_mobilenet_v3_large",
-        names.LRASPP,
+        names.RULES["lraspp"],
         lambda backbone, x: backbone.maps(x, train=False),
     )
     _check(maps[0], (36, 36, 16), 0.0532317, 0.288244)
@@ -52,7 +52,7 @@ def test_lraspp_mobilenet():
 
 
 def test_deeplab_mobilenet_with_auxiliary_head():
-    _, output = _run("deeplabv3_mobilenet_v3_large", names.DEEPLAB_MOBILENET)
+    _, output = _run("deeplabv3_mobilenet_v3_large", names.RULES["deeplabv3_mobilenet"])
     samples = (-0.0011780, 0.0321168, -0.0779859, 0.0172395)
     _check_logits(output.logits, 0.0152063, 0.0438451, samples, last=-0.0243882)
     _check_logits(output.aux, 0.0163219, 0.0491459, (-0.0356369, 0.0305585))
@@ -61,7 +61,9 @@ def test_deeplab_mobilenet_with_auxiliary_head():
 
 def test_deeplab_resnet18():
     maps, output = _run(
-        "deeplabv3_resnet18", names.DEEPLAB_RESNET, lambda backbone, x: backbone.feature_maps(x)
+        "deeplabv3_resnet18",
+        names.RULES["deeplabv3_resnet"],
+        lambda backbone, x: backbone.feature_maps(x),
     )
     _check(maps["block2"], (9, 9, 128), 0.3627364, 0.4596841)
     _check(output.bottleneck, (9, 9, 512), 0.1637694, 0.2262568)
@@ -70,14 +72,14 @@ def test_deeplab_resnet18():
 
 
 def test_fpn_resnet18():
-    _, output = _run("fpn_resnet18", names.FPN, size=96)
+    _, output = _run("fpn_resnet18", names.RULES["fpn_resnet"], size=96)
     _check(output.bottleneck, (3, 3, 512), 0.2026196, 0.2780367)
     samples = (-1.0901786, 1.4143149, -3.2418478, 0.3351481)
     _check_logits(output.logits, -0.0855215, 2.0060515, samples, last=0.9302985, size=96)
 
 
 def test_segformer_mit_b0():
-    _, output = _run("segformer_mit_b0", names.SEGFORMER, size=96)
+    _, output = _run("segformer_mit_b0", names.RULES["segformer"], size=96)
     _check(output.bottleneck, (3, 3, 256), 0.0048386, 1.0075762)
     samples = (0.1237590, -0.2091507, -0.6550247, -0.6645989)
     _check_logits(output.logits, -0.0906637, 0.5197953, samples, last=0.5122491, size=96)
@@ -86,13 +88,13 @@ def test_segformer_mit_b0():
 @pytest.mark.parametrize(
     "name, parameters, entries, rules",
     [
-        ("lraspp_mobilenet_v3_large", 3_221_538, 319, names.LRASPP),
-        ("deeplabv3_mobilenet_v3_large", 11_029_328, 360, names.DEEPLAB_MOBILENET),
-        ("deeplabv3_resnet18", 15_904_085, 164, names.DEEPLAB_RESNET),
-        ("deeplabv3_resnet34", 26_012_245, 260, names.DEEPLAB_RESNET),
-        ("deeplabv3_resnet50", 39_638_869, 362, names.DEEPLAB_RESNET),
-        ("fpn_resnet18", 13_049_813, 151, names.FPN),
-        ("segformer_mit_b0", 3_719_541, 192, names.SEGFORMER),
+        ("lraspp_mobilenet_v3_large", 3_221_538, 319, names.RULES["lraspp"]),
+        ("deeplabv3_mobilenet_v3_large", 11_029_328, 360, names.RULES["deeplabv3_mobilenet"]),
+        ("deeplabv3_resnet18", 15_904_085, 164, names.RULES["deeplabv3_resnet"]),
+        ("deeplabv3_resnet34", 26_012_245, 260, names.RULES["deeplabv3_resnet"]),
+        ("deeplabv3_resnet50", 39_638_869, 362, names.RULES["deeplabv3_resnet"]),
+        ("fpn_resnet18", 13_049_813, 151, names.RULES["fpn_resnet"]),
+        ("segformer_mit_b0", 3_719_541, 192, names.RULES["segformer"]),
     ],
 )
 def test_numbers_of_parameters_and_entries(name, parameters, entries, rules):

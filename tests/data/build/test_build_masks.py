@@ -1,6 +1,8 @@
 """`mmjax build` with segmentation masks: directories, tables, JSON files, and bad input."""
 
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from mmjax.data.build.options import BuildOptions
 from mmjax.data.storage import dataset, schema
 from mmjax.tools import cli
 from tests.data.importers.importing import assert_line_mentions
+from tests.docs import pages
 from tests.messages import assert_mentions
 
 SIZES = {"train/a": (40, 30), "train/b": (30, 40), "test/c": (50, 30)}  # width, height
@@ -241,3 +244,50 @@ def test_a_video_cannot_have_a_mask(tree):
     assert_line_mentions(
         (tree / "ds/bad_rows.csv").read_text(), "images/train", "mask", "directory"
     )
+
+
+def test_the_commands_of_the_documentation_run_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    images = {"train/street": (90, 70), "train/square": (80, 80), "test/yard": (70, 100)}
+    for name, (width, height) in images.items():
+        mask = np.zeros((height, width), np.uint8)
+        mask[20:50, 10:40], mask[55:, :] = 1, 2
+        for part, suffix, image in (
+            ("photos", "jpg", Image.new("RGB", (width, height), (90, 120, 60))),
+            ("masks", "png", Image.fromarray(mask)),
+        ):
+            path = tmp_path / part / f"{name}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    (tmp_path / "classes.txt").write_text("other\ncar\nroad\n")
+    json_images = [
+        {"id": k, "file_name": f"{name}.jpg", "width": w, "height": h}
+        for k, (name, (w, h)) in enumerate(images.items())
+    ]
+    polygon = [[5, 5, 30, 5, 30, 30]]
+    content = {
+        "images": json_images,
+        "categories": [{"id": 1, "name": "car"}],
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 1, "segmentation": polygon}],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    text = (pages.REPOSITORY / "docs/your_data.md").read_text()
+    section = text.partition("\n## Segmentation masks\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    assert [language for language, _ in blocks] == ["bash", "csv", "bash", "bash", "python"]
+    for language, block in blocks:
+        if language == "csv":
+            (tmp_path / "streets.csv").write_text(block)
+        elif language == "python":
+            exec(block, {})  # noqa: S102 - the page's own code
+        else:
+            for line in block.replace("\\\n", " ").splitlines():
+                program, *arguments = shlex.split(line)
+                assert program == "mmjax" and cli.main(arguments) == 0, line
+    shapes = "(2, 48, 48, 3) (2, 48, 48) ('other', 'car', 'road')"
+    assert_line_mentions(capsys.readouterr().out, shapes)
+    expected = {"photos": {"train": 2, "test": 1}, "streets": {"train": 1, "test": 1}}
+    for name, sizes in expected.items():
+        assert dataset.DatasetDir(f"datasets/{name}").info.split_sizes() == sizes
+    info = dataset.DatasetDir("datasets/labels").info
+    assert info.mask_classes == ["background", "car"]

@@ -96,19 +96,15 @@ class DataSpec:
         if data.label:
             classes = data.label.num_classes or num_classes or 2
             shapes["label"] = ((classes,), "float32") if data.label.multi_label else ((), "int32")
-        mask_classes: tuple[str, ...] = ()
         if data.segmentation:
-            side = data.segmentation.size
-            shapes |= {"image": ((side, side, 3), "uint8"), "image_mask": ((), "float32")}
-            shapes["segmentation"] = ((side, side), "uint8")
+            shapes |= data.segmentation.shapes
             classes = data.segmentation.num_classes or num_classes or 2
-            mask_classes = tuple(map(str, range(classes)))
         return cls(
             batch={
                 name: jax.ShapeDtypeStruct((batch_size, *shape), np.dtype(dtype))
                 for name, (shape, dtype) in shapes.items()
             },
             num_classes=classes,
-            mask_classes=mask_classes,
+            mask_classes=tuple(map(str, range(classes))) if data.segmentation else (),
             sample_rate=data.audio.rate(data.audio.sample_rate or 48_000) if data.audio else None,
         )

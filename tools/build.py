@@ -12,6 +12,7 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     _add_input_arguments(parser.add_argument_group("input"))
+    _add_mask_arguments(parser.add_argument_group("segmentation masks"))
     _add_storage_arguments(parser.add_argument_group("storage"))
     _add_execution_arguments(parser.add_argument_group("execution"))
 
@@ -25,12 +26,6 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         "start, end, caption, label, split, touch, background, crop, mask",
     )
     source.add_argument("--images", metavar="DIR", help="images in DIR/class or DIR/split/class")
-    group.add_argument(
-        "--masks",
-        metavar="PATH",
-        help="segmentation masks of the images: a directory with files of the same names, or a "
-        "JSON file in COCO's format",
-    )
     group.add_argument("--out", required=True, metavar="DIR", help="dataset to write")
     group.add_argument(
         "--media-root",
@@ -38,21 +33,6 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         help="directory that paths are relative to (default: the directory of the table)",
     )
     group.add_argument("--classes", metavar="FILE", help="class names, one per line, in order")
-    group.add_argument(
-        "--mask-classes",
-        metavar="FILE",
-        help="class names of masks, one per line, in the order of their values",
-    )
-    group.add_argument(
-        "--mask-values",
-        metavar="0,1,2",
-        help="value of each class in mask files (default: 0, 1, 2, …)",
-    )
-    group.add_argument(
-        "--mask-ignore",
-        metavar="255",
-        help="values of pixels without a class in mask files (default: 255, unless it is a class)",
-    )
     group.add_argument(
         "--separator",
         default="|",
@@ -81,6 +61,30 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--clip-seconds", type=float, metavar="SECONDS", help="cut media into clips of this length"
+    )
+
+
+def _add_mask_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--masks",
+        metavar="PATH",
+        help="segmentation masks of the images: a directory with files of the same names, or a "
+        "JSON file in COCO's format",
+    )
+    group.add_argument(
+        "--mask-classes",
+        metavar="FILE",
+        help="class names of masks, one per line, in the order of their values",
+    )
+    group.add_argument(
+        "--mask-values",
+        metavar="0,1,2",
+        help="value of each class in mask files (default: 0, 1, 2, …)",
+    )
+    group.add_argument(
+        "--mask-ignore",
+        metavar="255",
+        help="values of pixels without a class in mask files (default: 255, unless it is a class)",
     )
 
 

@@ -65,6 +65,16 @@ class Segmentation:
                 f"{mask_files.MAX_CLASSES}, or 0 for that of the datasets."
             )
 
+    @property
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """{field: (shape of one example, dtype)}."""
+        size = (self.size, self.size)
+        return {
+            "image": ((*size, 3), "uint8"),
+            "image_mask": ((), "float32"),
+            "segmentation": (size, "uint8"),
+        }
+
 
 def class_names(options: Segmentation, infos: Sequence[DatasetInfo]) -> list[str]:
     """Returns the names of the classes of masks by value.
@@ -140,11 +150,8 @@ def add_segmentation(pipeline: Pipeline, options: Segmentation, context: Context
         image = mask_geometry.cut_image(image, scaled, start, size)
         mask = mask_geometry.cut_mask(mask, scaled, start, size, options.nearest)
         if context.train and options.flip:
-            mirror = crops.random_flip(seed_of(features, "segmentation flip"))
-            image, mask = (
-                tf.cond(mirror, lambda x=x: tf.reverse(x, [1]), lambda x=x: x)
-                for x in (image, mask)
-            )
+            is_mirrored = crops.random_flip(seed_of(features, "segmentation flip"))
+            image, mask = (_mirrored(x, is_mirrored) for x in (image, mask))
         return features | {
             "image": tf.ensure_shape(image, [*size, 3]),
             "segmentation": tf.ensure_shape(mask, size),
@@ -169,6 +176,10 @@ def _window(
         seed = seed_of(features, "segmentation crop")
         return scaled, mask_geometry.random_start(scaled, options.size, seed)
     return scaled, mask_geometry.center_start(scaled, options.size)
+
+
+def _mirrored(pixels: tf.Tensor, is_mirrored: tf.Tensor) -> tf.Tensor:
+    return tf.cond(is_mirrored, lambda: tf.reverse(pixels, [1]), lambda: pixels)
 
 
 def decode_mask(masks: tf.Tensor, size: tf.Tensor) -> tf.Tensor:

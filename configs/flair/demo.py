@@ -4,12 +4,16 @@
 
 Two tiny transformers and the attention pooling learn together from 3,000 images and captions. They
 are evaluated on 200 images with combinations of shape, color, size and motion that do not occur in
-training. This takes less than a minute on two CPU cores.
+training. This takes less than a minute on two CPU cores. Expect a text-to-image R@1 of about 0.17
+and an R@10 of about 0.83 (chance: 0.005 and 0.05).
 
 As TTDL does, two images can be compared with a text by an adapter that fuses them, with everything
 else frozen. Here they are the first and the last frame of a clip, whose caption names the motion:
 
     python -m mmjax.main --task=flair --config=demo:reference --override_checkpoint=runs/flair-demo
+
+The adapter starts from random values. Expect an R@10 of about 0.85; an R@1 of about 0.12, because
+the frozen model has learned nothing about motion.
 """
 
 from mmjax import config

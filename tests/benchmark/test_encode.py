@@ -119,7 +119,7 @@ def test_components_are_fitted_to_the_first_variant_of_some_examples(monkeypatch
 def calls(monkeypatch):
     """The number of images that encoders have encoded, padding included."""
     counted = []
-    make = encode_lib._encoder_function
+    make = encode_lib.encoder_function
 
     def counting(encoder):
         function = make(encoder)
@@ -130,7 +130,7 @@ def calls(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(encode_lib, "_encoder_function", counting)
+    monkeypatch.setattr(encode_lib, "encoder_function", counting)
     return counted
 
 

@@ -63,7 +63,7 @@ class Config:
       checkpoint: Options of `checkpoints.manager.Checkpoints`, and `best`, `best_of`.
       compilation_cache: Whether to cache compiled programs in $MMJAX_CACHE or ~/.cache/mmjax.
       tensorboard: Whether to write TensorBoard files.
-      data, model, loss, augment, optimizer, evals, probe, wandb: Sections for what they configure.
+      data, model, loss, text, augment, optimizer, evals, probe, wandb: Sections for what they configure.
     """
 
     task: str = ""
@@ -95,6 +95,7 @@ class Config:
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     loss: dict[str, Any] = dataclasses.field(default_factory=dict)
+    text: dict[str, Any] = dataclasses.field(default_factory=dict)
     augment: dict[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
     evals: dict[str, Any] = dataclasses.field(default_factory=dict)

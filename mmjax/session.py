@@ -12,13 +12,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from mmjax import config, distributed, evals, evaluate, sharding
+from mmjax import config, distributed, enrichment, evals, evaluate, registry, sharding
 from mmjax.checkpoints.best import Best
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.run_dir import RunDir
 from mmjax.config import Config
 from mmjax.data.pipeline import loader
 from mmjax.data_spec import DataSpec
+from mmjax.errors import UserError
 from mmjax.monitor import flops, metrics_file, profiler, progress, report, writers
 from mmjax.monitor.nonfinite import NonfiniteGuard
 from mmjax.program import Program, build_program
@@ -58,11 +59,13 @@ class Session:
         checkpoints: Checkpoints,
         best: Best,
         evaluators: list[evals.Evaluator],
+        enricher: enrichment.Enricher | None,
         stop: distributed.StopSignal,
         max_hours: float,
     ):
         self.cfg, self.run, self.data, self.program = cfg, run, data, program
         self.checkpoints, self.best, self.evaluators = checkpoints, best, evaluators
+        self._enricher = enricher
         self._start = find_start(cfg, program, checkpoints)
         self.state, self.step = self._start.state, self._start.step
         if hasattr(program.task, "check"):
@@ -114,6 +117,15 @@ class Session:
             count=self._start.meta.get("nonfinite", 0),
         )
         self._batches = iter(self.data.iterate(self.first_step))
+        self._enriched: enrichment.EnrichedBatches | None = None
+        if self._enricher is not None:
+            self._enriched = enrichment.EnrichedBatches(
+                self._batches,
+                self._enricher,
+                run.path,
+                step=self.first_step,
+                last_step=cfg.total_steps,
+            )
 
     @property
     def done(self) -> bool:
@@ -135,9 +147,22 @@ class Session:
         return last or self.stop_reason is not None or self.checkpoints.due(self.step)
 
     def next_batch(self) -> dict[str, jax.Array]:
-        """Returns the next global batch."""
+        """Returns the next global batch.
+
+        Raises:
+          UserError: The stage between data and step failed. The state has been saved.
+        """
         with self._meter.data():
-            return sharding.make_global(next(self._batches), self.program.mesh)
+            if self._enriched is None:
+                batch = next(self._batches)
+            else:
+                try:
+                    batch = self._enriched.next(self.state, self.step)
+                except UserError:
+                    self.save()
+                    self.checkpoints.wait()
+                    raise
+            return sharding.make_global(batch, self.program.mesh)
 
     def update(self, batch: Mapping[str, jax.Array]) -> None:
         """Dispatches one update, and reads the metrics of the one before.
@@ -171,6 +196,8 @@ class Session:
             self._settle()
         means = {name: float(np.mean(values)) for name, values in self._window.items()}
         self._window.clear()
+        if self._enriched is not None:
+            means |= self._enriched.metrics()
         if distributed.is_primary():
             train = {f"train/{name}": value for name, value in means.items()}
             self._writer.scalars(self.step, train | self._meter.metrics())
@@ -206,6 +233,8 @@ class Session:
                     for name, values in self._window.items()
                 },
             }
+            if self._enriched is not None:
+                self._enriched.save(self.step, keep=self.checkpoints.steps())
             self.checkpoints.save(self.step, self.state, meta)
 
     def _due_evaluators(self) -> list[evals.Evaluator]:
@@ -339,6 +368,10 @@ def open_session(
             cfg.batch_size,
             program.plan(),
         )
+        enricher = None
+        if name := getattr(program.task, "enricher", None):
+            enricher = registry.resolve("enricher", name, {})(cfg, program.task, data_spec, mesh)
+            stack.callback(enricher.close)
         stop = stack.enter_context(distributed.StopSignal())
         stack.callback(checkpoints.close)
         session = Session(
@@ -349,6 +382,7 @@ def open_session(
             checkpoints=checkpoints,
             best=best,
             evaluators=evaluators,
+            enricher=enricher,
             stop=stop,
             max_hours=max_hours,
         )

@@ -11,6 +11,7 @@ model from the config and provides pure functions, which `mmjax.step` and the ev
     check(params): optional; raises UserError for parameters that do not fit the data
     init_prefix: optional; the part of the parameters that `config.init_from` fills
     finish_init(params, extra) -> (params, extra): optional; after initial values have been loaded
+    enricher: optional; the stage that adds fields to batches, see `mmjax.enrichment`, or None
 
 The loss is `objective(encode(batch))`. Splitting it keeps gradient accumulation exact for losses
 that compare examples with each other. Metrics are (sum, count) pairs.
@@ -35,6 +36,7 @@ TASKS = {
     "guided": "mmjax.tasks.guided:Guided",
     "probe": "mmjax.tasks.probe:Probe",
     "flair": "mmjax.tasks.flair:Flair",
+    "segment": "mmjax.tasks.segment:Segment",
 }
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]

@@ -1,0 +1,1 @@
+"""The stage of `--task=segment` that writes and embeds diagnostic texts."""

@@ -509,8 +509,8 @@ def load(source: Path | Sequence[str], *, overrides: Sequence[str] = ()) -> Mode
     Args:
       source: A run directory of any task (its newest checkpoint), `<run>/best` or
         `<run>/checkpoints/<step>`. Or published files: TVL's `.pth`, OpenCLIP's `.safetensors` or
-        `.bin`, or both as a tuple; LGSSL's `.ckpt`, or a ResNet, MobileNetV2 or ViT of torchvision
-        or timm, also as encoder of pyVTAB, MoCo, SwAV, SimSiam or VISSL.
+        `.bin`, or both as a tuple; FLAIR's `.pt`; LGSSL's `.ckpt`, or a ResNet, MobileNetV2 or ViT
+        of torchvision or timm, also as encoder of pyVTAB, MoCo, SwAV, SimSiam or VISSL.
       overrides: `--config.key=value` arguments for its config.
 
     Raises:

@@ -238,7 +238,10 @@ class Flair(MultiTower):
 def _without_projection(spec: Spec, modality: str) -> dict[str, Any]:
     """Returns the spec of a tower whose pooled features and tokens have the same width."""
     if spec is None:
-        raise UserError(f"config.model.{modality} is None, but FLAIR needs towers of both inputs.")
+        raise UserError(
+            f"config.model.{modality} is None, but FLAIR has towers of images and text. Set it to "
+            f"a tower. To use a model without {modality}, set only config.data.{modality}=None."
+        )
     spec = as_dict(spec)
     tower = find_tower(spec.get("name"), Flair.tower_key(modality), modality)
     return {**spec, "projection": 0} if "projection" in tower_options(tower.cls) else spec

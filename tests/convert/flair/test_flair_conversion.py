@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import mmjax
 from mmjax import config
 from mmjax.checkpoints.run_dir import RunDir
 from mmjax.convert import source_config
@@ -15,6 +16,7 @@ from mmjax.convert.load import load_params
 from mmjax.errors import UserError
 from mmjax.formats import safetensors, torch_reader
 from mmjax.models.flair import make_model
+from mmjax.preprocess.clip_images import clip_images
 from mmjax.tools import cli
 from tests.convert.runs import module_of, read_report
 from tests.convert.torch_writer import save
@@ -185,6 +187,28 @@ def test_incomplete_and_unknown_arrays_are_errors(tmp_path):
     two = {f"{p}.{n}": x for p in ("student", "teacher") for n, x in STATE.items()}
     with raises(UserError, "2 models", "student.", "teacher."):
         load_params(save(tmp_path / "two.pt", two))
+
+
+def test_a_file_embeds_images_and_texts(tmp_path):
+    wide = dict(width=64, num_heads=1, head_dim=64)
+    options = {name: {**OPTIONS[name], **wide} for name in ("image", "text")}
+    merges = tmp_path / "bpe_simple_vocab.txt"
+    merges.write_text("#version\nt h\nth e</w>\n")
+    options["text"] |= dict(vocab_size=2 * 256 + 2 + 2)
+    model, params, state = make_flair(**options, width=64, num_heads=1)
+    source = save(tmp_path / "flair.pt", dict(state))
+    loaded = mmjax.load(source, overrides=[f"--config.data.text.vocab={merges}"])
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    module = model.bind(params, {})
+    expected = np.asarray(module.encode_images(clip_images(image[None], 12)).pooled[0])
+    expected = expected / np.linalg.norm(expected)
+    np.testing.assert_allclose(loaded.embed_image(image), expected, atol=1e-5)
+    assert loaded.embed_text(["the"]).shape == (1, 64)
+    # Without the vocabulary, images can be used.
+    with raises(UserError, "vocabulary", "config.data.text"):
+        mmjax.load(source)
+    images = mmjax.load(source, overrides=["--config.data.text=None"])
+    np.testing.assert_allclose(images.embed_image(image), expected, atol=1e-5)
 
 
 def test_flags_of_other_models_are_errors(tmp_path, capsys):

@@ -15,8 +15,7 @@ from mmjax.errors import UserError
 from mmjax.models.blocks.convolution import ConvolutionConfig, draw_kernels, square_unit
 from mmjax.models.blocks.inverted_residual import InvertedResidual, round_channels
 
-# torchvision's BatchNorm.
-_BATCH_NORM = dict(epsilon=1e-3, momentum=0.99)
+_EPSILON = 1e-3  # of torchvision's BatchNorm
 
 
 class Block(NamedTuple):
@@ -70,6 +69,7 @@ class MobileNetV3(nnx.Module):
       stem: Channels of the first convolution.
       last: Channels of the last convolution.
       low: Index of the block whose output is the low-level map.
+      momentum: Momentum of BatchNorm's running averages: the weight of their previous value.
       rngs: Random number generators for initialization.
 
     Attributes:
@@ -87,6 +87,7 @@ class MobileNetV3(nnx.Module):
         stem: int = 16,
         last: int = 960,
         low: int = 3,
+        momentum: float = 0.99,
         rngs: nnx.Rngs,
     ):
         if not 0 <= low < len(blocks):
@@ -94,7 +95,7 @@ class MobileNetV3(nnx.Module):
                 f"low must be the index of one of {len(blocks)} blocks, from 0; got {low}."
             )
         self.cfg, self.low = cfg, low
-        options = dict(cfg=cfg, rngs=rngs, **_BATCH_NORM)
+        options = dict(cfg=cfg, rngs=rngs, epsilon=_EPSILON, momentum=momentum)
         self.stem = square_unit(
             in_features=3, out_features=stem, size=3, stride=2, relu=False, **options
         )

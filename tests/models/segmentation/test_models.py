@@ -105,6 +105,14 @@ def test_frozen_statistics_are_used_and_kept_in_training(small):
     np.testing.assert_allclose(output.logits, expected.logits, rtol=1e-4, atol=1e-5)
 
 
+def test_batch_norm_has_the_momentum_of_pytorch():
+    module = ModelDef(lambda r: build_segmentation("deeplabv3_mobilenet_v3_large", rngs=r)).module
+    norms = (module.backbone.stem.norm, module.head.hidden.norm)
+    assert [(norm.momentum, norm.epsilon) for norm in norms] == [(0.99, 1e-3), (0.9, 1e-5)]
+    demo = _model("lraspp").module  # learns in few steps
+    assert demo.backbone.blocks["0"].project.norm.momentum == 0.9
+
+
 def test_dropout_can_be_disabled():
     frozen = dict(batch_norm="frozen")
     arrays = random_arrays(_model("deeplab_resnet"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ml_collections
 
 from mmjax import config
-from mmjax.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 
 _NUM_IMAGES, _NUM_EPOCHS = 1464, 50  # of VOC2012's training split
 
@@ -34,7 +33,6 @@ def segmentation_config(*, image_size: int = 520) -> ml_collections.ConfigDict:
             size=image_size, shorter_side=image_size, crop="center", flip=False, nearest="floor"
         ),
     )
-    cfg.augment = dict(image=dict(mean=IMAGENET_MEAN, std=IMAGENET_STD))
     cfg.optimizer = dict(
         name="adamw",
         weight_decay=10**-0.5,

@@ -74,9 +74,7 @@ class TextStage:
       UserError: An invalid option, encoder or writer, or several processes.
     """
 
-    def __init__(
-        self, cfg: Config, task: Segment, data_spec: DataSpec, mesh: jax.sharding.Mesh
-    ):
+    def __init__(self, cfg: Config, task: Segment, data_spec: DataSpec, mesh: jax.sharding.Mesh):
         if jax.process_count() > 1:
             raise UserError(
                 f"Diagnostic texts are written by one process; there are {jax.process_count()}. "
@@ -145,9 +143,7 @@ class TextStage:
         reused = [self._cache.text(pairs[index].key) for index in decision.reuse]
         return self._ticket(step, masks, pairs, decision, reused)
 
-    def _pairs(
-        self, step: int, batch: Mapping[str, np.ndarray], masks: np.ndarray
-    ) -> list[Pair]:
+    def _pairs(self, step: int, batch: Mapping[str, np.ndarray], masks: np.ndarray) -> list[Pair]:
         used = np.flatnonzero(batch["image_mask"] > 0)
         pairs = select_pairs(
             [str(batch["example_id"][index]) for index in used],
@@ -283,9 +279,7 @@ class TextStage:
                     "written": _written(ticket),
                 }
             )
-        files.write_json(
-            directory / _STATE, {"policy": self._policy.state(), "tickets": values}
-        )
+        files.write_json(directory / _STATE, {"policy": self._policy.state(), "tickets": values})
         if tickets:
             arrays = {str(index): ticket.masks for index, ticket in enumerate(tickets)}
             safetensors.write(directory / _MASKS, arrays)

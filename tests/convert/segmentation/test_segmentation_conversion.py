@@ -19,7 +19,9 @@ from mmjax.formats import safetensors, torch_reader
 from mmjax.formats.name_rules import to_torch
 from mmjax.models.segmentation.adapters import ADAPTERS, Adapter
 from mmjax.models.segmentation.registry import MODELS, build_segmentation
+from mmjax.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from mmjax.state import ModelDef
+from mmjax.tasks.predict import make_predict_task
 from mmjax.tools import cli
 from tests.convert.runs import module_of, read_report
 from tests.convert.torch_writer import save
@@ -190,6 +192,22 @@ def test_the_auxiliary_head_is_optional(monkeypatch):
     monkeypatch.setattr(torch_reader, "entries", lambda source: state)
     plan = plan_conversion("deeplab.pth")
     assert plan.cfg.model.aux_head is False and not plan.mismatches
+
+
+def test_the_task_of_a_converted_run_predicts_its_logits(tmp_path):
+    model, _, state = state_of("lraspp_demo", "GAP_linear")
+    source = save(tmp_path / "ttdl.pth", dict(state))
+    assert convert(source, "--out", tmp_path / "run") == 0
+    leaves, _ = load_params(str(tmp_path / "run"))
+    cfg = config.resolve(source_config.config_of([str(tmp_path / "run")]))
+    task = make_predict_task(cfg, leaves).task
+    params, extra = init_from.fill(task, leaves, "the run")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 33, 3), np.uint8)
+    logits = task.predict["logits"](params, extra, {"image": pixels})["logits"]
+    x = (pixels / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    expected = jax.jit(lambda x: model.bind(params, extra)(x).logits)(x.astype(np.float32))
+    assert logits.shape == (2, 40, 33, 5)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def _state(model):

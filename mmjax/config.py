@@ -63,7 +63,8 @@ class Config:
       checkpoint: Options of `checkpoints.manager.Checkpoints`, and `best`, `best_of`.
       compilation_cache: Whether to cache compiled programs in $MMJAX_CACHE or ~/.cache/mmjax.
       tensorboard: Whether to write TensorBoard files.
-      data, model, loss, text, augment, optimizer, evals, probe, wandb: Sections for what they configure.
+      data, model, loss, text, augment, optimizer, evals, probe, wandb: Sections for what they
+        configure.
     """
 
     task: str = ""

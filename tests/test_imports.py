@@ -19,7 +19,7 @@ LAYERS = (
     "data_spec step program preprocess",
     "tasks evals published configs.*",
     "convert",
-    "init_from evaluate eval_watch eval_job plan embed aot",
+    "init_from evaluate eval_watch eval_job plan embed aot text_stage enrichment",
     "start session train",
     "benchmark",
     "inference main",

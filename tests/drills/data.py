@@ -176,7 +176,7 @@ def class_names(directory):
     from mmjax.data.build import build
 
     (directory / "classes.txt").write_text("cat\ndog\n")
-    return lambda where: build._read_classes(str(where / "classes.txt"))
+    return lambda where: build._read_classes(str(where / "classes.txt"), "--classes")
 
 
 @kind({"*.csv": "text has no checksum", "*.jpg": "JPEG has no checksum"})

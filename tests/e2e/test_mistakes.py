@@ -29,7 +29,7 @@ SMOKE = "--config=demo:smoke"
                 "--task",
                 "'pretran'",
                 "'pretrain'",
-                "finetune, flair, guided, pretrain, probe, touch",
+                "finetune, flair, guided, pretrain, probe, segment, touch",
             ),
         ),
         (["--config=dmeo"], ("--task=pretrain", "'dmeo'", "'demo'")),

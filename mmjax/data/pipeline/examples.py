@@ -189,7 +189,8 @@ class Examples:
 
     @functools.cached_property
     def _pure_read(self):
-        return pure_reader(self._sources)
+        with tf.init_scope():  # its constants are for all datasets, not for the one being traced
+            return pure_reader(self._sources)
 
     def _record_indices(self, ids: Features) -> tf.Tensor:
         """Returns the indices of all records of each example, int64 [..., R]."""

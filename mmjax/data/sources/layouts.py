@@ -50,12 +50,12 @@ def missing(name: str, root: str) -> list[str]:
     Args:
       name: Name of the end task.
       root: Directory that contains the datasets, or 'world' for stand-ins, which are drawn when
-        they are opened.
+        they are opened, also with their settings: 'world,train=2000'.
 
     Raises:
       UserError: The end task does not exist.
     """
-    if root == "world" or prepared(find(name), root):
+    if root.partition(",")[0] == "world" or prepared(find(name), root):
         return []
     return [os.path.join(root, pattern) for pattern in _absent(reader_of(find(name)), root)]
 

@@ -186,7 +186,7 @@ def test_missing_files_are_named_by_pattern(copy):
     shutil.rmtree(root / "nyu/test/depths")
     assert layouts.missing("NYUDepth", str(root)) == [str(root / "nyu/test/depths/*.tiff")]
     assert layouts.missing("NYUWalkable", str(root)) == []
-    assert layouts.missing("Pets", "world") == []
+    assert layouts.missing("Pets", "world") == layouts.missing("Pets", "world,train=20") == []
     assert len(layouts.missing("Imagenet", str(root))) == 2
 
 

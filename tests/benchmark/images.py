@@ -33,19 +33,22 @@ class ColorTrunk:
 class ColorEncoder(ImageEncoder):
     """An encoder of mean colors."""
 
+    model: ColorTrunk
+
     @property
     def trunk(self):
-        return ColorTrunk()
+        return self.model
 
 
-def color_encoder(seed=0, *, width=5, offset=0.0):
+def color_encoder(seed=0, *, width=5, offset=0.0, source="", model=ColorTrunk()):
     """Returns an encoder with random weights."""
     kernel = np.random.default_rng(seed).normal(size=(3, width)).astype(np.float32)
     return ColorEncoder(
-        source=f"colors:{seed}",
+        source=source or f"colors:{seed}",
         section={"task": "colors"},
         params={"kernel": kernel},
         extra={"offset": np.float32(offset)},
+        model=model,
     )
 
 

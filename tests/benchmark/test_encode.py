@@ -139,7 +139,7 @@ def test_features_are_computed_once_for_what_determines_them(root, images, calls
     assert sum(calls) == 24 + 16
     assert encoded(root) == first and encoded(root, batch_size=16) == first
     assert sum(calls) == 24 + 16
-    renamed = dataclasses.replace(color_encoder(), source="elsewhere")  # the same weights
+    renamed = color_encoder(source="elsewhere")  # the same weights
     assert encoded(root, renamed) == first
     others = {
         "weights": encoded(root, color_encoder(seed=1)),

@@ -31,13 +31,21 @@ def keep_compiled_programs() -> None:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike) -> Iterator[None]:
+def locked(path: str | os.PathLike, *, wait: bool = True) -> Iterator[bool]:
     """Holds a lock between processes. It is released even if the process is killed.
 
     Args:
       path: Lock file; created if needed and never deleted.
+      wait: Whether to wait for another process that holds the lock.
+
+    Yields:
+      Whether this process holds the lock; always True with `wait`.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

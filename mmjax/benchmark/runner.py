@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 import time
 from collections.abc import Sequence
 
 from absl import logging
 
+from mmjax import cache
 from mmjax.benchmark import cell as cells_lib
 from mmjax.benchmark import evaluation
 from mmjax.benchmark.cell import Cell
 from mmjax.benchmark.experiments import Experiment
 from mmjax.benchmark.image_encoder import ImageEncoder, open_encoder
+from mmjax.benchmark.names import run_directory
 from mmjax.benchmark.options import ProbeOptions, TrainingConfig
 from mmjax.benchmark.progress import DONE_BEFORE, FAILED, FINISHED, SKIPPED, Reporter
 from mmjax.benchmark.runs import Run
@@ -27,7 +30,8 @@ from mmjax.errors import UserError
 from mmjax.monitor import log
 
 BUSY = "busy"
-_LOG = "log.txt"  # in the run directory of a cell
+# Files in the run directory of a cell.
+_LOG, _LOCK = "log.txt", "cell.lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,30 +228,34 @@ def _attempt(
         digest = cells_lib.cell_hash(cell, encoder)
         if cells_lib.finished(cell, digest):
             return Outcome(**common, state=DONE_BEFORE)
-        with log.to_file(cell.directory / _LOG):
-            if RunDir(cell.directory).has_trainer():
+        # The trainer locks the run directory only when the features have been computed.
+        with cache.locked(cell.directory / _LOCK, wait=False) as taken:
+            if not taken or RunDir(cell.directory).has_trainer():
                 return Outcome(**common, state=BUSY)
+            if cells_lib.finished(cell, digest):  # by another process in the meantime
+                return Outcome(**common, state=DONE_BEFORE)
             reporter.started(title, cell.directory)
-            try:
+            with log.to_file(cell.directory / _LOG):
                 written = cells_lib.run_cell(cell, encoder, digest)
-            except Exception as error:
-                known = isinstance(error, UserError)
-                logging.info("Failed: %s", error, exc_info=not known)  # in the file only
-                raise
     except Exception as error:  # noqa: BLE001 - one cell must not stop the others
-        reason = _summary(error, cell)
+        directory = (
+            cell.directory if cell else run_directory(settings.out, experiment.name, run.name)
+        )
+        reason = _record(error, directory / _LOG)
         return Outcome(**common, state=FAILED, reason=reason, seconds=_since(started))
     best = "; ".join(f"{one.config_name}: {one.metric} {one.test_accuracy:.4g}" for one in written)
     return Outcome(**common, state=FINISHED, reason=best, seconds=_since(started))
 
 
-def _summary(error: Exception, cell: Cell | None) -> str:
-    """Returns the first line of an error, and the file that has the others."""
+def _record(error: Exception, path: pathlib.Path) -> str:
+    """Writes an error to a log; returns its first line, and the name of the log if it has more."""
+    known = isinstance(error, UserError)
+    with log.to_file(path):
+        logging.info("Failed: %s", error, exc_info=None if known else error)
     first, _, rest = str(error).partition("\n")
-    if not isinstance(error, UserError):
+    if not known:
         first = f"{type(error).__name__}: {first}"
-    more = cell is not None and (rest or not isinstance(error, UserError))
-    return f"{first} (more in {cell.directory / _LOG})" if more else first
+    return first if known and not rest else f"{first} (more in {path})"
 
 
 def _since(started: float) -> float:

@@ -53,9 +53,13 @@ def color_encoder(seed=0, *, width=5, offset=0.0, source="", model=ColorTrunk())
 
 
 def write_image(path: pathlib.Path, seed: int) -> np.ndarray:
-    """Writes a random image, and returns it: uint8 [SIZE, SIZE, 3]."""
-    low = np.random.default_rng(seed).integers(0, 200, size=3)
-    pixels = np.random.default_rng(seed + 1).integers(0, 56, size=(SIZE, SIZE, 3)) + low
+    """Writes a random image, and returns it: uint8 [SIZE, SIZE, 3].
+
+    Images whose seeds have the same thousands have similar colors.
+    """
+    color = np.random.default_rng(seed // 1000).integers(0, 150, size=3)
+    random = np.random.default_rng(seed)
+    pixels = color + random.integers(0, 50, size=3) + random.integers(0, 56, (SIZE, SIZE, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.astype(np.uint8)).save(path)
     return pixels.astype(np.uint8)

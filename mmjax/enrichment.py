@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 
 from mmjax import files
 
@@ -92,6 +93,11 @@ class EnrichedBatches:
             restored = [next(batches) for _ in range(count)]
             tickets = enricher.restore(saved, restored)
             self._queue.extend(zip(restored, tickets, strict=True))
+        elif step:
+            logging.warning(
+                "%s does not exist: the stage between data and step starts from its initial state.",
+                saved,
+            )
 
     def next(self, state: dict, step: int) -> dict[str, np.ndarray]:
         """Returns the batch of a step, and starts later ones."""
@@ -110,7 +116,7 @@ class EnrichedBatches:
 
         Args:
           step: Number of completed steps.
-          keep: The steps of other checkpoints.
+          keep: The steps of complete checkpoints. Those after them may still be written.
         """
         partial = self._directory / f".{step}.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -121,7 +127,7 @@ class EnrichedBatches:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         for path in self._directory.glob("[0-9]*"):
-            if path.name not in map(str, (step, *keep)):
+            if int(path.name) < max(keep, default=0) and int(path.name) not in keep:
                 shutil.rmtree(path, ignore_errors=True)
 
     def metrics(self) -> dict[str, float]:

@@ -24,6 +24,7 @@ from mmjax.errors import UserError
 from mmjax.losses.classification import masked_mean
 from mmjax.losses.end_task import cross_entropies
 from mmjax.models.decoders.resize import resize_nearest
+from mmjax.models.segmentation.adapters import Adapter
 from mmjax.models.segmentation.registry import build_segmentation
 from mmjax.preprocess.color import normalize, to_float
 from mmjax.state import ModelDef
@@ -90,6 +91,8 @@ class Segment:
                 "texts through an adapter. Set config.model.adaptation, for example "
                 "'contrastive_global'."
             )
+        if text.contrastive:
+            self._check_adapter(self.model.module.adapter)
         if text.name != "none" and not cfg.text:
             raise UserError(
                 f"config.loss.text.name={text.name!r} needs texts. Set config.text.encoder to a "
@@ -99,6 +102,21 @@ class Segment:
             raise UserError(
                 f"config.loss.aux_weight={self.loss.aux_weight}, but the model has no auxiliary "
                 "head. Set it to 0."
+            )
+
+    def _check_adapter(self, adapter: Adapter) -> None:
+        text = self.loss.text
+        if adapter.needs_query and text.per_image:
+            raise UserError(
+                f"config.loss.text.name={text.name!r} has one vector per image, but "
+                "config.model.adaptation pools by texts. Use another of both, for example "
+                "loss 'grouped' or adaptation 'contrastive_global'."
+            )
+        if text.fuse_prediction and adapter.out_features != adapter.width:
+            raise UserError(
+                "config.loss.text.fuse_prediction=True needs an adapter whose output has the "
+                f"width of texts, {adapter.width}; that of config.model.adaptation has "
+                f"{adapter.out_features}. Use for example 'contrastive_diff'."
             )
 
     @property

@@ -42,7 +42,6 @@ LossName = Literal[
     "grouped_slacked_negative",
 ]
 WITH_NEGATIVES = ("paired_negative", "grouped_paired_negative", "grouped_slacked_negative")
-_PER_IMAGE = ("variable_text", "paired_negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,9 +105,8 @@ class TextLoss:
             )
         if self.learn_scale and self.scale <= 0:
             raise UserError(f"config.loss.text.scale={self.scale} must be positive to be learned.")
-        unused = _OPTIONS - _USED.get(self.name, _CONTRASTIVE)
-        if self.name in _PER_IMAGE:
-            unused |= {"negative_weight", "query", "fuse_prediction", "num_negatives"}
+        unused = {key for one in get_args(LossName) for key in options_of(one)}
+        unused -= options_of(self.name)
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         wrong = [key for key in sorted(unused) if getattr(self, key) != defaults[key]]
         if wrong:
@@ -123,15 +121,34 @@ class TextLoss:
         return self.name not in ("none", "rescale")
 
     @property
+    def per_image(self) -> bool:
+        """Whether the loss compares one vector per image, not one per pair."""
+        return self.name in ("variable_text", "paired_negative")
+
+    @property
     def needs_negatives(self) -> bool:
         """Whether batches need `text/negatives`."""
         return self.name in WITH_NEGATIVES
 
 
 _RESCALE = {"alpha", "trend", "exponent", "normalize_over", "count_ignored"}
-_OPTIONS = {field.name for field in dataclasses.fields(TextLoss)} - {"name"}
-_CONTRASTIVE = _OPTIONS - _RESCALE
-_USED = {"none": set(), "rescale": _RESCALE}
+_CONTRASTIVE = {"weight", "convex", "scale", "bias", "learn_scale", "normalize"}
+_CONTRASTIVE |= {"detach_bottleneck"}
+_PAIRS = _CONTRASTIVE | {"negative_weight", "query", "fuse_prediction"}
+_USED = {
+    "none": set(),
+    "rescale": _RESCALE,
+    "variable_text": _CONTRASTIVE | {"exclude"},
+    "paired_negative": _CONTRASTIVE,
+    "grouped": _PAIRS | {"exclude"},
+    "grouped_paired_negative": _PAIRS,
+    "grouped_slacked_negative": _PAIRS | {"exclude", "num_negatives"},
+}
+
+
+def options_of(name: LossName) -> set[str]:
+    """Returns the options of `TextLoss` that a loss has."""
+    return _USED[name]
 
 
 def rescaled(
@@ -190,7 +207,7 @@ def contrastive(
     text, images, valid = batch[EMBEDDING], batch[IMAGE], batch[VALID]
     how = dict(scale=scale, bias=bias, normalize=options.normalize)
     texts = adapter.texts(text)
-    if options.name in _PER_IMAGE:
+    if options.per_image:
         vectors = adapter(bottleneck, train=True)  # [B, D]
         logits = siglip.pair_logits(vectors, texts, **how)
         if options.name == "variable_text":

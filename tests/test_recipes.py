@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from mmjax import config, evals, program, sharding, tasks, tree
+from mmjax.configs.segment import ttdl as segment_ttdl
 from mmjax.data_spec import DataSpec
 from mmjax.errors import UserError
 from tests.messages import raises
@@ -30,6 +31,9 @@ ARGUMENTS = {  # in addition to the default
     ("guided", "demo"): ["simclr", "slip,smoke"],
     ("guided", "lgssl"): ["lgslip", "nnclr,exempt", "swav,fixed_blur", "declip", "slip"],
     ("guided", "pairs"): ["simclr", "lgsimsiam,resnet50"],
+    ("segment", "demo"): ["rescale", "contrastive"],
+    ("segment", "masks"): ["deeplabv3_resnet50", "segformer_mit_b0"],
+    ("segment", "ttdl"): [*segment_ttdl.EXPERIMENTS[1:], "3.4,describer,decay_all"],
     ("finetune", "video"): ["vit_xlarge", "i3d", "ut_base"],
     ("finetune", "audio"): ["wat_large", "spt_base", "resnet2d_50"],
     ("finetune", "imagenet"): ["ut_medium"],
@@ -80,6 +84,8 @@ def test_a_recipe_builds_its_model_and_optimizer(task, name):
         assert {path.split("/")[0] for path in frozen} == {"image", "text"}
     elif task == "flair" and name in FLAIR_TRAINED:
         assert params.keys() - frozen == {f"{FLAIR_TRAINED[name]}/kernel"}
+    elif task == "segment" and name.startswith("ttdl:4"):
+        assert frozen == ["concat_adapter/kernel"]
     else:
         assert frozen == (["text/word_embedding"] if published else [])
 

@@ -9,7 +9,7 @@ import ml_collections
 
 from mmjax import config
 
-_NUM_IMAGES, _NUM_EPOCHS = 1464, 50  # of VOC2012's training split
+NUM_IMAGES, _NUM_EPOCHS = 1464, 50  # of VOC2012's training split
 
 
 def segmentation_config(*, image_size: int = 520) -> ml_collections.ConfigDict:
@@ -24,7 +24,7 @@ def segmentation_config(*, image_size: int = 520) -> ml_collections.ConfigDict:
     cfg: ml_collections.ConfigDict = config.base()
     cfg.task = "segment"
     cfg.batch_size = 8
-    cfg.total_examples = _NUM_EPOCHS * _NUM_IMAGES
+    cfg.total_examples = _NUM_EPOCHS * NUM_IMAGES
     cfg.log_every = 5
     cfg.data = dict(
         train="datasets/voc2012",

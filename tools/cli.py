@@ -63,6 +63,12 @@ COMMANDS = {
     "plan": Command("plan", "report the memory and time a recipe needs", overrides=True),
     "convert": Command("convert", "convert published checkpoints, or export a run to PyTorch"),
     "thresholds": Command("thresholds", "compute thresholds of semantic_retrieval from synonyms"),
+    "differences": Command(
+        "differences", "make captioned images of the errors of predicted masks", overrides=True
+    ),
+    "prefill": Command(
+        "prefill", "fill the cache of masks for training with texts", overrides=True
+    ),
     "vlm": Command("vlm", "check a server with vision-language models, or pull a model"),
     "benchmark": Command("benchmark", "probe frozen encoders on many end tasks"),
     "bench": Command("bench", "measure speed: data, step, loop, eval, …", overrides=True),

@@ -165,7 +165,8 @@ def test_overrides_are_passed_to_commands_that_take_them(command, capsys):
 
 
 def test_commands_that_take_overrides():
-    assert {name for name, c in cli.COMMANDS.items() if c.overrides} == {"plan", "embed", "bench"}
+    overridable = {name for name, command in cli.COMMANDS.items() if command.overrides}
+    assert overridable == {"plan", "embed", "bench", "differences", "prefill"}
 
 
 def test_only_build_with_beam_passes_unknown_arguments_on(command):

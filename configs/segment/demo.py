@@ -23,9 +23,9 @@ def get_config(arg: str = "cross_entropy"):
     cfg = config.base()
     cfg.task = "segment"
     cfg.batch_size = 8 if smoke else 16
-    cfg.total_steps = 2 if smoke else 400
+    cfg.total_steps = 2 if smoke else 500
     cfg.log_every = 1 if smoke else 25
-    cfg.checkpoint.every = 1 if smoke else 200
+    cfg.checkpoint.every = 1 if smoke else 250
     world = "world:scenes_tiny" if smoke else "world:scenes"
     cfg.data = dict(train=world, split="train", segmentation=dict(size=64, scale=(0.75, 1.5)))
     cfg.model = dict(name="lraspp_demo")
@@ -33,7 +33,7 @@ def get_config(arg: str = "cross_entropy"):
         name="adamw",
         weight_decay=0.05,
         clip_norm=10.0,
-        schedule=dict(name="cosine", base=2e-3, warmup_steps=1 if smoke else 40),
+        schedule=dict(name="cosine", base=8e-3, warmup_steps=1 if smoke else 40),
     )
     if name != "cross_entropy":
         cfg.text = dict(encoder="runs/flair-differences", size=64, writer=dict(name="describer"))

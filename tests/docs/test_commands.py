@@ -32,7 +32,19 @@ from tests.docs import pages
 from tests.messages import raises
 
 # Programs besides mmjax's own that the pages may use.
-OTHER_PROGRAMS = {"pip", "pytest", "ruff", "tfds", "mkdir", "touch", "printf", "mv", "export"}
+OTHER_PROGRAMS = {
+    "pip",
+    "pytest",
+    "ruff",
+    "tfds",
+    "mkdir",
+    "touch",
+    "printf",
+    "mv",
+    "export",
+    "docker",
+    "ollama",
+}
 # Commands that take neither long nor need files.
 CHEAP = ("mmjax import --list", "mmjax import kinetics400 --help", "python -m mmjax.main --help")
 # Sections that are checked by building the model, which takes about a second.

@@ -1,8 +1,9 @@
 """Fill the cache of masks that training with diagnostic texts starts with.
 
-The model predicts the masks of the training split in evaluation mode. --task=segment with
---config.text.cache.path=DIR then writes texts for the pairs of image and class whose predicted mask
-has changed most since, also in the first epoch. --config.key=value overrides a value of the config.
+MODEL, with the weights that training starts from, predicts the masks of the training split in
+evaluation mode. --task=segment with --config.text.cache.path=DIR then writes texts for the pairs of
+image and class whose predicted mask has changed most since, also in the first epoch.
+--config.key=value overrides a value of the config.
 """
 
 from __future__ import annotations

@@ -274,6 +274,22 @@ def test_options_are_those_of_the_run(model):
     assert (options.size, options.predicted_limit) == (48, 1)
 
 
+def test_a_published_file_predicts_as_its_run(model, tmp_path):
+    path, section = str(tmp_path / "model.safetensors"), f"--config.data.segmentation.size={CROP}"
+    assert cli.main(["convert", model[0], "--to=segmentation", f"--out={path}"]) == 0
+    crops = f"--config.data.segmentation.shorter_side={CROP}"
+    nearest = "--config.data.segmentation.nearest=floor"
+    both = (
+        open_pairs((path,), section, crops, data=WORLD, split="test"),
+        open_pairs(model, nearest, crops, split="test"),
+    )
+    first, second = (next(pairs.batches(progress=False)) for pairs in both)
+    assert [pair.key for pair in first] == [pair.key for pair in second]
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(one.truth, other.truth)
+        assert (one.prediction != other.prediction).sum() <= 3
+
+
 def test_other_models_and_data_are_refused(model, tmp_path):
     run = shutil.copytree(model[0], tmp_path / "run")
     text = (run / "config.json").read_text()

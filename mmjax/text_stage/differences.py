@@ -171,7 +171,7 @@ class _Directory:
             reasons = ", ".join(f"{name} {count}" for name, count in manifest["failures"].items())
             lines.append(f"No caption: {reasons}. Run the command again to try these again.")
         lines += [
-            f"Next: mmjax build --csv {path / DIFFERENCES} --size 0 --out datasets/differences",
+            f"Next: mmjax build --csv {path / DIFFERENCES} --size 0 --out datasets/mask_differences",
             f"  or: mmjax build --csv {path / PAIRS} --size 0 --out datasets/mask_pairs",
         ]
         return "\n".join(lines)

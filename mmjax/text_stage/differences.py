@@ -170,9 +170,10 @@ class _Directory:
         if self._failures:
             reasons = ", ".join(f"{name} {count}" for name, count in manifest["failures"].items())
             lines.append(f"No caption: {reasons}. Run the command again to try these again.")
+        build = "mmjax build --size 0 --csv"
         lines += [
-            f"Next: mmjax build --csv {path / DIFFERENCES} --size 0 --out datasets/mask_differences",
-            f"  or: mmjax build --csv {path / PAIRS} --size 0 --out datasets/mask_pairs",
+            f"Next: {build} {path / DIFFERENCES} --out datasets/mask_differences",
+            f"  or: {build} {path / PAIRS} --out datasets/mask_pairs",
         ]
         return "\n".join(lines)
 

@@ -23,9 +23,9 @@ def get_config(arg: str = "cross_entropy"):
     cfg = config.base()
     cfg.task = "segment"
     cfg.batch_size = 8 if smoke else 16
-    cfg.total_steps = 2 if smoke else 500
+    cfg.total_steps = 2 if smoke else 400
     cfg.log_every = 1 if smoke else 25
-    cfg.checkpoint.every = 1 if smoke else 250
+    cfg.checkpoint.every = 1 if smoke else 200
     world = "world:scenes_tiny" if smoke else "world:scenes"
     cfg.data = dict(train=world, split="train", segmentation=dict(size=64, scale=(0.75, 1.5)))
     cfg.model = dict(name="lraspp_demo")
@@ -42,7 +42,15 @@ def get_config(arg: str = "cross_entropy"):
     if name == "contrastive":
         cfg.model.adaptation = dict(name="conv_attn_pool_by_text", width=128, num_heads=4)
         cfg.loss = dict(
-            text=dict(name="grouped", weight=0.1, convex=False, normalize="l2", scale=10.0)
+            text=dict(
+                name="grouped",
+                weight=0.05,
+                convex=False,
+                normalize="l2",
+                scale=10.0,
+                bias=-5.0,
+                learn_scale=True,
+            )
         )
     cfg.evals = dict(
         masks=dict(

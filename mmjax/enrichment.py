@@ -16,10 +16,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from absl import logging
 
-from mmjax import files
+from mmjax import files, registry
+from mmjax.config import Config
 
 _COUNT = "queue.json"  # number of tickets
 
@@ -33,6 +35,10 @@ class Enricher(Protocol):
     """
 
     staleness: int
+
+    @staticmethod
+    def field_shapes(cfg: Config, task: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of the new fields, to compile the step without a stage."""
 
     def start(self, state: dict, step: int, batch: Batch) -> Any:
         """Returns a ticket of work that has been started.
@@ -62,6 +68,12 @@ class Enricher(Protocol):
 
     def close(self) -> None:
         """Releases threads and connections."""
+
+
+def enricher_of(task: Any) -> type[Enricher] | None:
+    """Returns the stage that a task names in `enricher`, a string 'package.module:Name'."""
+    name = getattr(task, "enricher", None)
+    return registry.resolve("enricher", name, {}) if name else None
 
 
 class EnrichedBatches:

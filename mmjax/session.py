@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from mmjax import config, distributed, enrichment, evals, evaluate, registry, sharding
+from mmjax import config, distributed, enrichment, evals, evaluate, sharding
 from mmjax.checkpoints.best import Best
 from mmjax.checkpoints.manager import Checkpoints
 from mmjax.checkpoints.run_dir import RunDir
@@ -369,8 +369,8 @@ def open_session(
             program.plan(),
         )
         enricher = None
-        if name := getattr(program.task, "enricher", None):
-            enricher = registry.resolve("enricher", name, {})(cfg, program.task, data_spec, mesh)
+        if (stage := enrichment.enricher_of(program.task)) is not None:
+            enricher = stage(cfg, program.task, data_spec, mesh)
             stack.callback(enricher.close)
         stop = stack.enter_context(distributed.StopSignal())
         stack.callback(checkpoints.close)

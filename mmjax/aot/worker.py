@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from mmjax import config, files, sharding
+from mmjax import config, enrichment, files, sharding
 from mmjax import step as step_lib
 from mmjax.aot import batches, topology
 from mmjax.config import Config
@@ -55,6 +55,8 @@ def lower(cfg: Config, mesh: jax.sharding.Mesh, function: str) -> tuple[Any, dic
     task = program.task
     if function == "train_step":
         batch, flops = batches.training_batch(cfg, spec), task.flops(spec.batch)
+        if (stage := enrichment.enricher_of(task)) is not None:
+            batch |= stage.field_shapes(cfg, task)
     else:
         check_choice("--function:", function, ["train_step", *task.predict])
         batch, flops = batches.evaluation_batch(cfg), None

@@ -79,11 +79,16 @@ class TextStage:
                 f"Diagnostic texts are written by one process; there are {jax.process_count()}. "
                 "Train with one process, or with config.loss.text.name='none'."
             )
+        for key in ("accumulate_steps", "updates_per_step"):
+            if (value := getattr(cfg, key)) != 1:
+                raise UserError(
+                    f"config.{key}={value} divides batches, but diagnostic texts belong to a whole "
+                    "one. Set it to 1."
+                )
         self._options = options = options_lib.parse(cfg.text)
         self._task, self._loss, self._mesh, self._seed = task, task.loss.text, mesh, cfg.seed
         self._class_names = [name.upper() for name in data_spec.mask_classes]
-        self._capacity = cfg.batch_size * options.pairs_per_image
-        self._num_negatives = options.negatives.count or cfg.batch_size - 1
+        self._capacity, self._num_negatives = _counts(cfg, options)
         self.staleness = options.staleness
         self._encoder = TextEncoder(options.encoder, mesh, batch_size=options.batch_size)
         self._check_width()
@@ -106,6 +111,24 @@ class TextStage:
         self._sums: collections.Counter[str] = collections.Counter()
         self._steps = 0
         self._warned = False
+
+    @staticmethod
+    def field_shapes(cfg: Config, task: Segment) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of the fields `text/…`; maps as those of FLAIR's ViT-B/16."""
+        pairs, negatives = _counts(cfg, options_lib.parse(cfg.text))
+        loss, shapes = task.loss.text, {}
+        if loss.contrastive:
+            width = task.model.module.adapter.width
+            shapes[fields.EMBEDDING] = (pairs, width)
+            if loss.needs_negatives:
+                shapes[fields.NEGATIVES] = (pairs, negatives, width)
+            if loss.fuse_prediction:
+                shapes[fields.OVERLAY] = (pairs, width)
+        else:
+            shapes[fields.MAPS] = (pairs, 14, 14)
+        shapes[fields.VALID] = (pairs,)
+        result = {key: jax.ShapeDtypeStruct(shape, np.float32) for key, shape in shapes.items()}
+        return result | {fields.IMAGE: jax.ShapeDtypeStruct((pairs,), np.int32)}
 
     def _check_width(self) -> None:
         width = self._encoder.width
@@ -331,6 +354,12 @@ class TextStage:
         """Stops writing."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._writer.close()
+
+
+def _counts(cfg: Config, options: options_lib.TextOptions) -> tuple[int, int]:
+    """Returns how many pairs a batch has room for, and how many negatives each of them has."""
+    pairs = cfg.batch_size * options.pairs_per_image
+    return pairs, options.negatives.count or cfg.batch_size - 1
 
 
 def _written(ticket: Ticket) -> list[dict[str, str]] | None:

@@ -2,7 +2,10 @@
 
     python -m mmjax.main --task=segment
 
-LRASPP with few channels learns eight shapes and the background from 64 × 64 crops.
+LRASPP with few channels learns eight shapes and the background from 64 × 64 crops. Expect a mIoU
+of about 0.23, in half a minute on two CPU cores. `demo:rescale` and `demo:contrastive` train with
+diagnostic texts. They need a text encoder that knows the words of the describer, by default
+runs/flair-differences; docs/segment.md has the commands and results.
 """
 
 from mmjax import config

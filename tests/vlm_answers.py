@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import json
 import re
 
 import numpy as np
@@ -13,6 +14,9 @@ from mmjax.diagnostic_text.pairs import Pair
 
 MARKER = "[img]"
 CLASS = re.compile(r"Name the class (.+?) in your answer")
+
+
+JUDGE = re.compile(r"Reference: (.*?)\n\nAnswer: (.*?)\n\n", re.DOTALL)
 
 
 class BadRequest(Exception):
@@ -68,12 +72,21 @@ def class_of(text, class_names):
     return max(positions, key=lambda name: (positions[name], len(name)))
 
 
+def judgment(reference, answer):
+    """Returns the judgment of a judge for whom the same words are the same text."""
+    words, known = set(answer.split()), set(reference.split())
+    score = round(5 * len(words & known) / len(words | known))
+    return json.dumps({"correct": words == known, "score": score, "reason": "words"})
+
+
 def answer(text, images, class_names=()):
     """Returns the describer's text for the last two images.
 
     An overlay with an opacity above 0.5 shows its mask: pixels inside are brighter than 127 in all
     channels, and pixels outside are darker.
     """
+    if found := JUDGE.search(text):
+        return judgment(*found.groups())
     name = class_of(text, class_names)
     if len(images) < 2:
         return f"The {name} region is not visible in the image."

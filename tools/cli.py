@@ -69,6 +69,7 @@ COMMANDS = {
     "prefill": Command(
         "prefill", "fill the cache of masks for training with texts", overrides=True
     ),
+    "judge": Command("judge", "compare diagnostic texts with references, by a judge model"),
     "vlm": Command("vlm", "check a server with vision-language models, or pull a model"),
     "benchmark": Command("benchmark", "probe frozen encoders on many end tasks"),
     "bench": Command("bench", "measure speed: data, step, loop, eval, …", overrides=True),

@@ -166,7 +166,8 @@ class TextStage:
         return self._ticket(step, masks, pairs, decision, reused)
 
     def _pairs(self, step: int, batch: Mapping[str, np.ndarray], masks: np.ndarray) -> list[Pair]:
-        used = np.flatnonzero(batch["image_mask"] > 0)
+        labeled = (batch["segmentation"] != IGNORED).any((1, 2))
+        used = np.flatnonzero(labeled & (batch["image_mask"] > 0))
         pairs = select_pairs(
             [str(batch["example_id"][index]) for index in used],
             batch["image"][used],

@@ -155,3 +155,17 @@ def test_mistakes(command, text_encoder, tmp_path):
         done = run(*options).check(2)
         assert_mentions(done.log, *facts)
         assert not (tmp_path / "run" / "config.json").exists(), options
+
+
+def test_four_devices_give_the_losses_of_one(command, text_encoder, tmp_path):
+    options = (*TEXTS, f"--config.text.encoder={text_encoder}", "--config.total_steps=2")
+    curves = []
+    for devices in (1, 4):
+        where = tmp_path / str(devices)
+        where.mkdir()
+        command(where, *options, devices=devices).check()
+        curves.append([steps_of(where / "run", f"train/{name}") for name in ("loss", "loss_text")])
+    assert curves[0] == [
+        {step: pytest.approx(value, rel=1e-3) for step, value in curve.items()}
+        for curve in curves[1]
+    ]
